@@ -1,0 +1,21 @@
+"""tiled-ref: tiled ensembles for high-resolution anomaly detection, readable and measured.
+
+Rolih, Ameln, Vaidya, Akcay, "Divide and Conquer: High-Resolution Industrial Anomaly
+Detection via Memory Efficient Tiled Ensemble", CVPR Workshops 2024.
+
+THE LEGEND: the letters that name dimensions in every comment and docstring.
+Capitals belong to the image, small letters to the tile.
+
+    N       images in a set                 B       images (or tiles) in a batch
+    H, W    image height and width, px      h, w    tile height and width, px
+    s       stride between tile starts, px  T       tiles of one image, rows * cols
+    rows, cols   tiles down and across; (i, j) is a tile's row and column, from 0
+    C       channels                        D       channels kept by PaDiM
+    Hf, Wf  feature map of an image         hf, wf  feature map of a tile
+    P       positions of a feature map      R       ground-truth regions of a set
+
+So `# (rows, cols, N, h, w)` at the end of a line reads: one map of h x w pixels for each
+of N images at each tile location.
+"""
+
+__version__ = "0.1.0"

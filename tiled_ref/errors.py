@@ -1,0 +1,22 @@
+"""The one exception that a user is meant to see."""
+
+
+class InputError(ValueError):
+    """Something is wrong with what the user gave: a file, a folder, an option, an array.
+
+    The message is one sentence that names the file or option and the remedy. The command
+    line prints it after `tiled-ref: error: ` and exits with status 2, without a traceback
+    (`--debug` shows it). Raise it from the original exception where there is one.
+    """
+
+
+class KernelNotBuiltError(ImportError):
+    """A compiled kernel was asked for and is not there. There is no silent fallback."""
+
+    BUILD_COMMAND = "python setup.py build_ext --inplace"
+
+    def __init__(self, module):
+        super().__init__(
+            f"the compiled kernel tiled_ref.{module} is missing; build it with "
+            f"`{self.BUILD_COMMAND}` (or `pip install -e .`), or choose impl='numpy'"
+        )

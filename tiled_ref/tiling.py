@@ -1,0 +1,242 @@
+"""Cutting images into tiles and putting tiles together again (Sec. 3.1, Eq. 1-2).
+
+Pure index arithmetic: every function here works on NumPy arrays and on torch tensors of
+any device alike, because it only slices, adds and divides.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Where the tiles of an image lie.
+
+    Eq. 1-2 (Rolih et al. 2024, Sec. 3.1):
+        T = {T_ij | i in [0 .. floor((h - h^t)/s_h)], j in [0 .. floor((w - w^t)/s_w)]}
+        T_ij = {(a, b) | a in [s_h i, s_h i + h^t), b in [s_w j, s_w j + w^t)}
+    with h, w = image_size, h^t, w^t = tile_size, s_h, s_w = stride.
+
+    Deviation D1: where the stride does not fit the image, the paper pads with zeros, so
+    the floor of Eq. 1 becomes a ceiling, rows = ceil((H - h)/s_h) + 1. The padding lies at
+    the bottom and at the right only and is dropped by untiling.
+
+    Parameters
+    ----------
+    image_size, tile_size, stride : (int, int) or int
+        Height and width in pixels; an int stands for both.
+
+    Raises
+    ------
+    InputError
+        Non-positive sizes, a tile larger than the image, a stride larger than the tile
+        (it would leave pixels that no tile covers).
+
+    Examples
+    --------
+    The worked example of the paper: nine tiles, T_00 and T_01 share columns 128..255.
+
+    >>> grid = TileGrid(512, 256, 128)
+    >>> grid.rows, grid.cols
+    (3, 3)
+    >>> grid.origins[:3]
+    ((0, 0), (0, 128), (0, 256))
+    >>> TileGrid((100, 70), (40, 30), (30, 20)).padded_size
+    (100, 70)
+    """
+
+    image_size: tuple
+    tile_size: tuple
+    stride: tuple
+
+    def __post_init__(self):
+        for field in ("image_size", "tile_size", "stride"):
+            object.__setattr__(self, field, _pair(field, getattr(self, field)))
+        for axis, image, tile, stride in zip(
+            ("height", "width"), self.image_size, self.tile_size, self.stride
+        ):
+            if tile > image:
+                raise InputError(
+                    f"the tile's {axis} of {tile} px is larger than the image's {image} px; "
+                    "choose a smaller --tile-size or a larger --image-size"
+                )
+            if stride > tile:
+                raise InputError(
+                    f"the stride of {stride} px is larger than the tile's {axis} of {tile} px "
+                    "and would leave pixels uncovered; choose a --stride of at most the tile size"
+                )
+
+    @cached_property
+    def rows(self):
+        """Tiles down: ceil((H - h) / s_h) + 1."""
+        return -(-(self.image_size[0] - self.tile_size[0]) // self.stride[0]) + 1
+
+    @cached_property
+    def cols(self):
+        """Tiles across: ceil((W - w) / s_w) + 1."""
+        return -(-(self.image_size[1] - self.tile_size[1]) // self.stride[1]) + 1
+
+    @cached_property
+    def padded_size(self):
+        """(height, width) in pixels of the zero-padded image that the tiles cover exactly."""
+        return (
+            (self.rows - 1) * self.stride[0] + self.tile_size[0],
+            (self.cols - 1) * self.stride[1] + self.tile_size[1],
+        )
+
+    @cached_property
+    def origins(self):
+        """Top left pixel (a, b) of every tile, row-major: T_00, T_01, ..."""
+        return tuple(
+            (i * self.stride[0], j * self.stride[1])
+            for i in range(self.rows)
+            for j in range(self.cols)
+        )
+
+    @cached_property
+    def row_count(self):
+        """How many tile rows cover each image row, int64 (H,)."""
+        return _coverage(self.image_size[0], self.tile_size[0], self.stride[0], self.rows)
+
+    @cached_property
+    def col_count(self):
+        """How many tile columns cover each image column, int64 (W,)."""
+        return _coverage(self.image_size[1], self.tile_size[1], self.stride[1], self.cols)
+
+    def locations(self):
+        """Tile locations (i, j), row-major."""
+        return [(i, j) for i in range(self.rows) for j in range(self.cols)]
+
+    def tile_at(self, images, i, j):
+        """Tile (i, j) of every image, zero-padded at the bottom and right where it sticks out.
+
+        Parameters: images (..., H, W), any dtype, NumPy or torch.
+        Returns (..., h, w): a view where the tile lies inside the image, else a copy.
+        Raises InputError for another image size and IndexError for a location off the grid.
+        """
+        self._check_image(images)
+        if not (0 <= i < self.rows and 0 <= j < self.cols):
+            raise IndexError(f"no tile ({i}, {j}) in a grid of {self.rows} x {self.cols}")
+        top, left = i * self.stride[0], j * self.stride[1]
+        h, w = self.tile_size
+        return _pad(images[..., top : top + h, left : left + w], h, w)
+
+    def tile(self, images):
+        """All tiles of all images.
+
+        Parameters: images (N, C, H, W) or (N, H, W), any dtype, NumPy or torch.
+        Returns (rows, cols, N, C, h, w) or (rows, cols, N, h, w): views into one (padded
+        where necessary) array, so that overlapping tiles cost no memory.
+        Raises InputError for another image size.
+        """
+        self._check_image(images)
+        (h, w), (sh, sw) = self.tile_size, self.stride
+        padded = _pad(images, *self.padded_size)
+        if isinstance(padded, torch.Tensor):
+            windows = padded.unfold(-2, h, sh).unfold(-2, w, sw)  # (N, C, rows, cols, h, w)
+            lead = windows.ndim - 4
+            return windows.permute(lead, lead + 1, *range(lead), lead + 2, lead + 3)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(-2, -1))
+        windows = windows[..., ::sh, ::sw, :, :]  # (N, C, rows, cols, h, w)
+        return np.moveaxis(windows, (-4, -3), (0, 1))
+
+    def untile(self, tiles):
+        """Put tiles together, averaging where they overlap: the inverse of `tile`.
+
+        The readable specification of untiling, and the form that runs on any device
+        (`merging.untile_average` adds the compiled kernel for maps on the host).
+
+        Parameters: tiles (rows, cols, ..., h, w), floating point, NumPy or torch.
+        Returns (..., H, W), the padding dropped.
+        Order of arithmetic: the sum of the covering tiles in row-major order, starting from
+        -0.0 (the one number that changes no other when added), then one division by their
+        count, all in the dtype of the tiles. Bit-exact on tiles cut from one image where
+        the count is a power of two, within 1 ulp elsewhere.
+        Raises InputError for another shape.
+        Source: Sec. 3.3, "a pixel-wise averaging strategy is applied on overlapping regions".
+        """
+        self._check_tiles(tiles)
+        (H, W), (h, w) = self.image_size, self.tile_size
+        shape = (*tiles.shape[2:-2], *self.padded_size)
+        if isinstance(tiles, torch.Tensor):
+            total = torch.full(shape, -0.0, dtype=tiles.dtype, device=tiles.device)
+            rows = torch.from_numpy(self.row_count).to(tiles.device, tiles.dtype)
+            cols = torch.from_numpy(self.col_count).to(tiles.device, tiles.dtype)
+        else:
+            total = np.full(shape, -0.0, dtype=tiles.dtype)
+            rows, cols = self.row_count.astype(tiles.dtype), self.col_count.astype(tiles.dtype)
+        for (i, j), (a, b) in zip(self.locations(), self.origins):
+            total[..., a : a + h, b : b + w] += tiles[i, j]
+        return total[..., :H, :W] / (rows[:, None] * cols[None, :])
+
+    def scaled(self, factor):
+        """The same grid on a feature map that is `factor` times smaller.
+
+        Raises InputError where tile size or stride is no multiple of factor, because then
+        the feature maps of neighbouring tiles do not lie on one grid.
+        """
+        for field in ("tile_size", "stride"):
+            if any(side % factor for side in getattr(self, field)):
+                raise InputError(
+                    f"tiled input (ST) needs a {field.replace('_', ' ')} that is a multiple of "
+                    f"{factor} px, not {_text(getattr(self, field))}; "
+                    "change it or use an ENS setup"
+                )
+        return TileGrid(
+            tuple(-(-side // factor) for side in self.image_size),
+            tuple(side // factor for side in self.tile_size),
+            tuple(side // factor for side in self.stride),
+        )
+
+    def _check_image(self, images):
+        if tuple(images.shape[-2:]) != self.image_size:
+            raise InputError(
+                f"the grid is made for images of {_text(self.image_size)} px, "
+                f"got an array of shape {tuple(images.shape)}"
+            )
+
+    def _check_tiles(self, tiles):
+        expected = (self.rows, self.cols), self.tile_size
+        if tiles.ndim < 4 or (tuple(tiles.shape[:2]), tuple(tiles.shape[-2:])) != expected:
+            raise InputError(
+                f"the grid has {self.rows} x {self.cols} tiles of {_text(self.tile_size)} px, "
+                f"got an array of shape {tuple(tiles.shape)}"
+            )
+
+
+def _pair(field, value):
+    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+    name = field.replace("_", " ")
+    if len(pair) != 2 or any(
+        isinstance(side, bool) or not isinstance(side, (int, np.integer)) for side in pair
+    ):
+        raise InputError(f"the {name} must be one or two whole numbers of pixels, not {value!r}")
+    if any(side <= 0 for side in pair):
+        raise InputError(f"the {name} must be positive, not {_text(pair)}")
+    return tuple(int(side) for side in pair)
+
+
+def _coverage(image, tile, stride, n):
+    count = np.zeros(image, dtype=np.int64)
+    for k in range(n):
+        count[k * stride : k * stride + tile] += 1
+    return count
+
+
+def _pad(images, height, width):
+    """Zeros at the bottom and right up to (height, width); the same object if it fits."""
+    missing = height - images.shape[-2], width - images.shape[-1]
+    if missing == (0, 0):
+        return images
+    if isinstance(images, torch.Tensor):
+        return torch.nn.functional.pad(images, (0, missing[1], 0, missing[0]))
+    return np.pad(images, [(0, 0)] * (images.ndim - 2) + [(0, missing[0]), (0, missing[1])])
+
+
+def _text(size):
+    return f"{size[0]} x {size[1]}"
