@@ -1,0 +1,65 @@
+"""What a data set is made of: samples, and categories that hold them."""
+
+from dataclasses import dataclass
+
+NORMAL, ANOMALOUS = 0, 1
+GOOD = "good"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set: known by name, read on demand, never kept.
+
+    A kind of sample is a subclass that says how it is read: `FileSample` decodes files,
+    the built-in `synthetic` data set renders. Reading is a pure function of the fields
+    and is called from several threads at once.
+
+    Parameters
+    ----------
+    name : str
+        Stable and unique within the data set: the image's path relative to the data set's
+        root, with "/" between the parts, such as "screw/test/thread_top/007.png".
+    label : {0, 1}
+        0 normal, 1 anomalous.
+    defect : str
+        Kind of defect; "good" for a normal image.
+    """
+
+    name: str
+    label: int
+    defect: str
+
+    def read_image(self):
+        """The image, uint8 (h, w, 3), RGB, at its original size."""
+        raise NotImplementedError
+
+    def read_mask(self):
+        """True where the image is anomalous, bool (h, w); None where there is no mask.
+
+        A normal image has no mask: every pixel of it is normal.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Category:
+    """One object or texture of a data set: what is trained on and what is tested on.
+
+    Parameters
+    ----------
+    dataset, name : str
+        Such as "mvtec", "screw".
+    train : tuple of Sample
+        Normal images only, in a stable order, at least one.
+    test : tuple of Sample
+        Normal and anomalous images, in a stable order, at least one.
+    has_masks : bool
+        Every anomalous test image has a mask, so pixel metrics can be computed. True as
+        well where no test image is anomalous.
+    """
+
+    dataset: str
+    name: str
+    train: tuple
+    test: tuple
+    has_masks: bool
