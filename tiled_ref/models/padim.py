@@ -1,0 +1,177 @@
+"""PaDiM: one Gaussian per position of the feature map.
+
+Defard, Setkov, Loesch, Audigier, "PaDiM: a Patch Distribution Modeling Framework for
+Anomaly Detection and Localization", ICPR 2021 Workshops, arXiv:2011.08785. Read Sec. III
+beside this file:
+
+    III-A  embedding   features of three layers, concatenated at the finest grid, and D
+                       channels of them drawn at random              -> Padim.embed
+    III-B  Eq. 1       Sigma_ij = 1/(N-1) sum_k (x_ij^k - mu_ij)(x_ij^k - mu_ij)^T + eps I
+                                                                      -> Padim.fit
+    III-C  Eq. 2       M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij))
+                                                                      -> mahalanobis
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+
+from ..backbone import FEATURE_STRIDE
+from ..errors import InputError
+from .maps import gaussian_blur, upsample_bilinear
+
+N_FEATURES = 64 + 128 + 256  # channels of layers 1 to 3 of ResNet-18
+D = 100  # Defard et al. Sec. IV-B: "we randomly select 100 features" for ResNet-18
+EPSILON = 0.01  # Defard et al. Eq. 1, the regularisation eps I
+SIGMA = 4.0  # px, blur of the anomaly map, Defard et al. Sec. IV-C
+
+
+def channel_choice(seed, n=D, of=N_FEATURES):
+    """The n channels that a run keeps, a list of distinct ints in [0, of).
+
+    Drawn by Python's Mersenne Twister, random.Random(seed).sample, so that every tile model
+    of a run and every port with that generator keep the same channels in the same order.
+    """
+    return random.Random(seed).sample(range(of), n)
+
+
+class Padim:
+    """PaDiM on ResNet-18, layers 1-3.
+
+    Parameters
+    ----------
+    backbone : ResNet18Features
+        Frozen; shared between the models of an ensemble.
+    output_size : (int, int)
+        Height and width in pixels of the anomaly map.
+    seed : int
+        Draws the channels.
+    device : torch.device or str
+    untile : callable, optional
+        For tiled input, see tiled_ref.models.
+
+    Attributes after fit, P = hf * wf positions in row-major order
+    ----------
+    mean : float32 (P, D)
+    precision : float32 (P, D, D), the inverse covariance
+    grid : (int, int), hf and wf
+    """
+
+    BATCH_SIZE = 32  # Rolih et al. Sec. 4.2
+    STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
+    CHUNK = 32  # images or tiles per pass through the backbone
+    INVERSE_CHUNK = 512  # covariance matrices inverted at a time
+
+    def __init__(self, backbone, output_size, *, seed, device, untile=None):
+        self.backbone = backbone
+        self.output_size = tuple(output_size)
+        self.untile = untile
+        self.device = torch.device(device)
+        self.channels = torch.tensor(channel_choice(seed), device=self.device)
+        self.mean = self.precision = self.grid = None
+
+    @property
+    def n_parameters(self):
+        """Parameters of the backbone up to layer3: Gaussians are not counted (Table 3)."""
+        return sum(p.numel() for p in self.backbone.parameters())
+
+    def embed(self, images):
+        """Patch embeddings (Defard et al. Sec. III-A).
+
+        Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
+        Returns float32 (B, D, hf, wf): layers 2 and 3 enlarged to the grid of layer 1 by
+        nearest neighbour, concatenated, the chosen channels; untiled where tiled.
+        """
+        parts = []
+        for chunk in images.split(self.CHUNK):
+            layer1, layer2, layer3 = self.backbone(chunk)
+            grid = layer1.shape[-2:]
+            features = [layer1] + [F.interpolate(x, size=grid) for x in (layer2, layer3)]
+            parts.append(torch.cat(features, dim=1).index_select(1, self.channels))
+        embedding = torch.cat(parts)  # (B, D, hf, wf)
+        return embedding if self.untile is None else self.untile(embedding, self.STRIDE)
+
+    @torch.no_grad()
+    def fit(self, batches):
+        """Mean and inverse covariance at every position (Defard et al. Eq. 1).
+
+        The sums are merged batch by batch in float64 (Chan, Golub, LeVeque 1979), so that
+        memory does not grow with the number of images:
+            mu    <- mu + delta m/(n + m)
+            S     <- S + S_b + delta delta^T n m/(n + m),   delta = mu_b - mu
+        with n images seen before and m in the batch; Sigma = S / (n - 1) + eps I.
+
+        Raises InputError for fewer than two images.
+        """
+        n, mean, scatter = 0, None, None
+        for batch in batches():
+            embedding = self.embed(batch)  # (B, D, hf, wf)
+            self.grid = tuple(embedding.shape[-2:])
+            x = embedding.flatten(2).permute(2, 0, 1).double()  # (P, B, D)
+            m = x.shape[1]
+            batch_mean = x.mean(1)  # (P, D)
+            if mean is None:
+                mean = torch.zeros_like(batch_mean)
+                scatter = x.new_zeros(*mean.shape, mean.shape[-1])  # (P, D, D)
+            delta = batch_mean - mean
+            x -= batch_mean[:, None]
+            scatter.baddbmm_(x.mT, x)
+            delta_scaled = delta * (n * m / (n + m))
+            scatter.baddbmm_(delta_scaled[:, :, None], delta[:, None, :])
+            mean += delta * (m / (n + m))
+            n += m
+        if n < 2:
+            raise InputError(
+                f"PaDiM needs at least two normal training images to estimate a covariance, "
+                f"got {n}; add images to the training folder"
+            )
+        self.mean = mean.float()
+        self.precision = torch.empty_like(scatter, dtype=torch.float32)
+        chunks = zip(scatter.split(self.INVERSE_CHUNK), self.precision.split(self.INVERSE_CHUNK))
+        for chunk, out in chunks:
+            covariance = chunk / (n - 1)
+            covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
+            out.copy_(torch.cholesky_inverse(torch.linalg.cholesky(covariance)))
+
+    @torch.no_grad()
+    def predict(self, images):
+        """Anomaly maps and scores (Defard et al. Sec. III-C).
+
+        Parameters: images (B, 3, h, w) float32, normalised, on the device.
+        Returns maps float32 (B, H, W) in units of standard deviations, >= 0, and scores
+        float32 (B,), the maximum of each map (Eq. 4: A_ij, s_ij = M_ij(T_ij)).
+        """
+        embedding = self.embed(images)  # (B, D, hf, wf)
+        x = embedding.flatten(2).permute(2, 0, 1)  # (P, B, D)
+        distances = mahalanobis(x, self.mean, self.precision).T  # (B, P)
+        maps = distances.reshape(-1, *self.grid)  # (B, hf, wf)
+        maps = gaussian_blur(upsample_bilinear(maps, self.output_size), SIGMA)  # (B, H, W)
+        return maps, maps.amax((1, 2))
+
+    def state(self):
+        """What fit found, on the CPU: mean, precision, channels, grid."""
+        return {
+            "mean": self.mean.cpu(),
+            "precision": self.precision.cpu(),
+            "channels": self.channels.cpu(),
+            "grid": torch.tensor(self.grid),
+        }
+
+    def load_state(self, state):
+        """The inverse of state()."""
+        self.mean = state["mean"].to(self.device)
+        self.precision = state["precision"].to(self.device)
+        self.channels = state["channels"].to(self.device)
+        self.grid = tuple(state["grid"].tolist())
+
+
+def mahalanobis(x, mean, precision):
+    """Distance of each vector from its position's Gaussian.
+
+    Defard et al. Eq. 2: M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)), with
+    x = x (P, B, D), mu = mean (P, D), Sigma^-1 = precision (P, D, D), all float.
+    Returns (P, B) >= 0; a square below zero (rounding) counts as zero.
+    """
+    delta = x - mean[:, None]  # (P, B, D)
+    return (torch.bmm(delta, precision) * delta).sum(-1).clamp_min(0).sqrt()

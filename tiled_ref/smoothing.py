@@ -1,0 +1,141 @@
+"""Smoothing the seams that the borders of the tiles leave in a merged map (Sec. 3.3).
+
+A Gaussian blur, kept only in a narrow band around every tile border. Two implementations
+with equal bits: the specification below, which blurs the whole map and selects, and the
+kernel `kernels/seam_blur.pyx`, which computes the band alone.
+"""
+
+import math
+
+import numpy as np
+
+from . import _arrays
+from .errors import InputError
+from .gaussian import gaussian_taps, reflected
+
+
+def seam_mask(grid, width=0.1):
+    """Which pixels are smoothed.
+
+    The band holds int(width * tile side) pixels on each side of every tile border inside
+    the image. Borders are the starts and the ends of tiles; those on or outside the edge
+    of the image are none. For 512/256/128 they are 128, 256 and 384 in both directions.
+
+    Parameters: grid, a TileGrid; width, fraction of the tile's side, 0 <= width <= 1.
+    Returns bool (H, W), True inside the band.
+    Raises InputError for another width.
+    Source: Sec. 3.3, "10% of the tile width on each side of the seam".
+    """
+    rows, cols = _bands(grid, width)
+    return rows[:, None] | cols[None, :]
+
+
+def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
+    """Blur the merged maps in the band around the tile borders, and only there.
+
+    Parameters
+    ----------
+    maps : (N, H, W) float32 or float64, NumPy or CPU torch
+        Merged maps. Any values; a non-contiguous array is copied first.
+    grid : TileGrid
+        The grid whose tiles were merged.
+    width : float
+        Width of the band on each side of a border, fraction of the tile's side, 0..1.
+    sigma : float
+        Standard deviation of the Gaussian in pixels, > 0; radius int(4 sigma + 0.5).
+    impl : {"cython", "numpy"}
+        The kernel or the specification. Equal bits.
+    threads : int, optional
+        Threads over images; see `thread_count`. No influence on the result.
+
+    Returns
+    -------
+    (N, H, W), dtype and kind of maps, a new array; pixels outside the band keep their bits.
+
+    Raises
+    ------
+    InputError
+        Another shape, dtype, width or sigma.
+    KernelNotBuiltError
+        impl="cython" where the kernel is not built.
+
+    Order of arithmetic: separable, down the columns first, then along the rows. Each pass
+    computes w0*x0, then adds w_k * (x_{-k} + x_{+k}) for k = 1..radius in this order,
+    every multiplication and addition rounded on its own, in the dtype of maps. Outside
+    the image the map is mirrored without repeating the edge pixel (again and again where
+    the map is smaller than the radius).
+    Source: Sec. 3.3; sigma and padding from the authors' configuration.
+    """
+    _arrays.check_impl(impl)
+    threads = _arrays.thread_count(threads)
+    array = _arrays.host_array("maps", maps, _arrays.FLOATS)
+    if array.ndim != 3 or tuple(array.shape[1:]) != tuple(grid.image_size):
+        raise InputError(
+            f"maps must be (N, {grid.image_size[0]}, {grid.image_size[1]}) for this grid, "
+            f"got shape {array.shape}"
+        )
+    taps = gaussian_taps(sigma, array.dtype)
+    rows, cols = _bands(grid, width)
+    if impl == "numpy":
+        with np.errstate(all="ignore"):  # infinities are data here, not a mistake
+            blurred = _blur(_blur(array, taps, axis=1), taps, axis=2)
+        result = np.where(rows[:, None] | cols[None, :], blurred, array)
+        return _arrays.like(result, maps)
+    seam_blur = _arrays.kernel("_seam_blur").seam_blur
+    array = np.ascontiguousarray(array)
+    out = np.empty(array.shape, array.dtype)
+    radius = len(taps) - 1
+    reflect_rows = reflected(grid.image_size[0], radius)
+    reflect_cols = reflected(grid.image_size[1], radius)
+    row_runs, col_runs = _runs(rows), _runs(cols)
+
+    def work(span):
+        seam_blur(
+            array, out, taps, row_runs, col_runs, reflect_rows, reflect_cols, span[0], span[1]
+        )
+
+    _arrays.run_threads(work, _arrays.spans(array.shape[0], threads), threads)
+    return _arrays.like(out, maps)
+
+
+def _blur(maps, taps, axis):
+    """One pass of the separable blur along axis 1 (down) or 2 (across)."""
+    radius, n = len(taps) - 1, maps.shape[axis]
+    padded = np.take(maps, reflected(n, radius), axis=axis)
+
+    def shifted(offset):
+        index = [slice(None)] * 3
+        index[axis] = slice(radius + offset, radius + offset + n)
+        return padded[tuple(index)]
+
+    total = taps[0] * shifted(0)
+    for k in range(1, radius + 1):
+        total = total + taps[k] * (shifted(-k) + shifted(k))
+    return total
+
+
+def _bands(grid, width):
+    """Band rows bool (H,) and band columns bool (W,)."""
+    try:
+        width = float(width)
+    except (TypeError, ValueError):
+        width = math.nan
+    if not 0.0 <= width <= 1.0:
+        raise InputError("the width of the seam band must be a fraction of the tile, 0 to 1")
+    bands = []
+    counts = grid.rows, grid.cols
+    for image, tile, stride, n in zip(grid.image_size, grid.tile_size, grid.stride, counts):
+        reach = int(width * tile)
+        band = np.zeros(image, dtype=bool)
+        for k in range(n):
+            for border in (k * stride, k * stride + tile):
+                if 0 < border < image:
+                    band[max(0, border - reach) : border + reach] = True
+        bands.append(band)
+    return bands
+
+
+def _runs(band):
+    """Runs of True, int64 (runs, 2): start and stop of each, ascending."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], band, [False]))))
+    return np.ascontiguousarray(edges.reshape(-1, 2), dtype=np.int64)
