@@ -37,6 +37,8 @@ class ResNet18Features(torch.nn.Module):
         self.load_state_dict(own, assign=True)
         self.requires_grad_(False)
         self.train(False)
+        # On a CPU oneDNN convolves this layout about 1.5 times as fast.
+        self.to(memory_format=torch.channels_last)
 
     def train(self, mode=True):
         """Evaluation mode for ever: batch normalisation keeps its ImageNet statistics."""
@@ -46,6 +48,7 @@ class ResNet18Features(torch.nn.Module):
     def forward(self, images):
         """(B, 3, h, w) normalised float32 -> [(B, 64, h/4, w/4), (B, 128, h/8, w/8),
         (B, 256, h/16, w/16)]; sides that are no multiple of 16 are rounded up."""
+        images = images.contiguous(memory_format=torch.channels_last)
         layer1 = self.layer1(self.stem(images))
         layer2 = self.layer2(layer1)
         return [layer1, layer2, self.layer3(layer2)]

@@ -119,12 +119,24 @@ class TileGrid:
         Returns (..., h, w): a view where the tile lies inside the image, else a copy.
         Raises InputError for another image size and IndexError for a location off the grid.
         """
-        self._check_image(images)
+        self.check_image(images)
+        rows, cols = self.window(i, j)
+        return self.pad_tile(images[..., rows, cols])
+
+    def window(self, i, j):
+        """The pixels of tile (i, j) that lie inside the image, two slices (Eq. 2).
+
+        Raises IndexError for a location off the grid.
+        """
         if not (0 <= i < self.rows and 0 <= j < self.cols):
             raise IndexError(f"no tile ({i}, {j}) in a grid of {self.rows} x {self.cols}")
         top, left = i * self.stride[0], j * self.stride[1]
-        h, w = self.tile_size
-        return _pad(images[..., top : top + h, left : left + w], h, w)
+        (H, W), (h, w) = self.image_size, self.tile_size
+        return slice(top, min(top + h, H)), slice(left, min(left + w, W))
+
+    def pad_tile(self, part):
+        """(..., <= h, <= w) -> (..., h, w), zeros at the bottom and right where it is smaller."""
+        return _pad(part, *self.tile_size)
 
     def tile(self, images):
         """All tiles of all images.
@@ -134,7 +146,7 @@ class TileGrid:
         where necessary) array, so that overlapping tiles cost no memory.
         Raises InputError for another image size.
         """
-        self._check_image(images)
+        self.check_image(images)
         (h, w), (sh, sw) = self.tile_size, self.stride
         padded = _pad(images, *self.padded_size)
         if isinstance(padded, torch.Tensor):
@@ -193,7 +205,7 @@ class TileGrid:
             tuple(side // factor for side in self.stride),
         )
 
-    def _check_image(self, images):
+    def check_image(self, images):
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(
                 f"the grid is made for images of {_text(self.image_size)} px, "

@@ -2,23 +2,27 @@
 
 A model sees batches of small images and knows nothing of tile locations. It is made with
 
-    Model(backbone, output_size, seed=..., device=..., untile=None)
+    Model(backbone, output_size, *, seed, device, untile=None, batch_size=None, **switches)
 
 and offers
 
-    fit(batches)      batches() returns a fresh iterator over (B, 3, h, w) float32 tensors
-                      on the device, normalised; called as often as the model needs
-    predict(batch)    (B, 3, h, w) -> maps (B, H, W) float32 and scores (B,) float32
+    fit(images, progress=None)
+                      learn what is normal. len(images) is N, the number of images, and
+                      images[indices], for a list of ints, is a batch: float32 (B, 3, h, w),
+                      normalised, on the device. progress(done, total), if given, is called
+                      as the work goes on
+    predict(batch)    (B, 3, h, w) -> maps (B, H, W) float32 and scores (B,) float32: Eq. 4 of
+                      the paper, A_ij, s_ij = M_ij(T_ij)
     n_parameters      learnable parameters as Table 3 of the paper counts them (int)
     state()           dict of CPU tensors that differ from model to model
     load_state(state) the inverse of state()
-    to(device)        move what state() holds
-    BATCH_SIZE        images per batch in the paper's evaluation
+    BATCH_SIZE        images per batch in the paper's evaluation, the default of batch_size
 
-For tiled input (ST) a batch holds T tiles of every image, (T * B, 3, h, w), tile-major,
-and `untile(features, factor)` turns (T * B, C, h/factor, w/factor) into (B, C, H/factor,
-W/factor). `output_size` is the (H, W) of the map in pixels: the tile's, or the image's
-where the model untiles.
+For tiled input (ST) a batch holds T tiles of every image, (T * B, 3, h, w), tile-major (tile 0
+of all images, then tile 1, ...), and `untile(features, factor)` turns
+(T * B, C, h/factor, w/factor) into (B, C, H/factor, W/factor); `untile.n_tiles` is T.
+`output_size` is the (H, W) of the map in pixels: the tile's, or the image's where the model
+untiles.
 """
 
 from .padim import Padim

@@ -50,6 +50,8 @@ class Padim:
     device : torch.device or str
     untile : callable, optional
         For tiled input, see tiled_ref.models.
+    batch_size : int, optional
+        Images at a time in fit; BATCH_SIZE by default. Only memory depends on it.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -58,16 +60,17 @@ class Padim:
     grid : (int, int), hf and wf
     """
 
-    BATCH_SIZE = 32  # Rolih et al. Sec. 4.2
+    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
-    CHUNK = 32  # images or tiles per pass through the backbone
+    CHUNK = 8  # images or tiles per pass through the backbone: its activations fit the caches
     INVERSE_CHUNK = 512  # covariance matrices inverted at a time
 
-    def __init__(self, backbone, output_size, *, seed, device, untile=None):
+    def __init__(self, backbone, output_size, *, seed, device, untile=None, batch_size=None):
         self.backbone = backbone
         self.output_size = tuple(output_size)
         self.untile = untile
         self.device = torch.device(device)
+        self.batch_size = batch_size or self.BATCH_SIZE
         self.channels = torch.tensor(channel_choice(seed), device=self.device)
         self.mean = self.precision = self.grid = None
 
@@ -93,7 +96,7 @@ class Padim:
         return embedding if self.untile is None else self.untile(embedding, self.STRIDE)
 
     @torch.no_grad()
-    def fit(self, batches):
+    def fit(self, images, progress=None):
         """Mean and inverse covariance at every position (Defard et al. Eq. 1).
 
         The sums are merged batch by batch in float64 (Chan, Golub, LeVeque 1979), so that
@@ -102,10 +105,17 @@ class Padim:
             S     <- S + S_b + delta delta^T n m/(n + m),   delta = mu_b - mu
         with n images seen before and m in the batch; Sigma = S / (n - 1) + eps I.
 
+        Parameters: images and progress, see tiled_ref.models.
         Raises InputError for fewer than two images.
         """
+        if len(images) < 2:
+            raise InputError(
+                "PaDiM needs at least two normal training images to estimate a covariance, "
+                f"got {len(images)}; add images to the training folder"
+            )
         n, mean, scatter = 0, None, None
-        for batch in batches():
+        for start in range(0, len(images), self.batch_size):
+            batch = images[list(range(start, min(start + self.batch_size, len(images))))]
             embedding = self.embed(batch)  # (B, D, hf, wf)
             self.grid = tuple(embedding.shape[-2:])
             x = embedding.flatten(2).permute(2, 0, 1).double()  # (P, B, D)
@@ -121,11 +131,8 @@ class Padim:
             scatter.baddbmm_(delta_scaled[:, :, None], delta[:, None, :])
             mean += delta * (m / (n + m))
             n += m
-        if n < 2:
-            raise InputError(
-                f"PaDiM needs at least two normal training images to estimate a covariance, "
-                f"got {n}; add images to the training folder"
-            )
+            if progress:
+                progress(n, len(images))
         self.mean = mean.float()
         self.precision = torch.empty_like(scatter, dtype=torch.float32)
         chunks = zip(scatter.split(self.INVERSE_CHUNK), self.precision.split(self.INVERSE_CHUNK))

@@ -1,0 +1,292 @@
+"""The command line: parse, call, print."""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from . import __version__, _arrays
+from .backbone import ResNet18Features
+from .data import DATASETS
+from .ensemble import TiledEnsemble
+from .errors import InputError, KernelNotBuiltError
+from .experiment import METRIC_SIZES, CategoryImages, Options, run_cell
+from .files import make_folder
+from .models import MODELS
+from .progress import Progress
+from .report import result_table, text_table
+from .setups import SETUPS
+from .weights import find_weights
+
+EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
+
+EPILOG = """\
+examples:
+  tiled-ref --setup ENS9
+      the main job: nine models on overlapping tiles of the built-in data set
+  tiled-ref --setup all --dataset mvtec --root DIR --category screw --seed 42 5125 33
+      all six setups of the paper on MVTec AD screw, three seeds, beside the paper's numbers
+  tiled-ref --setup ENS9 --dataset folder --root DIR --image-size 2048 --tile-size 256
+      your own images (DIR/train/..., DIR/test/good/..., DIR/test/<defect>/...)
+
+Exit status: 0 done, 2 something is wrong with an option or a file, 130 interrupted.
+"""
+
+
+def main(argv=None):
+    """Run the command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except (InputError, KernelNotBuiltError) as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"tiled-ref: error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        if args.debug:
+            traceback.print_exc()
+        print("tiled-ref: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def build_parser():
+    """The argparse parser of run.py and of the entry point tiled-ref."""
+    parser = argparse.ArgumentParser(
+        prog="tiled-ref",
+        description="Anomaly detection on high-resolution images with a tiled ensemble: one "
+        "model per tile location, predictions merged, seams smoothed, scored.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=run)
+    parser.add_argument("--version", action="version", version=f"tiled-ref {__version__}")
+
+    group = parser.add_argument_group("what to run")
+    group.add_argument(
+        "--setup", nargs="+", metavar="NAME", default=["ENS9"], choices=[*SETUPS, "all"],
+        help=f"{', '.join(SETUPS)} or all (default ENS9)",
+    )  # fmt: skip
+    group.add_argument(
+        "--arch", nargs="+", metavar="NAME", default=["padim"], choices=[*MODELS, "all"],
+        help=f"{', '.join(MODELS)} or all (default padim)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seed", nargs="+", type=_natural, default=[42], metavar="N",
+        help="one run per seed (default 42; the paper's are 42 5125 33)",
+    )  # fmt: skip
+    group.add_argument(
+        "--list", action="store_const", const=list_setups, dest="command",
+        help="print the setups with tiles, models and parameters as built, and stop",
+    )  # fmt: skip
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset", default="synthetic", choices=list(DATASETS), metavar="NAME",
+        help=f"{', '.join(DATASETS)} (default synthetic, generated on the fly)",
+    )  # fmt: skip
+    group.add_argument("--root", type=Path, metavar="DIR", help="folder of the data set")
+    group.add_argument(
+        "--category", nargs="+", metavar="NAME",
+        help="categories of the data set or all (default: board for synthetic, else all)",
+    )  # fmt: skip
+
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--weights", default="auto", metavar="auto|imagenet|random|FILE",
+        help="ResNet-18: auto looks in the torch hub cache, then downloads, and falls back to "
+        "random weights with a warning; imagenet does not fall back (default auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--device", default="auto", type=_device, metavar="auto|cpu|cuda",
+        help="where the models run (default auto: cuda if there is one)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=_positive, metavar="N",
+        help="images per batch (default: the paper's, 32)",
+    )  # fmt: skip
+
+    group = parser.add_argument_group(
+        "sizes", "in pixels, N or HEIGHTxWIDTH; they replace those of the chosen setup"
+    )
+    group.add_argument("--image-size", type=_size, metavar="SIZE", help="resize images to this")
+    group.add_argument("--tile-size", type=_size, metavar="SIZE", help="side of the tiles")
+    group.add_argument(
+        "--stride", type=_size, metavar="SIZE", help="distance between neighbouring tiles"
+    )
+
+    group = parser.add_argument_group("method (the defaults are the paper's)")
+    group.add_argument(
+        "--score", default="mean", choices=["mean", "max"],
+        help="image score from tile scores (default mean)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seam-width", type=_fraction, default=0.1, metavar="X",
+        help="smoothed band on each side of a seam, fraction of the tile (default 0.1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seam-sigma", type=_positive_float, default=2.0, metavar="PX",
+        help="Gaussian of the seam smoothing in pixels (default 2)",
+    )  # fmt: skip
+    group.add_argument(
+        "--antialias", action="store_true", help="filter before shrinking images (default off)"
+    )
+    group.add_argument(
+        "--metric-size", default="setup", choices=METRIC_SIZES,
+        help="pixel metrics at the setup's image size or at each image's own (default setup)",
+    )  # fmt: skip
+
+    group = parser.add_argument_group("output and running")
+    group.add_argument(
+        "--out", type=Path, default=Path("results"), metavar="DIR",
+        help="folder for metrics.json and results.csv (default results)",
+    )  # fmt: skip
+    group.add_argument(
+        "--impl", default="cython", choices=_arrays.IMPLS,
+        help="compiled kernels, or their NumPy specification with the same bits (default cython)",
+    )  # fmt: skip
+    group.add_argument(
+        "--threads", type=_positive, metavar="N",
+        help=f"threads of the kernels (default 2, or {_arrays.THREADS_VARIABLE})",
+    )  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(args):
+    """Run every cell that the options name and print the table."""
+    progress = Progress(quiet=args.quiet)
+    if args.impl == "cython":  # a missing kernel is found now, not after the training
+        for name in _arrays.KERNELS:
+            _arrays.kernel(name)
+    setups = [
+        SETUPS[name].with_sizes(args.image_size, args.tile_size, args.stride)
+        for name in _expand(args.setup, SETUPS)
+    ]
+    archs = _expand(args.arch, MODELS)
+    data = DATASETS[args.dataset]
+    categories = [data.load(args.root, name) for name in _categories(args, data)]
+    device = _resolve_device(args.device)
+    make_folder(args.out)
+    weights = find_weights(args.weights, say=progress.note)
+    progress.note(f"backbone: {weights.kind} weights, {weights.origin}; device: {device}")
+    backbone = ResNet18Features(weights.state_dict)
+    options = Options(
+        out=args.out,
+        device=device,
+        weights=weights.kind,
+        batch_size=args.batch_size,
+        antialias=args.antialias,
+        score=args.score,
+        seam_width=args.seam_width,
+        seam_sigma=args.seam_sigma,
+        metric_size=args.metric_size,
+        impl=args.impl,
+        threads=args.threads,
+    )
+    results = []
+    for category in categories:
+        images = CategoryImages(category, options, progress)
+        for arch in archs:
+            for setup in setups:
+                for seed in args.seed:
+                    results.append(
+                        run_cell(setup, arch, images, seed, backbone, options, progress)
+                    )
+    print(result_table(results))
+    if not args.quiet:
+        print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")
+    return 0
+
+
+def list_setups(args):
+    """Print each setup with its grid and its parameters per architecture (Table 3)."""
+    backbone = ResNet18Features(find_weights("random").state_dict)
+    rows = []
+    for setup in SETUPS.values():
+        parameters = [
+            f"{TiledEnsemble(setup, arch, backbone=backbone).n_parameters:,}" for arch in MODELS
+        ]
+        sizes = (setup.image_size[0], setup.tile_size[0], setup.stride[0])
+        rows.append(
+            [setup.name, *map(str, sizes), str(setup.n_tiles), str(setup.n_models), *parameters]
+        )
+    headers = ["setup", "image", "tile", "stride", "tiles", "models", *MODELS]
+    print(text_table(headers, rows))
+    return 0
+
+
+def _expand(names, known):
+    """The names in their order, each once; all known ones for "all"."""
+    return list(known) if "all" in names else list(dict.fromkeys(names))
+
+
+def _categories(args, data):
+    if args.category is None:
+        default = getattr(data, "DEFAULT_CATEGORY", None)
+        return [default] if default else data.categories(args.root)
+    return data.categories(args.root) if "all" in args.category else _expand(args.category, ())
+
+
+def _resolve_device(name):
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise InputError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
+    return device
+
+
+def _device(text):
+    if text == "auto" or text == "cpu":
+        return text
+    kind, _, index = text.partition(":")
+    if kind == "cuda" and (not index or index.isascii() and index.isdigit()):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+
+def _natural(text):
+    return _number(text, int, "a whole number of at least 0", lambda value: 0 <= value < 2**63)
+
+
+def _positive(text):
+    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+
+
+def _fraction(text):
+    return _number(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _positive_float(text):
+    return _number(text, float, "a positive number", lambda value: 0 < value < float("inf"))
+
+
+def _number(text, kind, wanted, fits):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def _size(text):
+    sides = text.lower().split("x")
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 3040x4190")
+    sides = [_positive(side) for side in sides]
+    return (sides[0], sides[-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

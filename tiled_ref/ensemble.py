@@ -1,0 +1,212 @@
+"""One model per tile location, one alive at a time (Sec. 3.2, Eq. 3-4).
+
+    Eq. 3   M = {M_ij | M_ij trained on T_ij}      TiledEnsemble.fit_location
+    Eq. 4   A_ij, s_ij = M_ij(T_ij^test)           TiledEnsemble.predict_location
+
+SM and ST setups are ensembles with a single location, so that every setup takes the same
+path; an ST model gets the tiles of an image as a batch and puts its features together with
+`FeatureUntiler`.
+"""
+
+import numpy as np
+import torch
+
+from . import merging, smoothing
+from .data.images import normalize
+from .errors import InputError
+from .models import MODELS
+
+
+class LocationImages:
+    """What the models see: the tiles of one location, cut, normalised and padded on demand.
+
+    Parameters
+    ----------
+    images : uint8 (N, 3, H, W), NumPy array, memory map or CPU tensor
+        Resized images in host memory.
+    grid : TileGrid
+        The grid of the input, for SM one tile.
+    locations : list of (int, int)
+        The locations whose tiles make a batch: one for SM and ENS, all for ST.
+    device : torch.device
+
+    `len(self)` is N; `self[indices]`, for a list of ints, is float32 (T * B, 3, h, w) on the
+    device, tile-major, T the number of locations. The zero padding of tiles that stick out
+    of the image is applied after normalisation.
+    """
+
+    def __init__(self, images, grid, locations, device):
+        grid.check_image(images)
+        self.images = images
+        self.grid = grid
+        self.locations = locations
+        self.device = device
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        tiles = []
+        for location in self.locations:
+            rows, cols = self.grid.window(*location)
+            part = torch.as_tensor(self.images[:, :, rows, cols][indices])
+            tiles.append(self.grid.pad_tile(normalize(part.to(self.device))))
+        return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
+
+
+class FeatureUntiler:
+    """Puts the feature maps of an image's tiles together (SPEC of the ST setups, Sec. 4.2).
+
+    Called with features (T * B, C, h/factor, w/factor), tile-major, and factor, the pixels
+    per position; returns (B, C, H/factor, W/factor), overlaps averaged. Differentiable.
+    """
+
+    def __init__(self, grid):
+        self.grid = grid
+        self.n_tiles = grid.rows * grid.cols
+
+    def __call__(self, features, factor):
+        grid = self.grid.scaled(factor)
+        shape = grid.rows, grid.cols, features.shape[0] // self.n_tiles, *features.shape[1:]
+        return grid.untile(features.reshape(shape))
+
+
+class TiledEnsemble:
+    """A set of models, one per tile location (Eq. 3), and the merging of what they say.
+
+    Parameters
+    ----------
+    setup : Setup
+    arch : str
+        A key of `tiled_ref.models.MODELS`.
+    backbone : ResNet18Features
+        Frozen and therefore shared by all locations.
+    seed : int
+        Set anew before every model, so all locations share channel choices and initial weights.
+    device : torch.device or str
+    batch_size : int, optional
+        Images per batch; the architecture's own by default.
+    switches : dict, optional
+        Keyword arguments of the architecture.
+
+    Raises
+    ------
+    InputError
+        For an unknown architecture.
+    """
+
+    def __init__(
+        self, setup, arch="padim", *, backbone, seed=42, device="cpu", batch_size=None, switches=None
+    ):
+        if arch not in MODELS:
+            raise InputError(
+                f"unknown architecture {arch!r}; the known ones are {', '.join(MODELS)}"
+            )
+        self.setup = setup
+        self.arch = arch
+        self.seed = seed
+        self.device = torch.device(device)
+        self.backbone = backbone.to(self.device)
+        self.batch_size = batch_size or MODELS[arch].BATCH_SIZE
+        self.switches = dict(switches or {})
+        self.states = {}  # location -> state of its model, on the host
+
+    @property
+    def grid(self):
+        """TileGrid of the models' locations."""
+        return self.setup.ensemble_grid
+
+    @property
+    def n_parameters(self):
+        """Parameters of all models as Table 3 counts them: the backbone once per model."""
+        return self.make_model().n_parameters * self.setup.n_models
+
+    def make_model(self):
+        """A fresh model for any location, seeded."""
+        tiled_input = self.setup.kind == "ST"
+        return MODELS[self.arch](
+            self.backbone,
+            self.grid.tile_size,
+            seed=self.seed,
+            device=self.device,
+            untile=FeatureUntiler(self.setup.input_grid) if tiled_input else None,
+            batch_size=self.batch_size,
+            **self.switches,
+        )
+
+    def location_images(self, images, location):
+        """LocationImages of one location: its tiles, or for ST those of all input tiles."""
+        grid = self.setup.input_grid
+        locations = grid.locations() if self.setup.kind == "ST" else [location]
+        return LocationImages(images, grid, locations, self.device)
+
+    def fit(self, images, progress=None):
+        """Train one model per location on uint8 (N, 3, H, W) and keep what it learnt.
+
+        progress, if given, is called as progress(location, "fit", done, total).
+        Returns self.
+        """
+        for location in self.grid.locations():
+            self.states[location] = self.fit_location(images, location, progress).state()
+        return self
+
+    def predict(self, images, impl="cython", progress=None):
+        """Merged, seam-smoothed maps float32 (N, H, W) and scores float32 (N,).
+
+        Parameters: images uint8 (N, 3, H, W); impl, see `merging`; progress as in `fit`.
+        Raises InputError where nothing was fitted.
+        """
+        if len(self.states) < self.setup.n_models:
+            raise InputError("the ensemble has not been trained; call fit before predict")
+        maps, scores = self.allocate(len(images))
+        for (i, j), state in self.states.items():
+            model = self.make_model()
+            model.load_state(state)
+            self.predict_location(model, images, (i, j), maps[i, j], scores[i, j], progress)
+        return merge(maps, scores, self.grid, impl=impl)
+
+    def allocate(self, n):
+        """Room on the host for tile maps (rows, cols, n, h, w) and scores (rows, cols, n)."""
+        shape = self.grid.rows, self.grid.cols, n
+        return np.empty((*shape, *self.grid.tile_size), np.float32), np.empty(shape, np.float32)
+
+    def fit_location(self, images, location, progress=None):
+        """Eq. 3 for one location: a model trained on its tiles, on the device.
+
+        Parameters: images uint8 (N, 3, H, W); progress as in `fit`.
+        """
+        report = None
+        if progress:
+
+            def report(done, total):
+                progress(location, "fit", done, total)
+
+        model = self.make_model()
+        model.fit(self.location_images(images, location), progress=report)
+        return model
+
+    def predict_location(self, model, images, location, maps, scores, progress=None):
+        """Eq. 4 for one location: fills maps (N, h, w) and scores (N,) on the host."""
+        source = self.location_images(images, location)
+        for start in range(0, len(source), self.batch_size):
+            stop = min(start + self.batch_size, len(source))
+            batch_maps, batch_scores = model.predict(source[list(range(start, stop))])
+            maps[start:stop] = batch_maps.cpu().numpy()
+            scores[start:stop] = batch_scores.cpu().numpy()
+            if progress:
+                progress(location, "predict", stop, len(source))
+
+
+def merge(maps, scores, grid, *, score="mean", width=0.1, sigma=2.0, impl="cython", threads=None):
+    """From tile predictions to image predictions (Sec. 3.3): untile, smooth the seams, Eq. 5.
+
+    Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N), grid; score "mean" or
+    "max"; width, sigma, impl, threads: see `smoothing.smooth_seams`.
+    Returns maps (N, H, W) and scores (N,).
+    """
+    merged = merging.untile_average(maps, grid, impl=impl, threads=threads)
+    merged = smoothing.smooth_seams(
+        merged, grid, width=width, sigma=sigma, impl=impl, threads=threads
+    )
+    combine = {"mean": merging.mean_scores, "max": merging.max_scores}[score]
+    return merged, combine(scores)

@@ -1,0 +1,346 @@
+"""A run: load, train, predict, merge, smooth, score, save.
+
+The walk of the data, for 512/256/128 (ENS9), N training and M test images:
+
+    Category                      samples, sorted
+    read_images                   (N, 3, 512, 512) uint8, decoded and resized once per run
+    LocationImages                (B, 3, 256, 256) float32, one location at a time
+    Model.fit, Model.predict      (M, 256, 256) maps and (M,) scores per location, on the host
+    untile_average                (M, 512, 512)        mean_scores  (M,)
+    smooth_seams                  (M, 512, 512)
+    auroc, pixel_metrics          metrics.json, a row of results.csv
+"""
+
+import csv
+import json
+import platform
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from . import __version__, metrics
+from .data import images as image_data
+from .ensemble import TiledEnsemble, merge
+from .errors import InputError
+from .files import atomic_write
+from .memory import PeakMemory
+from .models.maps import upsample_bilinear
+from .progress import Progress
+
+METRIC_SIZES = ("setup", "original")
+IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, beyond that in a file
+RESULT_COLUMNS = (
+    "dataset", "category", "arch", "setup", "seed",
+    "image_auroc", "pixel_auroc", "pixel_aupro",
+    "n_parameters", "n_models", "n_train", "n_test",
+    "seconds_train", "seconds_test", "peak_memory_bytes", "peak_reserved_bytes",
+    "weights", "impl", "device",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all cells of a run have in common.
+
+    Parameters
+    ----------
+    out : Path or None
+        Folder of the results; None writes nothing.
+    device : torch.device
+    weights : str
+        What the backbone was made of, "imagenet" or "random", copied into every result.
+    batch_size : int or None
+        Images per batch; the architecture's own if None.
+    antialias : bool
+        Filter before shrinking images (off in the paper).
+    score : {"mean", "max"}
+        How tile scores become an image score (Eq. 5; "max" is the switch).
+    seam_width, seam_sigma : float
+        Fraction of the tile's side; pixels.
+    metric_size : {"setup", "original"}
+        Pixel metrics at the setup's image size (paper) or at each image's own (MVTec protocol).
+    impl, threads
+        See `merging.untile_average`.
+    switches : dict
+        Architecture name -> keyword arguments of its model.
+    """
+
+    out: Path = None
+    device: torch.device = torch.device("cpu")
+    weights: str = "imagenet"
+    batch_size: int = None
+    antialias: bool = False
+    score: str = "mean"
+    seam_width: float = 0.1
+    seam_sigma: float = 2.0
+    metric_size: str = "setup"
+    impl: str = "cython"
+    threads: int = None
+    switches: dict = field(default_factory=dict)
+
+
+class CategoryImages:
+    """The images and masks of one category, each decoded once per size and then kept.
+
+    Parameters: category, a data.Category; options; progress.
+    """
+
+    def __init__(self, category, options, progress):
+        self.category = category
+        self._options = options
+        self._progress = progress
+        self._images = {}
+        self._masks = {}
+
+    def images(self, split, size):
+        """uint8 (N, 3, H, W) of split "train" or "test"; a memory map beyond IMAGE_BUDGET."""
+        key = split, size
+        if key not in self._images:
+            stage = self._progress.stage(f"{self.category.name}: decode {split} at {_text(size)}")
+            self._images[key] = image_data.read_images(
+                getattr(self.category, split),
+                size,
+                antialias=self._options.antialias,
+                budget=IMAGE_BUDGET,
+                progress=stage,
+            )
+        return self._images[key]
+
+    def masks(self, size):
+        """bool (N, H, W) of the test images."""
+        if size not in self._masks:
+            self._masks[size] = image_data.read_masks(self.category.test, size)
+        return self._masks[size]
+
+
+def run_cell(setup, arch, images, seed, backbone, options, progress=None):
+    """Train and test one architecture in one setup on one category with one seed.
+
+    Parameters
+    ----------
+    setup : Setup
+    arch : str
+    images : CategoryImages
+    seed : int
+    backbone : ResNet18Features
+    options : Options
+    progress : Progress, optional
+
+    Returns
+    -------
+    dict, what metrics.json holds: metrics as fractions (None where undefined), counts,
+    seconds, bytes, and what produced them. Written to
+    OUT/<dataset>/<category>/<arch>/<setup>/seed<k>/metrics.json, and OUT/results.csv brought
+    up to date, if options.out is given.
+
+    Raises
+    ------
+    InputError
+        Whatever is wrong with images, masks or options.
+    """
+    progress = progress or Progress(quiet=True)
+    category = images.category
+    clock = _Clock()
+    title = f"{category.name} {arch} {setup.name} seed {seed}"
+    train = images.images("train", setup.image_size)
+    test = images.images("test", setup.image_size)
+    peak = PeakMemory(options.device)
+
+    ensemble = TiledEnsemble(
+        setup,
+        arch,
+        backbone=backbone,
+        seed=seed,
+        device=options.device,
+        batch_size=options.batch_size,
+        switches=options.switches.get(arch),
+    )
+    show = _location_progress(progress, title, ensemble.grid)
+    tile_maps, tile_scores = ensemble.allocate(len(test))
+    for i, j in ensemble.grid.locations():
+        with clock("train", options.device):
+            model = ensemble.fit_location(train, (i, j), show)
+        n_parameters = model.n_parameters * setup.n_models
+        with clock("test", options.device):
+            ensemble.predict_location(
+                model, test, (i, j), tile_maps[i, j], tile_scores[i, j], show
+            )
+        del model  # before the next one is made: one is alive at a time
+    with clock("test"):
+        maps, scores = merge(
+            tile_maps, tile_scores, ensemble.grid,
+            score=options.score, width=options.seam_width, sigma=options.seam_sigma,
+            impl=options.impl, threads=options.threads,
+        )  # fmt: skip
+    del tile_maps
+    with clock("score"):
+        stage = progress.stage(f"{title}: score")
+        result = score_predictions(maps, scores, images, setup, options)
+        stage(len(test), len(test))
+
+    result = {
+        "dataset": category.dataset,
+        "category": category.name,
+        "arch": arch,
+        "setup": setup.name,
+        "seed": seed,
+        **result,
+        "n_parameters": n_parameters,
+        "n_models": setup.n_models,
+        "n_train": len(train),
+        "n_test": len(test),
+        "seconds_train": clock["train"],
+        "seconds_test": clock["test"],
+        "seconds_score": clock["score"],
+        **peak.read(),
+        "image_size": list(setup.image_size),
+        "tile_size": list(setup.tile_size),
+        "stride": list(setup.stride),
+        "batch_size": ensemble.batch_size,
+        "antialias": options.antialias,
+        "score": options.score,
+        "seam_width": options.seam_width,
+        "seam_sigma": options.seam_sigma,
+        "metric_size": options.metric_size,
+        "switches": ensemble.switches,
+        "weights": options.weights,
+        "impl": options.impl,
+        "device": device_name(options.device),
+        "versions": versions(),
+    }
+    if options.out is not None:
+        save_result(result, options.out)
+    return result
+
+
+def score_predictions(maps, scores, images, setup, options):
+    """Image AUROC, pixel AUROC and AUPRO of raw maps and scores.
+
+    Parameters: maps (N, H, W), scores (N,), images a CategoryImages, setup, options.
+    Returns a dict of image_auroc, pixel_auroc, pixel_aupro: fractions, or None where a
+    metric is undefined: without both kinds of test images, or without masks.
+    """
+    labels = np.array([sample.label for sample in images.category.test])
+    result = {"image_auroc": None, "pixel_auroc": None, "pixel_aupro": None}
+    if not 0 < labels.sum() < len(labels):
+        return result
+    result["image_auroc"] = metrics.auroc(scores, labels)
+    if not images.category.has_masks:
+        return result
+    if options.metric_size == "setup":
+        masks = images.masks(setup.image_size)
+
+        def pairs():
+            return zip(maps, masks)
+    else:
+
+        def pairs():
+            for image_map, sample in zip(maps, images.category.test):
+                mask = image_data.read_mask_original(sample)
+                yield _enlarged(image_map, mask.shape), mask
+
+    try:
+        pixel = metrics.pixel_metrics(pairs, impl=options.impl, threads=options.threads)
+    except metrics.UndefinedMetricError as error:
+        raise InputError(
+            f"{images.category.dataset} {images.category.name} has no pixel metrics at "
+            f"{_text(setup.image_size)} px: {error}"
+        ) from error
+    return result | {"pixel_auroc": pixel.auroc, "pixel_aupro": pixel.aupro}
+
+
+def save_result(result, out):
+    """Write metrics.json of a cell and bring results.csv up to date; returns the JSON's path."""
+    parts = [str(result[key]) for key in ("dataset", "category", "arch", "setup")]
+    path = Path(out).joinpath(*parts, f"seed{result['seed']}", "metrics.json")
+    with atomic_write(path) as file:
+        json.dump(result, file, indent=2)
+        file.write("\n")
+    write_results_csv(out)
+    return path
+
+
+def write_results_csv(out):
+    """OUT/results.csv: one row for every metrics.json below OUT, sorted by path."""
+    rows = []
+    for path in sorted(Path(out).glob("*/*/*/*/seed*/metrics.json")):
+        try:
+            result = json.loads(path.read_text("utf-8"))
+            rows.append({column: result[column] for column in RESULT_COLUMNS})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is not a result of this program ({error!r}), so results.csv was not "
+                "brought up to date; remove the file or choose another --out"
+            ) from error
+    with atomic_write(Path(out) / "results.csv") as file:
+        writer = csv.DictWriter(file, RESULT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def versions():
+    """Versions of everything a result may depend on."""
+    return {
+        "tiled_ref": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def device_name(device):
+    """Such as "cpu" or "cuda:0 NVIDIA H200"."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} {torch.cuda.get_device_name(device)}"
+
+
+class _Clock:
+    """Adds up wall-clock seconds by name."""
+
+    def __init__(self):
+        self._seconds = {}
+
+    def __getitem__(self, name):
+        return self._seconds[name]
+
+    @contextmanager
+    def __call__(self, name, device=None):
+        start = time.perf_counter()
+        yield
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _location_progress(progress, title, grid):
+    """progress(location, stage, done, total) for TiledEnsemble: a stage per location."""
+    stages = {}
+    n = grid.rows * grid.cols
+
+    def show(location, name, done, total):
+        if (location, name) not in stages:
+            number = location[0] * grid.cols + location[1] + 1
+            of = f" tile {number}/{n}" if n > 1 else ""
+            stages[location, name] = progress.stage(f"{title}: {name}{of}")
+        stages[location, name](done, total)
+
+    return show
+
+
+def _enlarged(image_map, size):
+    if image_map.shape == size:
+        return image_map
+    return upsample_bilinear(torch.from_numpy(image_map)[None], size)[0].numpy()
+
+
+def _text(size):
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,51 @@
+"""Writing files so that nobody ever sees half of one."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="w"):
+    """A file to write to that takes its name only when it is complete and on the disk.
+
+    Parameters: path; mode "w" (UTF-8 text, newlines as written) or "wb".
+    Raises InputError naming the path where it cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # there may be nothing to remove
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; "
+                "choose another --out or make room"
+            ) from error
+        raise
+
+
+def make_folder(path):
+    """Create a folder and those above it, unless it is there.
+
+    Raises InputError where that cannot be done or nothing can be written to it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {path}: {error.strerror or error}; choose another --out"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to the folder {path}; choose another --out")

@@ -1,0 +1,207 @@
+"""PatchCore: a memory of normal patches, and the distance to the nearest of them.
+
+Roth, Pemula, Zepeda, Schoelkopf, Brox, Gehler, "Towards Total Recall in Industrial Anomaly
+Detection", CVPR 2022, arXiv:2106.08265. Read Sec. 3 beside this file:
+
+    3.1  Eq. 1-3  patch features: layers 2 and 3, averaged over 3 x 3 neighbours, layer3
+                  enlarged to the grid of layer2                    -> PatchCore.embed
+    3.1  Eq. 4    the memory bank M, the patches of all normal images -> PatchCore.fit
+    3.2  Eq. 5    its coreset M_C, greedy                           -> coreset.py
+    3.3  Eq. 6    s*, the largest distance of a patch to its nearest neighbour
+                                                                    -> PatchCore.predict
+    3.3  Eq. 7    s* re-weighted by the neighbourhood of m*         -> reweight
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ..backbone import CHANNELS, FEATURE_STRIDE
+from ..errors import InputError
+from .coreset import select_coreset
+from .maps import gaussian_blur
+from .neighbours import nearest
+
+N_FEATURES = CHANNELS["layer2"] + CHANNELS["layer3"]  # 384
+RATIO = 0.1  # of the patches kept in the bank; Rolih et al. Sec. 4.2
+N_NEIGHBOURS = 9  # b of Eq. 7
+SIGMA = 4.0  # px, blur of the anomaly map, Roth et al. Sec. 3.3
+
+
+class PatchCore:
+    """PatchCore on ResNet-18, layers 2 and 3.
+
+    Parameters
+    ----------
+    backbone : ResNet18Features
+        Frozen; shared between the models of an ensemble.
+    output_size : (int, int)
+        Height and width in pixels of the anomaly map.
+    seed : int
+        Draws the random projection and the start of the coreset.
+    device : torch.device or str
+    untile : callable, optional
+        For tiled input, see tiled_ref.models.
+    start : {"excluded", "included"}
+        Whether the random start of the greedy selection is only the point from which the
+        first distances are measured, or the first member of the bank (see k_centre_greedy).
+    ratio : float, 0 < ratio <= 1
+        Fraction of the patches kept in the bank, at least one patch.
+    n_neighbours : int >= 1
+        b of Eq. 7, 1 for no re-weighting. A smaller bank lowers it to the bank's size.
+
+    Attributes after fit
+    ----------
+    bank : float32 (M, 384), M = max(1, int(ratio * N * P)) for N images of P positions
+    chosen : int64 (M,), the bank's rows as row numbers n * P + p of all patches, in the
+        order in which they were chosen
+    grid : (int, int), height and width of the feature map
+    """
+
+    BATCH_SIZE = 8  # Rolih et al. Sec. 4.2
+    STRIDE = FEATURE_STRIDE["layer2"]  # px per position of the embedding
+    CHUNK = 8  # images or tiles per pass through the backbone
+
+    def __init__(
+        self,
+        backbone,
+        output_size,
+        *,
+        seed,
+        device,
+        untile=None,
+        start="excluded",
+        ratio=RATIO,
+        n_neighbours=N_NEIGHBOURS,
+        impl="cython",
+    ):
+        if start not in ("excluded", "included"):
+            raise InputError(f"start must be 'excluded' or 'included', not {start!r}")
+        if not 0 < ratio <= 1:
+            raise InputError(f"the coreset's ratio must lie in (0, 1], not {ratio!r}")
+        if n_neighbours < 1:
+            raise InputError(f"n_neighbours must be at least 1, not {n_neighbours!r}")
+        self.backbone = backbone
+        self.output_size = tuple(output_size)
+        self.seed = seed
+        self.untile = untile
+        self.device = torch.device(device)
+        self.start, self.ratio, self.n_neighbours = start, ratio, n_neighbours
+        self.impl = impl
+        self.bank = self.chosen = self.grid = None
+
+    @property
+    def n_parameters(self):
+        """Parameters of the backbone up to layer3: a memory has none (Table 3)."""
+        return sum(p.numel() for p in self.backbone.parameters())
+
+    def embed(self, images):
+        """Locally aware patch features (Roth et al. Sec. 3.1).
+
+        Eq. 1-2: phi(N_p(h, w)) = f_agg({phi(a, b) | (a, b) in N_p(h, w)}), N_p(h, w) the
+        p x p positions around (h, w), p = 3, f_agg the mean. Deviation: positions outside
+        the feature map count as zeros, as in the authors' configuration.
+
+        Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
+        Returns float32 (B, 384, hf, wf): layers 2 and 3 averaged, layer3 enlarged to the
+        grid of layer2 (bilinear, align_corners False), concatenated; untiled where tiled.
+        """
+        parts = []
+        for chunk in images.split(self.CHUNK):
+            _, layer2, layer3 = (local_mean(x) for x in self.backbone(chunk))
+            layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
+            parts.append(torch.cat([layer2, layer3], dim=1))
+        embedding = torch.cat(parts)  # (B, 384, hf, wf)
+        return embedding if self.untile is None else self.untile(embedding, self.STRIDE)
+
+    @torch.no_grad()
+    def fit(self, images):
+        """Fill the memory bank (Roth et al. Eq. 4) and reduce it to its coreset (Eq. 5).
+
+        Parameters: images, see tiled_ref.models.
+        Raises InputError without images, KernelNotBuiltError without the kernel.
+        """
+        n_images = len(images)
+        if n_images == 0:
+            raise InputError(
+                "PatchCore needs at least one normal training image; add images to the "
+                "training folder"
+            )
+        table, row = None, 0
+        for first in range(0, n_images, self.BATCH_SIZE):
+            batch = list(range(first, min(first + self.BATCH_SIZE, n_images)))
+            embedding = self.embed(images[batch])  # (B, 384, hf, wf)
+            patches = embedding.permute(0, 2, 3, 1).flatten(0, 2)  # (B * P, 384)
+            if table is None:
+                self.grid = tuple(embedding.shape[-2:])
+                n_patches = n_images * self.grid[0] * self.grid[1]
+                table = patches.new_empty(n_patches, N_FEATURES)  # (N * P, 384)
+            table[row : row + len(patches)] = patches
+            row += len(patches)
+        self.chosen = select_coreset(table, self.ratio, self.seed, self.start, self.impl)
+        self.bank = table[self.chosen]  # (M, 384)
+
+    @torch.no_grad()
+    def predict(self, images):
+        """Anomaly maps and scores (Roth et al. Sec. 3.3).
+
+        Eq. 6: m^test,*, m* = argmax_{m^test in P(x^test)} argmin_{m in M} |m^test - m|_2,
+        s* = |m^test,* - m*|_2, with P(x^test) = the rows of `patches` and M = bank.
+
+        Parameters: images (B, 3, h, w) float32, normalised, on the device.
+        Returns maps float32 (B, H, W), the patches' distances enlarged by nearest neighbour
+        and blurred with sigma 4 px, and scores float32 (B,), Eq. 7.
+        """
+        embedding = self.embed(images)  # (B, 384, hf, wf)
+        patches = embedding.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 384)
+        distances, places = nearest(patches.flatten(0, 1), self.bank)  # (B * P, 1)
+        distances = distances.view(patches.shape[:2])  # (B, P)
+        places = places.view(patches.shape[:2])  # (B, P)
+        maps = distances.float().view(-1, 1, *self.grid)  # (B, 1, hf, wf)
+        maps = F.interpolate(maps, size=self.output_size, mode="nearest")[:, 0]  # (B, H, W)
+        rows = torch.arange(len(patches), device=patches.device)
+        farthest = distances.argmax(1)  # (B,)
+        scores = self._scores(patches[rows, farthest], places[rows, farthest])
+        return gaussian_blur(maps, SIGMA), scores
+
+    def _scores(self, patches, places):
+        """Eq. 7 for m^test,* = patches (B, 384) and m* = bank[places], places (B,)."""
+        b = min(self.n_neighbours, len(self.bank))
+        _, around = nearest(self.bank[places], self.bank, b)  # (B, b), N_b(m*), m* first
+        delta = patches[:, None].double() - self.bank[around].double()  # (B, b, 384)
+        return reweight(delta.square().sum(2).sqrt()).float()
+
+    def state(self):
+        """What fit found, on the CPU: bank, chosen, grid."""
+        return {
+            "bank": self.bank.cpu(),
+            "chosen": self.chosen.cpu(),
+            "grid": torch.tensor(self.grid),
+        }
+
+    def load_state(self, state):
+        """The inverse of state()."""
+        self.bank = state["bank"].to(self.device)
+        self.chosen = state["chosen"].to(self.device)
+        self.grid = tuple(state["grid"].tolist())
+
+
+def local_mean(features):
+    """Mean over 3 x 3 neighbours, zeros outside counted: (B, C, hf, wf) -> the same shape."""
+    return F.avg_pool2d(features, kernel_size=3, stride=1, padding=1)
+
+
+def reweight(distances):
+    """Image score from the most anomalous patch and the neighbourhood of its neighbour.
+
+    Roth et al. Eq. 7:
+        s = (1 - exp|m^test,* - m*|_2 / sum_{m in N_b(m*)} exp|m^test,* - m|_2) * s*
+    with |m^test,* - m|_2 = distances (B, b) for the b neighbours m of m* in the bank, m*
+    itself first, and s* = |m^test,* - m*|_2 = distances[:, 0]. Deviation: b = 1 returns s*
+    instead of zero.
+    Returns (B,), the dtype of distances. The exponentials are taken after subtracting the
+    largest distance, so that they do not overflow.
+    """
+    star = distances[:, 0]
+    if distances.shape[1] == 1:
+        return star
+    return (1 - distances.softmax(1)[:, 0]) * star
