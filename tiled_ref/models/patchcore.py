@@ -41,6 +41,8 @@ class PatchCore:
     device : torch.device or str
     untile : callable, optional
         For tiled input, see tiled_ref.models.
+    batch_size : int, optional
+        Images whose features are computed at a time, BATCH_SIZE by default.
     start : {"excluded", "included"}
         Whether the random start of the greedy selection is only the point from which the
         first distances are measured, or the first member of the bank (see k_centre_greedy).
@@ -48,6 +50,8 @@ class PatchCore:
         Fraction of the patches kept in the bank, at least one patch.
     n_neighbours : int >= 1
         b of Eq. 7, 1 for no re-weighting. A smaller bank lowers it to the bank's size.
+    impl : {"cython", "numpy"}
+        Of the greedy selection on the CPU; equal results.
 
     Attributes after fit
     ----------
@@ -57,7 +61,7 @@ class PatchCore:
     grid : (int, int), height and width of the feature map
     """
 
-    BATCH_SIZE = 8  # Rolih et al. Sec. 4.2
+    BATCH_SIZE = 8  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer2"]  # px per position of the embedding
     CHUNK = 8  # images or tiles per pass through the backbone
 
@@ -69,6 +73,7 @@ class PatchCore:
         seed,
         device,
         untile=None,
+        batch_size=None,
         start="excluded",
         ratio=RATIO,
         n_neighbours=N_NEIGHBOURS,
@@ -85,6 +90,7 @@ class PatchCore:
         self.seed = seed
         self.untile = untile
         self.device = torch.device(device)
+        self.batch_size = batch_size or self.BATCH_SIZE
         self.start, self.ratio, self.n_neighbours = start, ratio, n_neighbours
         self.impl = impl
         self.bank = self.chosen = self.grid = None
@@ -114,10 +120,10 @@ class PatchCore:
         return embedding if self.untile is None else self.untile(embedding, self.STRIDE)
 
     @torch.no_grad()
-    def fit(self, images):
+    def fit(self, images, progress=None):
         """Fill the memory bank (Roth et al. Eq. 4) and reduce it to its coreset (Eq. 5).
 
-        Parameters: images, see tiled_ref.models.
+        Parameters: images and progress, see tiled_ref.models.
         Raises InputError without images, KernelNotBuiltError without the kernel.
         """
         n_images = len(images)
@@ -127,8 +133,8 @@ class PatchCore:
                 "training folder"
             )
         table, row = None, 0
-        for first in range(0, n_images, self.BATCH_SIZE):
-            batch = list(range(first, min(first + self.BATCH_SIZE, n_images)))
+        for first in range(0, n_images, self.batch_size):
+            batch = list(range(first, min(first + self.batch_size, n_images)))
             embedding = self.embed(images[batch])  # (B, 384, hf, wf)
             patches = embedding.permute(0, 2, 3, 1).flatten(0, 2)  # (B * P, 384)
             if table is None:
@@ -137,6 +143,8 @@ class PatchCore:
                 table = patches.new_empty(n_patches, N_FEATURES)  # (N * P, 384)
             table[row : row + len(patches)] = patches
             row += len(patches)
+            if progress:
+                progress(batch[-1] + 1, n_images)
         self.chosen = select_coreset(table, self.ratio, self.seed, self.start, self.impl)
         self.bank = table[self.chosen]  # (M, 384)
 

@@ -1,0 +1,218 @@
+"""Exact k-centre greedy: the distance in its written order, and the loops that use it.
+
+The twin, the validation and the filter's proof are in tiled_ref/models/coreset.py. Nothing
+here starts a thread; every function releases the GIL, so callers may split the rows.
+
+The filter skips a pair (x, c) where w_x . w_c - |w_c|^2/2 <= base_x - (sqrt(m_x) scale +
+margin)^2/2, with w the filter vectors and m_x the minimum so far: such a pair cannot lower it.
+"""
+
+from libc.math cimport INFINITY, sqrt
+
+cdef enum:
+    LANES = 8
+    STEP = 16  # products looked at together
+
+
+cdef inline double squared_distance(
+    const float *x, const float *y, Py_ssize_t dims
+) noexcept nogil:
+    """sum (x - y)^2 in float64: column k goes to lane k mod 8, then pairs of lanes."""
+    cdef double lane[LANES]
+    cdef double delta
+    cdef Py_ssize_t k, j
+    for j in range(LANES):
+        lane[j] = 0.0
+    k = 0
+    # Invariant: columns 0..k-1 are in their lanes, and k is a multiple of 8.
+    while k + LANES <= dims:
+        for j in range(LANES):
+            delta = <double>x[k + j] - <double>y[k + j]
+            lane[j] += delta * delta
+        k += LANES
+    for j in range(dims - k):
+        delta = <double>x[k + j] - <double>y[k + j]
+        lane[j] += delta * delta
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]))
+
+
+cdef inline float threshold(double base, double m, double scale, double margin) noexcept nogil:
+    cdef double reach = sqrt(m) * scale + margin
+    return <float>(base - 0.5 * reach * reach)
+
+
+def distances_to(
+    const float[:, ::1] points,
+    Py_ssize_t centre,
+    double[::1] out,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+):
+    """out[i] = squared distance of points[i] to points[centre], for start <= i < stop."""
+    cdef Py_ssize_t i, dims = points.shape[1]
+    if not (0 <= centre < points.shape[0] and 0 <= start <= stop <= points.shape[0]):
+        raise IndexError("centre or rows outside the points")
+    if out.shape[0] != points.shape[0] or dims == 0:
+        raise ValueError("out and points differ in length, or the points have no columns")
+    with nogil:
+        for i in range(start, stop):
+            out[i] = squared_distance(&points[i, 0], &points[centre, 0], dims)
+
+
+def apply_centres(
+    const float[:, ::1] points,
+    const long long[::1] chosen,
+    Py_ssize_t first,
+    const long long[::1] rows,
+    const long long[::1] applied,
+    double[::1] minimum,
+    const float[:, ::1] product,
+    const float[::1] half,
+    const double[::1] base,
+    double scale,
+    double margin,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+):
+    """minimum[i] = min(minimum[i], squared distance of points[rows[i]] to every centre
+    chosen[max(first, applied[i])], ..., chosen[first + b - 1]), for start <= i < stop.
+
+    product (rows, b): w of row i times w of centre first + j; half (b,): |w|^2/2 of the centre.
+    """
+    cdef Py_ssize_t i, j, k, end, width = product.shape[1], dims = points.shape[1]
+    cdef Py_ssize_t n = points.shape[0]
+    cdef float a
+    cdef int any_above
+    cdef double d
+    cdef const float *x
+    cdef const float *g
+    if not (0 <= start <= stop <= rows.shape[0]) or first < 0:
+        raise IndexError("rows outside the array")
+    if first + width > chosen.shape[0] or half.shape[0] != width or dims == 0:
+        raise ValueError("product, half and chosen differ in length")
+    if (
+        applied.shape[0] != rows.shape[0]
+        or minimum.shape[0] != rows.shape[0]
+        or product.shape[0] != rows.shape[0]
+        or base.shape[0] != rows.shape[0]
+    ):
+        raise ValueError("rows, applied, minimum, product and base differ in length")
+    for i in range(start, stop):
+        if not 0 <= rows[i] < n:
+            raise IndexError("row outside the points")
+    for j in range(width):
+        if not 0 <= chosen[first + j] < n:
+            raise IndexError("centre outside the points")
+    if width == 0:
+        return
+    with nogil:
+        for i in range(start, stop):
+            x = &points[rows[i], 0]
+            g = &product[i, 0]
+            a = threshold(base[i], minimum[i], scale, margin)
+            k = applied[i] - first if applied[i] > first else 0
+            # Invariant: minimum[i] covers the centres before first + k, and a belongs to it.
+            while k < width:
+                end = k + STEP
+                if end <= width:
+                    any_above = 0
+                    for j in range(k, k + STEP):
+                        any_above |= g[j] - half[j] > a
+                    if not any_above:
+                        k = end
+                        continue
+                else:
+                    end = width
+                for j in range(k, end):
+                    if g[j] - half[j] > a:
+                        d = squared_distance(x, &points[chosen[first + j], 0], dims)
+                        if d < minimum[i]:
+                            minimum[i] = d
+                            a = threshold(base[i], d, scale, margin)
+                k = end
+
+
+def greedy(
+    const float[:, ::1] points,
+    const long long[::1] rows,
+    double[::1] minimum,
+    const float[:, ::1] gram,
+    const double[::1] base,
+    const float[::1] half,
+    float[::1] above,
+    double scale,
+    double margin,
+    double rival,
+    Py_ssize_t rival_row,
+    long long[::1] picks,
+):
+    """Plain greedy among `rows` (ascending) while the best of them beats the rival.
+
+    The best is the largest minimum, the lowest row among equals; it beats the rival where
+    its minimum is larger, or equal and its row lower. picks[0], picks[1], ... become
+    positions in rows, and a pick's minimum becomes -1. gram (rows, rows): w times w;
+    above (rows,) is scratch. Returns the number of picks, at most len(picks).
+    """
+    cdef Py_ssize_t n = rows.shape[0], dims = points.shape[1], i, k, end, best, count = 0
+    cdef int any_above
+    cdef float h
+    cdef double d, largest
+    cdef const float *x
+    cdef const float *g
+    if (
+        minimum.shape[0] != n
+        or gram.shape[0] != n
+        or gram.shape[1] != n
+        or base.shape[0] != n
+        or half.shape[0] != n
+        or above.shape[0] != n
+        or dims == 0
+    ):
+        raise ValueError("rows, minimum, gram, base, half and above differ in length")
+    for i in range(n):
+        if not 0 <= rows[i] < points.shape[0]:
+            raise IndexError("row outside the points")
+    if n == 0:
+        return 0
+    with nogil:
+        for i in range(n):
+            above[i] = INFINITY
+            if minimum[i] >= 0:
+                above[i] = threshold(base[i], minimum[i], scale, margin)
+        # Invariant: minimum covers all centres picked so far, and above belongs to it.
+        while count < picks.shape[0]:
+            best = 0
+            largest = minimum[0]
+            for i in range(1, n):
+                if minimum[i] > largest:
+                    largest = minimum[i]
+                    best = i
+            if largest < 0 or largest < rival or (largest == rival and rows[best] > rival_row):
+                break
+            picks[count] = best
+            count += 1
+            minimum[best] = -1.0
+            above[best] = INFINITY
+            x = &points[rows[best], 0]
+            g = &gram[best, 0]
+            h = half[best]
+            k = 0
+            while k < n:
+                end = k + STEP
+                if end <= n:
+                    any_above = 0
+                    for i in range(k, k + STEP):
+                        any_above |= g[i] - h > above[i]
+                    if not any_above:
+                        k = end
+                        continue
+                else:
+                    end = n
+                for i in range(k, end):
+                    if g[i] - h > above[i]:
+                        d = squared_distance(&points[rows[i], 0], x, dims)
+                        if d < minimum[i]:
+                            minimum[i] = d
+                            above[i] = threshold(base[i], d, scale, margin)
+                k = end
+    return count

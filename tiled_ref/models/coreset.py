@@ -1,0 +1,493 @@
+"""The coreset of PatchCore: k-centre greedy after a sparse random projection.
+
+Roth et al., "Towards Total Recall in Industrial Anomaly Detection", arXiv:2106.08265,
+Sec. 3.2:
+
+    Eq. 5       M_C* = argmin_{M_C in M} max_{m in M} min_{n in M_C} |m - n|_2
+    greedy      the point farthest from all chosen ones is chosen next  -> k_centre_greedy
+    projection  psi: R^d -> R^d*, distances kept within eps             -> sparse_projection
+
+The plain algorithm (impl="numpy", the specification) measures every point against every
+centre. The fast one (impl="cython") returns the same indices. It rests on three things:
+
+1. Lazy minima. A point's minimum over the centres applied to it so far is an upper bound
+   of its minimum over all of them. Only a pool of points with the largest bounds is brought
+   up to date; as long as the best of the pool beats the largest bound outside, it is the
+   point that the plain algorithm would choose.
+2. A filter. A matrix product of short vectors, w, tells for nearly all pairs of point and
+   centre that the pair cannot lower the point's minimum; see Filter for the proof. Matrix
+   products run at the speed of the arithmetic units, not of the memory.
+3. One distance. What the filter lets through is measured by `squared_distances`, written
+   order, float64. Every minimum is a value of that function, so the choice depends neither
+   on the filter nor on its rounding, nor on threads, nor on the BLAS.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from .. import _arrays
+from ..errors import InputError
+
+EPSILON = 0.9  # distortion allowed to the projection, the authors' configuration
+LANES = 8  # partial sums of a squared distance
+
+POOL = 16384  # points brought up to date at a time
+GRAM = 4096  # of these at most that many compete with one another
+ROWS, BLOCK = 1024, 512  # rows and centres of one matrix product
+PREFIX = 64  # columns of the filter
+
+
+def projected_dimensions(n, eps=EPSILON):
+    """Dimensions that keep the distances of n points within a factor 1 +- eps.
+
+    Johnson-Lindenstrauss bound: int(4 ln n / (eps^2/2 - eps^3/3)), at least 1.
+    """
+    return max(1, int(4 * math.log(n) / (eps * eps / 2 - eps**3 / 3)))
+
+
+def sparse_projection(n_features, n_components, rng):
+    """A sparse random matrix that nearly keeps distances.
+
+    Li, Hastie, Church, "Very Sparse Random Projections", KDD 2006: with s = sqrt(n_features)
+    and density 1/s, every entry is, independently,
+        +sqrt(s)/sqrt(n_components)  with probability 1/(2s)
+        -sqrt(s)/sqrt(n_components)  with probability 1/(2s)
+        0                            with probability 1 - 1/s
+    Parameters: rng, a numpy.random.Generator; one rng.random() per entry, row-major: below
+    1/(2s) is +, from there below 1/s is -.
+    Returns float64 (n_components, n_features).
+    """
+    density = 1 / math.sqrt(n_features)
+    u = rng.random((n_components, n_features))
+    signs = np.where(u < density / 2, 1.0, np.where(u < density, -1.0, 0.0))
+    return signs * (math.sqrt(1 / density) / math.sqrt(n_components))
+
+
+def project(table, matrix, budget=2**26):
+    """table @ matrix.T, computed in float64 and rounded once, in chunks of `budget` bytes.
+
+    Parameters: table float32 (N, D), any device; matrix float64 (d, D).
+    Returns float32 (N, d) on the table's device.
+    """
+    matrix = torch.from_numpy(matrix).to(table.device)
+    out = table.new_empty(len(table), len(matrix))  # (N, d)
+    rows = max(1, budget // (8 * (matrix.shape[0] + matrix.shape[1])))
+    for chunk, result in zip(table.split(rows), out.split(rows)):
+        result.copy_(chunk.double() @ matrix.T)
+    return out
+
+
+def select_coreset(table, ratio, seed, start="excluded", impl="cython"):
+    """Rows of the table that make up the coreset, in the order in which they are chosen.
+
+    Parameters
+    ----------
+    table : float32 (N, D), finite
+        All patches; on the CPU or a CUDA device, where the work is then done.
+    ratio : float, 0 < ratio <= 1
+    seed : int
+        Seeds numpy.random.default_rng, from which the projection and then the start are
+        drawn.
+    start : {"excluded", "included"}
+    impl : {"cython", "numpy"}, for a table on the CPU
+
+    Returns
+    -------
+    int64 (max(1, int(ratio * N)),), on the table's device
+    """
+    n = len(table)
+    rng = np.random.default_rng(seed)
+    matrix = sparse_projection(table.shape[1], projected_dimensions(n), rng)
+    first = int(rng.integers(n))
+    points = project(table, matrix)  # (N, d)
+    count = max(1, int(ratio * n))
+    include = start == "included"
+    if table.device.type == "cpu":
+        return k_centre_greedy(points, count, first, include_first=include, impl=impl)
+    return k_centre_greedy_device(points, count, first, include_first=include)
+
+
+def squared_distances(points, centre):
+    """Squared Euclidean distance of every point to one of them, in the written order.
+
+    Parameters: points float32 (N, d); centre, a row number.
+    Returns float64 (N,).
+    Order of arithmetic: differences and squares in float64; column k is added to the partial
+    sum s_(k mod 8), columns ascending, partial sums starting at zero; the result is
+    ((s_0 + s_1) + (s_2 + s_3)) + ((s_4 + s_5) + (s_6 + s_7)).
+    """
+    s = np.zeros((LANES, len(points)))
+    for k in range(points.shape[1]):
+        delta = points[:, k].astype(np.float64) - float(points[centre, k])
+        s[k % LANES] += delta * delta
+    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+
+
+def k_centre_greedy(points, count, first, include_first=False, impl="cython", threads=None):
+    """Choose `count` points, each the farthest from those chosen before it.
+
+    Roth et al. Sec. 3.2, the greedy approximation of Eq. 5: with d_i the squared distance
+    of point i to the nearest centre, repeatedly choose argmax_i d_i among the points not
+    chosen yet, the lowest index among equals. The distances start from `first`.
+
+    Parameters
+    ----------
+    points : float32 (N, d), NumPy or CPU torch, finite
+    count : int, 1 <= count <= N
+    first : int
+        Index of the start.
+    include_first : bool
+        True: the start is the first point chosen (newer anomalib). False: it is not chosen
+        for being the start, and has distance zero like any copy of a centre (the paper's
+        configuration).
+    impl : {"cython", "numpy"}
+        Equal indices. "numpy" takes count passes over all points.
+    threads : int, optional
+        See tiled_ref._arrays.thread_count. No influence on the result.
+
+    Returns
+    -------
+    int64 (count,), distinct, in the order chosen; NumPy or torch like points
+
+    Raises
+    ------
+    InputError
+        Another shape or dtype, a NaN or an infinity, count or first out of range.
+    KernelNotBuiltError
+        impl="cython" where the kernel is not built.
+
+    Order of arithmetic: see squared_distances; minima and comparisons are exact.
+    """
+    _arrays.check_impl(impl)
+    threads = _arrays.thread_count(threads)
+    array = _arrays.host_array("points", points, _arrays.FLOATS[:1])
+    _check(array.shape, count, first)
+    extremes = np.min(array), np.max(array)
+    if not np.isfinite(extremes).all():
+        raise InputError("points must be finite: the features hold a NaN or an infinity")
+    search = _plain if impl == "numpy" else _lazy
+    return _arrays.like(search(array, count, first, include_first, threads), points)
+
+
+def k_centre_greedy_device(points, count, first, include_first=False, pool=GRAM, budget=2**28):
+    """k_centre_greedy for points that stay where they are, on any device.
+
+    A pool of the points with the largest minima competes as in the fast algorithm, by their
+    float64 Gram matrix; what it has chosen is then applied to all points by matrix products
+    in float64, in chunks. No point leaves the device but the chosen one's number.
+
+    Parameters: points float32 (N, d), any device, finite; count, first and include_first as
+    in k_centre_greedy; pool, points that compete; budget, bytes of a chunk.
+    Returns int64 (count,), distinct, on the device.
+    Raises InputError as k_centre_greedy does.
+    Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on float64 points less their mean,
+    so within about 1e-13 of the largest |x|^2 of k_centre_greedy's distances: the indices
+    are the same unless two candidates are nearer than that to a tie.
+    """
+    _check(points.shape, count, first)
+    if not bool(torch.isfinite(torch.stack([points.min(), points.max()])).all()):
+        raise InputError("points must be finite: the features hold a NaN or an infinity")
+    n, d = points.shape
+    mean = points.mean(0, dtype=torch.float64)  # (d,)
+    rows_at_a_time = max(1, budget // (8 * (d + BLOCK)))
+    chunks = [slice(a, a + rows_at_a_time) for a in range(0, n, rows_at_a_time)]
+
+    def centred(rows):
+        return points[rows].double() - mean
+
+    norms = torch.cat([centred(rows).square().sum(1) for rows in chunks])  # (N,)
+
+    def distances(x, x_norms, c, c_norms):
+        squares = torch.addmm(x_norms[:, None] + c_norms, x, c.T, alpha=-2)  # (x, c)
+        return squares.clamp_min_(0)
+
+    def apply(centres):
+        for some in centres.split(BLOCK):
+            c, c_norms = centred(some), norms[some]
+            for rows in chunks:
+                nearest = distances(centred(rows), norms[rows], c, c_norms).amin(1)
+                minimum[rows] = torch.minimum(minimum[rows], nearest)
+
+    minimum = torch.full_like(norms, math.inf)
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    apply(torch.tensor([first], device=points.device))
+    done = 0
+    if include_first:
+        chosen[0], minimum[first], done = first, -1.0, 1
+    while done < count:
+        rows, rival, rival_row = _top_of(minimum, pool)
+        x, competing = centred(rows), minimum[rows]
+        gram = distances(x, norms[rows], x, norms[rows])  # (pool, pool)
+        before = done
+        while done < count:
+            value, best = competing.max(0)
+            best, row = int(best), int(rows[best])
+            if value < rival or (value == rival and row > rival_row):
+                break
+            chosen[done], done = row, done + 1
+            competing = torch.minimum(competing, gram[best])
+            competing[best] = -1.0
+        minimum[rows] = competing
+        apply(chosen[before:done])
+    return chosen
+
+
+def _top_of(values, size):
+    """_top for a tensor: rows ascending, the rival's value and row."""
+    n = len(values)
+    if n <= size:
+        return torch.arange(n, device=values.device), -1.0, n
+    bound = values.topk(size).values[-1]
+    above = torch.nonzero(values > bound)[:, 0]
+    equal = torch.nonzero(values == bound)[:, 0]
+    taken = size - len(above)
+    rival = int(equal[taken]) if taken < len(equal) else n
+    return torch.cat([above, equal[:taken]]).sort().values, float(bound), rival
+
+
+def _check(shape, count, first):
+    if len(shape) != 2 or 0 in shape:
+        raise InputError(f"points must be (N, d) with N, d >= 1, got shape {tuple(shape)}")
+    if not 1 <= count <= shape[0]:
+        raise InputError(f"count must be between 1 and the {shape[0]} points, not {count}")
+    if not 0 <= first < shape[0]:
+        raise InputError(f"first must be a row of the {shape[0]} points, not {first}")
+
+
+def _plain(points, count, first, include_first, threads):
+    """The specification: one pass over all points for every centre."""
+    points = np.asfortranarray(points)  # the same values; squared_distances reads columns
+    chosen = np.empty(count, np.int64)
+    minimum = squared_distances(points, first)
+    done = 0
+    if include_first:
+        chosen[0], minimum[first], done = first, -1.0, 1
+    for step in range(done, count):
+        best = int(np.argmax(minimum))  # the first of equals
+        chosen[step] = best
+        minimum = np.minimum(minimum, squared_distances(points, best))
+        minimum[best] = -1.0  # below every distance: never chosen again
+    return chosen
+
+
+class _Filter:
+    """Short vectors w whose distances never exceed those of the points.
+
+    With mu the mean of the points, sigma a power of two that brings the largest entry to
+    at most 1, V (d, p) the leading principal axes of a sample with |V| <= 1, and
+    x' = sigma (x - mu):
+
+        w(x) = (V^T x', sqrt(|x'|^2 - |V^T x'|^2))      p + 1 numbers, stored
+
+    or, where p columns hold too little of the variance, w(x) = x' itself, computed when
+    needed. |w(x) - w(y)| <= sigma |x - y| in exact arithmetic: the second part of w is the
+    norm of A x' with A^2 = I - V V^T, so the two parts differ by at most V^T(x' - y') and
+    A(x' - y'), whose squares add up to |x' - y'|^2. With computed vectors,
+    |w - exact w| <= margin/2, so a pair cannot lower the minimum m_x, a squared distance,
+    where
+
+        |w(x) - w(c)| >= sigma sqrt(m_x) + margin
+
+    The product g = w(x).w(c) in float32 is within (p + 1) u |w(x)| |w(c)| of the exact one,
+    in every order of summation, u = 2^-24, and |w(x) - w(c)|^2/2 = h(x) + h(c) - g with
+    h = |w|^2/2. So with `slack` for the rounding of g, h and the comparison, the pair is
+    skipped where g - h(c) <= h(x) - slack - (sigma sqrt(m_x) + margin)^2/2.
+    """
+
+    U = 2.0**-24
+    SAMPLE = 8192
+
+    def __init__(self, points):
+        n, d = points.shape
+        largest = max(abs(float(points.min())), abs(float(points.max())))
+        self.points = points
+        # Entries of x - mu are at most 2 * largest.
+        self.scale = math.ldexp(1.0, -math.frexp(2 * largest)[1]) if largest > 0 else 1.0
+        sample = points[:: -(-n // self.SAMPLE)].astype(np.float64)
+        self.mean = sample.mean(0)
+        sample = (sample - self.mean) * self.scale
+        self.axes = self._axes(sample, min(PREFIX, d // 4))
+        self.width = d if self.axes is None else self.axes.shape[1] + 1
+        self.half = np.empty(n)  # h, float64 (N,)
+        self.stored = None
+        stored = None if self.axes is None else np.empty((n, self.width), np.float32)
+        for first in range(0, n, 8192):
+            w = self._compute(np.arange(first, min(first + 8192, n)))
+            self.half[first : first + len(w)] = 0.5 * np.einsum("ij,ij->i", w, w, dtype=np.float64)
+            if stored is not None:
+                stored[first : first + len(w)] = w
+        self.stored = stored
+        reach = math.sqrt(2 * float(self.half.max())) * (1 + 1e-6)  # largest |w|
+        rounding = math.sqrt((2 * d + 16) * 2.0**-51) + 2 * self.U
+        self.margin = 2 * rounding * reach
+        self.slack = (self.width + 16) * self.U * reach * reach * (1 + 1e-3)
+        self.base = self.half - self.slack
+
+    @staticmethod
+    def _axes(sample, p):
+        """Leading principal axes float64 (d, p), norm at most 1, or None."""
+        if p < 8:
+            return None
+        values, vectors = np.linalg.eigh(sample.T @ sample)
+        if values[-p:].sum() < 0.8 * values.sum():
+            return None
+        axes = vectors[:, -p:]
+        return axes / np.linalg.norm(axes.T @ axes, ord=np.inf) ** 0.5 * (1 - 1e-12)
+
+    def _compute(self, rows):
+        x = (self.points[rows] - self.mean) * self.scale  # float64 (n, d)
+        if self.axes is None:
+            return x.astype(np.float32)
+        w = np.empty((len(rows), self.width), np.float32)
+        z = x @ self.axes  # (n, p)
+        w[:, :-1] = z
+        rest = np.einsum("ij,ij->i", x, x) - np.einsum("ij,ij->i", z, z)
+        w[:, -1] = np.sqrt(np.maximum(rest, 0))
+        return w
+
+    def __getitem__(self, rows):
+        """w of these rows, float32 (n, width)."""
+        return self._compute(rows) if self.stored is None else self.stored[rows]
+
+
+def _lazy(points, count, first, include_first, threads):
+    """The plain algorithm's indices with lazy minima and a filter; see the module."""
+    kernel = _arrays.kernel("_kcenter")
+    points = np.ascontiguousarray(points)
+    n = len(points)
+    minimum = np.empty(n)  # over the centres applied; -1 for a chosen point
+    with ThreadPoolExecutor(threads) as pool:
+
+        def split(function, rows):
+            if threads == 1 or rows < 64:
+                function(0, rows)
+            else:
+                list(pool.map(lambda span: function(*span), _arrays.spans(rows, threads)))
+
+        split(lambda a, b: kernel.distances_to(points, first, minimum, a, b), n)
+        search = _Lazy(kernel, points, minimum, count, split)
+        if include_first:
+            search.add(np.array([first]))
+            minimum[first] = -1.0
+            search.applied[:] = 1
+        while search.done < count:
+            search.round()
+    return search.chosen
+
+
+class _Lazy:
+    def __init__(self, kernel, points, minimum, count, split):
+        self.kernel, self.points, self.minimum, self.split = kernel, points, minimum, split
+        self.filter = _Filter(points)
+        self.chosen = np.zeros(count, np.int64)
+        self.done = 0  # centres chosen
+        self.applied = np.zeros(len(points), np.int64)  # centres that minimum covers
+        self.centres = np.empty((count, self.filter.width), np.float32)  # their w
+        self.half = np.empty(count, np.float32)
+        self.product = np.empty(ROWS * BLOCK, np.float32)
+        self.gram = np.empty(GRAM * GRAM, np.float32)
+        self.pool = self.compete = 256
+
+    def add(self, rows):
+        """Append these rows to the chosen."""
+        span = slice(self.done, self.done + len(rows))
+        self.chosen[span] = rows
+        self.centres[span] = self.filter[rows]
+        self.half[span] = self.filter.half[rows]
+        self.done += len(rows)
+
+    def round(self):
+        """Choose what can be chosen from one pool."""
+        rows, rival, rival_row = _top(self.minimum, self.pool_size())
+        rows = self.refresh(rows, rival)
+        if not len(rows):
+            return
+        if len(rows) > self.compete:
+            inner, value, position = _top(self.minimum[rows], self.compete)
+            if position < len(rows):
+                better = (value, -rows[position]) > (rival, -rival_row)
+            else:
+                better = value > rival
+                position = None
+            if better:
+                rival, rival_row = value, (len(self.points) if position is None else rows[position])
+            rows = rows[inner]
+        minimum, w = self.minimum[rows], self.filter[rows]
+        gram = self.gram[: len(rows) ** 2].reshape(len(rows), len(rows))
+        np.matmul(w, w.T, out=gram)
+        picks = np.empty(min(self.chosen.size - self.done, len(rows)), np.int64)
+        n_picks = self.kernel.greedy(
+            self.points, rows, minimum, gram, self.filter.base[rows],
+            self.filter.half[rows].astype(np.float32), np.empty(len(rows), np.float32),
+            self.filter.scale, self.filter.margin, rival, rival_row, picks,
+        )
+        self.add(rows[picks[:n_picks]])
+        self.minimum[rows] = minimum
+        self.applied[rows] = self.done
+        if n_picks > len(rows) // 4:
+            self.compete = min(GRAM, 2 * self.compete)
+        elif n_picks < len(rows) // 16:
+            self.compete = max(256, self.compete // 2)
+
+    def pool_size(self):
+        return POOL
+
+    def refresh(self, rows, rival):
+        """Bring these rows up to date; those that fall below the rival are left on the way.
+
+        Returns the rows that stay, ascending.
+        """
+        stay = []
+        rows = rows[np.argsort(self.applied[rows], kind="stable")]
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            stay.append(self._refresh(part, rival))
+        return np.sort(np.concatenate(stay))
+
+    def _refresh(self, rows, rival):
+        applied, minimum = self.applied[rows], self.minimum[rows]
+        w, base = self.filter[rows], self.filter.base[rows]
+        for first in range(int(applied[0]), self.done, BLOCK):
+            last = min(first + BLOCK, self.done)
+            width = last - first
+            active = int(np.searchsorted(applied, last))
+            product = self.product[: len(rows) * width].reshape(len(rows), width)
+            np.matmul(w, self.centres[first:last].T, out=product)
+            half = self.half[first:last]
+            self.split(
+                lambda a, b: self.kernel.apply_centres(
+                    self.points, self.chosen, first, rows, applied, minimum, product, half,
+                    base, self.filter.scale, self.filter.margin, a, b,
+                ),
+                active,
+            )
+            applied = np.maximum(applied, last)
+            keep = minimum >= rival
+            if not keep.all():
+                self.minimum[rows], self.applied[rows] = minimum, applied
+                rows, applied, minimum = rows[keep], applied[keep], minimum[keep]
+                w, base = w[keep], base[keep]
+                if not len(rows):
+                    return rows
+        self.minimum[rows], self.applied[rows] = minimum, applied
+        return rows[minimum >= max(rival, 0)]
+
+
+def _top(values, size):
+    """The `size` largest values, the lowest index first among equals.
+
+    Returns their indices ascending, and the best that may be outside: a value and an index,
+    such that everything outside has a smaller value, or the same and an index not below.
+    """
+    n = len(values)
+    if n <= size:
+        return np.arange(n), -1.0, n
+    bound = np.partition(values, n - size)[n - size]
+    above = np.flatnonzero(values > bound)
+    equal = np.flatnonzero(values == bound)
+    taken = size - len(above)
+    rival = int(equal[taken]) if taken < len(equal) else n
+    return np.sort(np.concatenate([above, equal[:taken]])), float(bound), rival
