@@ -17,11 +17,11 @@ import random
 import torch
 import torch.nn.functional as F
 
-from ..backbone import FEATURE_STRIDE
+from ..backbone import CHANNELS, FEATURE_STRIDE
 from ..errors import InputError
 from .maps import gaussian_blur, upsample_bilinear
 
-N_FEATURES = 64 + 128 + 256  # channels of layers 1 to 3 of ResNet-18
+N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
 D = 100  # Defard et al. Sec. IV-B: "we randomly select 100 features" for ResNet-18
 EPSILON = 0.01  # Defard et al. Eq. 1, the regularisation eps I
 SIGMA = 4.0  # px, blur of the anomaly map, Defard et al. Sec. IV-C
@@ -88,10 +88,17 @@ class Padim:
         """
         parts = []
         for chunk in images.split(self.CHUNK):
-            layer1, layer2, layer3 = self.backbone(chunk)
-            grid = layer1.shape[-2:]
-            features = [layer1] + [F.interpolate(x, size=grid) for x in (layer2, layer3)]
-            parts.append(torch.cat(features, dim=1).index_select(1, self.channels))
+            layers = self.backbone(chunk)
+            size = layers[0].shape[-2:]
+            part = images.new_empty(len(chunk), len(self.channels), *size)
+            first = 0  # where the layer starts in the concatenation of all three
+            for layer in layers:
+                after = first + layer.shape[1]
+                mine = torch.where((self.channels >= first) & (self.channels < after))[0]
+                chosen = layer[:, self.channels[mine] - first]  # before enlarging: less to copy
+                part[:, mine] = F.interpolate(chosen, size=size)  # nearest
+                first = after
+            parts.append(part)
         embedding = torch.cat(parts)  # (B, D, hf, wf)
         return embedding if self.untile is None else self.untile(embedding, self.STRIDE)
 
@@ -118,17 +125,16 @@ class Padim:
             batch = images[list(range(start, min(start + self.batch_size, len(images))))]
             embedding = self.embed(batch)  # (B, D, hf, wf)
             self.grid = tuple(embedding.shape[-2:])
-            x = embedding.flatten(2).permute(2, 0, 1).double()  # (P, B, D)
-            m = x.shape[1]
-            batch_mean = x.mean(1)  # (P, D)
+            x = by_position(embedding, torch.float64, spare=1)  # (P, B + 1, D)
+            m = x.shape[1] - 1
+            batch_mean = x[:, :m].mean(1)  # (P, D)
             if mean is None:
                 mean = torch.zeros_like(batch_mean)
                 scatter = x.new_zeros(*mean.shape, mean.shape[-1])  # (P, D, D)
             delta = batch_mean - mean
-            x -= batch_mean[:, None]
+            x[:, :m] -= batch_mean[:, None]
+            x[:, m] = delta * (n * m / (n + m)) ** 0.5  # the last term as one more row of S_b
             scatter.baddbmm_(x.mT, x)
-            delta_scaled = delta * (n * m / (n + m))
-            scatter.baddbmm_(delta_scaled[:, :, None], delta[:, None, :])
             mean += delta * (m / (n + m))
             n += m
             if progress:
@@ -150,7 +156,7 @@ class Padim:
         float32 (B,), the maximum of each map (Eq. 4: A_ij, s_ij = M_ij(T_ij)).
         """
         embedding = self.embed(images)  # (B, D, hf, wf)
-        x = embedding.flatten(2).permute(2, 0, 1)  # (P, B, D)
+        x = by_position(embedding, torch.float32)  # (P, B, D)
         distances = mahalanobis(x, self.mean, self.precision).T  # (B, P)
         maps = distances.reshape(-1, *self.grid)  # (B, hf, wf)
         maps = gaussian_blur(upsample_bilinear(maps, self.output_size), SIGMA)  # (B, H, W)
@@ -171,6 +177,21 @@ class Padim:
         self.precision = state["precision"].to(self.device)
         self.channels = state["channels"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
+
+
+def by_position(embedding, dtype, spare=0):
+    """(B, D, hf, wf) -> (P, B + spare, D) of dtype, contiguous, for products batched over
+    positions; the spare rows hold anything.
+
+    By way of the layout with channels last, because copying whole rows of D numbers is
+    several times as fast as gathering single ones.
+    """
+    rows = embedding.contiguous(memory_format=torch.channels_last)
+    rows = rows.permute(2, 3, 0, 1).flatten(0, 1)  # (P, B, D)
+    shape = rows.shape[0], rows.shape[1] + spare, rows.shape[2]
+    out = torch.empty(shape, dtype=dtype, device=rows.device)
+    out[:, : rows.shape[1]] = rows
+    return out
 
 
 def mahalanobis(x, mean, precision):

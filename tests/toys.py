@@ -1,0 +1,50 @@
+"""A small data set made of arrays, for tests of what comes after decoding."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tiled_ref.data import Category, Sample
+
+
+@dataclass(frozen=True)
+class ToySample(Sample):
+    """A smooth seeded picture; an anomalous one has a bright square at a seeded place."""
+
+    seed: int = 0
+    side: int = 96
+
+    def _picture(self):
+        rng = np.random.default_rng(self.seed)
+        y, x = np.mgrid[: self.side, : self.side] / self.side
+        picture = 110 + 50 * np.sin(6 * x + 3 * y)[..., None] + rng.normal(0, 6, (*x.shape, 3))
+        mask = np.zeros(x.shape, bool)
+        if self.label:
+            a, b = rng.integers(4, self.side - 20, 2)
+            mask[a : a + 14, b : b + 14] = True
+            picture[mask] += 70
+        return picture.clip(0, 255).astype(np.uint8), mask
+
+    def read_image(self):
+        return self._picture()[0]
+
+    def read_mask(self):
+        return self._picture()[1] if self.label else None
+
+
+def toy_category(n_train=6, n_good=4, n_bad=4, side=96, has_masks=True):
+    def samples(split, label, first, n):
+        kind = "square" if label else "good"
+        return tuple(
+            ToySample(f"toy/{split}/{kind}/{k:03d}.png", label, kind, first + k, side)
+            for k in range(n)
+        )
+
+    test = samples("test", 0, 100, n_good) + samples("test", 1, 200, n_bad)
+    return Category("toys", "toy", samples("train", 0, 0, n_train), test, has_masks)
+
+
+def toy_images(n=6, side=96):
+    """uint8 (n, 3, side, side)."""
+    category = toy_category(n_train=n, side=side)
+    return np.stack([s.read_image().transpose(2, 0, 1) for s in category.train])
