@@ -90,8 +90,9 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
     row_runs, col_runs = _runs(rows), _runs(cols)
 
     def work(span):
+        line, blurred = np.empty((2, grid.image_size[1] + 2 * radius), array.dtype)  # scratch
         seam_blur(
-            array, out, taps, row_runs, col_runs, reflect_rows, reflect_cols, span[0], span[1]
+            array, out, taps, row_runs, col_runs, reflect_rows, reflect_cols, line, blurred, *span
         )
 
     _arrays.run_threads(work, _arrays.spans(array.shape[0], threads), threads)
