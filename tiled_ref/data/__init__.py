@@ -1,5 +1,12 @@
-"""The data sets, and the arrays that are made of them."""
+"""The data sets, and the arrays that are made of them.
 
+Each data set is a module with `categories(root)`, the names of its categories, and
+`load(root, name)`, which returns a Category.
+"""
+
+from . import folder, mvtec, visa
 from .samples import Category, Sample
 
-__all__ = ["Category", "Sample"]
+DATASETS = {"mvtec": mvtec, "visa": visa, "folder": folder}
+
+__all__ = ["DATASETS", "Category", "Sample"]

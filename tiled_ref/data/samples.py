@@ -33,6 +33,10 @@ class Sample:
         """The image, uint8 (h, w, 3), RGB, at its original size."""
         raise NotImplementedError
 
+    def read_size(self):
+        """(h, w), the image's original size in pixels, without decoding where possible."""
+        return self.read_image().shape[:2]
+
     def read_mask(self):
         """True where the image is anomalous, bool (h, w); None where there is no mask.
 

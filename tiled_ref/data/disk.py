@@ -1,0 +1,110 @@
+"""What the data sets on disk share: samples made of files, and careful listing of folders."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from .images import check_mask_size, decode_image, decode_mask, image_size
+from .samples import Sample
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")  # any case
+
+
+@dataclass(frozen=True)
+class FileSample(Sample):
+    """A sample whose image and mask are files.
+
+    Parameters: name, label, defect as in Sample; path of the image; mask_path, None where
+    there is no mask.
+    """
+
+    path: Path
+    mask_path: Path | None = None
+
+    def read_image(self):
+        return decode_image(self.path)
+
+    def read_size(self):
+        return image_size(self.path)
+
+    def read_mask(self):
+        """See Sample. Raises InputError for a mask of another size than the image."""
+        if self.mask_path is None:
+            return None
+        mask = decode_mask(self.mask_path)
+        check_mask_size(mask, self.mask_path, self.read_size(), self.path)
+        return mask
+
+
+def check_root(root, dataset):
+    """The root as a Path. Raises InputError unless it is given and is a folder."""
+    if root is None:
+        raise InputError(f"the data set {dataset} lies on disk; name its folder with --root")
+    root = Path(root)
+    if not root.exists():
+        raise InputError(f"the folder --root {root} does not exist")
+    if not root.is_dir():
+        raise InputError(f"--root {root} is a file; name the folder that holds the data set")
+    return root
+
+
+def check_category(name, known, root):
+    """Raise InputError, listing the known ones, unless `name` is among them."""
+    if name not in known:
+        where = f"in {root}" if root is not None else "in the built-in data set"
+        raise InputError(
+            f"there is no category {name!r} {where}; known are: {', '.join(known) or 'none'}"
+        )
+
+
+def entries(folder):
+    """Names in a folder, sorted by code point, without hidden ones.
+
+    Raises InputError where it does not exist, is a file or cannot be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError as error:
+        raise InputError(f"the folder {folder} does not exist") from error
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def folders(folder):
+    """Names of the folders in a folder, sorted, links to folders included."""
+    return [name for name in entries(folder) if os.path.isdir(os.path.join(folder, name))]
+
+
+def images(folder):
+    """Paths of the image files directly in a folder, sorted by name.
+
+    Other files, hidden files and folders are passed over. Raises InputError for a link with
+    an image's name that leads nowhere, and as `entries` does.
+    """
+    paths = []
+    for name in entries(folder):
+        path = Path(folder, name)
+        if path.suffix.lower() in IMAGE_ENDINGS and not path.is_dir():
+            if not path.exists():
+                raise InputError(f"the link {path} leads nowhere; repair or remove it")
+            paths.append(path)
+    return paths
+
+
+def some_images(folder, remedy):
+    """images(folder). Raises InputError with the remedy where there are none."""
+    found = images(folder)
+    if not found:
+        raise InputError(f"the folder {folder} holds no images; {remedy}")
+    return found
+
+
+def printable(path, root=None):
+    """A path, relative to root if given, as text with "/" that any UTF-8 file can hold.
+
+    Bytes of a file name that are no UTF-8 are written as \\xNN.
+    """
+    text = (Path(path) if root is None else Path(path).relative_to(root)).as_posix()
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

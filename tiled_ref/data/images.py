@@ -1,0 +1,415 @@
+"""From image files to arrays: decode, resize, normalise. The only file that imports PIL.
+
+Every image is decoded and resized once per run, into one uint8 array (N, 3, H, W) from
+which all tiles are cut.
+"""
+
+import math
+import os
+import tempfile
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ..errors import InputError
+from .samples import NORMAL
+
+# Mean and standard deviation of the red, green and blue channel of ImageNet on a scale of
+# 0 to 1, with which torchvision's ResNet-18 was trained (torchvision.models,
+# ResNet18_Weights.IMAGENET1K_V1.transforms()).
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+BUDGET = 2 * 2**30  # bytes of images held in memory; beyond it they go to a file
+MAX_THREADS = 8  # decoding; each thread holds one image at its original size
+
+_OPEN_LOCK = threading.Lock()
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
+
+
+# ------------------------------------------------------------------------------- decoding
+
+
+def decode_image(path):
+    """An image file as 8-bit RGB.
+
+    Grey images become three equal channels; palette images the colours of their palette;
+    CMYK and YCbCr are converted to RGB. Alpha is dropped, not blended. EXIF orientation is
+    applied; colour profiles are ignored. 16-bit grey becomes floor((v + 128) / 257), which
+    is v / 257 to the nearest and takes 65535 to 255 (so data of 10 or 12 bits must be
+    stretched to 16 bits beforehand); 16-bit colour keeps the high byte of each channel.
+    Of a file with several pages the first is read.
+
+    Parameters: path, str or path-like.
+    Returns uint8 (h, w, 3), C-contiguous and writable.
+    Raises InputError, naming the file, where there is none, where it is empty, truncated,
+    corrupt or no image, has 32-bit pixels, or declares more pixels than the limit (which is
+    checked before memory is allocated).
+    """
+    return _decode(path, _rgb)
+
+
+def decode_mask(path):
+    """A ground-truth file as a mask: every pixel > 0 is anomalous.
+
+    0/255 masks and masks of class ids are treated alike. A palette image counts by palette
+    index, not colour; a colour image is anomalous where any channel is > 0; alpha is
+    ignored; any bit depth. EXIF orientation is applied, as to images. JPEG is refused: its
+    compression leaves values slightly above 0 around every region.
+
+    Parameters: path, str or path-like.
+    Returns bool (h, w), C-contiguous.
+    Raises InputError as decode_image does, and for a JPEG file.
+    """
+    return _decode(path, _positive)
+
+
+def image_size(path):
+    """(height, width) in pixels of the array that decode_image returns, from the header.
+
+    Raises InputError as decode_image does, as far as the header tells.
+    """
+    with _reading(path) as image:
+        # getexif of a PNG file would decode all of it to look behind the pixels.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        width, height = image.size
+        return (width, height) if exif.get(_ORIENTATION) in _TURNED else (height, width)
+
+
+def check_mask_size(mask, mask_path, size, image_path):
+    """Raise InputError unless the mask has its image's size.
+
+    A mask of another size is refused, not resized: which of its pixels belongs to which
+    pixel of the image would be a guess, and the usual cause is a mix-up of files.
+
+    Parameters: mask bool (h, w), size (h, w) of the image, and the two paths.
+    """
+    if mask.shape != tuple(size):
+        raise InputError(
+            f"the mask {mask_path} is {_text(mask.shape)} px but its image {image_path} is "
+            f"{_text(size)} px (height x width); save the mask at the image's size"
+        )
+
+
+def _decode(path, convert):
+    with _reading(path) as image:
+        image.load()
+        # Only now, because a PNG file may carry its EXIF behind the pixels.
+        upright = ImageOps.exif_transpose(image)
+        return np.ascontiguousarray(convert(upright, image.format, path))
+
+
+class _reading:
+    """Opens an image file; whatever goes wrong inside becomes an InputError naming it."""
+
+    def __init__(self, path):
+        self.path, self.image = path, None
+
+    def __enter__(self):
+        try:
+            # PIL warns of images above half its limit, which is a normal size here. Warning
+            # filters are global to the process, hence the lock; only the header is read.
+            with _OPEN_LOCK, warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self.image = Image.open(self.path)
+        except Exception as error:
+            raise self._explained(error) from error
+        return self.image
+
+    def __exit__(self, kind, error, traceback):
+        self.image.close()
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            raise self._explained(error) from error
+
+    def _explained(self, error):
+        """Pillow's plugins raise exceptions of many types over a damaged file."""
+        name = os.fspath(self.path)
+        if isinstance(error, FileNotFoundError):
+            return InputError(f"the image {name} does not exist")
+        if isinstance(error, IsADirectoryError):
+            return InputError(f"{name} is a folder, not an image")
+        if isinstance(error, Image.DecompressionBombError):
+            return InputError(f"the image {name} is too large; scale it down or cut it up: {error}")
+        if isinstance(error, MemoryError):
+            return InputError(f"there is not enough memory to decode the image {name}")
+        if isinstance(error, OSError) and error.errno is not None:
+            return InputError(f"the image {name} cannot be read: {error.strerror}")
+        if os.path.getsize(name) == 0:
+            return InputError(f"the image {name} is empty (0 bytes); replace or remove it")
+        if self.image is None:
+            return InputError(
+                f"the file {name} is not an image, or of a kind that Pillow does not read; "
+                "replace or remove it"
+            )
+        return InputError(
+            f"the image {name} is damaged ({str(error) or type(error).__name__}); "
+            "replace or remove it"
+        )
+
+
+def _rgb(image, file_format, path):
+    """A loaded PIL image -> uint8 (h, w, 3); see decode_image."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        # Pillow reads 16-bit grey PNG as "I;16", older versions as "I".
+        grey = np.asarray(image).astype(np.uint32)  # (h, w)
+        grey = ((grey + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"the image {os.fspath(path)} has 32-bit pixels, whose range is not known; "
+            "save it with 8 or 16 bits per channel"
+        )
+    if image.mode == "RGBa" or (image.mode in ("P", "PA") and "transparency" in image.info):
+        image = image.convert("RGBA")  # keeps the colours of what is transparent
+    if image.mode not in ("RGB", "RGBA", "RGBX"):
+        image = image.convert("RGB")
+    return np.array(image)[:, :, :3]
+
+
+def _positive(image, file_format, path):
+    """A loaded PIL image -> bool (h, w); see decode_mask."""
+    if file_format in ("JPEG", "MPO"):
+        raise InputError(
+            f"the mask {os.fspath(path)} is a JPEG file, whose compression blurs the edges of "
+            "its regions; save it as PNG"
+        )
+    if image.mode in ("LA", "La", "PA"):
+        return np.asarray(image)[:, :, 0] > 0
+    if image.mode in ("RGB", "RGBA", "RGBa", "RGBX"):
+        return (np.asarray(image)[:, :, :3] > 0).any(axis=2)
+    if image.mode in ("1", "L", "P", "I", "F") or image.mode.startswith("I;16"):
+        return np.asarray(image) > 0
+    return (np.asarray(image.convert("RGB")) > 0).any(axis=2)
+
+
+# ------------------------------------------------------------------------------- resizing
+
+
+def resize_image(image, size, antialias=False):
+    """Bilinear resize with half-pixel centres.
+
+    The rule of OpenCV's INTER_LINEAR and torch's align_corners=False: output pixel i lies
+    at x = (i + 0.5) n_in / n_out - 0.5 of the input, and takes from the two pixels beside x
+    with weights 1 - frac(x) and frac(x); beyond the border the border pixel counts. (OpenCV
+    rounds the weights to 11 bits, so a pixel may differ by 1.) With `antialias`, shrinking
+    widens the triangle of weights from 1 to n_in / n_out pixels on either side, as Pillow
+    and torch's antialias=True do.
+
+    Parameters
+    ----------
+    image : uint8 (h, w, 3)
+    size : (int, int)
+        Height and width in pixels.
+    antialias : bool
+        Off in the paper's evaluation, which resized with OpenCV's INTER_LINEAR.
+
+    Returns
+    -------
+    uint8 (H, W, 3), C-contiguous; the image's own values where it has the size already.
+
+    Order of arithmetic: weights in float64, rounded once to float32; then, in float32, the
+    columns of every output row, top tap first, each product added to the sum; then the rows
+    of those sums, left tap first; rounding half to even. No result depends on threads.
+    Source: Rolih et al. state only the sizes; bilinear without antialias is their released
+    configuration.
+    """
+    size = tuple(size)
+    if image.shape[:2] == size:
+        return np.ascontiguousarray(image)
+    height, width, channels = image.shape
+    rows = _weighted_sum(image.reshape(height, -1), _taps(height, size[0], antialias))
+    rows = rows.reshape(size[0], width, channels)  # (H, w, 3) float32
+    columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(width, -1)  # (w, H * 3)
+    columns = _weighted_sum(columns, _taps(width, size[1], antialias))  # (W, H * 3)
+    pixels = np.rint(columns, out=columns).astype(np.uint8)
+    return np.ascontiguousarray(pixels.reshape(size[1], size[0], channels).transpose(1, 0, 2))
+
+
+def resize_mask(mask, size):
+    """Nearest-neighbour resize: output pixel i takes input pixel floor(i n_in / n_out).
+
+    The rule of torch's mode="nearest" and OpenCV's INTER_NEAREST, in whole numbers and so
+    without their rounding of the ratio.
+
+    Parameters: mask bool (h, w); size (H, W) in pixels.
+    Returns bool (H, W), C-contiguous.
+    """
+    rows, cols = (np.arange(n) * m // n for n, m in zip(size, mask.shape))
+    return mask[rows[:, None], cols]
+
+
+def _taps(n_in, n_out, antialias):
+    """Which input pixels make an output pixel: index int64 and weight float32 (K, n_out).
+
+    The weights of an output pixel sum to 1. K is 2 without antialias.
+    """
+    scale = n_in / n_out
+    x = (np.arange(n_out) + 0.5) * scale - 0.5  # centre of the output pixel, input px
+    if not antialias or scale <= 1:
+        x = np.maximum(x, 0)
+        low = np.floor(x).astype(np.int64)
+        index = np.stack([low, np.minimum(low + 1, n_in - 1)])
+        weight = np.stack([1 - (x - low), x - low])
+        return index, weight.astype(np.float32)
+    first = np.ceil(x - scale).astype(np.int64)
+    index = first + np.arange(2 * math.ceil(scale) + 1)[:, None]  # (K, n_out)
+    weight = np.maximum(0, 1 - np.abs(index - x) / scale)
+    weight[(index < 0) | (index >= n_in)] = 0  # outside: the rest is rescaled
+    weight /= weight.sum(0)
+    return np.clip(index, 0, n_in - 1), weight.astype(np.float32)
+
+
+def _weighted_sum(lines, taps):
+    """sum over k of weight[k, i] * lines[index[k, i]]: (n_in, m) -> float32 (n_out, m)."""
+    total = None
+    for index, weight in zip(*taps):
+        term = lines[index].astype(np.float32, copy=False)
+        term *= weight[:, None]
+        total = term if total is None else np.add(total, term, out=total)
+    return total
+
+
+# ------------------------------------------------------------------------- whole data sets
+
+
+def read_images(
+    samples, size, *, antialias=False, cache_dir=None, budget=BUDGET, threads=None, progress=None
+):
+    """Decode and resize every image once.
+
+    Parameters
+    ----------
+    samples : sequence of Sample, length N
+    size : (int, int)
+        Height and width in pixels.
+    antialias : bool
+        See resize_image.
+    cache_dir : path-like, optional
+        Folder of the cache file; made where it is missing. Default: the system's folder for
+        temporary files.
+    budget : int
+        Bytes. An array of more bytes lies in a cache file, mapped into memory, whose space
+        is free again when the array is no longer in use or the process ends, however it
+        ends.
+    threads : int, optional
+        Decoding threads; default: the processor's cores, at most MAX_THREADS. No influence
+        on the result.
+    progress : callable, optional
+        progress(done, total) after every image, in this thread.
+
+    Returns
+    -------
+    uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the budget.
+
+    Raises
+    ------
+    InputError
+        From reading a sample (of several, the first in order); for a cache folder without
+        enough space.
+    """
+    samples = list(samples)
+    images = _allocate((len(samples), 3, *size), budget, cache_dir)
+
+    def read(k):
+        image = resize_image(samples[k].read_image(), size, antialias)  # (H, W, 3)
+        images[k] = image.transpose(2, 0, 1)
+
+    _each(read, len(samples), threads, progress)
+    return images
+
+
+def read_masks(samples, size, *, threads=None):
+    """The masks of all samples, resized.
+
+    Parameters: samples, sequence of N Sample; size (H, W) in pixels; threads as in
+    read_images.
+    Returns bool (N, H, W); False everywhere for a normal image.
+    Raises InputError for an anomalous sample without a mask, and from reading a mask.
+    """
+    samples = list(samples)
+    masks = np.zeros((len(samples), *size), bool)
+    anomalous = [k for k, sample in enumerate(samples) if sample.label != NORMAL]
+
+    def read(n):
+        masks[anomalous[n]] = resize_mask(_mask_of(samples[anomalous[n]]), size)
+
+    _each(read, len(anomalous), threads, None)
+    return masks
+
+
+def read_mask_original(sample):
+    """The mask of one sample at the image's original size, bool (h, w).
+
+    False everywhere for a normal image. Raises InputError as read_masks does.
+    """
+    if sample.label == NORMAL:
+        return np.zeros(sample.read_size(), bool)
+    return _mask_of(sample)
+
+
+def normalize(batch):
+    """8-bit images as the backbone wants them.
+
+    Parameters: batch uint8 (B, 3, h, w) torch, any device.
+    Returns float32 (B, 3, h, w) on the same device: (x / 255 - MEAN) / STD per channel.
+    Order of arithmetic: as written, in float32.
+    """
+    mean = torch.tensor(MEAN, device=batch.device)[:, None, None]
+    std = torch.tensor(STD, device=batch.device)[:, None, None]
+    return batch.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def _mask_of(sample):
+    mask = sample.read_mask()
+    if mask is None:
+        raise InputError(
+            f"the anomalous image {sample.name} has no mask, so there are no pixel metrics"
+        )
+    return mask
+
+
+def _allocate(shape, budget, cache_dir):
+    """An uninitialised uint8 array of this shape: in memory, or beyond the budget in a file
+    that has no name any more (where the system allows) and vanishes with its last user."""
+    n_bytes = math.prod(shape)
+    if n_bytes <= budget:
+        return np.empty(shape, np.uint8)
+    folder = os.fspath(cache_dir or tempfile.gettempdir())
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix="tiled-ref-") as file:
+            # Reserve the space now: a full disk would kill the process in mid-run.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"the cache folder {folder} cannot hold the images, {n_bytes:,} bytes "
+            f"({error.strerror}); choose a folder with more space or a smaller image size"
+        ) from error
+
+
+def _each(function, n, threads, progress):
+    """function(k) for k in range(n), in threads; the first failure in order is raised."""
+    if threads is None:
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+        threads = min(MAX_THREADS, len(cores) or os.cpu_count() or 1)
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        futures = [pool.submit(function, k) for k in range(n)]
+        try:
+            for done, future in enumerate(futures, start=1):
+                future.result()
+                if progress is not None:
+                    progress(done, n)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _text(size):
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,98 @@
+"""VisA, through its table of images.
+
+Zou, Jeong, Pemula, Zhang, Dabeer, "SPot-the-Difference Self-Supervised Pre-training for
+Anomaly Detection and Segmentation", ECCV 2022. `<root>/split_csv/1cls.csv` lists every
+image, with paths relative to the root:
+
+    object,split,label,image,mask
+    candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png
+"""
+
+import csv
+
+from ..errors import InputError
+from .disk import FileSample, check_category, check_root, folders
+from .samples import ANOMALOUS, GOOD, NORMAL, Category
+
+CATEGORIES = (
+    "candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2",
+    "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum",
+)  # fmt: skip
+COLUMNS = ("object", "split", "label", "image", "mask")
+LABELS = {"normal": NORMAL, "anomaly": ANOMALOUS}
+DEFECT = "anomaly"  # the table does not tell kinds of defects apart
+
+
+def categories(root):
+    """The categories of VisA whose folder is under root, in the data set's order.
+
+    Raises InputError where the root does not exist or holds none.
+    """
+    root = check_root(root, "visa")
+    present = folders(root)
+    found = tuple(name for name in CATEGORIES if name in present)
+    if not found:
+        raise InputError(
+            f"no category of VisA is in --root {root}; name the folder that holds them and "
+            "split_csv"
+        )
+    return found
+
+
+def load(root, name):
+    """One category, sorted by path, normal test images first.
+
+    Parameters: root, path of the data set; name, one of categories(root).
+    Returns Category.
+    Raises InputError for an unknown category (lists the known ones), a missing or malformed
+    table, a listed file that is missing.
+    """
+    known = categories(root)
+    root = check_root(root, "visa")
+    check_category(name, known, root)
+    table = root / "split_csv" / "1cls.csv"
+    splits = {"train": [], "test": []}
+    for line, row in _rows(table):
+        if row["object"] != name:
+            continue
+        where = f"line {line} of {table}"
+        label = LABELS.get(row["label"])
+        if label is None or row["split"] not in splits or not row["image"]:
+            raise InputError(
+                f"{where} has the split {row['split']!r}, the label {row['label']!r} and the "
+                f"image {row['image']!r}; expected train or test, normal or anomaly, and a path"
+            )
+        if label == ANOMALOUS and (row["split"] == "train" or not row["mask"]):
+            problem = "has no mask" if not row["mask"] else "is a training image"
+            raise InputError(f"the anomalous image {row['image']} on {where} {problem}")
+        path = root / row["image"]
+        mask = root / row["mask"] if label == ANOMALOUS else None
+        for file in (path, mask):
+            if file is not None and not file.is_file():
+                raise InputError(f"{file}, listed on {where}, is missing; unpack VisA again")
+        defect = DEFECT if label == ANOMALOUS else GOOD
+        splits[row["split"]].append(FileSample(row["image"], label, defect, path, mask))
+    for split, samples in splits.items():
+        if not samples:
+            raise InputError(f"{table} lists no {split} images of {name}; unpack VisA again")
+        samples.sort(key=lambda sample: (sample.label, sample.name))
+    return Category("visa", name, tuple(splits["train"]), tuple(splits["test"]), has_masks=True)
+
+
+def _rows(table):
+    """Yields (line number, dict) of the table; InputError where it is missing or malformed."""
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise InputError(f"the first line of {table} is not {','.join(COLUMNS)}")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"line {reader.line_num} of {table} does not have {len(COLUMNS)} columns"
+                    )
+                yield reader.line_num, row
+    except FileNotFoundError as error:
+        raise InputError(f"{table} is missing; it is a part of VisA's archive") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} cannot be read as a table: {error}") from error
