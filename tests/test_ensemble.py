@@ -43,7 +43,9 @@ def test_padding_is_zero_after_normalisation(images):
     grid = TileGrid(SIZE, (64, 64), (64, 64))
     tile = LocationImages(images, grid, [(1, 1)], torch.device("cpu"))[[0]]
     assert (tile[:, :, 32:] == 0).all() and (tile[:, :, :, 32:] == 0).all()
-    assert torch.equal(tile[0, :, :32, :32], normalize(torch.from_numpy(images[:1, :, 64:, 64:]))[0])
+    assert torch.equal(
+        tile[0, :, :32, :32], normalize(torch.from_numpy(images[:1, :, 64:, 64:]))[0]
+    )
 
 
 def test_tiled_input_is_tile_major(images):

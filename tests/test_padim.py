@@ -201,7 +201,9 @@ def test_the_same_seed_gives_the_same_bits(tiny_backbone, pictures, deterministi
 def test_another_seed_gives_another_model(tiny_backbone, pictures):
     other = Padim(tiny_backbone, (64, 64), seed=43, device="cpu")
     other.fit(Images(pictures))
-    assert not torch.equal(other.predict(pictures)[0], fitted(tiny_backbone, pictures).predict(pictures)[0])
+    assert not torch.equal(
+        other.predict(pictures)[0], fitted(tiny_backbone, pictures).predict(pictures)[0]
+    )
 
 
 def test_state_carries_everything(tiny_backbone, pictures):
@@ -214,7 +216,9 @@ def test_state_carries_everything(tiny_backbone, pictures):
 def test_tiled_input_with_one_tile_is_a_single_model(tiny_backbone, pictures):
     untile = FeatureUntiler(TileGrid(64, 64, 64))
     tiled = fitted(tiny_backbone, pictures, untile=untile)
-    assert torch.equal(tiled.predict(pictures)[0], fitted(tiny_backbone, pictures).predict(pictures)[0])
+    assert torch.equal(
+        tiled.predict(pictures)[0], fitted(tiny_backbone, pictures).predict(pictures)[0]
+    )
 
 
 def test_tiled_input_untiles_the_embedding_and_keeps_one_head(tiny_backbone, pictures):

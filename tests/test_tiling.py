@@ -30,7 +30,7 @@ def pixels_of_tile(grid, i, j):
 
 
 def test_worked_example_of_the_paper():
-    """Sec. 3.1: 512/256/128 gives T_00..T_22; T_00 and T_01 share a in [0, 256), b in [128, 256)."""
+    """Sec. 3.1: T_00..T_22; T_00 and T_01 share a in [0, 256), b in [128, 256)."""
     grid = TileGrid(512, 256, 128)
     assert (grid.rows, grid.cols) == (3, 3)
     assert grid.locations()[0] == (0, 0) and grid.locations()[-1] == (2, 2)

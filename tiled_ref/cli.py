@@ -194,9 +194,7 @@ def run(args):
         for arch in archs:
             for setup in setups:
                 for seed in args.seed:
-                    results.append(
-                        run_cell(setup, arch, images, seed, backbone, options, progress)
-                    )
+                    results.append(run_cell(setup, arch, images, seed, backbone, options, progress))
     print(result_table(results))
     if not args.quiet:
         print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")

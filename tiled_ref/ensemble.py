@@ -96,7 +96,15 @@ class TiledEnsemble:
     """
 
     def __init__(
-        self, setup, arch="padim", *, backbone, seed=42, device="cpu", batch_size=None, switches=None
+        self,
+        setup,
+        arch="padim",
+        *,
+        backbone,
+        seed=42,
+        device="cpu",
+        batch_size=None,
+        switches=None,
     ):
         if arch not in MODELS:
             raise InputError(
@@ -175,10 +183,9 @@ class TiledEnsemble:
 
         Parameters: images uint8 (N, 3, H, W); progress as in `fit`.
         """
-        report = None
-        if progress:
 
-            def report(done, total):
+        def report(done, total):
+            if progress:
                 progress(location, "fit", done, total)
 
         model = self.make_model()

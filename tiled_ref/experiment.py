@@ -167,9 +167,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             model = ensemble.fit_location(train, (i, j), show)
         n_parameters = model.n_parameters * setup.n_models
         with clock("test", options.device):
-            ensemble.predict_location(
-                model, test, (i, j), tile_maps[i, j], tile_scores[i, j], show
-            )
+            ensemble.predict_location(model, test, (i, j), tile_maps[i, j], tile_scores[i, j], show)
         del model  # before the next one is made: one is alive at a time
     with clock("test"):
         maps, scores = merge(
@@ -180,7 +178,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     del tile_maps
     with clock("score"):
         stage = progress.stage(f"{title}: score")
-        result = score_predictions(maps, scores, images, setup, options)
+        result = score_predictions(maps, scores, images, setup, options, progress)
         stage(len(test), len(test))
 
     result = {
@@ -218,19 +216,24 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     return result
 
 
-def score_predictions(maps, scores, images, setup, options):
+def score_predictions(maps, scores, images, setup, options, progress):
     """Image AUROC, pixel AUROC and AUPRO of raw maps and scores.
 
-    Parameters: maps (N, H, W), scores (N,), images a CategoryImages, setup, options.
+    Parameters: maps (N, H, W), scores (N,), images a CategoryImages, setup, options, progress.
     Returns a dict of image_auroc, pixel_auroc, pixel_aupro: fractions, or None where a
-    metric is undefined: without both kinds of test images, or without masks.
+    metric is undefined (without both kinds of test images, or without masks); progress is
+    told why.
     """
+    title = f"{images.category.name} {setup.name}"
     labels = np.array([sample.label for sample in images.category.test])
     result = {"image_auroc": None, "pixel_auroc": None, "pixel_aupro": None}
     if not 0 < labels.sum() < len(labels):
+        kind = "normal" if labels.any() else "defective"
+        progress.note(f"{title}: no metrics, because the test set has no {kind} images")
         return result
     result["image_auroc"] = metrics.auroc(scores, labels)
     if not images.category.has_masks:
+        progress.note(f"{title}: no pixel metrics, because the defective images have no masks")
         return result
     if options.metric_size == "setup":
         masks = images.masks(setup.image_size)
@@ -246,12 +249,10 @@ def score_predictions(maps, scores, images, setup, options):
 
     try:
         pixel = metrics.pixel_metrics(pairs, impl=options.impl, threads=options.threads)
-    except metrics.UndefinedMetricError as error:
-        raise InputError(
-            f"{images.category.dataset} {images.category.name} has no pixel metrics at "
-            f"{_text(setup.image_size)} px: {error}"
-        ) from error
-    return result | {"pixel_auroc": pixel.auroc, "pixel_aupro": pixel.aupro}
+    except metrics.UndefinedMetricError as error:  # every defect vanished in the resizing
+        progress.note(f"{title}: no pixel metrics: {error}")
+        return result
+    return result | {"pixel_auroc": pixel.pixel_auroc, "pixel_aupro": pixel.aupro}
 
 
 def save_result(result, out):

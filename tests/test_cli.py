@@ -1,0 +1,171 @@
+"""The command line: the job, the table, the error sentences, the exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiled_ref import cli
+from toys import toy_category
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--image-size", "96", "--tile-size", "48", "--weights", "random", "--device", "cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A user's folder: train/, test/good, test/square, ground_truth/square."""
+    root = tmp_path / "parts"
+    category = toy_category()
+    for split in ("train", "test"):
+        for k, sample in enumerate(getattr(category, split)):
+            path = root / ("train" if split == "train" else f"test/{sample.defect}") / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sample.read_image()).save(path)
+            if sample.label:
+                mask = root / "ground_truth" / sample.defect / f"{k}_mask.png"
+                mask.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(sample.read_mask().astype(np.uint8) * 255).save(mask)
+    return root
+
+
+def run(*argv):
+    return cli.main([str(part) for part in argv])
+
+
+def own(folder, *argv):
+    out = folder.parent / "out"
+    return run("--dataset", "folder", "--root", folder, "--out", out, *SMALL, *argv)
+
+
+def test_a_users_folder_end_to_end(folder, capsys):
+    assert own(folder, "--setup", "ENS9") == 0
+    out, err = capsys.readouterr()
+    assert "ENS-96-48-24" in out and "image AUROC" in out
+    assert "fit tile 9/9" in err and "random" in err
+    path = folder.parent / "out/folder/parts/padim/ENS-96-48-24/seed42/metrics.json"
+    result = json.loads(path.read_text())
+    assert result["weights"] == "random" and result["pixel_aupro"] > 0
+
+
+def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
+    assert own(folder, "--setup", "ST4", "ENS4", "--seed", 1, 2, "--quiet") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 + 2 * 3  # headers, two seeds and a mean for each setup
+    assert [line for line in err.splitlines() if "random" not in line.lower()] == []
+
+
+def test_a_table_is_all_that_quiet_prints(folder, capsys, official_weights):
+    assert own(folder, "--quiet", "--weights", official_weights) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith("category")
+
+
+def test_list_prints_table_3(capsys):
+    """Table 3: 2.8 M for single models, 11.1 M for ENS4, 25.0 M for ENS9."""
+    assert run("--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    padim = lines[0].split().index("padim")
+    counts = {line.split()[0]: line.split()[padim] for line in lines[2:]}
+    assert counts == {
+        "SM256": "2,782,784", "SM512": "2,782,784", "ST4": "2,782,784", "ST9": "2,782,784",
+        "ENS4": "11,131,136", "ENS9": "25,045,056",
+    }  # fmt: skip
+
+
+def test_help_is_grouped_and_names_every_choice(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("what to run:", "data:", "model:", "sizes:", "output and running:", "ENS9"):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["--setup", "ENS16"], "invalid choice: 'ENS16'"),
+        (["--arch", "resnet"], "invalid choice: 'resnet'"),
+        (["--dataset", "coco"], "invalid choice: 'coco'"),
+        (["--seed", "-1"], "'-1' is not a whole number of at least 0"),
+        (["--seed", "x"], "'x' is not a whole number"),
+        (["--batch-size", "0"], "'0' is not a whole number of at least 1"),
+        (["--image-size", "big"], "'big' is not a whole number of at least 1"),
+        (["--image-size", "1x2x3"], "'1x2x3' is not a size such as 512 or 3040x4190"),
+        (["--device", "tpu"], "'tpu' is none of auto, cpu, cuda"),
+        (["--seam-width", "1.5"], "'1.5' is not a number from 0 to 1"),
+        (["--seam-sigma", "nan"], "'nan' is not a positive number"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_status_2(argv, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*argv)
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["--tile-size", "128"], "tile's height of 128 px is larger than the image's 96 px"),
+        (["--stride", "64"], "stride of 64 px is larger than the tile's height of 48 px"),
+        (["--setup", "SM256"], "SM256 has no tiles, so --tile-size and --stride do not apply"),
+        (["--root", "no/such/folder"], "no/such/folder"),
+        (["--category", "screw"], "screw"),
+        (["--weights", "no/such/file.pth"], "no/such/file.pth"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(folder, argv, sentence, capsys):
+    assert own(folder, *argv) == 2
+    err = capsys.readouterr().err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("tiled-ref: error: ") and sentence in last
+    assert "Traceback" not in err
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_any_work(folder, capsys):
+    (folder.parent / "taken").write_text("")
+    assert own(folder, "--out", folder.parent / "taken") == 2
+    err = capsys.readouterr().err
+    assert "cannot make the folder" in err and "decode" not in err
+
+
+def test_a_kernel_that_is_not_built_is_an_error_with_the_command(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tiled_ref._aupro", None)
+    assert own(folder) == 2
+    assert "python setup.py build_ext --inplace" in capsys.readouterr().err
+    assert own(folder, "--impl", "numpy", "--setup", "ENS4") == 0
+
+
+def test_debug_shows_the_traceback(folder, capsys):
+    assert own(folder, "--tile-size", "128", "--debug") == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.strip().splitlines()[-1].startswith("tiled-ref: error: ")
+
+
+def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_cell", interrupt)
+    assert own(folder) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "tiled-ref: interrupted"
+
+
+def test_run_py_is_the_same_program(folder):
+    command = [sys.executable, "run.py", "--dataset", "folder", "--root", str(folder)]
+    command += ["--out", str(folder.parent / "out"), "--setup", "ENS4", "--quiet", *SMALL]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ENS-96-48-48" in done.stdout
+    broken = subprocess.run(
+        [*command, "--root", "nowhere"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert broken.returncode == 2 and "Traceback" not in broken.stderr

@@ -1,0 +1,133 @@
+"""What the terminal shows, and the small things behind it."""
+
+import io
+import os
+
+import pytest
+
+from tiled_ref import files, memory, progress, report
+from tiled_ref.errors import InputError
+from tiled_ref.paper import paper_result
+
+RESULT = {
+    "dataset": "mvtec", "category": "screw", "arch": "padim", "setup": "ENS9", "seed": 42,
+    "image_auroc": 0.7043, "pixel_auroc": 0.98, "pixel_aupro": 0.9211, "weights": "imagenet",
+    "n_parameters": 25_045_056, "seconds_train": 12.34, "seconds_test": 5.0,
+    "peak_memory_bytes": 3 << 29,
+}  # fmt: skip
+
+
+def cells(line):
+    return [cell for cell in line.split("  ") if cell]
+
+
+def test_table_shows_ours_beside_the_papers():
+    """Table 6, screw, ENS9: 69.4/92.2."""
+    header, _, row = report.result_table([RESULT]).splitlines()
+    row = [cell.strip() for cell in cells(row)]
+    assert row == [
+        "screw", "padim", "ENS9", "42", "70.4", "98.0", "92.1", "69.4/92.2", "+1.0/-0.1",
+        "25.0 M", "12.3 s", "5.0 s", "1.50 GiB",
+    ]  # fmt: skip
+    assert "paper AUROC/AUPRO" in header
+
+
+def test_columns_of_the_paper_are_left_out_where_it_has_no_such_cell():
+    for change in ({"dataset": "synthetic"}, {"setup": "ENS-1024-256-256"}, {"weights": "random"}):
+        assert "paper" not in report.result_table([RESULT | change])
+
+
+def test_several_seeds_get_a_mean():
+    other = RESULT | {"seed": 33, "image_auroc": 0.6, "pixel_aupro": None}
+    lines = report.result_table([RESULT, other]).splitlines()
+    assert len(lines) == 5
+    assert "mean of 2" in lines[4] and " 65.2 " in lines[4] and "-4.2/-" in lines[4]
+
+
+def test_undefined_metrics_are_a_dash():
+    assert report.percent(None) == "-" and report.percent(0.12345) == "12.3"
+
+
+def test_columns_line_up():
+    lines = report.text_table(["a", "bb"], [["xxx", "1"], ["y", "222"]]).splitlines()
+    assert lines == ["a     bb", "---  ---", "xxx    1", "y    222"]
+
+
+def test_paper_results_hold_tables_5_to_12():
+    assert paper_result("mvtec", "padim", "average", "ENS9") == (0.897, 0.910)
+    assert paper_result("visa", "reverse_distillation", "pcb1", "SM256") == (0.647, 0.940)
+    assert paper_result("mvtec", "padim", "screw", "SM1024") is None
+    archs = ("patchcore", "padim", "fastflow", "reverse_distillation")
+    setups = ("SM256", "SM512", "ST4", "ST9", "ENS4", "ENS9")
+    from tiled_ref.data import mvtec, visa
+
+    for dataset, categories in (("mvtec", mvtec.CATEGORIES), ("visa", visa.CATEGORIES)):
+        for category in categories:
+            assert all(paper_result(dataset, a, category, s) for a in archs for s in setups)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_a_plain_line_per_stage_without_a_terminal():
+    stream = io.StringIO()
+    stage = progress.Progress(stream=stream).stage("fit tile 3/9")
+    for done in range(1, 41):
+        stage(done, 40)
+    line = stream.getvalue()
+    assert line.startswith("fit tile 3/9: 40/40 in ") and line.count("\n") == 1 and "\r" not in line
+
+
+def test_progress_on_a_terminal_shows_counts_and_time_left(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = Terminal()
+    stage = progress.Progress(stream=stream).stage("decode")
+    now[0] += 10
+    stage(10, 40)
+    assert stream.getvalue() == "decode: 10/40, 30.0 s left"
+    stage(40, 40)
+    assert stream.getvalue().endswith("\rdecode: 40/40 in 10.0 s\n")
+
+
+def test_quiet_is_quiet():
+    stream = Terminal()
+    shown = progress.Progress(quiet=True, stream=stream)
+    shown.note("x")
+    shown.stage("y")(1, 1)
+    assert stream.getvalue() == ""
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "x.txt"
+    with files.atomic_write(path) as file:
+        file.write("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(RuntimeError), files.atomic_write(path) as file:
+        file.write("two")
+        raise RuntimeError
+    assert path.read_text() == "one" and os.listdir(path.parent) == ["x.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write .*file/x.txt: .*choose another --out"):
+        with files.atomic_write(tmp_path / "file" / "x.txt"):
+            pass
+    with pytest.raises(InputError, match="cannot make the folder .*file"):
+        files.make_folder(tmp_path / "file")
+
+
+def test_peak_memory_sees_an_allocation_and_forgets_it():
+    peak = memory.PeakMemory("cpu")
+    before = peak.read()["peak_memory_bytes"]
+    block = bytearray(200 << 20)
+    after = peak.read()["peak_memory_bytes"]
+    assert after - before > 150 << 20
+    del block
+    if not peak.since_start:
+        peak.reset()
+        assert peak.read()["peak_memory_bytes"] < after - (100 << 20)
