@@ -4,9 +4,9 @@ Each data set is a module with `categories(root)`, the names of its categories, 
 `load(root, name)`, which returns a Category.
 """
 
-from . import folder, mvtec, visa
+from . import folder, mvtec, synthetic, visa
 from .samples import Category, Sample
 
-DATASETS = {"mvtec": mvtec, "visa": visa, "folder": folder}
+DATASETS = {"synthetic": synthetic, "mvtec": mvtec, "visa": visa, "folder": folder}
 
 __all__ = ["DATASETS", "Category", "Sample"]

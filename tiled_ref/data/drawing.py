@@ -1,0 +1,166 @@
+"""Drawing with NumPy for the built-in data set: shapes, stains, lettering, light, noise.
+
+A picture is float32 (H, W, 3) on a scale of 0 to 255. Shapes are signed distances in pixels,
+negative inside, that `coverage` turns into the share of each pixel they cover, so that every
+edge is smooth. Everything is drawn in a window around the shape.
+"""
+
+import numpy as np
+
+FONT = {  # 3 x 5 dots, rows from the top, three bits each
+    "0": "75557", "1": "26227", "2": "71747", "3": "71317", "4": "55711", "5": "74717",
+    "6": "74757", "7": "71122", "8": "75757", "9": "75717", "A": "25755", "B": "65656",
+    "C": "34443", "D": "65556", "E": "74647", "J": "11153", "L": "44447", "M": "57755",
+    "P": "65644", "R": "65655", "T": "72222", "U": "55557", "X": "55255", "Y": "55222",
+    "-": "00700",
+}  # fmt: skip
+
+
+class Window:
+    """The part of a picture within `reach` pixels of (x, y), cut at the border.
+
+    Attributes: index, for picture[window.index]; x (1, m) and y (n, 1), float32, pixels from
+    the window's centre; empty where it lies outside.
+    """
+
+    def __init__(self, shape, x, y, reach):
+        top, left = max(0, int(y - reach)), max(0, int(x - reach))
+        bottom = max(top, min(shape[0], int(y + reach) + 2))
+        right = max(left, min(shape[1], int(x + reach) + 2))
+        self.index = slice(top, bottom), slice(left, right)
+        self.y = (np.arange(top, bottom, dtype=np.float32) - np.float32(y))[:, None]
+        self.x = (np.arange(left, right, dtype=np.float32) - np.float32(x))[None, :]
+
+    def turned(self, angle):
+        """x and y, (n, m), in axes turned by `angle` radians."""
+        cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        return self.x * cos + self.y * sin, self.y * cos - self.x * sin
+
+
+def coverage(distance, softness=1.2):
+    """Signed distance in px -> share of the pixel that lies inside, 0 to 1."""
+    return np.clip(0.5 - distance / np.float32(softness), 0, 1)
+
+
+def box(x, y, half_width, half_height, radius=0.0):
+    """Signed distance from a rectangle with round corners."""
+    dx, dy = np.abs(x) - (half_width - radius), np.abs(y) - (half_height - radius)
+    outside = np.sqrt(np.maximum(dx, 0) ** 2 + np.maximum(dy, 0) ** 2)
+    return outside + np.minimum(np.maximum(dx, dy), 0) - radius
+
+
+def disc(x, y, radius):
+    """Signed distance from a disc."""
+    return np.sqrt(x * x + y * y) - radius
+
+
+def segment(x, y, x0, y0, x1, y1):
+    """Distance from the segment between two points."""
+    dx, dy = x1 - x0, y1 - y0
+    t = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
+    return np.sqrt((x - x0 - t * dx) ** 2 + (y - y0 - t * dy) ** 2)
+
+
+def path(x, y, points):
+    """Distance from a line through points (x, y)."""
+    pieces = [segment(x, y, *a, *b) for a, b in zip(points[:-1], points[1:])]
+    return np.minimum.reduce(pieces)
+
+
+def blob(rng, x, y, radius, roughness=0.25):
+    """Signed distance (roughly) from a random roundish shape of mean radius `radius`."""
+    angle = np.arctan2(y, x)
+    edge = np.float32(1)
+    for k in range(1, 7):
+        swing, phase = rng.normal(0, roughness / k), rng.uniform(0, 2 * np.pi)
+        edge = edge + np.float32(swing) * np.cos(k * angle + np.float32(phase))
+    return np.sqrt(x * x + y * y) - radius * np.maximum(edge, 0.35)
+
+
+def wander(rng, length, n=7, bend=0.35):
+    """Points of a curved line of this length, centred on (0, 0), of random direction."""
+    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, n - 1))
+    steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * (length / (n - 1))
+    points = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+    return points - (points.max(0) + points.min(0)) / 2
+
+
+def blend(picture, window, alpha, colour):
+    """Paint `colour`, (3,) or (n, m, 3), over the window with opacity alpha (n, m)."""
+    part = picture[window.index]
+    part += alpha[..., None] * (np.asarray(colour, np.float32) - part)
+
+
+def letters(picture, text, x, y, dot, colour, opacity=1.0, upright=False):
+    """Write text centred on (x, y) in dots of `dot` pixels; upright turns it by 90 degrees."""
+    width, height = len(text) * 4 - 1, 5
+    for n, letter in enumerate(text):
+        for row, bits in enumerate(FONT[letter]):
+            for col in range(3):
+                if int(bits, 8) >> (2 - col) & 1:
+                    dx, dy = (4 * n + col - (width - 1) / 2) * dot, (row - (height - 1) / 2) * dot
+                    if upright:
+                        dx, dy = dy, -dx
+                    window = Window(picture.shape, x + dx, y + dy, dot)
+                    alpha = coverage(box(window.x, window.y, dot / 2, dot / 2), 1.0)
+                    blend(picture, window, alpha * np.float32(opacity), colour)
+
+
+def field(rng, shape, cell):
+    """Smooth noise of mean about 0 and standard deviation about 1, float32 (*shape).
+
+    Random numbers on a grid of `cell` pixels (a number, or one for each axis), cubic
+    B-splines between them.
+    """
+    cells = cell if isinstance(cell, tuple) else (cell, cell)
+    spline = [_spline(n, c) for n, c in zip(shape, cells)]
+    knots = rng.standard_normal([s.shape[1] for s in spline]).astype(np.float32)
+    # A cubic B-spline averages: over a cell, its squares sum to 0.479 on average.
+    return (spline[0] @ knots @ spline[1].T) / np.float32(0.479)
+
+
+def _spline(n, cell):
+    """Weights of the knots for n pixels, float32 (n, knots)."""
+    position = np.arange(n) / cell
+    first = position.astype(int)
+    t = position - first
+    weights = np.zeros((n, first[-1] + 4), np.float32)
+    pieces = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+    for k, piece in enumerate(pieces):
+        weights[np.arange(n), first + k] = piece / 6
+    return weights
+
+
+def soften(picture):
+    """A lens that is not perfectly sharp: (1, 2, 1) / 4 down and across, borders kept."""
+    for axis in (0, 1):
+        inner = np.moveaxis(picture, axis, 0)
+        out = inner.copy()
+        out[1:-1] = 0.25 * inner[:-2] + 0.5 * inner[1:-1] + 0.25 * inner[2:]
+        picture = np.moveaxis(out, 0, axis)
+    return np.ascontiguousarray(picture)
+
+
+def shifted(picture, x, y, size):
+    """size x size pixels of a picture from (x, y) >= 0 on, linear between pixels."""
+    left, top = int(x), int(y)
+    tx, ty = np.float32(x - left), np.float32(y - top)
+    rows = picture[top : top + size] * (1 - ty)
+    rows += picture[top + 1 : top + size + 1] * ty
+    out = rows[:, left : left + size] * (1 - tx)
+    out += rows[:, left + 1 : left + size + 1] * tx
+    return out
+
+
+def widened(alpha, by=3):
+    """Largest value within `by` pixels down and across: a little more than a shape covers."""
+    for axis in (0, 1):
+        padded = np.pad(alpha, [(by, by) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * by + 1, axis=axis)
+        alpha = windows.max(axis=-1)
+    return alpha
+
+
+def diameter(rng):
+    """Size of a defect in px, 8 to 80, the small ones in the majority (median 16)."""
+    return 8 * 10 ** (rng.uniform() ** 1.7)

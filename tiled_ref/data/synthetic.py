@@ -1,0 +1,109 @@
+"""The built-in data set: pictures drawn by NumPy, so that everything runs without a download.
+
+Three categories, each 1024 x 1024 px: an aligned object, an object in any position, and a
+texture. Like VisA's, most defects are small: from about 8 to 80 px, half of them below 20.
+Every picture is a pure function of the data set's seed and its own place in the data set,
+whatever the order in which pictures are drawn, and in how many threads.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import board
+from .disk import check_category
+from .drawing import field
+from .samples import ANOMALOUS, GOOD, NORMAL, Category, Sample
+
+SEED = 2024  # of the data set; drawn once and not chosen among several
+N_TRAIN, N_GOOD, N_DEFECTIVE = 48, 16, 32  # pictures of a category
+SECOND_DEFECT = 0.25  # share of defective pictures with two defects
+
+_SCENES = {"board": board}
+DEFAULT_CATEGORY = "board"
+
+
+@dataclass(frozen=True)
+class SyntheticSample(Sample):
+    """A picture that is drawn when it is read.
+
+    Parameters: name, label, defect as in Sample; scene, name of the category; key, the
+    whole numbers that seed its generators.
+    """
+
+    scene: str
+    key: tuple
+
+    def read_image(self):
+        return self._draw()[0]
+
+    def read_size(self):
+        return board.SIZE, board.SIZE
+
+    def read_mask(self):
+        return self._draw()[1]
+
+    def _draw(self):
+        return draw(self.scene, self.defect if self.label else None, self.key)
+
+
+def categories(root=None):
+    """("board", "bolt", "weave"), whatever the root."""
+    return tuple(_SCENES)
+
+
+def load(root, name, *, seed=SEED, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N_DEFECTIVE):
+    """One category.
+
+    Parameters: root, ignored; name, one of categories(); seed of the data set; numbers of
+    pictures. The kinds of defects take turns.
+    Returns Category. Raises InputError for an unknown category (lists the known ones).
+    """
+    check_category(name, categories(), None)
+    kinds = _SCENES[name].DEFECTS
+
+    def samples(split, label, n):
+        for k in range(n):
+            defect = kinds[k % len(kinds)] if label else GOOD
+            part = (("train", "test/good").index(split)) if not label else 2
+            key = (seed, zlib.crc32(name.encode()), part, k)
+            folder = split if label == NORMAL and split != "train" else f"{split}/{defect}"
+            yield SyntheticSample(f"{name}/{folder}/{k:03d}.png", label, defect, name, key)
+
+    train = tuple(samples("train", NORMAL, n_train))
+    test = (*samples("test/good", NORMAL, n_good), *samples("test", ANOMALOUS, n_defective))
+    return Category("synthetic", name, train, test, has_masks=True)
+
+
+def draw(scene, defect, key):
+    """A picture and its mask.
+
+    Parameters: scene, name of a category; defect, one of its kinds or None; key, whole
+    numbers that seed the generators.
+    Returns uint8 (1024, 1024, 3) and bool (1024, 1024), None without a defect. The mask is
+    where the defect changed the picture: outside of it every pixel has the value that it
+    has without the defect.
+    """
+    scene_rng, light_rng, noise_rng, defect_rng = (
+        np.random.default_rng([*key, stream]) for stream in range(4)
+    )
+    clean, flawed, cover = _SCENES[scene].render(scene_rng, defect, defect_rng)
+    mask = None
+    if defect is not None:
+        mask = cover > 0.1
+        clean[mask] = flawed[mask]
+    return _photograph(clean, light_rng, noise_rng), mask
+
+
+def _photograph(picture, light_rng, noise_rng):
+    """Uneven light, exposure, white balance, noise of the sensor; uint8."""
+    size = picture.shape[:2]
+    light = 1 + 0.035 * field(light_rng, size, 400)
+    gain = light_rng.normal(1, 0.03) * light_rng.normal(1, 0.008, 3)
+    picture *= light[..., None] * gain.astype(np.float32)
+    noise = noise_rng.standard_normal(size, np.float32) * np.float32(1.8)
+    colour_noise = noise_rng.integers(-3, 4, picture.shape, np.int8)
+    picture += noise[..., None]
+    picture += colour_noise
+    return np.clip(np.rint(picture, out=picture), 0, 255).astype(np.uint8)
