@@ -11,7 +11,8 @@ from libc.math cimport INFINITY, sqrt
 
 cdef enum:
     LANES = 8
-    STEP = 16  # products looked at together
+    STEP = 64  # products looked at together
+    MARKS = 32
 
 
 cdef inline double squared_distance(
@@ -61,75 +62,92 @@ def distances_to(
 
 def apply_centres(
     const float[:, ::1] points,
-    const long long[::1] chosen,
-    Py_ssize_t first,
     const long long[::1] rows,
-    const long long[::1] applied,
+    const long long[::1] centres,
+    const long long[::1] begin,
     double[::1] minimum,
     const float[:, ::1] product,
     const float[::1] half,
     const double[::1] base,
     double scale,
     double margin,
-    Py_ssize_t start,
-    Py_ssize_t stop,
 ):
-    """minimum[i] = min(minimum[i], squared distance of points[rows[i]] to every centre
-    chosen[max(first, applied[i])], ..., chosen[first + b - 1]), for start <= i < stop.
+    """minimum[i] = min(minimum[i], squared distance of points[rows[i]] to points[centres[j]])
+    over begin[i] <= j < len(centres).
 
-    product (rows, b): w of row i times w of centre first + j; half (b,): |w|^2/2 of the centre.
+    product (rows, centres): w of the row times w of the centre; half (centres,): |w|^2/2.
     """
-    cdef Py_ssize_t i, j, k, end, width = product.shape[1], dims = points.shape[1]
-    cdef Py_ssize_t n = points.shape[0]
-    cdef float a
+    cdef Py_ssize_t i, j, k, s, end, best, n_marked, dims = points.shape[1]
+    cdef Py_ssize_t n = rows.shape[0], m = centres.shape[0]
+    cdef Py_ssize_t marked[MARKS]
+    cdef float a, top
     cdef int any_above
     cdef double d
     cdef const float *x
     cdef const float *g
-    if not (0 <= start <= stop <= rows.shape[0]) or first < 0:
-        raise IndexError("rows outside the array")
-    if first + width > chosen.shape[0] or half.shape[0] != width or dims == 0:
-        raise ValueError("product, half and chosen differ in length")
     if (
-        applied.shape[0] != rows.shape[0]
-        or minimum.shape[0] != rows.shape[0]
-        or product.shape[0] != rows.shape[0]
-        or base.shape[0] != rows.shape[0]
+        begin.shape[0] != n
+        or minimum.shape[0] != n
+        or base.shape[0] != n
+        or product.shape[0] != n
+        or product.shape[1] != m
+        or half.shape[0] != m
+        or dims == 0
     ):
-        raise ValueError("rows, applied, minimum, product and base differ in length")
-    for i in range(start, stop):
-        if not 0 <= rows[i] < n:
+        raise ValueError("rows, centres, begin, minimum, product, half and base do not fit")
+    for i in range(n):
+        if not (0 <= rows[i] < points.shape[0] and begin[i] >= 0):
             raise IndexError("row outside the points")
-    for j in range(width):
-        if not 0 <= chosen[first + j] < n:
+    for j in range(m):
+        if not 0 <= centres[j] < points.shape[0]:
             raise IndexError("centre outside the points")
-    if width == 0:
+    if n == 0 or m == 0:
         return
     with nogil:
-        for i in range(start, stop):
+        for i in range(n):
             x = &points[rows[i], 0]
             g = &product[i, 0]
             a = threshold(base[i], minimum[i], scale, margin)
-            k = applied[i] - first if applied[i] > first else 0
-            # Invariant: minimum[i] covers the centres before first + k, and a belongs to it.
-            while k < width:
-                end = k + STEP
-                if end <= width:
+            k = begin[i]
+            # Invariant: minimum[i] covers the centres before k, and a belongs to it.
+            while k < m:
+                # Steps of centres of which one passes the filter, and the best of these.
+                n_marked = 0
+                while k < m and n_marked < MARKS:
+                    end = k + STEP if k + STEP < m else m
                     any_above = 0
-                    for j in range(k, k + STEP):
-                        any_above |= g[j] - half[j] > a
-                    if not any_above:
-                        k = end
-                        continue
-                else:
-                    end = width
-                for j in range(k, end):
-                    if g[j] - half[j] > a:
-                        d = squared_distance(x, &points[chosen[first + j], 0], dims)
-                        if d < minimum[i]:
-                            minimum[i] = d
-                            a = threshold(base[i], d, scale, margin)
-                k = end
+                    if end - k == STEP:
+                        for j in range(STEP):
+                            any_above |= g[k + j] - half[k + j] > a
+                    else:
+                        any_above = 1
+                    if any_above:
+                        marked[n_marked] = k
+                        n_marked += 1
+                    k = end
+                best = -1
+                top = a
+                for s in range(n_marked):
+                    end = marked[s] + STEP if marked[s] + STEP < m else m
+                    for j in range(marked[s], end):
+                        if g[j] - half[j] > top:
+                            top = g[j] - half[j]
+                            best = j
+                if best < 0:
+                    continue
+                # It goes first, because it lowers a most.
+                d = squared_distance(x, &points[centres[best], 0], dims)
+                if d < minimum[i]:
+                    minimum[i] = d
+                    a = threshold(base[i], d, scale, margin)
+                for s in range(n_marked):
+                    end = marked[s] + STEP if marked[s] + STEP < m else m
+                    for j in range(marked[s], end):
+                        if g[j] - half[j] > a and j != best:
+                            d = squared_distance(x, &points[centres[j], 0], dims)
+                            if d < minimum[i]:
+                                minimum[i] = d
+                                a = threshold(base[i], d, scale, margin)
 
 
 def greedy(
@@ -201,8 +219,8 @@ def greedy(
                 end = k + STEP
                 if end <= n:
                     any_above = 0
-                    for i in range(k, k + STEP):
-                        any_above |= g[i] - h > above[i]
+                    for i in range(STEP):
+                        any_above |= g[k + i] - h > above[k + i]
                     if not any_above:
                         k = end
                         continue

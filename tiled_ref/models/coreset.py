@@ -23,6 +23,7 @@ centre. The fast one (impl="cython") returns the same indices. It rests on three
 """
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -30,13 +31,15 @@ import torch
 
 from .. import _arrays
 from ..errors import InputError
+from .neighbours import product_roundoff
 
 EPSILON = 0.9  # distortion allowed to the projection, the authors' configuration
 LANES = 8  # partial sums of a squared distance
 
-POOL = 16384  # points brought up to date at a time
-GRAM = 4096  # of these at most that many compete with one another
-ROWS, BLOCK = 1024, 512  # rows and centres of one matrix product
+POOL = 16384  # points brought up to date at a time, or a 64th of all
+MIN_COMPETING, MAX_COMPETING = 256, 4096  # of these, points that compete with one another
+ROWS, BLOCK = 512, 1024  # rows and centres of one matrix product: two megabytes
+KEEP = 0.75  # rows are dropped from the product when fewer than that are left
 PREFIX = 64  # columns of the filter
 
 
@@ -172,7 +175,7 @@ def k_centre_greedy(points, count, first, include_first=False, impl="cython", th
     return _arrays.like(search(array, count, first, include_first, threads), points)
 
 
-def k_centre_greedy_device(points, count, first, include_first=False, pool=GRAM, budget=2**28):
+def k_centre_greedy_device(points, count, first, include_first=False, pool=MAX_COMPETING, budget=2**28):
     """k_centre_greedy for points that stay where they are, on any device.
 
     A pool of the points with the largest minima competes as in the fast algorithm, by their
@@ -276,204 +279,242 @@ def _plain(points, count, first, include_first, threads):
 class _Filter:
     """Short vectors w whose distances never exceed those of the points.
 
-    With mu the mean of the points, sigma a power of two that brings the largest entry to
-    at most 1, V (d, p) the leading principal axes of a sample with |V| <= 1, and
+    With mu the mean of a sample, sigma a power of two that brings the entries of x - mu
+    between -1 and 1, V (d, p) the leading principal axes of the sample with |V| <= 1, and
     x' = sigma (x - mu):
 
         w(x) = (V^T x', sqrt(|x'|^2 - |V^T x'|^2))      p + 1 numbers, stored
 
     or, where p columns hold too little of the variance, w(x) = x' itself, computed when
-    needed. |w(x) - w(y)| <= sigma |x - y| in exact arithmetic: the second part of w is the
-    norm of A x' with A^2 = I - V V^T, so the two parts differ by at most V^T(x' - y') and
-    A(x' - y'), whose squares add up to |x' - y'|^2. With computed vectors,
-    |w - exact w| <= margin/2, so a pair cannot lower the minimum m_x, a squared distance,
-    where
+    needed. In exact arithmetic |w(x) - w(c)| <= sigma |x - c|: the last number of w is the
+    norm of A x' with A^2 = I - V V^T, so it differs by at most |A (x' - c')| between x and
+    c, and |V^T (x' - c')|^2 + |A (x' - c')|^2 = |x' - c'|^2.
 
-        |w(x) - w(c)| >= sigma sqrt(m_x) + margin
+    The computed w is off by less than margin/2: it is rounded to float32, and its last
+    number is the root of |x'|^2 - |V^T x'|^2 in float64, where V^T x' is off by d sqrt(p)
+    2^-53 |x'| and the squares and sums by (2 d + 16) 2^-53 |x'|^2. So a pair cannot lower
+    the squared distance m_x where |w(x) - w(c)| >= sigma sqrt(m_x) + margin.
 
-    The product g = w(x).w(c) in float32 is within (p + 1) u |w(x)| |w(c)| of the exact one,
-    in every order of summation, u = 2^-24, and |w(x) - w(c)|^2/2 = h(x) + h(c) - g with
-    h = |w|^2/2. So with `slack` for the rounding of g, h and the comparison, the pair is
-    skipped where g - h(c) <= h(x) - slack - (sigma sqrt(m_x) + margin)^2/2.
+    With g = w(x).w(c) and h = |w|^2/2, |w(x) - w(c)|^2/2 = h(x) + h(c) - g. A float32
+    product is off by at most (p + 1) u |w(x)| |w(c)| in every order of summation (Higham,
+    "Accuracy and Stability of Numerical Algorithms", Eq. 3.5), and h, the threshold and
+    the comparison by a few u |w|^2 more; slack covers them all. The pair is skipped where
+        g - h(c) <= base(x) - (sigma sqrt(m_x) + margin)^2/2,   base = h - slack.
     """
 
-    U = 2.0**-24
-    SAMPLE = 8192
+    SAMPLE = 4096  # points from which mean and axes come
+    VARIANCE = 0.8  # share that the axes must hold
+    CHUNK = 2048  # points whose vectors are computed at a time
 
-    def __init__(self, points):
+    def __init__(self, points, pool):
         n, d = points.shape
-        largest = max(abs(float(points.min())), abs(float(points.max())))
         self.points = points
-        # Entries of x - mu are at most 2 * largest.
+        largest = float(max(-self.points.min(), self.points.max()))
         self.scale = math.ldexp(1.0, -math.frexp(2 * largest)[1]) if largest > 0 else 1.0
-        sample = points[:: -(-n // self.SAMPLE)].astype(np.float64)
-        self.mean = sample.mean(0)
-        sample = (sample - self.mean) * self.scale
-        self.axes = self._axes(sample, min(PREFIX, d // 4))
-        self.width = d if self.axes is None else self.axes.shape[1] + 1
-        self.half = np.empty(n)  # h, float64 (N,)
+        sample = slice(None, None, -(-n // self.SAMPLE))
+        self.mean = points[sample].mean(0, dtype=np.float64)
+        self.axes = pool.submit(self._principal_axes, sample, min(PREFIX, d // 4)).result()
         self.stored = None
-        stored = None if self.axes is None else np.empty((n, self.width), np.float32)
-        for first in range(0, n, 8192):
-            w = self._compute(np.arange(first, min(first + 8192, n)))
-            self.half[first : first + len(w)] = 0.5 * np.einsum("ij,ij->i", w, w, dtype=np.float64)
-            if stored is not None:
-                stored[first : first + len(w)] = w
-        self.stored = stored
-        reach = math.sqrt(2 * float(self.half.max())) * (1 + 1e-6)  # largest |w|
-        rounding = math.sqrt((2 * d + 16) * 2.0**-51) + 2 * self.U
-        self.margin = 2 * rounding * reach
-        self.slack = (self.width + 16) * self.U * reach * reach * (1 + 1e-3)
-        self.base = self.half - self.slack
+        self.width = d
+        if self.axes is not None:
+            self.width = self.axes.shape[1] + 1
+            self.stored = torch.empty(n, self.width)  # (N, p + 1)
+        half = torch.empty(n, dtype=torch.float64)  # (N,)
 
-    @staticmethod
-    def _axes(sample, p):
-        """Leading principal axes float64 (d, p), norm at most 1, or None."""
+        def work(first):
+            rows = slice(first, min(first + self.CHUNK, n))
+            w = self._compute(rows)
+            half[rows] = 0.5 * torch.linalg.vector_norm(w, dim=1, dtype=torch.float64).square()
+            if self.stored is not None:
+                self.stored[rows] = w
+
+        list(pool.map(work, range(0, n, self.CHUNK)))
+        reach = math.sqrt(2 * float(half.max())) * (1 + 1e-6)  # no |w| is larger
+        p = self.width - 1
+        self.margin = 2 * reach * (math.sqrt((2 * d * (1 + math.sqrt(p)) + 16) * 2.0**-53) + 2.0**-23)
+        slack = (self.width + 16) * product_roundoff() * reach * reach
+        self.half = half.float().numpy()  # h, float32 (N,)
+        self.base = half.numpy() - slack  # float64 (N,)
+
+    def _centred(self, rows):
+        x = self.points[rows].astype(np.float64)
+        x -= self.mean
+        x *= self.scale
+        return torch.from_numpy(x)  # x', float64 (n, d)
+
+    def _principal_axes(self, sample, p):
+        """Float64 (d, p), or None where they hold too little of the variance."""
         if p < 8:
             return None
-        values, vectors = np.linalg.eigh(sample.T @ sample)
-        if values[-p:].sum() < 0.8 * values.sum():
+        sample = self._centred(sample)
+        values, vectors = torch.linalg.eigh(sample.T @ sample)
+        if not float(values[-p:].sum()) > self.VARIANCE * float(values.sum()):
             return None
         axes = vectors[:, -p:]
-        return axes / np.linalg.norm(axes.T @ axes, ord=np.inf) ** 0.5 * (1 - 1e-12)
+        return axes / torch.linalg.matrix_norm(axes.T @ axes, ord=1).sqrt() * (1 - 1e-12)
 
     def _compute(self, rows):
-        x = (self.points[rows] - self.mean) * self.scale  # float64 (n, d)
+        x = self._centred(rows)
         if self.axes is None:
-            return x.astype(np.float32)
-        w = np.empty((len(rows), self.width), np.float32)
+            return x.float()
         z = x @ self.axes  # (n, p)
-        w[:, :-1] = z
-        rest = np.einsum("ij,ij->i", x, x) - np.einsum("ij,ij->i", z, z)
-        w[:, -1] = np.sqrt(np.maximum(rest, 0))
-        return w
+        rest = x.square().sum(1) - z.square().sum(1)
+        return torch.cat([z, rest.clamp_min(0).sqrt()[:, None]], dim=1).float()
 
     def __getitem__(self, rows):
-        """w of these rows, float32 (n, width)."""
-        return self._compute(rows) if self.stored is None else self.stored[rows]
+        """w of these rows, int64 NumPy array (n,): float32 tensor (n, width)."""
+        if self.stored is None:
+            return self._compute(rows)
+        return self.stored[torch.from_numpy(rows)]
 
 
 def _lazy(points, count, first, include_first, threads):
     """The plain algorithm's indices with lazy minima and a filter; see the module."""
     kernel = _arrays.kernel("_kcenter")
-    points = np.ascontiguousarray(points)
-    n = len(points)
-    minimum = np.empty(n)  # over the centres applied; -1 for a chosen point
-    with ThreadPoolExecutor(threads) as pool:
-
-        def split(function, rows):
-            if threads == 1 or rows < 64:
-                function(0, rows)
-            else:
-                list(pool.map(lambda span: function(*span), _arrays.spans(rows, threads)))
-
-        split(lambda a, b: kernel.distances_to(points, first, minimum, a, b), n)
-        search = _Lazy(kernel, points, minimum, count, split)
-        if include_first:
-            search.add(np.array([first]))
-            minimum[first] = -1.0
-            search.applied[:] = 1
-        while search.done < count:
-            search.round()
-    return search.chosen
+    before = torch.get_num_threads()
+    try:
+        # Workers do all matrix products, so these must not start threads in turn.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            search = _Search(kernel, np.ascontiguousarray(points), count, first, pool, threads)
+            if include_first:
+                search.choose(np.array([first]))
+                search.applied[:] = 1
+            while search.done < count:
+                search.round()
+            return search.chosen
+    finally:
+        torch.set_num_threads(before)
 
 
-class _Lazy:
-    def __init__(self, kernel, points, minimum, count, split):
-        self.kernel, self.points, self.minimum, self.split = kernel, points, minimum, split
-        self.filter = _Filter(points)
-        self.chosen = np.zeros(count, np.int64)
-        self.done = 0  # centres chosen
-        self.applied = np.zeros(len(points), np.int64)  # centres that minimum covers
-        self.centres = np.empty((count, self.filter.width), np.float32)  # their w
+class _Search:
+    """State of the lazy search.
+
+    minimum : float64 (N,), squared distance to the nearest of `first` and the centres
+        chosen[: applied[i]], an upper bound for later centres; -1 for a chosen point
+    applied : int64 (N,)
+    chosen : int64 (count,), of which `done` are valid
+    centres : float32 (count, width), their w; half : float32 (count,), |w|^2/2
+    """
+
+    def __init__(self, kernel, points, count, first, pool, threads):
+        self.kernel, self.points, self.pool = kernel, points, pool
+        self.filter = _Filter(points, pool)
+        self.minimum = np.empty(len(points))
+        spans = _arrays.spans(len(points), threads)
+        list(pool.map(lambda s: kernel.distances_to(points, first, self.minimum, *s), spans))
+        self.applied = np.zeros(len(points), np.int64)
+        self.chosen, self.done = np.zeros(count, np.int64), 0
+        self.centres = torch.empty(count, self.filter.width)
         self.half = np.empty(count, np.float32)
-        self.product = np.empty(ROWS * BLOCK, np.float32)
-        self.gram = np.empty(GRAM * GRAM, np.float32)
-        self.pool = self.compete = 256
+        self.competing = MIN_COMPETING
+        self.local = threading.local()
 
-    def add(self, rows):
+    def choose(self, rows):
         """Append these rows to the chosen."""
         span = slice(self.done, self.done + len(rows))
         self.chosen[span] = rows
         self.centres[span] = self.filter[rows]
         self.half[span] = self.filter.half[rows]
+        self.minimum[rows] = -1.0
         self.done += len(rows)
 
     def round(self):
-        """Choose what can be chosen from one pool."""
-        rows, rival, rival_row = _top(self.minimum, self.pool_size())
-        rows = self.refresh(rows, rival)
+        """Bring the points with the largest bounds up to date and choose among them.
+
+        Either a point is chosen or the bounds of the whole pool have fallen, so rounds end.
+        """
+        rows, rival, rival_row = _top(self.minimum, max(POOL, len(self.points) // 64))
+        rows = self.refresh(rows, max(rival, 0.0))
         if not len(rows):
             return
-        if len(rows) > self.compete:
-            inner, value, position = _top(self.minimum[rows], self.compete)
-            if position < len(rows):
-                better = (value, -rows[position]) > (rival, -rival_row)
-            else:
-                better = value > rival
-                position = None
-            if better:
-                rival, rival_row = value, (len(self.points) if position is None else rows[position])
-            rows = rows[inner]
+        inside, value, place = _top(self.minimum[rows], self.competing)
+        if value > rival:
+            rival, rival_row = value, len(self.points)
+        if value == rival and place < len(rows):
+            rival_row = min(rival_row, int(rows[place]))
+        rows = rows[inside]
         minimum, w = self.minimum[rows], self.filter[rows]
-        gram = self.gram[: len(rows) ** 2].reshape(len(rows), len(rows))
-        np.matmul(w, w.T, out=gram)
-        picks = np.empty(min(self.chosen.size - self.done, len(rows)), np.int64)
+        picks = np.empty(min(len(self.chosen) - self.done, len(rows)), np.int64)
         n_picks = self.kernel.greedy(
-            self.points, rows, minimum, gram, self.filter.base[rows],
-            self.filter.half[rows].astype(np.float32), np.empty(len(rows), np.float32),
-            self.filter.scale, self.filter.margin, rival, rival_row, picks,
+            self.points,
+            rows,
+            minimum,
+            self.pool.submit(torch.mm, w, w.T).result().numpy(),
+            self.filter.base[rows],
+            self.filter.half[rows],
+            np.empty(len(rows), np.float32),
+            self.filter.scale,
+            self.filter.margin,
+            rival,
+            rival_row,
+            picks,
         )
-        self.add(rows[picks[:n_picks]])
         self.minimum[rows] = minimum
+        self.choose(rows[picks[:n_picks]])
         self.applied[rows] = self.done
         if n_picks > len(rows) // 4:
-            self.compete = min(GRAM, 2 * self.compete)
+            self.competing = min(MAX_COMPETING, 2 * self.competing)
         elif n_picks < len(rows) // 16:
-            self.compete = max(256, self.compete // 2)
+            self.competing = max(MIN_COMPETING, self.competing // 2)
 
-    def pool_size(self):
-        return POOL
-
-    def refresh(self, rows, rival):
-        """Bring these rows up to date; those that fall below the rival are left on the way.
+    def refresh(self, rows, lowest):
+        """Bring these rows up to date; those that fall below `lowest` are left on the way.
 
         Returns the rows that stay, ascending.
         """
-        stay = []
+        rows = rows[self.minimum[rows] >= lowest]
         rows = rows[np.argsort(self.applied[rows], kind="stable")]
-        for start in range(0, len(rows), ROWS):
-            part = rows[start : start + ROWS]
-            stay.append(self._refresh(part, rival))
-        return np.sort(np.concatenate(stay))
+        parts = [rows[k : k + ROWS] for k in range(0, len(rows), ROWS)]
+        stay = list(self.pool.map(lambda part: self._refresh(part, lowest), parts))
+        return np.sort(np.concatenate([rows[:0], *stay]))
 
-    def _refresh(self, rows, rival):
-        applied, minimum = self.applied[rows], self.minimum[rows]
-        w, base = self.filter[rows], self.filter.base[rows]
+    def _refresh(self, rows, lowest):
+        f = self.filter
+        applied, minimum = self.applied[rows], self.minimum[rows]  # applied ascends
+        w, base = self._gather(rows), f.base[rows]
         for first in range(int(applied[0]), self.done, BLOCK):
             last = min(first + BLOCK, self.done)
-            width = last - first
-            active = int(np.searchsorted(applied, last))
-            product = self.product[: len(rows) * width].reshape(len(rows), width)
-            np.matmul(w, self.centres[first:last].T, out=product)
-            half = self.half[first:last]
-            self.split(
-                lambda a, b: self.kernel.apply_centres(
-                    self.points, self.chosen, first, rows, applied, minimum, product, half,
-                    base, self.filter.scale, self.filter.margin, a, b,
-                ),
-                active,
+            n = int(np.searchsorted(applied, last))  # the others have these centres
+            self.kernel.apply_centres(
+                self.points,
+                rows[:n],
+                self.chosen[first:last],
+                np.maximum(applied[:n] - first, 0),
+                minimum[:n],
+                self._product(w[:n], self.centres[first:last]),
+                self.half[first:last],
+                base[:n],
+                f.scale,
+                f.margin,
             )
-            applied = np.maximum(applied, last)
-            keep = minimum >= rival
-            if not keep.all():
+            applied[:n] = last
+            keep = minimum >= lowest
+            if np.count_nonzero(keep) < KEEP * len(rows):
                 self.minimum[rows], self.applied[rows] = minimum, applied
-                rows, applied, minimum = rows[keep], applied[keep], minimum[keep]
-                w, base = w[keep], base[keep]
+                rows, applied, minimum, base = (a[keep] for a in (rows, applied, minimum, base))
+                w = w[torch.from_numpy(keep)]
                 if not len(rows):
                     return rows
         self.minimum[rows], self.applied[rows] = minimum, applied
-        return rows[minimum >= max(rival, 0)]
+        return rows[minimum >= lowest]
+
+    def _gather(self, rows):
+        """filter[rows] in this thread's own buffer."""
+        f = self.filter
+        if f.stored is None:
+            return f[rows]
+        if not hasattr(self.local, "rows"):
+            self.local.rows = torch.empty(ROWS, f.width)
+        return torch.index_select(
+            f.stored, 0, torch.from_numpy(rows), out=self.local.rows[: len(rows)]
+        )
+
+    def _product(self, w, centres):
+        """w @ centres.T in this thread's own buffer, NumPy float32 (rows, centres)."""
+        if not hasattr(self.local, "buffer"):
+            self.local.buffer = torch.empty(ROWS * BLOCK)
+        out = self.local.buffer[: len(w) * len(centres)].view(len(w), len(centres))
+        return torch.mm(w, centres.T, out=out).numpy()
 
 
 def _top(values, size):

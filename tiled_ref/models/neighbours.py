@@ -71,7 +71,7 @@ def nearest(queries, bank, k=1, budget=BUDGET):
         if n_candidates == n_bank:
             continue
         # No other vector is nearer than this; NaN and infinity leave a doubt.
-        slack = (dims + 16) * _roundoff() * (q_norms + largest).square()  # (q,)
+        slack = (dims + 16) * product_roundoff() * (q_norms + largest).square()  # (q,)
         others = lowest.values[:, -1].double() + q_norms.square() - slack
         doubt = torch.nonzero(~(d[:, k - 1].square() * (1 + 1e-12) < others))[:, 0]
         for row in doubt.tolist():
@@ -80,7 +80,7 @@ def nearest(queries, bank, k=1, budget=BUDGET):
     return distances, indices
 
 
-def _roundoff():
+def product_roundoff():
     """Unit roundoff of a float32 matrix product: 2^-24, or that of bfloat16 where torch was
     told that less will do (torch.set_float32_matmul_precision)."""
     return 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
