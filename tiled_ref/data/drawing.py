@@ -19,14 +19,17 @@ FONT = {  # 3 x 5 dots, rows from the top, three bits each
 class Window:
     """The part of a picture within `reach` pixels of (x, y), cut at the border.
 
+    reach is a number or a pair, across and down.
+
     Attributes: index, for picture[window.index]; x (1, m) and y (n, 1), float32, pixels from
     the window's centre; empty where it lies outside.
     """
 
     def __init__(self, shape, x, y, reach):
-        top, left = max(0, int(y - reach)), max(0, int(x - reach))
-        bottom = max(top, min(shape[0], int(y + reach) + 2))
-        right = max(left, min(shape[1], int(x + reach) + 2))
+        rx, ry = reach if isinstance(reach, tuple) else (reach, reach)
+        top, left = max(0, int(y - ry)), max(0, int(x - rx))
+        bottom = max(top, min(shape[0], int(y + ry) + 2))
+        right = max(left, min(shape[1], int(x + rx) + 2))
         self.index = slice(top, bottom), slice(left, right)
         self.y = (np.arange(top, bottom, dtype=np.float32) - np.float32(y))[:, None]
         self.x = (np.arange(left, right, dtype=np.float32) - np.float32(x))[None, :]

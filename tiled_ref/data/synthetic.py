@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import board
+from . import board, bolt, weave
 from .disk import check_category
 from .drawing import field
 from .samples import ANOMALOUS, GOOD, NORMAL, Category, Sample
@@ -20,7 +20,7 @@ SEED = 2024  # of the data set; drawn once and not chosen among several
 N_TRAIN, N_GOOD, N_DEFECTIVE = 48, 16, 32  # pictures of a category
 SECOND_DEFECT = 0.25  # share of defective pictures with two defects
 
-_SCENES = {"board": board}
+_SCENES = {"board": board, "bolt": bolt, "weave": weave}
 DEFAULT_CATEGORY = "board"
 
 
