@@ -109,29 +109,43 @@ def letters(picture, text, x, y, dot, colour, opacity=1.0, upright=False):
                     blend(picture, window, alpha * np.float32(opacity), colour)
 
 
+STRIP = 64  # rows drawn at a time, so that what is between two steps stays in the cache
+
+
+def strips(height):
+    """Slices that cut `height` rows into runs of STRIP."""
+    return [slice(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
+
+
 def field(rng, shape, cell):
     """Smooth noise of mean about 0 and standard deviation about 1, float32 (*shape).
 
     Random numbers on a grid of `cell` pixels (a number, or one for each axis), cubic
-    B-splines between them.
+    B-splines between them. Sums of four terms in a fixed order, no matrix product, whose
+    bits and threads are up to the BLAS library.
     """
     cells = cell if isinstance(cell, tuple) else (cell, cell)
-    spline = [_spline(n, c) for n, c in zip(shape, cells)]
-    knots = rng.standard_normal([s.shape[1] for s in spline]).astype(np.float32)
-    # A cubic B-spline averages: over a cell, its squares sum to 0.479 on average.
-    return (spline[0] @ knots @ spline[1].T) / np.float32(0.479)
+    (down, down_weight), (across, across_weight) = map(_spline, shape, cells)
+    knots = rng.standard_normal((down[-1] + 4, across[-1] + 4), np.float32)
+    # A cubic B-spline averages: its squared weights sum to 0.479 on average.
+    knots /= np.float32(0.479)
+    lines = sum(knots[down + k] * down_weight[k][:, None] for k in range(4))  # (H, knots)
+    out = np.empty(shape, np.float32)
+    for rows in strips(shape[0]):
+        part = lines[rows]
+        np.multiply(part.take(across, 1), across_weight[0], out=out[rows])
+        for k in (1, 2, 3):
+            out[rows] += part.take(across + k, 1) * across_weight[k]
+    return out
 
 
 def _spline(n, cell):
-    """Weights of the knots for n pixels, float32 (n, knots)."""
+    """First of the four knots that make a pixel, int64 (n,), and their weights (4, n)."""
     position = np.arange(n) / cell
-    first = position.astype(int)
+    first = position.astype(np.int64)
     t = position - first
-    weights = np.zeros((n, first[-1] + 4), np.float32)
-    pieces = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    for k, piece in enumerate(pieces):
-        weights[np.arange(n), first + k] = piece / 6
-    return weights
+    pieces = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+    return first, (np.stack(pieces) / 6).astype(np.float32)
 
 
 def soften(picture):
@@ -145,14 +159,17 @@ def soften(picture):
 
 
 def shifted(picture, x, y, size):
-    """size x size pixels of a picture from (x, y) >= 0 on, linear between pixels."""
-    left, top = int(x), int(y)
+    """size x size pixels of a picture (H, W, C) from (x, y) >= 0 on, linear between pixels."""
+    left, top, depth = int(x), int(y), picture.shape[2]
     tx, ty = np.float32(x - left), np.float32(y - top)
-    rows = picture[top : top + size] * (1 - ty)
-    rows += picture[top + 1 : top + size + 1] * ty
-    out = rows[:, left : left + size] * (1 - tx)
-    out += rows[:, left + 1 : left + size + 1] * tx
-    return out
+    flat = picture.reshape(len(picture), -1)[:, left * depth : (left + size + 1) * depth]
+    out = np.empty((size, size * depth), np.float32)
+    for rows in strips(size):
+        part = flat[top + rows.start : top + rows.stop] * (1 - ty)
+        part += flat[top + rows.start + 1 : top + rows.stop + 1] * ty
+        np.multiply(part[:, :-depth], 1 - tx, out=out[rows])
+        out[rows] += part[:, depth:] * tx
+    return out.reshape(size, size, depth)
 
 
 def widened(alpha, by=3):

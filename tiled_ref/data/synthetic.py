@@ -13,12 +13,13 @@ import numpy as np
 
 from . import board, bolt, weave
 from .disk import check_category
-from .drawing import field
+from .drawing import field, strips
 from .samples import ANOMALOUS, GOOD, NORMAL, Category, Sample
 
 SEED = 2024  # of the data set; drawn once and not chosen among several
 N_TRAIN, N_GOOD, N_DEFECTIVE = 48, 16, 32  # pictures of a category
-SECOND_DEFECT = 0.25  # share of defective pictures with two defects
+LIGHT = 0.035  # standard deviation of the light over a picture, of 1
+NOISE = np.float32(1.8)  # standard deviation of the sensor's noise, grey levels
 
 _SCENES = {"board": board, "bolt": bolt, "weave": weave}
 DEFAULT_CATEGORY = "board"
@@ -97,13 +98,14 @@ def draw(scene, defect, key):
 
 
 def _photograph(picture, light_rng, noise_rng):
-    """Uneven light, exposure, white balance, noise of the sensor; uint8."""
-    size = picture.shape[:2]
-    light = 1 + 0.035 * field(light_rng, size, 400)
+    """Uneven light, exposure, white balance, noise of the sensor; uint8 (H, W, 3)."""
+    light = 1 + np.float32(LIGHT) * field(light_rng, picture.shape[:2], 400)  # (H, W)
     gain = light_rng.normal(1, 0.03) * light_rng.normal(1, 0.008, 3)
-    picture *= light[..., None] * gain.astype(np.float32)
-    noise = noise_rng.standard_normal(size, np.float32) * np.float32(1.8)
-    colour_noise = noise_rng.integers(-3, 4, picture.shape, np.int8)
-    picture += noise[..., None]
-    picture += colour_noise
-    return np.clip(np.rint(picture, out=picture), 0, 255).astype(np.uint8)
+    gain = gain.astype(np.float32)
+    pixels = np.empty(picture.shape, np.uint8)
+    for rows in strips(picture.shape[0]):
+        part = picture[rows] * (light[rows][..., None] * gain)
+        part += NOISE * noise_rng.standard_normal((*part.shape[:2], 1), np.float32)
+        part += noise_rng.integers(-3, 4, part.shape, np.int8)
+        pixels[rows] = np.clip(np.rint(part, out=part), 0, 255, out=part)
+    return pixels

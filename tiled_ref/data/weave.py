@@ -9,68 +9,77 @@ from . import drawing as d
 
 SIZE = 1024  # px
 PITCH = 13.0  # px from yarn to yarn
-LINEN = np.array([196, 184, 160], np.float32)
+LINEN = np.array([190, 178, 155], np.float32)
 DEFECTS = ("broken_yarn", "foreign_fibre", "hole", "slub", "stain", "thin_place")
 
 
 class _Cloth:
     """Two sets of yarns, warp (down) and weft (across), and how they cross.
 
-    Attributes: phase of each, float32 (SIZE, SIZE), in yarns; width and shade of each yarn.
+    Attributes: phase of each, float32 (SIZE, SIZE), in yarns; shade and thickness of each
+    yarn, (n,); tone, float32 (SIZE, SIZE).
     """
 
     def __init__(self, rng):
         size = (SIZE, SIZE)
         place = np.arange(SIZE, dtype=np.float32)
-        pitch = PITCH * (1 + rng.normal(0, 0.01, 2))
-        self.start = rng.uniform(0, 1, 2)
-        wave = [0.22 * d.field(rng, size, (150, 60)), 0.22 * d.field(rng, size, (60, 150))]
+        pitch = (PITCH * (1 + rng.normal(0, 0.01, 2))).astype(np.float32)
+        start = 4 + rng.uniform(0, 1, 2).astype(np.float32)
         self.phase = [  # warp yarns are counted along x, weft yarns along y
-            place[None, :] / np.float32(pitch[0]) + np.float32(self.start[0]) + wave[0],
-            place[:, None] / np.float32(pitch[1]) + np.float32(self.start[1]) + wave[1],
+            d.field(rng, size, (150, 60)),
+            d.field(rng, size, (60, 150)),
         ]
-        n = int(SIZE / PITCH * 1.1) + 8
-        self.shade = [1 + rng.normal(0, 0.035, n).astype(np.float32) for _ in "xy"]
-        self.thick = [1 + rng.normal(0, 0.05, n).astype(np.float32) for _ in "xy"]
-        self.uneven = d.field(rng, size, (14, 5)), d.field(rng, size, (5, 14))
+        for phase, at in zip(self.phase, (place[None, :], place[:, None])):
+            k = 0 if at.shape[0] == 1 else 1
+            phase *= np.float32(0.22)
+            phase += at / pitch[k] + start[k]
+        n = int(SIZE / PITCH * 1.1) + 12
+        self.shade = [(1 + rng.normal(0, 0.035, n)).astype(np.float32) for _ in range(2)]
+        self.half = [(0.44 * (1 + rng.normal(0, 0.05, n))).astype(np.float32) for _ in range(2)]
+        self.tone = 1 + np.float32(0.03) * d.field(rng, size, 90)
+        self.tone += np.float32(0.035) * d.field(rng, size, 6)  # yarn is never even
 
-    def light(self, index, thickness=(1, 1), missing=(0, 0)):
-        """Brightness, about 0 to 1, of a part of the cloth: picture[index].
+    def picture(self, index, thickness=(1, 1), missing=(0, 0)):
+        """A part of the cloth, float32 (n, m, 3).
 
         thickness and missing, for warp and weft, change yarns: factors and opacities.
         """
-        yarns, lift = [], []
+        offs, numbers, lights = [], [], []
         for k in (0, 1):
             phase = self.phase[k][index]
-            number = np.floor(phase)
-            yarn = np.clip(number.astype(np.int32) + 4, 0, len(self.shade[k]) - 1)
-            off = phase - number - np.float32(0.5)  # -0.5 to 0.5 across the yarn
-            half = np.float32(0.44) * self.thick[k][yarn] * thickness[k]
-            round_ = np.clip(1 - (off / half) ** 2, 0, 1)
-            yarns.append((round_, number, self.shade[k][yarn] * (1 + 0.06 * self.uneven[k][index])))
-        (warp, i, warp_shade), (weft, j, weft_shade) = yarns
-        # Warp is on top where i + j is even; a yarn dips towards its neighbours' gaps.
-        even = (i + j) % 2 == 0
-        along_x = self.phase[0][index] - i - np.float32(0.5)
-        along_y = self.phase[1][index] - j - np.float32(0.5)
-        dip_warp = 1 - np.float32(1.9) * along_y * along_y
-        dip_weft = 1 - np.float32(1.9) * along_x * along_x
-        warp_light = np.sqrt(warp) * np.where(even, dip_warp, 0.45) * warp_shade * (1 - missing[0])
-        weft_light = np.sqrt(weft) * np.where(even, 0.45, dip_weft) * weft_shade * (1 - missing[1])
-        return np.maximum(np.maximum(warp_light, weft_light), np.float32(0.16))
+            yarn = phase.astype(np.int32)
+            off = phase - yarn - np.float32(0.5)  # -0.5 to 0.5 across the yarn
+            light = off / (self.half[k][yarn] * thickness[k])
+            light *= light
+            np.subtract(1, light, out=light)
+            np.sqrt(np.maximum(light, 0, out=light), out=light)  # round
+            light *= self.shade[k][yarn] * (1 - missing[k])
+            offs.append(off)
+            numbers.append(yarn)
+            lights.append(light)
+        # Warp is on top where the numbers' sum is even; a yarn dips between its crossings.
+        even = ((numbers[0] + numbers[1]) & 1) == 0
+        for k, on_top in ((0, even), (1, ~even)):
+            dip = offs[1 - k] * offs[1 - k]
+            dip *= np.float32(-1.9)
+            dip += 1
+            lights[k] *= np.where(on_top, dip, np.float32(0.45))
+        light = np.maximum(lights[0], lights[1], out=lights[0])
+        light = np.maximum(light, np.float32(0.16), out=light)
+        light *= self.tone[index]
+        return light[..., None] * LINEN
 
 
 def render(rng, defect=None, defect_rng=None):
     """One picture; parameters and returns as in board.render."""
     cloth = _Cloth(rng)
-    everything = slice(0, SIZE), slice(0, SIZE)
-    tone = 1 + 0.03 * d.field(rng, (SIZE, SIZE), 90)
-    light = cloth.light(everything) * tone
-    picture = (light * np.float32(0.96))[..., None] * LINEN
+    picture = np.empty((SIZE, SIZE, 3), np.float32)
+    for rows in d.strips(SIZE):
+        picture[rows] = cloth.picture((rows, slice(None)))
     if defect is None:
         return picture, None, None
     flawed, cover = picture.copy(), np.zeros((SIZE, SIZE), np.float32)
-    _DRAW[defect](cloth, tone, flawed, cover, defect_rng)
+    _DRAW[defect](cloth, flawed, cover, defect_rng)
     return picture, flawed, cover
 
 
@@ -82,9 +91,8 @@ def _window(rng, reach):
     return d.Window((SIZE, SIZE), *rng.uniform(40, SIZE - 40, 2), reach)
 
 
-def _rewoven(cloth, tone, picture, cover, window, alpha, **changes):
-    light = cloth.light(window.index, **changes) * tone[window.index] * np.float32(0.96)
-    d.blend(picture, window, alpha, light[..., None] * LINEN)
+def _rewoven(cloth, picture, cover, window, alpha, **changes):
+    d.blend(picture, window, alpha, cloth.picture(window.index, **changes))
     cover[window.index] = alpha
 
 
@@ -96,37 +104,37 @@ def _along(rng, window, length, width):
     return d.coverage(np.abs(v) - half, 1.5) * (np.abs(u) < length / 2), k
 
 
-def _broken_yarn(cloth, tone, picture, cover, rng):
+def _broken_yarn(cloth, picture, cover, rng):
     """A yarn that is missing over some length."""
     length = max(14, d.diameter(rng))
     window = _window(rng, length / 2 + 4)
     alpha, k = _along(rng, window, length, PITCH)
     missing = [0, 0]
     missing[k] = alpha * np.float32(0.95)
-    _rewoven(cloth, tone, picture, cover, window, alpha, missing=missing)
+    _rewoven(cloth, picture, cover, window, alpha, missing=missing)
 
 
-def _thin_place(cloth, tone, picture, cover, rng):
+def _thin_place(cloth, picture, cover, rng):
     """Yarns spun too thin over an area."""
     radius = max(16, d.diameter(rng)) / 2
     window = _window(rng, 2.4 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius), 3)
     thin = 1 - np.float32(rng.uniform(0.3, 0.5)) * alpha
-    _rewoven(cloth, tone, picture, cover, window, alpha, thickness=(thin, thin))
+    _rewoven(cloth, picture, cover, window, alpha, thickness=(thin, thin))
 
 
-def _slub(cloth, tone, picture, cover, rng):
+def _slub(cloth, picture, cover, rng):
     """A lump of loose fibres in a yarn."""
     length = max(12, d.diameter(rng))
     window = _window(rng, length / 2 + 6)
     alpha, k = _along(rng, window, length, PITCH * rng.uniform(0.9, 1.6))
     fluff = 0.92 + 0.06 * d.field(rng, alpha.shape, (3, 3))
-    light = fluff * tone[window.index]
+    light = fluff * cloth.tone[window.index]
     d.blend(picture, window, alpha * np.float32(0.85), light[..., None] * LINEN)
     cover[window.index] = alpha
 
 
-def _hole(cloth, tone, picture, cover, rng):
+def _hole(cloth, picture, cover, rng):
     """A hole: the dark table is seen through it, frayed ends around."""
     radius = d.diameter(rng) / 2
     window = _window(rng, 2.4 * radius + 4)
@@ -135,7 +143,7 @@ def _hole(cloth, tone, picture, cover, rng):
     cover[window.index] = alpha
 
 
-def _stain(cloth, tone, picture, cover, rng):
+def _stain(cloth, picture, cover, rng):
     """A drop of coffee, oil or ink that soaked in: the weave shows through."""
     radius = max(10, d.diameter(rng)) / 2
     window = _window(rng, 2.4 * radius + 4)
@@ -145,7 +153,7 @@ def _stain(cloth, tone, picture, cover, rng):
     cover[window.index] = alpha
 
 
-def _foreign_fibre(cloth, tone, picture, cover, rng):
+def _foreign_fibre(cloth, picture, cover, rng):
     """A coloured thread that was woven in or fell on the cloth."""
     points = d.wander(rng, rng.uniform(24, 100))
     window = _window(rng, np.abs(points).max() + 6)
