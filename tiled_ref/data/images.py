@@ -29,6 +29,7 @@ MAX_THREADS = 8  # decoding; each thread holds one image at its original size
 
 _OPEN_LOCK = threading.Lock()
 _ORIENTATION = 0x0112  # EXIF tag
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # TIFF tags
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
@@ -78,6 +79,8 @@ def image_size(path):
         # getexif of a PNG file would decode all of it to look behind the pixels.
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
         width, height = image.size
+        if image.format == "TIFF":  # where Pillow may have turned the size already
+            width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
         return (width, height) if exif.get(_ORIENTATION) in _TURNED else (height, width)
 
 
