@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_every_public_name_has_a_docstring(name):
         if isinstance(value, type):
             for part, member in vars(value).items():
                 if callable(member) and not part.startswith("_"):
-                    assert member.__doc__, f"{name}.{key}.{part}"
+                    assert inspect.getdoc(getattr(value, part)), f"{name}.{key}.{part}"
 
 
 def imports(path):

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,6 +34,50 @@ examples:
 
 Exit status: 0 done, 2 something is wrong with an option or a file, 130 interrupted.
 """
+
+
+@dataclass(frozen=True)
+class Switch:
+    """An option that is a keyword argument of one or more architectures."""
+
+    flag: str
+    archs: tuple
+    keyword: str
+    argument: dict
+    help: str
+
+
+def _choice(flag, arch, keyword, choices, text):
+    """A Switch between named variants, the first the paper's."""
+    argument = {"choices": choices, "metavar": "|".join(choices)}
+    return Switch(flag, (arch,), keyword, argument, f"{text} (default {choices[0]})")
+
+
+SWITCHES = (
+    Switch(
+        "--steps",
+        ("fastflow", "reverse_distillation"),
+        "steps",
+        {"type": lambda text: _positive(text), "metavar": "N"},
+        "optimiser steps of fastflow and reverse_distillation (default 200)",
+    ),
+    _choice(
+        "--patchcore-start", "patchcore", "start", ["excluded", "included"],
+        "whether the random start of the coreset belongs to it",
+    ),
+    _choice(
+        "--fastflow-kernels", "fastflow", "kernels", ["3x3", "alternating"],
+        "convolutions of the coupling blocks, alternating: 3x3 and 1x1",
+    ),
+    _choice(
+        "--rd-loss", "reverse_distillation", "loss", ["positions", "flattened"],
+        "cosine over the channels of each position, or of the flattened map",
+    ),
+    _choice(
+        "--rd-map", "reverse_distillation", "combine", ["product", "sum"],
+        "how the layers' distances make a map",
+    ),
+)  # fmt: skip
 
 
 def main(argv=None):
@@ -139,6 +184,10 @@ def build_parser():
         help="pixel metrics at the setup's image size or at each image's own (default setup)",
     )  # fmt: skip
 
+    group = parser.add_argument_group("variants of the architectures (the defaults are the paper's)")
+    for switch in SWITCHES:
+        group.add_argument(switch.flag, **switch.argument, help=switch.help)
+
     group = parser.add_argument_group("output and running")
     group.add_argument(
         "--out", type=Path, default=Path("results"), metavar="DIR",
@@ -187,6 +236,7 @@ def run(args):
         metric_size=args.metric_size,
         impl=args.impl,
         threads=args.threads,
+        switches=_switches(args),
     )
     results = []
     for category in categories:
@@ -228,6 +278,16 @@ def _categories(args, data):
         default = getattr(data, "DEFAULT_CATEGORY", None)
         return [default] if default else data.categories(args.root)
     return data.categories(args.root) if "all" in args.category else _expand(args.category, ())
+
+
+def _switches(args):
+    """Architecture -> keyword arguments that the user gave."""
+    given = {}
+    for switch in SWITCHES:
+        value = getattr(args, switch.flag.lstrip("-").replace("-", "_"))
+        for arch in switch.archs if value is not None else ():
+            given.setdefault(arch, {})[switch.keyword] = value
+    return given
 
 
 def _resolve_device(name):

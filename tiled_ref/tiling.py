@@ -210,6 +210,7 @@ class TileGrid:
         )
 
     def check_image(self, images):
+        """Raise InputError unless images (..., H, W) have the size the grid is made for."""
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(
                 f"the grid is made for images of {_text(self.image_size)} px, "
