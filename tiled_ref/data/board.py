@@ -343,20 +343,21 @@ def render(rng, defect=None, defect_rng=None):
         code = "".join(str(k) for k in rng.integers(0, 10, 4))
         d.letters(bare, code, x + MARGIN, y + MARGIN, 2.0, (120, 120, 118), 0.7, upright)
     picture = bare.copy()
-    moves = rng.normal(0, 0.8, (len(board.parts), 2))
-    gains = rng.normal(1, 0.05, len(board.parts))
-    for part, (dx, dy), gain in zip(board.parts, moves, gains):
-        part.paste(picture, dx, dy, gain)
+    n = len(board.parts)
+    places = zip(rng.normal(0, 0.9, n), rng.normal(0, 0.9, n), rng.normal(1, 0.06, n))
+    for part, place, angle in zip(board.parts, places, rng.normal(0, 0.03, n)):
+        part.paste(picture, *place, angle)
     for (x, y), strength in zip(board.glints, rng.uniform(0, 0.8, len(board.glints))):
         window = d.Window(picture.shape, x + MARGIN, y + MARGIN, 5)
         alpha = d.coverage(d.disc(window.x, window.y, 2.2), 3) * np.float32(strength)
         d.blend(picture, window, alpha, (236, 236, 232))
-    x, y = MARGIN + rng.uniform(-4, 4, 2)
+    x, y = MARGIN + rng.uniform(-1.5, 1.5, 2)
     clean = d.shifted(picture, x, y, SIZE)
     if defect is None:
         return clean, None, None
     cover = np.zeros((*picture.shape[:2], 1), np.float32)
-    _DRAW[defect](board, bare, picture, cover[..., 0], defect_rng)
+    for _ in range(d.how_many(defect_rng)):
+        _DRAW[defect](board, bare, picture, cover[..., 0], defect_rng)
     return clean, d.shifted(picture, x, y, SIZE), d.shifted(cover, x, y, SIZE)[..., 0]
 
 

@@ -13,6 +13,7 @@ from . import drawing as d
 
 SIZE = 1024  # px
 HEAD, HEAD_LENGTH = 94.0, 96.0  # px: half the width over flats, length
+FLANGE = 110.0  # px, radius
 SHANK, LENGTH, BARE = 56.0, 640.0, 150.0  # px: radius, whole length, length without thread
 PITCH, DEPTH = 22.0, 8.0  # px, of the thread
 LAMP = np.array([-0.42, -0.52, 0.74], np.float32)  # direction of the light, x, y, towards us
@@ -53,28 +54,30 @@ class _Bolt:
         self.u, self.v = u[near] + np.float32(LENGTH / 2), v[near]
 
     def shape(self):
-        """Half the width of the silhouette (n,), and the normal (na, nc, nz), each (n,)."""
+        """Half the width of the silhouette (n,), and the normal along, across, up, each (n,)."""
         u, v = self.u, self.v
-        corner = HEAD / np.cos(np.pi / 6)
-        top = np.minimum(u / 12, 1)  # the head's top is chamfered
-        end = np.minimum((LENGTH - u) / 18, 1)
-        ramp = np.clip((u - HEAD_LENGTH - BARE) / 30, 0, 1)  # the thread runs out
-        side = np.arcsin(np.clip(v / SHANK, -1, 1))
-        turn = 2 * np.pi * u / np.float32(PITCH) + np.float32(self.roll) + side
+        # The shank: a cylinder whose radius follows a helix where the thread is.
+        side = np.arcsin(np.clip(v / np.float32(SHANK), -1, 1))
+        turn = u * np.float32(2 * np.pi / PITCH) + np.float32(self.roll) + side
+        ramp = np.clip((u - np.float32(HEAD_LENGTH + BARE)) / 30, 0, 1)  # the thread runs out
+        end = np.minimum((np.float32(LENGTH) - u) / 18, 1)  # the point is tapered
         radius = SHANK - ramp * (DEPTH / 2) * (1 - np.cos(turn)) - 14 * (1 - end)
-        slope = ramp * np.float32(DEPTH * np.pi / PITCH) * -np.sin(turn) - 0.8 * (end < 1)
+        along = ramp * np.float32(DEPTH * np.pi / PITCH) * np.sin(turn) + 0.8 * (end < 1)
         across = np.clip(v / radius, -1, 1)
-        normal = [-slope, across, np.sqrt(1 - across * across)]
-        facet = np.clip(np.rint((np.arcsin(np.clip(v / corner, -1, 1)) - self.facet) * 3 / np.pi), -1, 1)
-        tilt = self.facet + facet * np.float32(np.pi / 3)
-        head = u < HEAD_LENGTH
-        flange = head & (u > HEAD_LENGTH - 12)
-        bevel = np.where(u < 12, np.float32(-0.7), 0)
-        normal[0] = np.where(head, bevel, normal[0])
-        normal[1] = np.where(head & ~flange, np.sin(tilt), np.where(flange, np.clip(v / 110, -1, 1), normal[1]))
-        normal[2] = np.where(head & ~flange, np.cos(tilt), np.where(flange, np.sqrt(1 - normal[1] ** 2), normal[2]))
-        width = np.where(flange, 110, np.where(head, corner * np.cos(self.facet) - 10 * (1 - top), radius))
-        return width, normal
+        up = np.sqrt(1 - across * across)
+        # The head: a hexagon of three visible flats, its top bevelled, on a round flange.
+        corner = np.float32(HEAD / np.cos(np.pi / 6))
+        tilt = np.arcsin(np.clip(v / corner, -1, 1)) - np.float32(self.facet)
+        tilt = np.clip(np.rint(tilt * np.float32(3 / np.pi)), -1, 1) * np.float32(np.pi / 3)
+        tilt += np.float32(self.facet)
+        half = corner * np.float32(np.cos(self.facet)) - 10 * np.maximum(1 - u / 12, 0)
+        kinds = [u < 12, u < HEAD_LENGTH - 12, u < HEAD_LENGTH]  # bevel, flats, flange
+        round_ = np.clip(v / FLANGE, -1, 1)
+        return np.select(kinds, [half, half, np.float32(FLANGE)], radius), [
+            np.select(kinds, [np.float32(-0.7), np.float32(0), np.float32(0)], along),
+            np.select(kinds, [np.sin(tilt), np.sin(tilt), round_], across),
+            np.select(kinds, [np.cos(tilt), np.cos(tilt), np.sqrt(1 - round_ * round_)], up),
+        ]
 
     def paint(self, picture, width, normal):
         """Put the bolt into a picture; returns the share it covers of each pixel (n,)."""
@@ -87,7 +90,8 @@ class _Bolt:
         marks = np.interp(self.u, np.arange(int(LENGTH)), self.marks).astype(np.float32)
         shade = 44 + 96 * lit + 34 * nz * nz + 92 * glance**14 + 2.2 * marks
         colour = (shade * np.float32(self.finish))[:, None] * STEEL
-        cover = d.coverage(np.maximum(np.abs(self.v) - width, np.abs(self.u - LENGTH / 2) - LENGTH / 2))
+        ends = np.abs(self.u - np.float32(LENGTH / 2)) - np.float32(LENGTH / 2)
+        cover = d.coverage(np.maximum(np.abs(self.v) - width, ends))
         part = picture[self.index]
         picture[self.index] = part + cover[:, None] * (colour - part)
         return cover
@@ -103,115 +107,133 @@ class _Bolt:
         picture[window.index] *= (1 - 0.5 * dark * dark)[..., None]
 
 
+class _Flaws:
+    """What is wrong with a bolt: changes of its surface, and paint on it.
+
+    Attributes: slope (2, n), added to the normal along and across; flat (n,), factor on the
+    thread's slope; bite (n,), share of each pixel that is broken away; stains, list of
+    (alpha (n,), colour); cover (n,), share of each pixel that any of them covers.
+    """
+
+    def __init__(self, n):
+        self.slope = np.zeros((2, n), np.float32)
+        self.flat = np.ones(n, np.float32)
+        self.bite, self.cover = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        self.stains = []
+
+    def covers(self, spot):
+        np.maximum(self.cover, spot, out=self.cover)
+
+
 def render(rng, defect=None, defect_rng=None):
     """One picture; parameters and returns as in board.render."""
     bolt = _Bolt(rng)
     y, x = rng.integers(0, 256, 2)
-    sheet = _felt()[y : y + SIZE, x : x + SIZE]
-    picture = sheet * np.array([0.985, 0.995, 1.0], np.float32)
+    picture = np.empty((SIZE, SIZE, 3), np.float32)
+    for rows in d.strips(SIZE):
+        sheet = _felt()[y + rows.start : y + rows.stop, x : x + SIZE]
+        picture[rows] = sheet * np.array([0.985, 0.995, 1.0], np.float32)
     bolt.shadow(picture)
-    bare = picture.copy() if defect is not None else None
     width, normal = bolt.shape()
-    cover = bolt.paint(picture, width, normal)
     if defect is None:
+        bolt.paint(picture, width, normal)
         return picture, None, None
-    flawed = bare.copy()
-    spot = _DRAW[defect](bolt, flawed, width, normal, cover, defect_rng)
-    covered = np.zeros((SIZE, SIZE), np.float32)
-    covered[bolt.index] = spot
-    return picture, flawed, covered
+    flawed = picture.copy()
+    shape = bolt.paint(picture, width, normal)  # (n,)
+    flaws = _Flaws(bolt.u.size)
+    for _ in range(d.how_many(defect_rng)):
+        _DRAW[defect](bolt, width, flaws, defect_rng)
+    felt = flawed[bolt.index]
+    normal = [normal[0] * flaws.flat + flaws.slope[0], normal[1] + flaws.slope[1], normal[2]]
+    bolt.paint(flawed, width, normal)
+    part = flawed[bolt.index]
+    for alpha, colour in flaws.stains:
+        part += (alpha * shape)[:, None] * (colour - part)
+    gone = np.clip(flaws.bite * 1.6 - 0.6, 0, 1)[:, None]
+    part *= 1 - 0.5 * flaws.bite[:, None] * (1 - gone)  # the broken edge is dark
+    flawed[bolt.index] = part + gone * (felt - part)
+    cover = np.zeros((SIZE, SIZE), np.float32)
+    cover[bolt.index] = flaws.cover * shape
+    return picture, flawed, cover
 
 
 # ------------------------------------------------------------------------------- defects
-# Each paints a bolt with one defect into `picture`, which holds the bare felt, and returns
-# the share of each of the bolt's pixels that the defect covers, (n,).
+# Each adds one defect to `flaws`.
 
 
-def _spot(rng, first=8.0, last=LENGTH - 12, inside=0.8):
+def _spot(rng, first=8.0):
     """A random place on the bolt: u, v."""
-    u = rng.uniform(first, last)
-    return u, rng.uniform(-inside, inside) * (HEAD if u < HEAD_LENGTH else SHANK)
+    u = rng.uniform(first, LENGTH - 12)
+    return u, rng.uniform(-0.8, 0.8) * (HEAD if u < HEAD_LENGTH else SHANK)
 
 
-def _blob(bolt, rng, u, v, radius, roughness=0.25, softness=1.2):
-    """A random roundish shape around (u, v), the share of each pixel it covers (n,)."""
+def _blob(bolt, rng, place, radius, roughness=0.25, softness=1.2):
+    """A random roundish shape around a place, the share of each pixel it covers (n,)."""
     out = np.zeros_like(bolt.u)
-    x, y = bolt.u - np.float32(u), bolt.v - np.float32(v)
+    x, y = bolt.u - np.float32(place[0]), bolt.v - np.float32(place[1])
     near = np.maximum(np.abs(x), np.abs(y)) < 2.4 * radius + 4
     out[near] = d.coverage(d.blob(rng, x[near], y[near], radius, roughness), softness)
     return out
 
 
-def _chip(bolt, picture, width, normal, cover, rng):
+def _chip(bolt, width, flaws, rng):
     """A piece broken out of the edge of the head or of the thread."""
     u = rng.uniform(8, LENGTH - 12)
-    edge = np.median(width[np.abs(bolt.u - u) < 2])
-    bite = _blob(bolt, rng, u, rng.choice([-1, 1]) * edge, max(5, d.diameter(rng) * 0.5), 0.3)
-    before = picture[bolt.index].copy()
-    bolt.paint(picture, width, normal)
-    part = picture[bolt.index]
-    inner = np.clip(bite * 1.6 - 0.6, 0, 1)[:, None]
-    part *= 1 - 0.5 * bite[:, None] * (1 - inner)
-    picture[bolt.index] = part + inner * (before - part)
-    return bite * (cover > 0)
+    edge = rng.choice([-1, 1]) * np.median(width[np.abs(bolt.u - u) < 2])
+    bite = _blob(bolt, rng, (u, edge), max(5, d.diameter(rng) * 0.5), 0.3)
+    np.maximum(flaws.bite, bite, out=flaws.bite)
+    flaws.covers(bite)
 
 
-def _crushed_thread(bolt, picture, width, normal, cover, rng):
+def _crushed_thread(bolt, width, flaws, rng):
     """Thread that was hit: its ridges are flat and shiny."""
-    u, v = _spot(rng, HEAD_LENGTH + BARE + 20)
-    spot = _blob(bolt, rng, u, v, max(12, d.diameter(rng)) / 2, 0.2, 3)
-    normal[0] *= 1 - 0.9 * spot
-    bolt.paint(picture, width, normal)
-    return spot * (cover > 0.5)
+    place = _spot(rng, HEAD_LENGTH + BARE + 20)
+    spot = _blob(bolt, rng, place, max(12, d.diameter(rng)) / 2, 0.2, 3)
+    flaws.flat *= 1 - np.float32(0.9) * spot
+    flaws.covers(spot)
 
 
-def _dent(bolt, picture, width, normal, cover, rng):
+def _dent(bolt, width, flaws, rng):
     """A hollow knocked into the surface."""
-    u, v = _spot(rng)
+    place = _spot(rng)
     radius = min(max(10, d.diameter(rng)), 50) / 2
-    spot = _blob(bolt, rng, u, v, radius, 0.12, 2)
-    steep = rng.uniform(0.8, 1.5)
-    normal[0] = normal[0] - spot * np.float32(steep / radius) * (bolt.u - np.float32(u))
-    normal[1] = normal[1] - spot * np.float32(steep / radius) * (bolt.v - np.float32(v))
-    bolt.paint(picture, width, normal)
-    return spot * (cover > 0.5)
+    spot = _blob(bolt, rng, place, radius, 0.12, 2)
+    steep = spot * np.float32(rng.uniform(0.8, 1.5) / radius)
+    flaws.slope[0] -= steep * (bolt.u - np.float32(place[0]))
+    flaws.slope[1] -= steep * (bolt.v - np.float32(place[1]))
+    flaws.covers(spot)
 
 
-def _rust(bolt, picture, width, normal, cover, rng):
+def _rust(bolt, width, flaws, rng):
     """A grainy brown patch."""
-    spot = _blob(bolt, rng, *_spot(rng), d.diameter(rng) / 2, 0.25, 3)
-    grain = rng.normal(0, 1, bolt.u.size).astype(np.float32)
-    colour = np.array([116, 66, 34], np.float32) + 12 * grain[:, None]
-    return _stain(bolt, picture, width, normal, cover, spot, colour, rng.uniform(0.6, 0.9))
+    spot = _blob(bolt, rng, _spot(rng), d.diameter(rng) / 2, 0.25, 3)
+    grain = rng.standard_normal((bolt.u.size, 1), np.float32)
+    colour = np.array([116, 66, 34], np.float32) + 12 * grain
+    flaws.stains.append((spot * np.float32(rng.uniform(0.6, 0.9)), colour))
+    flaws.covers(spot)
 
 
-def _smear(bolt, picture, width, normal, cover, rng):
+def _smear(bolt, width, flaws, rng):
     """Grease or old paint, more or less transparent."""
-    spot = _blob(bolt, rng, *_spot(rng), d.diameter(rng) / 2, 0.3, 3)
-    colour = np.array([(38, 34, 28), (208, 196, 150), (62, 84, 120)][rng.integers(3)], np.float32)
-    return _stain(bolt, picture, width, normal, cover, spot, colour, rng.uniform(0.5, 0.8))
+    spot = _blob(bolt, rng, _spot(rng), d.diameter(rng) / 2, 0.25, 3)
+    colour = [(38, 34, 28), (208, 196, 150), (62, 84, 120)][rng.integers(3)]
+    alpha = spot * np.float32(rng.uniform(0.5, 0.8))
+    flaws.stains.append((alpha, np.array(colour, np.float32)))
+    flaws.covers(spot)
 
 
-def _scratch(bolt, picture, width, normal, cover, rng):
+def _scratch(bolt, width, flaws, rng):
     """A groove: a bright flank and a dark one."""
-    u, v = _spot(rng)
+    place = _spot(rng)
     points = d.wander(rng, max(12, d.diameter(rng)), bend=0.05)
     thick = rng.uniform(2, 4)
-    x, y = bolt.u - np.float32(u), bolt.v - np.float32(v)
+    x, y = bolt.u - np.float32(place[0]), bolt.v - np.float32(place[1])
     near = np.maximum(np.abs(x), np.abs(y)) < np.abs(points).max() + 8
     spot, dark = np.zeros_like(x), np.zeros_like(x)
     spot[near] = d.coverage(d.path(x[near], y[near], points) - thick / 2)
     dark[near] = d.coverage(d.path(x[near] - 1.2, y[near] - 1.2, points) - thick / 4)
-    colour = 236 - 190 * dark[:, None] * STEEL
-    return _stain(bolt, picture, width, normal, cover, spot, colour, 0.85)
-
-
-def _stain(bolt, picture, width, normal, cover, spot, colour, opacity):
-    bolt.paint(picture, width, normal)
-    part = picture[bolt.index]
-    alpha = (spot * cover * np.float32(opacity))[:, None]
-    picture[bolt.index] = part + alpha * (colour - part)
-    return spot * cover
+    flaws.stains.append((spot * np.float32(0.85), 236 - 190 * dark[:, None] * STEEL))
+    flaws.covers(spot)
 
 
 _DRAW = {

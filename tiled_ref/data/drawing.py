@@ -184,3 +184,8 @@ def widened(alpha, by=3):
 def diameter(rng):
     """Size of a defect in px, 8 to 80, the small ones in the majority (median 16)."""
     return 8 * 10 ** (rng.uniform() ** 1.7)
+
+
+def how_many(rng):
+    """Spots of one defect in a picture: 1 in half of them, 2 in a quarter, ..., at most 5."""
+    return min(int(rng.geometric(0.5)), 5)

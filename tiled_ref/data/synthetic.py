@@ -18,7 +18,7 @@ from .samples import ANOMALOUS, GOOD, NORMAL, Category, Sample
 
 SEED = 2024  # of the data set; drawn once and not chosen among several
 N_TRAIN, N_GOOD, N_DEFECTIVE = 48, 16, 32  # pictures of a category
-LIGHT = 0.035  # standard deviation of the light over a picture, of 1
+LIGHT = 0.015  # standard deviation of the light over a picture, of 1
 NOISE = np.float32(1.8)  # standard deviation of the sensor's noise, grey levels
 
 _SCENES = {"board": board, "bolt": bolt, "weave": weave}
@@ -100,7 +100,7 @@ def draw(scene, defect, key):
 def _photograph(picture, light_rng, noise_rng):
     """Uneven light, exposure, white balance, noise of the sensor; uint8 (H, W, 3)."""
     light = 1 + np.float32(LIGHT) * field(light_rng, picture.shape[:2], 400)  # (H, W)
-    gain = light_rng.normal(1, 0.03) * light_rng.normal(1, 0.008, 3)
+    gain = light_rng.normal(1, 0.012) * light_rng.normal(1, 0.004, 3)
     gain = gain.astype(np.float32)
     pixels = np.empty(picture.shape, np.uint8)
     for rows in strips(picture.shape[0]):

@@ -79,7 +79,8 @@ def render(rng, defect=None, defect_rng=None):
     if defect is None:
         return picture, None, None
     flawed, cover = picture.copy(), np.zeros((SIZE, SIZE), np.float32)
-    _DRAW[defect](cloth, flawed, cover, defect_rng)
+    for _ in range(d.how_many(defect_rng)):
+        _DRAW[defect](cloth, flawed, cover, defect_rng)
     return picture, flawed, cover
 
 
@@ -93,7 +94,7 @@ def _window(rng, reach):
 
 def _rewoven(cloth, picture, cover, window, alpha, **changes):
     d.blend(picture, window, alpha, cloth.picture(window.index, **changes))
-    cover[window.index] = alpha
+    np.maximum(cover[window.index], alpha, out=cover[window.index])
 
 
 def _along(rng, window, length, width):
@@ -131,7 +132,7 @@ def _slub(cloth, picture, cover, rng):
     fluff = 0.92 + 0.06 * d.field(rng, alpha.shape, (3, 3))
     light = fluff * cloth.tone[window.index]
     d.blend(picture, window, alpha * np.float32(0.85), light[..., None] * LINEN)
-    cover[window.index] = alpha
+    np.maximum(cover[window.index], alpha, out=cover[window.index])
 
 
 def _hole(cloth, picture, cover, rng):
@@ -140,7 +141,7 @@ def _hole(cloth, picture, cover, rng):
     window = _window(rng, 2.4 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius, 0.3), 2)
     d.blend(picture, window, alpha * np.float32(0.9), (36, 33, 30))
-    cover[window.index] = alpha
+    np.maximum(cover[window.index], alpha, out=cover[window.index])
 
 
 def _stain(cloth, picture, cover, rng):
@@ -150,7 +151,7 @@ def _stain(cloth, picture, cover, rng):
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius, 0.2), 4)
     tint = [(0.62, 0.50, 0.34), (0.72, 0.70, 0.62), (0.45, 0.50, 0.68)][rng.integers(3)]
     d.blend(picture, window, alpha, picture[window.index] * np.array(tint, np.float32))
-    cover[window.index] = alpha
+    np.maximum(cover[window.index], alpha, out=cover[window.index])
 
 
 def _foreign_fibre(cloth, picture, cover, rng):
@@ -160,7 +161,7 @@ def _foreign_fibre(cloth, picture, cover, rng):
     alpha = d.coverage(d.path(window.x, window.y, points) - rng.uniform(0.8, 1.6), 1.4)
     colour = [(44, 40, 44), (150, 46, 40), (52, 74, 120)][rng.integers(3)]
     d.blend(picture, window, alpha * np.float32(0.85), colour)
-    cover[window.index] = alpha
+    np.maximum(cover[window.index], alpha, out=cover[window.index])
 
 
 _DRAW = {
