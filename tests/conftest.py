@@ -15,6 +15,10 @@ SHARED = ROOT.parent / "shared"
 # Set by .ci/run: a skipped kernel test, or a real-data test beside its data, is a failure there.
 STRICT = os.environ.get("TILED_REF_STRICT") == "1"
 
+# The arrays of the tests are small: a second thread gains nothing, and on a busy machine two
+# threads that wait for one another take ten times as long. Results do not depend on it.
+torch.set_num_threads(1)
+
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):

@@ -98,6 +98,14 @@ def test_every_file_named_in_the_readme_exists():
         assert (ROOT / name).is_file(), name
 
 
+def test_every_test_named_in_the_readme_exists():
+    text = (ROOT / "README.md").read_text("utf-8")
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
+    assert len(named) > 10
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"
+
+
 def test_the_package_holds_its_data_file_and_every_package_folder():
     folders = {p.parent.relative_to(ROOT).as_posix() for p in SOURCES}
     text = (ROOT / "setup.py").read_text("utf-8")

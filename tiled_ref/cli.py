@@ -101,8 +101,9 @@ def build_parser():
     """The argparse parser of run.py and of the entry point tiled-ref."""
     parser = argparse.ArgumentParser(
         prog="tiled-ref",
-        description="Anomaly detection on high-resolution images with a tiled ensemble: one "
-        "model per tile location, predictions merged, seams smoothed, scored.",
+        usage="%(prog)s [--setup NAME ...] [--dataset NAME --root DIR] [options]",
+        description="Anomaly detection on high-resolution images with a tiled ensemble: one model\n"
+        "per tile location, predictions merged, seams smoothed, scored.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -151,7 +152,7 @@ def build_parser():
     )  # fmt: skip
     group.add_argument(
         "--batch-size", type=_positive, metavar="N",
-        help="images per batch (default: the paper's, 32)",
+        help="images per batch (default: the paper's, 32; 8 for patchcore)",
     )  # fmt: skip
 
     group = parser.add_argument_group(
@@ -282,7 +283,7 @@ def _categories(args, data):
 
 def _switches(args):
     """Architecture -> keyword arguments that the user gave."""
-    given = {}
+    given = {"patchcore": {"impl": args.impl}}
     for switch in SWITCHES:
         value = getattr(args, switch.flag.lstrip("-").replace("-", "_"))
         for arch in switch.archs if value is not None else ():

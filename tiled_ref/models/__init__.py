@@ -26,5 +26,6 @@ untiles.
 """
 
 from .padim import Padim
+from .patchcore import PatchCore
 
-MODELS = {"padim": Padim}
+MODELS = {"padim": Padim, "patchcore": PatchCore}
