@@ -145,8 +145,8 @@ def test_progress_counts_every_image_of_every_location(tiny_backbone, images):
     ensemble.fit(images, progress=lambda *call: seen.append(call))
     ensemble.predict(images[:5], progress=lambda *call: seen.append(call))
     for location in ensemble.grid.locations():
-        assert [c[2:] for c in seen if c[:2] == (location, "fit")] == [(4, 6), (6, 6)]
-        assert [c[2:] for c in seen if c[:2] == (location, "predict")] == [(4, 5), (5, 5)]
+        assert [c[2:] for c in seen if c[:2] == (location, "fit")] == [(0, 6), (4, 6), (6, 6)]
+        assert [c[2:] for c in seen if c[:2] == (location, "predict")] == [(0, 5), (4, 5), (5, 5)]
 
 
 def test_parameters_count_the_backbone_once_per_model(tiny_backbone):

@@ -188,6 +188,7 @@ class TiledEnsemble:
             if progress:
                 progress(location, "fit", done, total)
 
+        report(0, len(images))
         model = self.make_model()
         model.fit(self.location_images(images, location), progress=report)
         return model
@@ -195,6 +196,8 @@ class TiledEnsemble:
     def predict_location(self, model, images, location, maps, scores, progress=None):
         """Eq. 4 for one location: fills maps (N, h, w) and scores (N,) on the host."""
         source = self.location_images(images, location)
+        if progress:
+            progress(location, "predict", 0, len(source))
         for start in range(0, len(source), self.batch_size):
             stop = min(start + self.batch_size, len(source))
             batch_maps, batch_scores = model.predict(source[list(range(start, stop))])
