@@ -15,15 +15,11 @@ ctypedef fused floating:
     float
     double
 
-ctypedef fused counter:
-    unsigned int
-    unsigned long long
-
 ctypedef unsigned char mask_t
 ctypedef unsigned long long key_t
 
 cdef enum:
-    PIECE = 256  # pixels looked at before those that matter are looked up
+    PIECE = 64  # pixels looked at together
 
 
 cdef inline key_t key_of(floating score) noexcept nogil:
@@ -47,19 +43,37 @@ cdef inline key_t key_of(floating score) noexcept nogil:
 def count_runs(const mask_t[:, ::1] mask):
     """(runs, anomalous pixels) of a mask (H, W)."""
     cdef Py_ssize_t y, x, width = mask.shape[1], runs = 0, pixels = 0
-    cdef int row_runs, row_pixels
+    cdef bint before, now
     with nogil:
         for y in range(mask.shape[0]):
-            if width == 0:
-                break
-            row_runs = mask[y, 0] != 0
-            row_pixels = row_runs
-            for x in range(1, width):
-                row_runs += (mask[y, x] != 0) & (mask[y, x - 1] == 0)
-                row_pixels += mask[y, x] != 0
-            runs += row_runs
-            pixels += row_pixels
+            x = 0
+            before = False
+            while x < width:
+                if not before:
+                    x = skip_zeros(mask, y, x)
+                    if x == width:
+                        break
+                now = mask[y, x] != 0
+                runs += now and not before
+                pixels += now
+                before = now
+                x += 1
     return runs, pixels
+
+
+cdef inline Py_ssize_t skip_zeros(const mask_t[:, ::1] mask, Py_ssize_t y,
+                                  Py_ssize_t x) noexcept nogil:
+    """The first anomalous pixel of row y from column x on, or the width."""
+    cdef Py_ssize_t width = mask.shape[1]
+    cdef unsigned long long eight[4]
+    while x + 32 <= width:
+        memcpy(eight, &mask[y, x], 32)
+        if eight[0] | eight[1] | eight[2] | eight[3]:
+            break
+        x += 32
+    while x < width and mask[y, x] == 0:
+        x += 1
+    return x
 
 
 cdef int root_of(int[::1] parents, int run) except -1 nogil:
@@ -89,8 +103,7 @@ def label_runs(const mask_t[:, ::1] mask, int[::1] labels, int[:, ::1] ends):
             first_before, first = first, run
             now, k, x = 0, 0, 0
             while True:
-                while x < width and mask[y, x] == 0:
-                    x += 1
+                x = skip_zeros(mask, y, x)
                 if x == width:
                     break
                 if run == n_runs:
@@ -150,42 +163,42 @@ def paint(const mask_t[:, ::1] mask, const int[::1] labels, int offset, int[:, :
 
 # Scores --------------------------------------------------------------------------------
 
-def has_nan(const floating[:, ::1] scores):
-    """Whether any score of a map (H, W) is NaN."""
-    cdef Py_ssize_t y, x
+def has_nan(const floating[::1] scores):
+    """Whether any score of a map is NaN."""
+    cdef Py_ssize_t k, stop = 0, n = scores.shape[0]
     cdef int found = 0
     with nogil:
-        for y in range(scores.shape[0]):
-            for x in range(scores.shape[1]):
-                found |= scores[y, x] != scores[y, x]
-            if found:
-                break
+        k = 0
+        while k < n and not found:
+            stop = stop + PIECE if stop + PIECE < n else n
+            while k < stop:
+                found |= scores[k] != scores[k]
+                k += 1
     return found != 0
 
 
-def histogram(const floating[:, ::1] scores, const mask_t[:, ::1] mask, bint anomalous,
+def histogram(const floating[::1] scores, const mask_t[::1] mask, bint anomalous,
               floating low, floating high, int shift, Py_ssize_t step, long long[::1] counts):
     """Count keys: counts[(key - key of low) >> shift] += 1 for every step-th pixel.
 
     Pixels of the class asked for, scores in low..high; counts must reach up to high.
     """
-    cdef Py_ssize_t y, x = 0, width = scores.shape[1], slot
+    cdef Py_ssize_t k
     cdef floating score
     cdef key_t first = key_of(low)
-    check_pair(scores, mask)
+    if scores.shape[0] != mask.shape[0]:
+        raise ValueError("histogram: scores and mask differ in shape")
     if step < 1 or not 0 <= shift < 64 or not low <= high:
         raise ValueError("histogram: bad range")
     if (key_of(high) - first) >> shift >= <key_t> counts.shape[0]:
         raise ValueError("histogram: counts too short")
     with nogil:
-        for y in range(scores.shape[0]):
-            while x < width:
-                score = scores[y, x]
-                if (mask[y, x] != 0) == anomalous and score >= low and score <= high:
-                    slot = <Py_ssize_t> ((key_of(score) - first) >> shift)
-                    counts[slot] += 1
-                x += step
-            x -= width
+        k = 0
+        while k < scores.shape[0]:
+            score = scores[k]
+            if (mask[k] != 0) == anomalous and score >= low and score <= high:
+                counts[<Py_ssize_t> ((key_of(score) - first) >> shift)] += 1
+            k += step
 
 
 def measure(const mask_t[:, ::1] mask, const int[::1] labels, int[::1] areas):
@@ -196,13 +209,14 @@ def measure(const mask_t[:, ::1] mask, const int[::1] labels, int[::1] areas):
         for y in range(mask.shape[0]):
             if labels.shape[0] == 0:
                 break
-            for x in range(width):
-                if mask[y, x] == 0:
-                    continue
-                if x == 0 or mask[y, x - 1] == 0:
-                    run += 1
-                    label = label_of(run, labels, areas.shape[0])
-                areas[label - 1] += 1
+            x = skip_zeros(mask, y, 0)
+            while x < width:
+                run += 1
+                label = label_of(run, labels, areas.shape[0])
+                while x < width and mask[y, x] != 0:
+                    areas[label - 1] += 1
+                    x += 1
+                x = skip_zeros(mask, y, x)
 
 
 def gather(const floating[:, ::1] scores, const mask_t[:, ::1] mask, const int[::1] labels,
@@ -222,20 +236,21 @@ def gather(const floating[:, ::1] scores, const mask_t[:, ::1] mask, const int[:
         for y in range(mask.shape[0]):
             if labels.shape[0] == 0:
                 break
-            for x in range(width):
-                if mask[y, x] == 0:
-                    continue
-                if x == 0 or mask[y, x - 1] == 0:
-                    run += 1
-                    label = label_of(run, labels, 0x7fffffff)
-                score = scores[y, x]
-                if score >= low and score <= high:
-                    if n == regions.shape[0]:
-                        raise ValueError("gather: no room")
-                    if keep:
-                        values[n] = score
-                    regions[n] = first + label - 1
-                    n += 1
+            x = skip_zeros(mask, y, 0)
+            while x < width:
+                run += 1
+                label = label_of(run, labels, 0x7fffffff)
+                while x < width and mask[y, x] != 0:
+                    score = scores[y, x]
+                    if score >= low and score <= high:
+                        if n == regions.shape[0]:
+                            raise ValueError("gather: no room")
+                        if keep:
+                            values[n] = score
+                        regions[n] = first + label - 1
+                        n += 1
+                    x += 1
+                x = skip_zeros(mask, y, x)
     return n
 
 
@@ -318,118 +333,58 @@ def make_distinct(floating[::1] values, int[::1] stops):
             stops[n] = <int> (k + 1)
 
 
-def index_top(const floating[::1] values, int shift, int[::1] top):
-    """Count ascending values by their key's distance to the first, shifted: top[d >> shift]."""
-    cdef Py_ssize_t k
-    cdef key_t first
-    if values.shape[0] == 0:
-        raise ValueError("index_top: no values")
-    first = key_of(values[0])
-    if not 0 <= shift < 64:
-        raise ValueError("index_top: bad shift")
-    if (key_of(values[values.shape[0] - 1]) - first) >> shift >= <key_t> top.shape[0]:
-        raise ValueError("index_top: top too short")
+def collect(const floating[::1] scores, const mask_t[::1] mask, floating low, floating high,
+            floating[::1] out, Py_ssize_t n):
+    """Append the scores in low..high of normal pixels to out[:n]; returns the new n.
+
+    out must have room for all pixels of the map.
+    """
+    cdef Py_ssize_t start, stop = 0, n_pixels = scores.shape[0], k
+    cdef int any_high
+    if n_pixels != mask.shape[0]:
+        raise ValueError("collect: scores and mask differ in shape")
+    if n < 0 or n_pixels > out.shape[0] - n:
+        raise ValueError("collect: no room")
     with nogil:
-        for k in range(values.shape[0]):
-            top[<Py_ssize_t> ((key_of(values[k]) - first) >> shift)] += 1
+        while stop < n_pixels:
+            start = stop
+            stop = start + PIECE if start + PIECE < n_pixels else n_pixels
+            # Most pieces lie below what matters: one comparison a pixel, made in vectors.
+            any_high = 0
+            for k in range(start, stop):
+                any_high |= scores[k] >= low
+            if not any_high:
+                continue
+            # Without a branch: write every score, step on where it matters.
+            for k in range(start, stop):
+                out[n] = scores[k]
+                n += (scores[k] >= low) & (scores[k] <= high) & (mask[k] == 0)
+    return n
 
 
-cdef inline Py_ssize_t slot_of(key_t distance, int shift, const int[::1] base,
-                               const mask_t[::1] fine) noexcept nogil:
-    """Slot of a score in the two-level table: coarse bucket, then a fine part of it."""
-    cdef Py_ssize_t bucket = <Py_ssize_t> (distance >> shift)
-    cdef key_t rest = distance & ((<key_t> 1 << shift) - 1)
-    return base[bucket] + <Py_ssize_t> (rest >> fine[bucket])
+def tally(const floating[::1] values, const floating[::1] scores, long long[::1] counts):
+    """Where ascending scores stand among ascending distinct values (n,).
 
-
-def index_fine(const floating[::1] values, int shift, const int[::1] base,
-               const mask_t[::1] fine, int[::1] slots):
-    """slots[s] = first of the ascending distinct values whose slot is s or later."""
-    cdef Py_ssize_t k, s = 0, slot, n_slots = slots.shape[0]
-    cdef key_t first
-    check_table(values, shift, base, fine, slots)
-    first = key_of(values[0])
-    with nogil:
-        for k in range(values.shape[0]):
-            slot = slot_of(key_of(values[k]) - first, shift, base, fine)
-            while s <= slot:
-                slots[s] = <int> k
-                s += 1
-        while s < n_slots:
-            slots[s] = <int> values.shape[0]
-            s += 1
-
-
-cdef int check_table(const floating[::1] values, int shift, const int[::1] base,
-                     const mask_t[::1] fine, const int[::1] slots) except -1:
-    """O(buckets): no score between the first and the last value has a slot out of range."""
-    cdef Py_ssize_t n = values.shape[0], k
-    if n == 0 or not 0 <= shift < 64 or base.shape[0] != fine.shape[0] + 1:
-        raise ValueError("aupro: bad table")
-    if (key_of(values[n - 1]) - key_of(values[0])) >> shift >= <key_t> fine.shape[0]:
-        raise ValueError("aupro: table too short")
-    if base[0] != 0 or base[fine.shape[0]] >= slots.shape[0]:
-        raise ValueError("aupro: slots too short")
-    for k in range(fine.shape[0]):
-        if fine[k] > shift or shift - fine[k] > 30 or (
-                base[k + 1] - base[k] != 1 << (shift - fine[k])):
-            raise ValueError("aupro: table does not fit together")
-    return 0
-
-
-def count_normals(const floating[:, ::1] scores, const mask_t[:, ::1] mask, floating low,
-                  floating high, const floating[::1] values, int shift, const int[::1] base,
-                  const mask_t[::1] fine, const int[::1] slots, counter[::1] counts):
-    """Where the normal pixels with scores in low..high stand among the ascending values.
-
-    counts (2 n + 1,): [2 i + 1] is added the number of pixels equal to value i, [2 i] of
+    counts (2 n + 1,): [2 i + 1] is added the number of scores equal to value i, [2 i] of
     those between value i - 1 and value i.
     """
-    cdef Py_ssize_t y, x, stop, width = scores.shape[1], k, found, n = values.shape[0]
-    cdef Py_ssize_t below, above, middle, slot
-    cdef key_t first
-    cdef floating score, smallest, largest
-    cdef floating piece[PIECE]
-    check_pair(scores, mask)
-    check_table(values, shift, base, fine, slots)
+    cdef Py_ssize_t i, k = 0, before, n = values.shape[0], n_scores = scores.shape[0]
     if counts.shape[0] != 2 * n + 1:
-        raise ValueError("count_normals: counts must have 2 n + 1 places")
-    first, smallest, largest = key_of(values[0]), values[0], values[n - 1]
+        raise ValueError("tally: counts must have 2 n + 1 places")
     with nogil:
-        for y in range(scores.shape[0]):
-            x = 0
-            while x < width:
-                # Without a branch: write every score, step on where it matters.
-                stop = x + PIECE if x + PIECE < width else width
-                found = 0
-                for k in range(x, stop):
-                    score = scores[y, k]
-                    piece[found] = score
-                    found += (mask[y, k] == 0) & (score >= low) & (score <= high)
-                x = stop
-                for k in range(found):
-                    score = piece[k]
-                    if score < smallest:
-                        counts[0] += 1
-                        continue
-                    if score > largest:
-                        counts[2 * n] += 1
-                        continue
-                    slot = slot_of(key_of(score) - first, shift, base, fine)
-                    # The first value >= score is one of below..above.
-                    below, above = slots[slot], slots[slot + 1]
-                    while above - below > 4:
-                        middle = (below + above) >> 1
-                        if values[middle] < score:
-                            below = middle + 1
-                        else:
-                            above = middle
-                    while below < above and values[below] < score:
-                        below += 1
-                    counts[2 * below + (values[below] == score)] += 1
+        for i in range(n):
+            before = k
+            while k < n_scores and scores[k] < values[i]:
+                k += 1
+            counts[2 * i] += k - before
+            before = k
+            while k < n_scores and scores[k] == values[i]:
+                k += 1
+            counts[2 * i + 1] += k - before
+        counts[2 * n] += n_scores - k
 
 
-def climb(const int[::1] regions, const int[::1] stops, const counter[::1] counts,
+def climb(const int[::1] regions, const int[::1] stops, const long long[::1] counts,
           const int[::1] areas, unsigned int[::1] rests, long long unit,
           Py_ssize_t start, Py_ssize_t stop, long long[::1] state, long long[:, ::1] points):
     """Curve points of the values stop - 1 down to start.
@@ -452,9 +407,9 @@ def climb(const int[::1] regions, const int[::1] stops, const counter[::1] count
     above, share, pixels = state[0], state[1], state[2]
     with nogil:
         for i in range(stop - 1, start - 1, -1):
-            above += <long long> counts[2 * i + 2]
+            above += counts[2 * i + 2]
             points[0, column] = above
-            above += <long long> counts[2 * i + 1]
+            above += counts[2 * i + 1]
             points[1, column] = above
             if stops[i] > regions.shape[0] or (i > 0 and stops[i - 1] < 0):
                 raise ValueError("climb: stops out of range")

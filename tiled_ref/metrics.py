@@ -14,8 +14,8 @@ same bits whatever the order of the images, the number of threads, and whether t
 given at once or image by image.
 
 Two implementations give these integers: the specification `_points_numpy` (and
-`_label_numpy`), and the kernels of `kernels/aupro.pyx`, driven by `_KernelPoints`. Neither
-sorts all pixels; the anomalous ones are sorted, and the normal ones are looked up.
+`_label_numpy`), and the kernels of `kernels/aupro.pyx`, driven by `_KernelPoints`, which
+order only the pixels that can matter below the FPR limit.
 
 Source: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec Anomaly
 Detection Dataset", IJCV 129 (2021), Sec. 5.3: PRO = 1/R sum_k |P_k and Q_k| / |Q_k| with
@@ -41,11 +41,11 @@ STREAM_BUDGET = 512 * 2**20  # bytes, for a stream
 ARRAY_BUDGET = 1.375  # times the bytes of the scores, for arrays
 SMALLEST_SLAB = 2**16  # anomalous pixels; below that a budget is not worth further passes
 POINTS_AT_ONCE = 2**16  # curve points made at a time
-TOP_BITS = 14  # buckets of the upper level of the table, and of a histogram that cuts slabs
+SPLIT_BITS = 12  # buckets of a histogram that cuts slabs
+SORTED_AT_ONCE = 2**22
 SAMPLE_BITS = 18  # buckets of the histogram that tells roughly where the FPR limit lies
-SAMPLE_STEP = 13  # it sees every so many pixels one
+SAMPLE_STEP = 61  # it sees every so many pixels one
 RADIX_BITS = 11  # per pass of the sort
-COUNTER_LIMIT = 2**32  # normal pixels from which on 32-bit counters could overflow
 
 
 class UndefinedMetricError(InputError):
@@ -559,8 +559,9 @@ class _KernelPoints:
     """The points, computed by the kernels in bounded memory.
 
     1. One walk through the set: regions, their areas, the scores of the anomalous pixels.
-    2. These are sorted, and indexed by a table of two levels.
-    3. A second walk: every normal pixel finds its place among them and is counted.
+    2. These are sorted.
+    3. A second walk: the normal pixels, some images at a time, are sorted and counted along
+       the anomalous scores.
     4. From the highest score down the counts and the regions' units add up to points.
 
     With a limit on the FPR a sample of the normal pixels, taken on the first walk, tells
@@ -585,18 +586,20 @@ class _KernelPoints:
     def _survey(self):
         """The first walk."""
         kernel, lock, found = self.kernel, threading.Lock(), 0
-        sample = _Buffers(1 << SAMPLE_BITS, np.int64)
+        sample = _Buffers(_zeros(1 << SAMPLE_BITS))
 
         def visit(item):
             nonlocal found
             k, image, mask = item
-            if kernel.has_nan(image):
+            if kernel.has_nan(image.reshape(-1)):
                 _refuse_nan(k, image)
             runs, pixels = kernel.count_runs(mask)
             if self.limit is not None:
                 with sample.borrow() as counts:
                     low, high, shift = _whole(image.dtype)
-                    kernel.histogram(image, mask, False, low, high, shift, SAMPLE_STEP, counts)
+                    kernel.histogram(
+                        *_flat(image, mask), False, low, high, shift, SAMPLE_STEP, counts
+                    )
             labels, n_regions = _label_runs(kernel, mask, runs)
             areas = np.zeros(n_regions, np.int32)
             kernel.measure(mask, labels, areas)
@@ -612,7 +615,7 @@ class _KernelPoints:
 
         results = _arrays.run_threads(visit, self.images.walk(), self.threads)
         self.dtype = results[0][0] if results else _arrays.FLOATS[0]
-        self.sample = sample.total()
+        self.sample = sum(sample.made, np.zeros(1 << SAMPLE_BITS, np.int64))
         self.first_region = np.cumsum([0] + [areas.size for _, _, areas, _, _ in results])
         self.areas = np.concatenate([np.empty(0, np.int32)] + [r[2] for r in results])
         self.n_anomalous = found
@@ -627,9 +630,10 @@ class _KernelPoints:
     def _capacity(self, dtype, n_regions):
         """Anomalous pixels that a slab may hold."""
         # A score and its region, twice while they are sorted; afterwards, instead of the
-        # second, stops, at most two places of the table, and two counters per thread.
-        bytes_each = dtype.itemsize + 4 + max(dtype.itemsize + 4, 4 + 8 + 8 * self.threads)
+        # second, its stop and two counters per thread.
+        bytes_each = dtype.itemsize + 4 + max(dtype.itemsize + 4, 4 + 16 * self.threads)
         left = self.images.budget - 8 * n_regions  # areas and rests
+        left -= self.threads * SORTED_AT_ONCE * dtype.itemsize
         return max(SMALLEST_SLAB, left // bytes_each)
 
     def _chunks(self, unit):
@@ -685,7 +689,7 @@ class _KernelPoints:
         if low > high:
             return
         first, last = _key(low), _key(high)
-        shift = max(0, (last - first).bit_length() - TOP_BITS)
+        shift = max(0, (last - first).bit_length() - SPLIT_BITS)
 
         def key_range(lowest, highest):
             return first + (lowest << shift), min(last, first + ((highest + 1) << shift) - 1)
@@ -721,15 +725,18 @@ class _KernelPoints:
 
     def _histogram(self, anomalous, low, high, shift):
         """Counts of the pixels of one class by key, from that of low on, int64."""
-        buffers = _Buffers(((_key(high) - _key(low)) >> shift) + 1, np.int64)
+        size = ((_key(high) - _key(low)) >> shift) + 1
+        buffers = _Buffers(_zeros(size))
 
         def visit(item):
             _, image, mask = item
             with buffers.borrow() as counts:
-                self.kernel.histogram(image, mask, anomalous, low, high, shift, 1, counts)
+                self.kernel.histogram(
+                    *_flat(image, mask), anomalous, low, high, shift, 1, counts
+                )
 
         _arrays.run_threads(visit, self.images.walk(), self.threads)
-        return buffers.total()
+        return sum(buffers.made, np.zeros(size, np.int64))
 
     def _anomalous(self, low, high, n):
         """Distinct scores in low..high of anomalous pixels, ascending; stops; regions.
@@ -781,55 +788,73 @@ class _KernelPoints:
         return values, regions
 
     def _count_normals(self, low, high, distinct):
-        """Normal pixels in low..high by their place among the distinct scores (2 n + 1,)."""
-        shift = max(0, (_key(distinct[-1]) - _key(distinct[0])).bit_length() - TOP_BITS)
-        top = np.zeros(((_key(distinct[-1]) - _key(distinct[0])) >> shift) + 1, np.int32)
-        self.kernel.index_top(distinct, shift, top)
-        # Every bucket of the upper level has at least as many slots as scores, if it can.
-        bits = np.minimum(shift, np.ceil(np.log2(np.maximum(top, 1)))).astype(np.int32)
-        base = np.concatenate(([0], np.cumsum(1 << bits))).astype(np.int32)
-        fine = (shift - bits).astype(np.uint8)
-        slots = np.empty(base[-1] + 1, np.int32)
-        self.kernel.index_fine(distinct, shift, base, fine, slots)
-        dtype = np.uint32 if self.n_normal < COUNTER_LIMIT else np.uint64
-        buffers = _Buffers(2 * distinct.size + 1, dtype)
+        """Normal pixels in low..high by their place among the distinct scores (2 n + 1,).
+
+        As many as fit in a buffer are sorted and then counted in one go along the distinct
+        scores: a buffer stays in the cache, and the set need not fit in memory.
+        """
+        buffers = _Buffers(lambda: _Tally(self.kernel, distinct))
 
         def visit(item):
             _, image, mask = item
-            with buffers.borrow() as counts:
-                self.kernel.count_normals(
-                    image, mask, low, high, distinct, shift, base, fine, slots, counts
-                )
+            with buffers.borrow() as tally:
+                tally.add(*_flat(image, mask), low, high)
 
         _arrays.run_threads(visit, self.images.walk(), self.threads)
-        return buffers.total()
+        _arrays.run_threads(_Tally.flush, buffers.made, self.threads)
+        return sum((tally.counts for tally in buffers.made), np.zeros(2 * distinct.size + 1, int))
+
+
+class _Tally:
+    """Normal pixels of one thread, counted by their place among distinct scores."""
+
+    def __init__(self, kernel, distinct):
+        self.kernel, self.distinct = kernel, distinct
+        self.counts = np.zeros(2 * distinct.size + 1, np.int64)
+        self.buffer, self.n = np.empty(0, distinct.dtype), 0
+
+    def add(self, scores, mask, low, high):
+        """The normal pixels with scores in low..high of one image."""
+        if self.n + scores.size > self.buffer.size:
+            self.flush()
+            if scores.size > self.buffer.size:
+                self.buffer = np.empty(max(scores.size, SORTED_AT_ONCE), scores.dtype)
+        self.n = self.kernel.collect(scores, mask, low, high, self.buffer, self.n)
+
+    def flush(self):
+        """Count what is in the buffer."""
+        scores = self.buffer[: self.n]
+        scores.sort()
+        self.kernel.tally(self.distinct, scores, self.counts)
+        self.n = 0
 
 
 class _Buffers:
-    """Arrays to count in, one per thread at a time; integers, so they add up in any order."""
+    """What threads count in, one for each at a time; integers, so they add up in any order."""
 
-    def __init__(self, size, dtype):
-        self.size, self.dtype = size, dtype
+    def __init__(self, new):
+        self.new = new
         self.made, self.free = [], []
 
     @contextmanager
     def borrow(self):
-        """An array that no other thread uses meanwhile."""
+        """One that no other thread uses meanwhile."""
         try:
-            counts = self.free.pop()
+            buffer = self.free.pop()
         except IndexError:
-            counts = np.zeros(self.size, self.dtype)
-            self.made.append(counts)
-        yield counts
-        self.free.append(counts)
+            buffer = self.new()
+            self.made.append(buffer)
+        yield buffer
+        self.free.append(buffer)
 
-    def total(self):
-        """The sum of all, in place of the first."""
-        if not self.made:
-            return np.zeros(self.size, self.dtype)
-        for counts in self.made[1:]:
-            self.made[0] += counts
-        return self.made[0]
+
+def _zeros(size):
+    return lambda: np.zeros(size, np.int64)
+
+
+def _flat(image, mask):
+    """Both as one row of pixels, views."""
+    return image.reshape(-1), mask.reshape(-1)
 
 
 def _whole(dtype):
