@@ -90,14 +90,14 @@ def _measure(queries, bank, candidates):
     """Distances float64 (Q, c) to the candidates (Q, c), sorted by distance, then index."""
     candidates = candidates.sort(1).values
     delta = bank[candidates].double() - queries[:, None].double()  # (Q, c, D)
-    distances, order = delta.square().sum(2).sqrt().sort(dim=1, stable=True)
-    return distances, candidates.gather(1, order)
+    squares, order = delta.square().sum(2).sort(dim=1, stable=True)
+    return squares.sqrt(), candidates.gather(1, order)
 
 
 def _search_one(query, bank, k, budget):
     """The k nearest of one query without a filter: float64 (k,) and int64 (k,)."""
     parts = []
     for chunk in bank.split(max(1, budget // (24 * bank.shape[1]))):
-        parts.append((chunk.double() - query.double()).square().sum(1).sqrt())
-    distances, order = torch.cat(parts).sort(stable=True)
-    return distances[:k], order[:k]
+        parts.append((chunk.double() - query.double()).square().sum(1))
+    squares, order = torch.cat(parts).sort(stable=True)
+    return squares[:k].sqrt(), order[:k]
