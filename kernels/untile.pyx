@@ -2,15 +2,20 @@
 #
 # One pass over the image, row by row. A row of the image is cut where a tile starts or ends;
 # inside such a piece every pixel is covered by the same tiles, so their number is known
-# without a count buffer. The tiles are added in row-major order, then comes one division:
-# the bits are those of the specification. A pixel is read once from each tile that covers it
-# and written once; only a piece covered more than four times is revisited, in the cache.
+# without a count buffer. The covering tiles, in row-major order, are added in pairs, the sums
+# in pairs again, then comes one division: the bits are those of the specification. A pixel is
+# read once from each tile that covers it and written once.
 
 from libc.string cimport memcpy
 
 ctypedef fused floating:
     float
     double
+
+
+cdef enum:
+    LINE = 128  # pixels that any number of tiles is averaged on at a time
+    DEPTH = 24  # for fewer than 2**24 tiles on one pixel
 
 
 cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -27,9 +32,8 @@ def untile(const floating[:, :, :, :, ::1] tiles, floating[:, :, ::1] out,
     cdef Py_ssize_t rows = tiles.shape[0], cols = tiles.shape[1], n_images = tiles.shape[2]
     cdef Py_ssize_t h = tiles.shape[3], w = tiles.shape[4]
     cdef Py_ssize_t H = out.shape[1], W = out.shape[2]
-    cdef Py_ssize_t n, y, x, left, right, i, j, i_first, i_last, j_first, j_last
-    cdef Py_ssize_t u, length, n_rows, n_cols
-    cdef floating count
+    cdef Py_ssize_t n, y, x, left, right, i_first, i_last, j_first, j_last
+    cdef Py_ssize_t u, at, length, n_rows, n_cols
 
     if not (rows > 0 and cols > 0 and h > 0 and w > 0 and H > 0 and W > 0):
         raise ValueError("untile: empty axis")
@@ -59,7 +63,6 @@ def untile(const floating[:, :, :, :, ::1] tiles, floating[:, :, ::1] out,
                     if j_last + 1 < cols:
                         right = smaller(right, (j_last + 1) * stride_x)
                     length = right - left
-                    count = <floating> n_rows * <floating> n_cols
                     u = y - i_first * stride_y
                     x = left - j_first * stride_x
                     if n_rows * n_cols == 1:
@@ -80,16 +83,11 @@ def untile(const floating[:, :, :, :, ::1] tiles, floating[:, :, ::1] out,
                                  &tiles[i_last, j_last, n, u - stride_y, x - stride_x],
                                  &out[n, y, left], length)
                     else:
-                        for i in range(i_first, i_last + 1):
-                            for j in range(j_first, j_last + 1):
-                                u = y - i * stride_y
-                                x = left - j * stride_x
-                                if i == i_first and j == j_first:
-                                    memcpy(&out[n, y, left], &tiles[i, j, n, u, x],
-                                           length * sizeof(floating))
-                                else:
-                                    add(&tiles[i, j, n, u, x], &out[n, y, left], length)
-                        divide(&out[n, y, left], count, length)
+                        at = left
+                        while at < right:
+                            pairwise(tiles, n, y, at, smaller(LINE, right - at), stride_y,
+                                     stride_x, i_first, i_last, j_first, j_last, &out[n, y, at])
+                            at += LINE
                     left = right
 
 
@@ -107,16 +105,38 @@ cdef void average4(const floating* a, const floating* b, const floating* c, cons
                    floating* out, Py_ssize_t length) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(length):
-        out[k] = (((a[k] + b[k]) + c[k]) + d[k]) * <floating> 0.25
+        out[k] = ((a[k] + b[k]) + (c[k] + d[k])) * <floating> 0.25
 
 
-cdef void add(const floating* a, floating* out, Py_ssize_t length) noexcept nogil:
-    cdef Py_ssize_t k
+cdef int pairwise(const floating[:, :, :, :, ::1] tiles, Py_ssize_t n, Py_ssize_t y,
+                  Py_ssize_t x, Py_ssize_t length, Py_ssize_t stride_y, Py_ssize_t stride_x,
+                  Py_ssize_t i_first, Py_ssize_t i_last, Py_ssize_t j_first, Py_ssize_t j_last,
+                  floating* out) except -1 nogil:
+    """Average of any number of tiles on up to LINE pixels of row y from column x on."""
+    # Like a binary counter: a sum of 2**k tiles meets the next one of 2**k, so that the
+    # stack never holds more sums than the number of tiles has bits. What is left at the end
+    # is added from the smallest sum on. The pairs are those of rounds over the whole list.
+    cdef floating stack[DEPTH][LINE]
+    cdef Py_ssize_t depth = 0, met = 0, bits, i, j, k
+    cdef floating count = <floating> (i_last - i_first + 1) * <floating> (j_last - j_first + 1)
+    for i in range(i_first, i_last + 1):
+        for j in range(j_first, j_last + 1):
+            if depth == DEPTH:
+                raise ValueError("untile: too many tiles on one pixel")
+            memcpy(stack[depth], &tiles[i, j, n, y - i * stride_y, x - j * stride_x],
+                   length * sizeof(floating))
+            depth += 1
+            met += 1
+            bits = met
+            while bits & 1 == 0:
+                depth -= 1
+                for k in range(length):
+                    stack[depth - 1][k] = stack[depth - 1][k] + stack[depth][k]
+                bits >>= 1
+    while depth > 1:
+        depth -= 1
+        for k in range(length):
+            stack[depth - 1][k] = stack[depth - 1][k] + stack[depth][k]
     for k in range(length):
-        out[k] = out[k] + a[k]
-
-
-cdef void divide(floating* out, floating count, Py_ssize_t length) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(length):
-        out[k] = out[k] / count
+        out[k] = stack[0][k] / count
+    return 0

@@ -37,8 +37,8 @@ def untile_average(maps, grid, impl="cython", threads=None):
     KernelNotBuiltError
         impl="cython" where the kernel is not built.
 
-    Order of arithmetic: per pixel the sum of the covering tiles in row-major order, then
-    one division by their count, in the dtype of maps.
+    Order of arithmetic: per pixel the covering tiles in row-major order, added in pairs, the
+    sums in pairs again, then one division by their count, in the dtype of maps.
     Source: Sec. 3.3, "a pixel-wise averaging strategy is applied on overlapping regions".
     """
     _arrays.check_impl(impl)
