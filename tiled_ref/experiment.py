@@ -146,10 +146,10 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     progress = progress or Progress(quiet=True)
     category = images.category
     clock = _Clock()
+    peak = PeakMemory(options.device)
     title = f"{category.name} {arch} {setup.name} seed {seed}"
     train = images.images("train", setup.image_size)
     test = images.images("test", setup.image_size)
-    peak = PeakMemory(options.device)
 
     ensemble = TiledEnsemble(
         setup,
