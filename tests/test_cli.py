@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tiled_ref import cli
@@ -158,6 +159,16 @@ def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch):
     monkeypatch.setattr(cli, "run_cell", interrupt)
     assert own(folder) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "tiled-ref: interrupted"
+
+
+def test_running_out_of_memory_is_one_sentence(folder, capsys, monkeypatch):
+    def exhaust(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+
+    monkeypatch.setattr(cli, "run_cell", exhaust)
+    assert own(folder) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("tiled-ref: error: out of memory (CUDA out of memory); choose a smaller")
 
 
 def test_run_py_is_the_same_program(folder):

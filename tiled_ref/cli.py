@@ -90,6 +90,15 @@ def main(argv=None):
             traceback.print_exc()
         print(f"tiled-ref: error: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+        if args.debug:
+            traceback.print_exc()
+        print(
+            f"tiled-ref: error: out of memory ({str(error).partition('. ')[0]}); choose a smaller "
+            "--batch-size, --tile-size or --image-size",
+            file=sys.stderr,
+        )
+        return EXIT_INPUT
     except KeyboardInterrupt:
         if args.debug:
             traceback.print_exc()
@@ -221,6 +230,8 @@ def run(args):
     data = DATASETS[args.dataset]
     categories = [data.load(args.root, name) for name in _categories(args, data)]
     device = _resolve_device(args.device)
+    if device.type == "cuda":  # float32 means float32, as on the CPU
+        torch.backends.cudnn.allow_tf32 = False
     make_folder(args.out)
     weights = find_weights(args.weights, say=progress.note)
     progress.note(f"backbone: {weights.kind} weights, {weights.origin}; device: {device}")
