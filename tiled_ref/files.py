@@ -29,8 +29,7 @@ def atomic_write(path, mode="w"):
             temporary.unlink()
         if isinstance(error, OSError):
             raise InputError(
-                f"cannot write {path}: {error.strerror or error}; "
-                "choose another --out or make room"
+                f"cannot write {path}: {error.strerror or error}; choose another --out or make room"
             ) from error
         raise
 
