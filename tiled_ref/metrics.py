@@ -38,7 +38,7 @@ LABELS = (*_arrays.MASKS, np.dtype(np.int32), np.dtype(np.int64))
 # Memory of the kernel path. A slab of scores is ordered at a time; it holds at most so many
 # anomalous pixels that this budget is kept.
 STREAM_BUDGET = 512 * 2**20  # bytes, for a stream
-ARRAY_BUDGET = 1.375  # times the bytes of the scores, for arrays
+ARRAY_BUDGET = 1.0  # times the bytes of the scores, for arrays
 SMALLEST_SLAB = 2**16  # anomalous pixels; below that a budget is not worth further passes
 POINTS_AT_ONCE = 2**16  # curve points made at a time
 SPLIT_BITS = 12  # buckets of a histogram that cuts slabs
@@ -615,7 +615,7 @@ class _KernelPoints:
 
         results = _arrays.run_threads(visit, self.images.walk(), self.threads)
         self.dtype = results[0][0] if results else _arrays.FLOATS[0]
-        self.sample = sum(sample.made, np.zeros(1 << SAMPLE_BITS, np.int64))
+        self.sample = _total(sample.made or [np.zeros(1 << SAMPLE_BITS, np.int64)])
         self.first_region = np.cumsum([0] + [areas.size for _, _, areas, _, _ in results])
         self.areas = np.concatenate([np.empty(0, np.int32)] + [r[2] for r in results])
         self.n_anomalous = found
@@ -641,19 +641,24 @@ class _KernelPoints:
         rests = (self.areas // 2).astype(np.uint32)  # rounds a region's units to the nearest
         state = np.zeros(3, np.int64)
         for low, high, n in self._slabs():
-            distinct, stops, regions = self._anomalous(low, high, n)
-            if not distinct.size:
-                state[0] += self._histogram(False, low, high, 63).sum()
-                continue
-            counts = self._count_normals(low, high, distinct)
-            for stop in range(stops.size, 0, -POINTS_AT_ONCE):
-                start = max(0, stop - POINTS_AT_ONCE)
-                points = np.empty((4, stop - start), np.int64)
-                self.kernel.climb(
-                    regions, stops, counts, self.areas, rests, unit, start, stop, state, points
-                )
-                yield points
-            state[0] += int(counts[0])  # below the lowest anomalous score of the slab
+            # What a slab holds dies with its generator, before the next slab is gathered.
+            yield from self._slab_chunks(low, high, n, unit, rests, state)
+
+    def _slab_chunks(self, low, high, n, unit, rests, state):
+        """The points of one slab."""
+        distinct, stops, regions = self._anomalous(low, high, n)
+        if not distinct.size:
+            state[0] += self._histogram(False, low, high, 63).sum()
+            return
+        counts = self._count_normals(low, high, distinct)
+        for stop in range(stops.size, 0, -POINTS_AT_ONCE):
+            start = max(0, stop - POINTS_AT_ONCE)
+            points = np.empty((4, stop - start), np.int64)
+            self.kernel.climb(
+                regions, stops, counts, self.areas, rests, unit, start, stop, state, points
+            )
+            yield points
+        state[0] += int(counts[0])  # below the lowest anomalous score of the slab
 
     def _slabs(self):
         """(low, high, anomalous pixels or None) of each slab, from the top, without gaps."""
@@ -736,7 +741,7 @@ class _KernelPoints:
                 )
 
         _arrays.run_threads(visit, self.images.walk(), self.threads)
-        return sum(buffers.made, np.zeros(size, np.int64))
+        return _total(buffers.made)
 
     def _anomalous(self, low, high, n):
         """Distinct scores in low..high of anomalous pixels, ascending; stops; regions.
@@ -749,7 +754,7 @@ class _KernelPoints:
                 inside = (values >= low) & (values <= high)
                 values, regions = values[inside], regions[inside]
             else:
-                self.all = values, regions = values.copy(), regions.copy()
+                self.all = None  # sorting uses them up, and there is no other slab
         else:
             values, regions = self._gather(low, high, n)
             if low == high:
@@ -802,7 +807,7 @@ class _KernelPoints:
 
         _arrays.run_threads(visit, self.images.walk(), self.threads)
         _arrays.run_threads(_Tally.flush, buffers.made, self.threads)
-        return sum((tally.counts for tally in buffers.made), np.zeros(2 * distinct.size + 1, int))
+        return _total([tally.counts for tally in buffers.made])
 
 
 class _Tally:
@@ -850,6 +855,13 @@ class _Buffers:
 
 def _zeros(size):
     return lambda: np.zeros(size, np.int64)
+
+
+def _total(counts):
+    """The sum of one or more arrays, in place of the first."""
+    for other in counts[1:]:
+        counts[0] += other
+    return counts[0]
 
 
 def _flat(image, mask):

@@ -1,0 +1,184 @@
+"""The compiled kernels: what they refuse, so that no call can touch memory out of bounds.
+
+Python validates before it calls them; these are the kernels' own checks. The debug build
+(TILED_REF_DEBUG=1) runs the whole suite with every index checked.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiled_ref import _arrays
+from tiled_ref.errors import KernelNotBuiltError
+
+untile = _arrays.kernel("_untile").untile
+seam_blur = _arrays.kernel("_seam_blur").seam_blur
+ranks = _arrays.kernel("_aupro")
+
+TILES = np.ones((2, 2, 3, 4, 4), np.float32)
+I32, U8 = np.int32, np.uint8
+
+
+def out(*shape):
+    return np.empty(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ((TILES, out(3, 6, 6), 5, 2, 0, 3), "stride not in 1..tile"),
+        ((TILES, out(3, 6, 6), 0, 2, 0, 3), "stride not in 1..tile"),
+        ((TILES, out(3, 7, 6), 2, 2, 0, 3), "do not cover the image"),
+        ((TILES, out(3, 6, 7), 2, 2, 0, 3), "do not cover the image"),
+        ((TILES, out(3, 6, 2), 2, 2, 0, 3), "lies outside the image"),
+        ((TILES, out(3, 6, 6), 2, 2, 0, 4), "images out of range"),
+        ((TILES, out(3, 6, 6), 2, 2, -1, 3), "images out of range"),
+        ((TILES, out(2, 6, 6), 2, 2, 0, 3), "images out of range"),
+        ((TILES[:0], out(3, 6, 6), 2, 2, 0, 3), "empty axis"),
+    ],
+)
+def test_untile_refuses(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        untile(*arguments)
+
+
+def blur(**changes):
+    index = np.array([1, 0, 1, 2, 3, 2], np.int64)  # 4 pixels, radius 1
+    runs = np.array([[1, 3]], np.int64)
+    arguments = dict(
+        maps=np.ones((2, 4, 4)), out=np.empty((2, 4, 4)), taps=np.array([0.5, 0.25]),
+        row_runs=runs, col_runs=runs, reflect_rows=index, reflect_cols=index,
+        line=np.empty(6), blurred=np.empty(6), start=0, stop=2,
+    )  # fmt: skip
+    arguments.update(changes)
+    seam_blur(*arguments.values())
+    return arguments["out"]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"taps": np.empty(0)}, "empty axis"),
+        ({"out": np.empty((2, 4, 3))}, "differ in shape"),
+        ({"stop": 3}, "images out of range"),
+        ({"row_runs": np.array([[1, 5]])}, "runs out of range"),
+        ({"col_runs": np.array([[2, 3], [1, 2]])}, "runs out of range or order"),
+        ({"col_runs": np.array([[2, 2]])}, "runs out of range"),
+        ({"col_runs": np.array([[2]])}, "two columns"),
+        ({"reflect_rows": np.array([1, 0, 1, 2, 3])}, "reflection of another size"),
+        ({"reflect_rows": np.array([1, 0, 1, 2, 3, 4])}, "reflected row out of range"),
+        ({"reflect_cols": np.array([-1, 0, 1, 2, 3, 2])}, "reflected column out of range"),
+        ({"line": np.empty(5)}, "scratch of another size"),
+        ({"blurred": np.empty(5)}, "scratch of another size"),
+    ],
+)
+def test_seam_blur_refuses(changes, sentence):
+    assert blur()[0, 0, 0] == 1
+    with pytest.raises(ValueError, match=sentence):
+        blur(**changes)
+
+
+MASK = np.array([[1, 0, 1], [0, 0, 1]], U8)  # three runs, two regions
+SCORES = np.arange(6.0).reshape(2, 3)
+F = np.empty
+
+
+def test_label_runs_by_hand():
+    labels = F(3, I32)
+    assert ranks.count_runs(MASK) == (3, 3)
+    assert ranks.label_runs(MASK, labels, F((4, 2), I32)) == 2
+    assert labels.tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "function, arguments, sentence",
+    [
+        ("label_runs", (MASK, F(3, I32), F((4, 1), I32)), "scratch of another size"),
+        ("label_runs", (MASK, F(2, I32), F((4, 2), I32)), "more runs than labels"),
+        ("label_runs", (MASK, F(4, I32), F((4, 2), I32)), "fewer runs than labels"),
+        ("paint", (MASK, np.ones(3, I32), 0, F((2, 2), I32)), "differ in shape"),
+        ("paint", (MASK, np.ones(2, I32), 0, F((2, 3), I32)), "more runs than labels"),
+        ("measure", (MASK, np.full(3, 2, I32), F(1, I32)), "label out of range"),
+        ("measure", (MASK, np.zeros(3, I32), F(1, I32)), "label out of range"),
+        ("measure", (MASK, np.ones(2, I32), F(1, I32)), "more runs than labels"),
+        ("gather", (SCORES[:1], MASK, np.ones(3, I32), 0, 0, 9, F(3), F(3, I32)), "in shape"),
+        ("gather", (SCORES, MASK, np.ones(3, I32), 0, 0, 9, F(2), F(2, I32)), "no room"),
+        ("gather", (SCORES, MASK, np.ones(3, I32), 0, 0, 9, F(2), F(3, I32)), "in length"),
+        ("histogram", (SCORES[0], MASK[0], True, 0.0, 9.0, 62, 1, np.zeros(1, int)), "too short"),
+        ("histogram", (SCORES[0], MASK[0], True, 9.0, 0.0, 63, 1, np.zeros(1, int)), "bad range"),
+        ("histogram", (SCORES[0], MASK[0], True, 0.0, 9.0, 64, 1, np.zeros(1, int)), "bad range"),
+        ("histogram", (SCORES[0], MASK[0], True, 0.0, 9.0, 63, 0, np.zeros(1, int)), "bad range"),
+        ("histogram", (SCORES[0], MASK[0, :2], True, 0.0, 9.0, 63, 1, np.zeros(1, int)), "shape"),
+        ("sort_pass", (F(3), F(3, I32), 0, F(3), F(2, I32), F(8, int)), "differ in length"),
+        ("sort_pass", (F(3), F(3, I32), 0, F(3), F(3, I32), F(7, int)), "not a power of two"),
+        ("make_distinct", (np.array([1.0, 2.0]), F(1, I32)), "no room"),
+        ("collect", (SCORES[0], MASK[0], 0.0, 9.0, F(4), 2), "no room"),
+        ("collect", (SCORES[0], MASK[0], 0.0, 9.0, F(9), -1), "no room"),
+        ("collect", (SCORES[0], MASK[0, :2], 0.0, 9.0, F(9), 0), "differ in shape"),
+        ("tally", (F(3), F(4), np.zeros(6, int)), "2 n . 1 places"),
+    ],
+)
+def test_ranks_refuse(function, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        getattr(ranks, function)(*arguments)
+
+
+def climb(**changes):
+    arguments = dict(
+        regions=np.array([0, 0, 1], I32), stops=np.array([1, 3], I32), counts=np.zeros(5, int),
+        areas=np.array([2, 1], I32), rests=np.array([1, 0], np.uint32), unit=8, start=0, stop=2,
+        state=np.zeros(3, int), points=F((4, 2), int),
+    )  # fmt: skip
+    arguments.update(changes)
+    ranks.climb(*arguments.values())
+    return arguments["points"]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"stop": 3}, "values out of range"),
+        ({"counts": np.zeros(4, int)}, "values out of range"),
+        ({"state": np.zeros(2, int)}, "another size"),
+        ({"points": F((4, 1), int)}, "another size"),
+        ({"rests": np.zeros(1, np.uint32)}, "differ in length"),
+        ({"stops": np.array([1, 4], I32)}, "stops out of range"),
+        ({"stops": np.array([-1, 3], I32)}, "stops out of range"),
+        ({"regions": np.array([0, 2, 1], I32)}, "region out of range"),
+        ({"regions": np.array([0, -1, 1], I32)}, "region out of range"),
+        ({"areas": np.array([0, 1], I32)}, "region without pixels"),
+    ],
+)
+def test_climb_refuses(changes, sentence):
+    assert climb()[2].tolist() == [12, 16]  # half of region 0 and region 1; then all
+    with pytest.raises(ValueError, match=sentence):
+        climb(**changes)
+
+
+def test_missing_kernel_names_the_command():
+    with pytest.raises(KernelNotBuiltError, match="python setup.py build_ext --inplace"):
+        _arrays.kernel("_no_such_kernel")
+
+
+def test_debug_build_checks_indices():
+    """TILED_REF_DEBUG=1 turns bounds checks and checked division on, and nothing else does."""
+    root = Path(__file__).resolve().parent.parent
+    script = (
+        "import sys; sys.argv = ['setup.py', '--name']\n"
+        "import Cython.Build, setuptools\n"
+        "seen = {}\n"
+        "Cython.Build.cythonize = lambda *a, **k: seen.update(k['compiler_directives']) or []\n"
+        "setuptools.setup = lambda **k: None\n"
+        "exec(open('setup.py').read())\n"
+        "print(seen['boundscheck'], seen['cdivision'])\n"
+    )
+    for debug, expected in (("1", "True False"), ("0", "False True")):
+        result = subprocess.run(
+            [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True,
+            env={**os.environ, "TILED_REF_DEBUG": debug},
+        )  # fmt: skip
+        assert result.stdout.strip() == expected
