@@ -16,6 +16,11 @@ LAYOUT_SEED = 1  # of vias, traces and values printed on parts: one board type, 
 
 GREEN, COPPER_GREEN, SILK = (24, 82, 52), (40, 112, 68), (208, 214, 206)
 GOLD, TIN, BLACK = (196, 160, 84), (176, 178, 180), (34, 34, 37)
+LABELS = (  # printed names of parts, and where
+    ("U1", 274, 252), ("U2", 682, 131), ("U3", 500, 653), ("U4", 740, 494), ("Y1", 330, 552),
+    ("J1", 82, 276), ("J2", 528, 66), ("C1", 660, 808), ("C2", 810, 776),
+    ("D1", 250, 886), ("D2", 310, 886), ("D3", 370, 886),
+)  # fmt: skip
 DEFECTS = (
     "bridge", "contamination", "cut_trace", "fibre", "misplaced_part", "missing_part",
     "scratch", "solder_ball",
@@ -38,7 +43,8 @@ class _Part:
         window = d.Window((side, side), self.reach, self.reach, self.reach)
         x, y = (window.y, window.x) if turned else (window.x, window.y)
         body = d.coverage(d.box(x, y, length / 2, breadth / 2, 1.5))
-        shade = d.coverage(d.box(window.x - 2.5, window.y - 3, self.width / 2, self.height / 2, 3), 5)
+        below = d.box(window.x - 2.5, window.y - 3, self.width / 2, self.height / 2, 3)
+        shadow = d.coverage(below, 5)
         colour = np.zeros((side, side, 3), np.float32)
         if kind in "Rr":
             d.blend(colour, window, body, BLACK)
@@ -50,7 +56,7 @@ class _Part:
         if kind == "R":
             value = f"{rng.integers(1, 10)}{rng.integers(0, 10)}{rng.integers(0, 5)}"
             d.letters(colour, value, self.reach, self.reach, 1.6, (190, 190, 185), 0.9, turned)
-        self.alpha = body + (1 - body) * 0.45 * shade
+        self.alpha = body + (1 - body) * 0.45 * shadow
         self.colour = d.soften(colour * body[..., None])
         self.alpha = d.soften(self.alpha[..., None])[..., 0]
 
@@ -101,7 +107,8 @@ class _Board:
         picture += 3 * d.field(rng, (side, side), 3)[..., None]
         self.picture = picture
         window = d.Window(picture.shape, side / 2, side / 2, side)
-        d.blend(picture, window, 0.6 * d.coverage(d.box(window.x - 5, window.y - 7, 490, 490, 16), 16), (14, 14, 16))
+        shadow = d.coverage(d.box(window.x - 5, window.y - 7, 490, 490, 16), 16)
+        d.blend(picture, window, 0.6 * shadow, (14, 14, 16))
         board = d.coverage(d.box(window.x, window.y, 486, 486, 14))
         d.blend(picture, window, board, (150, 140, 96))
         inner = d.coverage(d.box(window.x, window.y, 483, 483, 12))
@@ -113,6 +120,8 @@ class _Board:
         for draw in self._large:
             draw()
         self._pads()
+        for text, x, y in LABELS:
+            d.letters(self.picture, text, x + MARGIN, y + MARGIN, 3, SILK, 0.85)
         self.picture = d.soften(picture)
 
     # -- layout: who lies where; nothing is drawn yet
@@ -133,15 +142,21 @@ class _Board:
         for x in (84, 940):
             for y in (84, 940):
                 self._add(self._hole, x, y, 44, 44)
+        self.taken += [(x, y, 14, 10) for _, x, y in LABELS]
 
     def _add(self, draw, x, y, half_width, half_height, *more):
         self.taken.append((x, y, half_width, half_height))
         self._large.append(functools.partial(draw, x, y, *more))
 
     def _free(self, x, y, half_width, half_height):
-        inside = all(50 + half < c < SIZE - 50 - half for c, half in ((x, half_width), (y, half_height)))
-        return inside and not any(
-            abs(x - a) < half_width + w and abs(y - b) < half_height + h for a, b, w, h in self.taken
+        """Whether a box on the board touches nothing that lies there."""
+        if not (50 + half_width < x < SIZE - 50 - half_width):
+            return False
+        if not (50 + half_height < y < SIZE - 50 - half_height):
+            return False
+        return all(
+            abs(x - other_x) >= half_width + width or abs(y - other_y) >= half_height + height
+            for other_x, other_y, width, height in self.taken
         )
 
     def _place_small(self, rng):
@@ -163,7 +178,8 @@ class _Board:
     def _route(self, rng):
         """Traces between random parts in steps of 45 degrees, and vias in free places."""
         ends = [(p.x, p.y) for p in self.parts]
-        ends += [(x + s * w, y + rng.uniform(-h, h)) for x, y, w, h in self.taken[:7] for s in (-1, 1)]
+        for x, y, w, h in self.taken[:7]:
+            ends += [(x + s * w, y + rng.uniform(-h, h)) for s in (-1, 1)]
         for _ in range(70):
             (x0, y0), (x1, y1) = (ends[k] for k in rng.choice(len(ends), 2, replace=False))
             if abs(x1 - x0) + abs(y1 - y0) > 420:
@@ -180,7 +196,8 @@ class _Board:
         self.vias = []
         while len(self.vias) < 90:
             x, y = rng.uniform(70, SIZE - 70, 2)
-            if self._free(x, y, 9, 9) and all((x - a) ** 2 + (y - b) ** 2 > 600 for a, b in self.vias):
+            apart = all((x - a) ** 2 + (y - b) ** 2 > 600 for a, b in self.vias)
+            if apart and self._free(x, y, 9, 9):
                 self.vias.append((x, y))
                 self._ring(x, y, 7.5, 3.2)
 
@@ -200,7 +217,8 @@ class _Board:
         d.blend(self.picture, window, alpha * np.float32(opacity), colour)
 
     def _shadow(self, x, y, half_width, half_height, depth):
-        self._box(x + depth * 0.7, y + depth, half_width, half_height, (6, 16, 10), 4, 2 * depth, 0.55)
+        x, y = x + depth * 0.7, y + depth
+        self._box(x, y, half_width, half_height, (6, 16, 10), 4, 2 * depth, 0.55)
 
     def _trace(self, points, width):
         centre = np.mean(points, axis=0)
@@ -242,7 +260,6 @@ class _Board:
                     self.gaps.append((x + offset + 6.5, y + s * 121, True))
                     self.gaps.append((x + s * 121, y + offset + 6.5, False))
         self._package(x, y, 112, 112, "ARC-4071")
-        self._label("U1", x - 118, y - 140)
 
     def _dual(self, x, y, pins):
         half = pins * 10.5
@@ -252,14 +269,12 @@ class _Board:
                 if k < pins - 1:
                     self.gaps.append((x + s * 66, y + (k - pins / 2 + 1) * 20, False))
         self._package(x, y, 50, half, {10: "DL-2210", 5: "PA-87", 6: "TC-145"}[pins])
-        self._label({10: "U2", 5: "U4", 6: "U3"}[pins], x - 60, y - half - 14)
 
     def _crystal(self, x, y):
         self._shadow(x, y, 62, 26, 9)
         self._box(x, y, 62, 26, (118, 120, 124), 24)
         self._box(x - 1, y - 3, 54, 18, (188, 190, 192), 18, 10)
         d.letters(self.picture, "16-000", x + MARGIN, y + MARGIN, 2.6, (92, 94, 98), 0.8)
-        self._label("Y1", x - 62, y - 38)
 
     def _header(self, x, y):
         self._shadow(x, y, 32, 178, 9)
@@ -270,7 +285,6 @@ class _Board:
                 self._box(px, py, 12, 12, (44, 44, 47), 2, 3)
                 self._box(px, py, 5, 5, GOLD, 1.5)
                 self._box(px - 1, py - 1, 2.5, 2.5, (244, 220, 160), 1, 2)
-        self._label("J1", x - 10, y - 194)
 
     def _socket(self, x, y):
         self._shadow(x, y, 84, 58, 12)
@@ -279,7 +293,6 @@ class _Board:
         self._box(x, y + 30, 60, 3, (112, 115, 120), 1, 2)
         for s in (-1, 1):
             self._box(x + s * 36, y - 20, 9, 14, (96, 99, 104), 2, 2)
-        self._label("J2", x + 108, y - 30)
 
     def _can(self, x, y):
         self._shadow(x, y, 46, 46, 14)
@@ -291,23 +304,18 @@ class _Board:
         d.blend(self.picture, window, side, (30, 31, 34))
         d.letters(self.picture, "100", x + MARGIN + 8, y + MARGIN - 8, 3.2, (70, 72, 76), 0.9)
         d.letters(self.picture, "25", x + MARGIN + 8, y + MARGIN + 14, 3.2, (70, 72, 76), 0.9)
-        self._label("C1" if x < 800 else "C2", x - 40, y - 64)
 
     def _lamp(self, x, y):
         self._shadow(x, y, 13, 20, 4)
         self._box(x, y, 13, 20, TIN, 2)
         self._box(x, y, 13, 12, (212, 208, 188), 2)
         self._disc(x, y, 8, (236, 222, 130), 3)
-        self._label("D" + str(x // 60 - 3), x, y - 34)
 
     def _hole(self, x, y):
         self._disc(x, y, 36, (168, 140, 78))
         self._disc(x - 2, y - 2, 32, GOLD, 6)
         self._disc(x, y, 23, (88, 74, 44))
         self._disc(x + 1, y + 1, 21, (46, 47, 50))
-
-    def _label(self, text, x, y):
-        d.letters(self.picture, text, x + MARGIN, y + MARGIN, 3, SILK, 0.85)
 
     def _pads(self):
         """Under every small part: two soldered pads, and a printed frame around them."""
@@ -344,14 +352,14 @@ def render(rng, defect=None, defect_rng=None):
         d.letters(bare, code, x + MARGIN, y + MARGIN, 2.0, (120, 120, 118), 0.7, upright)
     picture = bare.copy()
     n = len(board.parts)
-    places = zip(rng.normal(0, 0.9, n), rng.normal(0, 0.9, n), rng.normal(1, 0.06, n))
+    places = zip(rng.normal(0, 0.7, n), rng.normal(0, 0.7, n), rng.normal(1, 0.06, n))
     for part, place, angle in zip(board.parts, places, rng.normal(0, 0.03, n)):
         part.paste(picture, *place, angle)
     for (x, y), strength in zip(board.glints, rng.uniform(0, 0.8, len(board.glints))):
         window = d.Window(picture.shape, x + MARGIN, y + MARGIN, 5)
         alpha = d.coverage(d.disc(window.x, window.y, 2.2), 3) * np.float32(strength)
         d.blend(picture, window, alpha, (236, 236, 232))
-    x, y = MARGIN + rng.uniform(-1.5, 1.5, 2)
+    x, y = MARGIN + rng.normal(0, 0.4, 2)
     clean = d.shifted(picture, x, y, SIZE)
     if defect is None:
         return clean, None, None
@@ -376,13 +384,13 @@ def _paint(picture, cover, window, alpha, colour, opacity=1.0):
 
 def _ball(board, bare, picture, cover, rng):
     """A drop of solder that splashed: a bright sphere."""
-    radius = min(d.diameter(rng), 30) / 2
+    radius = min(d.diameter(rng), 24) / 2
     x, y = _anywhere(rng)
     window = d.Window(picture.shape, x, y, radius + 4)
     u, v = window.x / radius, window.y / radius
     facing = np.sqrt(np.clip(1 - u * u - v * v, 0, 1))
     light = np.clip(0.35 * -u + 0.5 * -v + 0.8 * facing, 0, 1)
-    shade = 70 + 120 * light + 60 * light**8
+    shade = 54 + 96 * light + 60 * light**8
     colour = shade[..., None] * np.array([1, 1.005, 1.01], np.float32)
     _paint(picture, cover, window, d.coverage(d.disc(window.x, window.y, radius)), colour)
 
@@ -391,7 +399,7 @@ def _bridge(board, bare, picture, cover, rng):
     """Solder between two neighbouring pins."""
     x, y, horizontal = board.gaps[rng.integers(len(board.gaps))]
     x, y = x + MARGIN + rng.normal(0, 1), y + MARGIN + rng.normal(0, 1)
-    across, along = rng.uniform(8, 13), rng.uniform(4, 9)
+    across, along = rng.uniform(7, 10), rng.uniform(4, 7)
     window = d.Window(picture.shape, x, y, 18)
     u, v = (window.x, window.y) if horizontal else (window.y, window.x)
     u, v = np.broadcast_arrays(u, v)
@@ -407,7 +415,7 @@ def _contamination(board, bare, picture, cover, rng):
     window = d.Window(picture.shape, x, y, 2.2 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius), 2.5)
     colour = [(148, 112, 50), (206, 200, 178), (20, 18, 16)][rng.integers(3)]
-    _paint(picture, cover, window, alpha, colour, rng.uniform(0.45, 0.8))
+    _paint(picture, cover, window, alpha, colour, rng.uniform(0.15, 0.5))
 
 
 def _cut_trace(board, bare, picture, cover, rng):
@@ -421,24 +429,26 @@ def _cut_trace(board, bare, picture, cover, rng):
         x, y = x0 + t * (x1 - x0), y0 + t * (y1 - y0)
         if np.hypot(x1 - x0, y1 - y0) > 40 and board._free(x, y, 8, 8):
             break
-    length = rng.uniform(8, 22)
+    length = rng.uniform(7, 16)
     window = d.Window(picture.shape, x + MARGIN, y + MARGIN, length + width + 6)
     u, v = window.turned(np.arctan2(y1 - y0, x1 - x0))
     alpha = d.coverage(d.blob(rng, u * (2 * width / length), v, width, 0.15), 1.5)
-    colour = [(92, 84, 52), (14, 44, 28)][rng.integers(2)]
-    _paint(picture, cover, window, alpha, colour, 0.95)
+    colour = [(72, 92, 56), (18, 58, 36)][rng.integers(2)]
+    _paint(picture, cover, window, alpha, colour, 0.85)
 
 
 def _fibre(board, bare, picture, cover, rng):
     """A hair or a thread of cloth."""
     points = d.wander(rng, rng.uniform(25, 100))
-    _line(picture, cover, rng, points, rng.uniform(1.6, 2.6), [(226, 224, 218), (18, 16, 18)], 0.85)
+    colours = [(226, 224, 218), (18, 16, 18)]
+    _line(picture, cover, rng, points, rng.uniform(1.1, 1.8), colours, 0.5)
 
 
 def _scratch(board, bare, picture, cover, rng):
     """A scratch through the green lacquer down to the copper."""
     points = d.wander(rng, max(10, d.diameter(rng)), bend=0.06)
-    _line(picture, cover, rng, points, rng.uniform(2, 3.6), [(206, 158, 104), (190, 206, 190)], 0.9)
+    colours = [(206, 158, 104), (150, 180, 150)]
+    _line(picture, cover, rng, points, rng.uniform(1.2, 2.2), colours, 0.6)
 
 
 def _line(picture, cover, rng, points, width, colours, opacity):
@@ -457,8 +467,8 @@ def _misplaced_part(board, bare, picture, cover, rng):
     """A small part that was put down turned and beside its place."""
     part = board.parts[rng.integers(len(board.parts))]
     _take_off(part, bare, picture, cover)
-    angle = rng.choice([-1, 1]) * rng.uniform(0.35, 1.2)
-    index, alpha = part.paste(picture, *rng.normal(0, 4, 2), 1.0, angle)
+    angle = rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
+    index, alpha = part.paste(picture, *rng.normal(0, 2.5, 2), 1.0, angle)
     np.maximum(cover[index], alpha, out=cover[index])
 
 

@@ -1,6 +1,7 @@
-"""The built-in data set's unaligned object: a bolt on a sheet of felt, lying anyhow.
+"""The built-in data set's unaligned object: a bolt on a sheet of felt.
 
-Place, direction, roll about its own axis, finish and the sheet vary. The bolt is a solid of
+Place, direction (by 11 degrees to either side), roll about its own axis, finish and the
+sheet vary. The bolt is a solid of
 revolution with a thread and a hexagonal head; it is shaded from its surface normals, so the
 light comes from the same side however it lies.
 """
@@ -16,15 +17,17 @@ HEAD, HEAD_LENGTH = 94.0, 96.0  # px: half the width over flats, length
 FLANGE = 110.0  # px, radius
 SHANK, LENGTH, BARE = 56.0, 640.0, 150.0  # px: radius, whole length, length without thread
 PITCH, DEPTH = 22.0, 8.0  # px, of the thread
+TURN = 0.2  # radians to either side
 LAMP = np.array([-0.42, -0.52, 0.74], np.float32)  # direction of the light, x, y, towards us
 STEEL = np.array([0.965, 0.985, 1.0], np.float32)
+FELT_SEED = 2
 DEFECTS = ("chip", "crushed_thread", "dent", "rust", "scratch", "smear")
 
 
 @functools.lru_cache(maxsize=1)
 def _felt():
-    """A sheet of grey felt, larger than the picture, float32 (n, n, 1)."""
-    rng = np.random.default_rng(2)
+    """A sheet of grey felt, larger than the picture, float32 (n, n, 1); always the same."""
+    rng = np.random.default_rng(FELT_SEED)
     shape = SIZE + 256, SIZE + 256
     sheet = 201 + 3.5 * d.field(rng, shape, 2.5) + 2.5 * d.field(rng, shape, 9)
     return (sheet + 3 * d.field(rng, shape, 120)).astype(np.float32)[..., None]
@@ -38,9 +41,9 @@ class _Bolt:
     """
 
     def __init__(self, rng):
-        self.x, self.y = SIZE / 2 + rng.uniform(-70, 70, 2)
-        self.angle = rng.uniform(0, 2 * np.pi)
-        self.roll, self.facet = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5)
+        self.x, self.y = SIZE / 2 + rng.uniform(-24, 24, 2)
+        self.angle = -0.7 + rng.uniform(-TURN, TURN)
+        self.roll, self.facet = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
         self.finish = rng.normal(1, 0.035)
         self.marks = rng.normal(0, 1, int(LENGTH))  # turning marks along the axis
         cos, sin = abs(np.cos(self.angle)), abs(np.sin(self.angle))
@@ -180,7 +183,7 @@ def _chip(bolt, width, flaws, rng):
     """A piece broken out of the edge of the head or of the thread."""
     u = rng.uniform(8, LENGTH - 12)
     edge = rng.choice([-1, 1]) * np.median(width[np.abs(bolt.u - u) < 2])
-    bite = _blob(bolt, rng, (u, edge), max(5, d.diameter(rng) * 0.5), 0.3)
+    bite = _blob(bolt, rng, (u, edge), max(8, d.diameter(rng) * 0.6), 0.3)
     np.maximum(flaws.bite, bite, out=flaws.bite)
     flaws.covers(bite)
 
@@ -188,7 +191,7 @@ def _chip(bolt, width, flaws, rng):
 def _crushed_thread(bolt, width, flaws, rng):
     """Thread that was hit: its ridges are flat and shiny."""
     place = _spot(rng, HEAD_LENGTH + BARE + 20)
-    spot = _blob(bolt, rng, place, max(12, d.diameter(rng)) / 2, 0.2, 3)
+    spot = _blob(bolt, rng, place, max(18, d.diameter(rng)) / 2, 0.2, 3)
     flaws.flat *= 1 - np.float32(0.9) * spot
     flaws.covers(spot)
 
@@ -196,9 +199,9 @@ def _crushed_thread(bolt, width, flaws, rng):
 def _dent(bolt, width, flaws, rng):
     """A hollow knocked into the surface."""
     place = _spot(rng)
-    radius = min(max(10, d.diameter(rng)), 50) / 2
+    radius = min(max(10, d.diameter(rng)), 30) / 2
     spot = _blob(bolt, rng, place, radius, 0.12, 2)
-    steep = spot * np.float32(rng.uniform(0.8, 1.5) / radius)
+    steep = spot * np.float32(rng.uniform(1.2, 2.2) / radius)
     flaws.slope[0] -= steep * (bolt.u - np.float32(place[0]))
     flaws.slope[1] -= steep * (bolt.v - np.float32(place[1]))
     flaws.covers(spot)

@@ -182,8 +182,8 @@ def widened(alpha, by=3):
 
 
 def diameter(rng):
-    """Size of a defect in px, 8 to 80, the small ones in the majority (median 16)."""
-    return 8 * 10 ** (rng.uniform() ** 1.7)
+    """Size of a defect in px, 8 to 80, the small ones in the majority (median 13)."""
+    return 8 * 10 ** (rng.uniform() ** 2.2)
 
 
 def how_many(rng):

@@ -1,7 +1,8 @@
 """The built-in data set: pictures drawn by NumPy, so that everything runs without a download.
 
 Three categories, each 1024 x 1024 px: an aligned object, an object in any position, and a
-texture. Like VisA's, most defects are small: from about 8 to 80 px, half of them below 20.
+texture. Like VisA's, most defects are small: from about 8 to 80 px, half of them below 20. A
+defective picture has one to five spots of one kind of defect.
 Every picture is a pure function of the data set's seed and its own place in the data set,
 whatever the order in which pictures are drawn, and in how many threads.
 """
@@ -16,21 +17,24 @@ from .disk import check_category
 from .drawing import field, strips
 from .samples import ANOMALOUS, GOOD, NORMAL, Category, Sample
 
-SEED = 2024  # of the data set; drawn once and not chosen among several
+SEED = 2024  # of the data set; not chosen among several
 N_TRAIN, N_GOOD, N_DEFECTIVE = 48, 16, 32  # pictures of a category
-LIGHT = 0.015  # standard deviation of the light over a picture, of 1
-NOISE = np.float32(1.8)  # standard deviation of the sensor's noise, grey levels
+LIGHT = 0.03  # standard deviation of the light over a picture, of 1
+EXPOSURE, BALANCE = 0.02, 0.006  # standard deviations of the gain, of each channel's gain
+NOISE = np.float32(3)  # standard deviation of the sensor's noise, grey levels
 
 _SCENES = {"board": board, "bolt": bolt, "weave": weave}
 DEFAULT_CATEGORY = "board"
+_STREAMS = {("train", NORMAL): 0, ("test", NORMAL): 1, ("test", ANOMALOUS): 2}
 
 
 @dataclass(frozen=True)
 class SyntheticSample(Sample):
-    """A picture that is drawn when it is read.
+    """A picture that is drawn when it is read, always the same.
 
     Parameters: name, label, defect as in Sample; scene, name of the category; key, the
-    whole numbers that seed its generators.
+    whole numbers that seed its generators: the data set's seed, the category, the split and
+    the picture's number.
     """
 
     scene: str
@@ -64,17 +68,16 @@ def load(root, name, *, seed=SEED, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N
     check_category(name, categories(), None)
     kinds = _SCENES[name].DEFECTS
 
-    def samples(split, label, n):
-        for k in range(n):
-            defect = kinds[k % len(kinds)] if label else GOOD
-            part = (("train", "test/good").index(split)) if not label else 2
-            key = (seed, zlib.crc32(name.encode()), part, k)
-            folder = split if label == NORMAL and split != "train" else f"{split}/{defect}"
-            yield SyntheticSample(f"{name}/{folder}/{k:03d}.png", label, defect, name, key)
+    def sample(k, split, defect):
+        label = NORMAL if defect == GOOD else ANOMALOUS
+        key = seed, zlib.crc32(name.encode()), _STREAMS[split, label], k
+        path = f"{name}/{split}/{defect}/{k:03d}.png"
+        return SyntheticSample(path, label, defect, name, key)
 
-    train = tuple(samples("train", NORMAL, n_train))
-    test = (*samples("test/good", NORMAL, n_good), *samples("test", ANOMALOUS, n_defective))
-    return Category("synthetic", name, train, test, has_masks=True)
+    train = tuple(sample(k, "train", GOOD) for k in range(n_train))
+    good = tuple(sample(k, "test", GOOD) for k in range(n_good))
+    bad = tuple(sample(k, "test", kinds[k % len(kinds)]) for k in range(n_defective))
+    return Category("synthetic", name, train, good + bad, has_masks=True)
 
 
 def draw(scene, defect, key):
@@ -83,8 +86,8 @@ def draw(scene, defect, key):
     Parameters: scene, name of a category; defect, one of its kinds or None; key, whole
     numbers that seed the generators.
     Returns uint8 (1024, 1024, 3) and bool (1024, 1024), None without a defect. The mask is
-    where the defect changed the picture: outside of it every pixel has the value that it
-    has without the defect.
+    what the defect covers: every pixel outside has the very value that it has without the
+    defect, for the light and the noise are the same.
     """
     scene_rng, light_rng, noise_rng, defect_rng = (
         np.random.default_rng([*key, stream]) for stream in range(4)
@@ -100,7 +103,7 @@ def draw(scene, defect, key):
 def _photograph(picture, light_rng, noise_rng):
     """Uneven light, exposure, white balance, noise of the sensor; uint8 (H, W, 3)."""
     light = 1 + np.float32(LIGHT) * field(light_rng, picture.shape[:2], 400)  # (H, W)
-    gain = light_rng.normal(1, 0.012) * light_rng.normal(1, 0.004, 3)
+    gain = light_rng.normal(1, EXPOSURE) * light_rng.normal(1, BALANCE, 3)
     gain = gain.astype(np.float32)
     pixels = np.empty(picture.shape, np.uint8)
     for rows in strips(picture.shape[0]):
