@@ -63,23 +63,27 @@ def distances_to(
 def apply_centres(
     const float[:, ::1] points,
     const long long[::1] rows,
+    const float[:, ::1] others,
     const long long[::1] centres,
     const long long[::1] begin,
     double[::1] minimum,
+    long long[::1] nearest,
     const float[:, ::1] product,
     const float[::1] half,
     const double[::1] base,
     double scale,
     double margin,
 ):
-    """minimum[i] = min(minimum[i], squared distance of points[rows[i]] to points[centres[j]])
-    over begin[i] <= j < len(centres).
+    """minimum[i] = min(minimum[i], squared distance of points[rows[i]] to others[centres[j]])
+    over begin[i] <= j < len(centres). Where nearest is not empty, nearest[i] becomes the
+    centre of the minimum, the lowest number among equals.
 
     product (rows, centres): w of the row times w of the centre; half (centres,): |w|^2/2.
     """
     cdef Py_ssize_t i, j, k, s, end, best, n_marked, dims = points.shape[1]
     cdef Py_ssize_t n = rows.shape[0], m = centres.shape[0]
     cdef Py_ssize_t marked[MARKS]
+    cdef bint tracked = nearest.shape[0] > 0
     cdef float a, top
     cdef int any_above
     cdef double d
@@ -92,6 +96,8 @@ def apply_centres(
         or product.shape[0] != n
         or product.shape[1] != m
         or half.shape[0] != m
+        or others.shape[1] != dims
+        or (tracked and nearest.shape[0] != n)
         or dims == 0
     ):
         raise ValueError("rows, centres, begin, minimum, product, half and base do not fit")
@@ -99,8 +105,8 @@ def apply_centres(
         if not (0 <= rows[i] < points.shape[0] and begin[i] >= 0):
             raise IndexError("row outside the points")
     for j in range(m):
-        if not 0 <= centres[j] < points.shape[0]:
-            raise IndexError("centre outside the points")
+        if not 0 <= centres[j] < others.shape[0]:
+            raise IndexError("centre outside the others")
     if n == 0 or m == 0:
         return
     with nogil:
@@ -136,18 +142,26 @@ def apply_centres(
                 if best < 0:
                     continue
                 # It goes first, because it lowers a most.
-                d = squared_distance(x, &points[centres[best], 0], dims)
+                d = squared_distance(x, &others[centres[best], 0], dims)
                 if d < minimum[i]:
                     minimum[i] = d
                     a = threshold(base[i], d, scale, margin)
+                    if tracked:
+                        nearest[i] = centres[best]
+                elif tracked and d == minimum[i] and centres[best] < nearest[i]:
+                    nearest[i] = centres[best]
                 for s in range(n_marked):
                     end = marked[s] + STEP if marked[s] + STEP < m else m
                     for j in range(marked[s], end):
                         if g[j] - half[j] > a and j != best:
-                            d = squared_distance(x, &points[centres[j], 0], dims)
+                            d = squared_distance(x, &others[centres[j], 0], dims)
                             if d < minimum[i]:
                                 minimum[i] = d
                                 a = threshold(base[i], d, scale, margin)
+                                if tracked:
+                                    nearest[i] = centres[j]
+                            elif tracked and d == minimum[i] and centres[j] < nearest[i]:
+                                nearest[i] = centres[j]
 
 
 def greedy(

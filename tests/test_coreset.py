@@ -14,6 +14,7 @@ import torch
 from tiled_ref import _arrays
 from tiled_ref.errors import InputError
 from tiled_ref.models import coreset
+from tiled_ref.models import filter as filter_module
 from tiled_ref.models.coreset import (
     k_centre_greedy,
     k_centre_greedy_device,
@@ -23,22 +24,24 @@ from tiled_ref.models.coreset import (
     sparse_projection,
     squared_distances,
 )
+from tiled_ref.models.filter import Filter, product_roundoff
 
 
 @pytest.fixture
 def tiny_sizes(monkeypatch):
     """Pools and blocks so small that a few hundred points need many rounds of each kind."""
     for name, value in dict(
-        POOL=24, MIN_COMPETING=4, MAX_COMPETING=16, ROWS=8, BLOCK=16, PREFIX=8
+        POOL=24, MIN_COMPETING=4, MAX_COMPETING=16, ROWS=8, BLOCK=16
     ).items():
         monkeypatch.setattr(coreset, name, value)
-    monkeypatch.setattr(coreset._Filter, "SAMPLE", 100)
-    monkeypatch.setattr(coreset._Filter, "CHUNK", 50)
+    monkeypatch.setattr(filter_module, "PREFIX", 8)
+    monkeypatch.setattr(Filter, "SAMPLE", 100)
+    monkeypatch.setattr(Filter, "CHUNK", 50)
 
 
 def filter_of(points):
     with ThreadPoolExecutor(1) as pool:
-        return coreset._Filter(points, pool)
+        return Filter(points, pool)
 
 
 def arrays():
@@ -212,7 +215,7 @@ def test_result_does_not_depend_on_the_precision_of_matrix_products(tiny_sizes, 
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        assert coreset.product_roundoff() == 2.0**-8
+        assert product_roundoff() == 2.0**-8
         assert k_centre_greedy(points, 60, 1).tolist() == expected
     finally:
         torch.set_float32_matmul_precision(before)

@@ -12,7 +12,7 @@ from tiled_ref.errors import InputError
 from tiled_ref.models import neighbours
 from tiled_ref.models.coreset import select_coreset
 from tiled_ref.models.maps import gaussian_blur
-from tiled_ref.models.neighbours import nearest
+from tiled_ref.models.neighbours import NearestIndex, nearest
 from tiled_ref.models.patchcore import PatchCore, local_mean, reweight
 from tiled_ref.tiling import TileGrid
 
@@ -359,6 +359,61 @@ def test_nearest_does_not_trust_a_product_of_lower_precision(rng):
     finally:
         torch.set_float32_matmul_precision(before)
     assert np.array_equal(indices.numpy(), brute_force(queries, bank, 3)[1])
+
+
+def hard_banks():
+    """(bank, queries): prefixes stored or not, ties, copies, distances lost in rounding."""
+    rng = np.random.default_rng(11)
+    decay = 0.9 ** np.arange(96)
+    spread = rng.standard_normal((700, 96)) * decay
+    far = 1000 * rng.standard_normal((4, 1, 96)) + 1e-3 * rng.standard_normal((4, 60, 96))
+    ties = rng.integers(0, 2, (500, 3)).astype(float)
+    return {
+        "stored": (spread, rng.standard_normal((130, 96)) * decay * 3),
+        "computed": (spread / decay, rng.standard_normal((130, 96))),
+        "bank itself": (spread, spread),
+        "far clusters": (far.reshape(240, 96), far.reshape(240, 96)[::3] + 1e-3),
+        "ties": (ties, rng.integers(0, 3, (90, 3)) / 2),
+        "copies": (np.repeat(spread[:50], 6, axis=0), spread[:60]),
+        "one vector": (spread[:1], spread[:20]),
+        "zeros": (np.zeros((40, 20)), rng.standard_normal((9, 20))),
+        "queries far away": (spread, 1e6 * rng.standard_normal((30, 96))),
+    }
+
+
+@pytest.mark.parametrize("name", list(hard_banks()))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_index_finds_what_brute_force_finds(name, threads, monkeypatch):
+    monkeypatch.setattr(neighbours, "ROWS", 16)
+    monkeypatch.setattr(neighbours, "BLOCK", 100)
+    bank, queries = (a.astype(np.float32) for a in hard_banks()[name])
+    copies = bank.copy(), queries.copy()
+    index = NearestIndex(torch.from_numpy(bank), threads)
+    assert index.filter.stored is None or name not in ("computed", "ties", "one vector")
+    distances, places = index.search(torch.from_numpy(queries))
+    expected_distances, expected = brute_force(queries, bank, 1)
+    plain_distances, plain = nearest(torch.from_numpy(queries), torch.from_numpy(bank))
+    assert np.array_equal(places.numpy(), expected[:, 0])
+    assert torch.equal(places, plain[:, 0])
+    # Largest relative difference measured: 4e-16, the order of the float64 sum.
+    np.testing.assert_allclose(distances.numpy(), expected_distances[:, 0], rtol=1e-13)
+    np.testing.assert_allclose(distances.numpy(), plain_distances[:, 0].numpy(), rtol=1e-13)
+    assert np.array_equal(bank, copies[0]) and np.array_equal(queries, copies[1])
+
+
+def test_index_refuses_features_that_are_not_finite(rng):
+    index = NearestIndex(torch.from_numpy(rng.standard_normal((9, 4)).astype(np.float32)))
+    with pytest.raises(InputError, match="NaN"):
+        index.search(torch.full((2, 4), math.nan))
+
+
+def test_kernel_and_plain_algorithms_give_the_same_maps(tiny_backbone, pictures):
+    cython = fitted(tiny_backbone, pictures)
+    plain = fitted(tiny_backbone, pictures, impl="numpy")
+    assert torch.equal(cython.bank, plain.bank)
+    for a, b in zip(cython.predict(pictures[:3] * 2), plain.predict(pictures[:3] * 2)):
+        # Largest relative difference measured: 1.2e-7, one rounding to float32.
+        assert torch.allclose(a, b, rtol=1e-6, atol=0)
 
 
 def test_nearest_refuses_impossible_arguments():

@@ -15,7 +15,7 @@ centre. The fast one (impl="cython") returns the same indices. It rests on three
    up to date; as long as the best of the pool beats the largest bound outside, it is the
    point that the plain algorithm would choose.
 2. A filter. A matrix product of short vectors, w, tells for nearly all pairs of point and
-   centre that the pair cannot lower the point's minimum; see Filter for the proof. Matrix
+   centre that the pair cannot lower the point's minimum; see filter.py for the proof. Matrix
    products run at the speed of the arithmetic units, not of the memory.
 3. One distance. What the filter lets through is measured by `squared_distances`, written
    order, float64. Every minimum is a value of that function, so the choice depends neither
@@ -24,14 +24,13 @@ centre. The fast one (impl="cython") returns the same indices. It rests on three
 
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from .. import _arrays
 from ..errors import InputError
-from .neighbours import product_roundoff
+from .filter import Filter, workers
 
 EPSILON = 0.9  # distortion allowed to the projection, the authors' configuration
 LANES = 8  # partial sums of a squared distance
@@ -39,8 +38,8 @@ LANES = 8  # partial sums of a squared distance
 POOL = 16384  # points brought up to date at a time, or a 64th of all
 MIN_COMPETING, MAX_COMPETING = 256, 4096  # of these, points that compete with one another
 ROWS, BLOCK = 512, 1024  # rows and centres of one matrix product: two megabytes
+NOT_TRACKED = np.empty(0, np.int64)  # which centre is nearest is of no interest here
 KEEP = 0.75  # rows are dropped from the product when fewer than that are left
-PREFIX = 64  # columns of the filter
 
 
 def projected_dimensions(n, eps=EPSILON):
@@ -276,114 +275,17 @@ def _plain(points, count, first, include_first, threads):
     return chosen
 
 
-class _Filter:
-    """Short vectors w whose distances never exceed those of the points.
-
-    With mu the mean of a sample, sigma a power of two that brings the entries of x - mu
-    between -1 and 1, V (d, p) the leading principal axes of the sample with |V| <= 1, and
-    x' = sigma (x - mu):
-
-        w(x) = (V^T x', sqrt(|x'|^2 - |V^T x'|^2))      p + 1 numbers, stored
-
-    or, where p columns hold too little of the variance, w(x) = x' itself, computed when
-    needed. In exact arithmetic |w(x) - w(c)| <= sigma |x - c|: the last number of w is the
-    norm of A x' with A^2 = I - V V^T, so it differs by at most |A (x' - c')| between x and
-    c, and |V^T (x' - c')|^2 + |A (x' - c')|^2 = |x' - c'|^2.
-
-    The computed w is off by less than margin/2: it is rounded to float32, and its last
-    number is the root of |x'|^2 - |V^T x'|^2 in float64, where V^T x' is off by d sqrt(p)
-    2^-53 |x'| and the squares and sums by (2 d + 16) 2^-53 |x'|^2. So a pair cannot lower
-    the squared distance m_x where |w(x) - w(c)| >= sigma sqrt(m_x) + margin.
-
-    With g = w(x).w(c) and h = |w|^2/2, |w(x) - w(c)|^2/2 = h(x) + h(c) - g. A float32
-    product is off by at most (p + 1) u |w(x)| |w(c)| in every order of summation (Higham,
-    "Accuracy and Stability of Numerical Algorithms", Eq. 3.5), and h, the threshold and
-    the comparison by a few u |w|^2 more; slack covers them all. The pair is skipped where
-        g - h(c) <= base(x) - (sigma sqrt(m_x) + margin)^2/2,   base = h - slack.
-    """
-
-    SAMPLE = 4096  # points from which mean and axes come
-    VARIANCE = 0.8  # share that the axes must hold
-    CHUNK = 2048  # points whose vectors are computed at a time
-
-    def __init__(self, points, pool):
-        n, d = points.shape
-        self.points = points
-        largest = float(max(-self.points.min(), self.points.max()))
-        self.scale = math.ldexp(1.0, -math.frexp(2 * largest)[1]) if largest > 0 else 1.0
-        sample = slice(None, None, -(-n // self.SAMPLE))
-        self.mean = points[sample].mean(0, dtype=np.float64)
-        self.axes = pool.submit(self._principal_axes, sample, min(PREFIX, d // 4)).result()
-        self.stored = None
-        self.width = d
-        if self.axes is not None:
-            self.width = self.axes.shape[1] + 1
-            self.stored = torch.empty(n, self.width)  # (N, p + 1)
-        half = torch.empty(n, dtype=torch.float64)  # (N,)
-
-        def work(first):
-            rows = slice(first, min(first + self.CHUNK, n))
-            w = self._compute(rows)
-            half[rows] = 0.5 * torch.linalg.vector_norm(w, dim=1, dtype=torch.float64).square()
-            if self.stored is not None:
-                self.stored[rows] = w
-
-        list(pool.map(work, range(0, n, self.CHUNK)))
-        reach = math.sqrt(2 * float(half.max())) * (1 + 1e-6)  # no |w| is larger
-        p = self.width - 1
-        self.margin = 2 * reach * (math.sqrt((2 * d * (1 + math.sqrt(p)) + 16) * 2.0**-53) + 2.0**-23)
-        slack = (self.width + 16) * product_roundoff() * reach * reach
-        self.half = half.float().numpy()  # h, float32 (N,)
-        self.base = half.numpy() - slack  # float64 (N,)
-
-    def _centred(self, rows):
-        x = self.points[rows].astype(np.float64)
-        x -= self.mean
-        x *= self.scale
-        return torch.from_numpy(x)  # x', float64 (n, d)
-
-    def _principal_axes(self, sample, p):
-        """Float64 (d, p), or None where they hold too little of the variance."""
-        if p < 8:
-            return None
-        sample = self._centred(sample)
-        values, vectors = torch.linalg.eigh(sample.T @ sample)
-        if not float(values[-p:].sum()) > self.VARIANCE * float(values.sum()):
-            return None
-        axes = vectors[:, -p:]
-        return axes / torch.linalg.matrix_norm(axes.T @ axes, ord=1).sqrt() * (1 - 1e-12)
-
-    def _compute(self, rows):
-        x = self._centred(rows)
-        if self.axes is None:
-            return x.float()
-        z = x @ self.axes  # (n, p)
-        rest = x.square().sum(1) - z.square().sum(1)
-        return torch.cat([z, rest.clamp_min(0).sqrt()[:, None]], dim=1).float()
-
-    def __getitem__(self, rows):
-        """w of these rows, int64 NumPy array (n,): float32 tensor (n, width)."""
-        if self.stored is None:
-            return self._compute(rows)
-        return self.stored[torch.from_numpy(rows)]
-
-
 def _lazy(points, count, first, include_first, threads):
     """The plain algorithm's indices with lazy minima and a filter; see the module."""
     kernel = _arrays.kernel("_kcenter")
-    before = torch.get_num_threads()
-    try:
-        # Workers do all matrix products, so these must not start threads in turn.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            search = _Search(kernel, np.ascontiguousarray(points), count, first, pool, threads)
-            if include_first:
-                search.choose(np.array([first]))
-                search.applied[:] = 1
-            while search.done < count:
-                search.round()
-            return search.chosen
-    finally:
-        torch.set_num_threads(before)
+    with workers(threads) as pool:
+        search = _Search(kernel, np.ascontiguousarray(points), count, first, pool, threads)
+        if include_first:
+            search.choose(np.array([first]))
+            search.applied[:] = 1
+        while search.done < count:
+            search.round()
+        return search.chosen
 
 
 class _Search:
@@ -398,7 +300,7 @@ class _Search:
 
     def __init__(self, kernel, points, count, first, pool, threads):
         self.kernel, self.points, self.pool = kernel, points, pool
-        self.filter = _Filter(points, pool)
+        self.filter = Filter(points, pool)
         self.minimum = np.empty(len(points))
         spans = _arrays.spans(len(points), threads)
         list(pool.map(lambda s: kernel.distances_to(points, first, self.minimum, *s), spans))
@@ -478,9 +380,11 @@ class _Search:
             self.kernel.apply_centres(
                 self.points,
                 rows[:n],
+                self.points,
                 self.chosen[first:last],
                 np.maximum(applied[:n] - first, 0),
                 minimum[:n],
+                NOT_TRACKED,
                 self._product(w[:n], self.centres[first:last]),
                 self.half[first:last],
                 base[:n],

@@ -6,10 +6,16 @@ is slow but exact to the last bits of float64. What the product may have missed 
 is bounded, and the few queries for which the bound leaves a doubt are searched again.
 """
 
+import threading
+
+import numpy as np
 import torch
 
+from .. import _arrays
 from ..errors import InputError
+from .filter import Filter, product_roundoff, workers
 
+ROWS, BLOCK = 512, 1024  # queries and bank vectors of one matrix product: two megabytes
 SPARE = 3  # candidates measured beyond the k that are asked for
 BUDGET = 2**28  # bytes of scratch memory
 
@@ -80,12 +86,6 @@ def nearest(queries, bank, k=1, budget=BUDGET):
     return distances, indices
 
 
-def product_roundoff():
-    """Unit roundoff of a float32 matrix product: 2^-24, or that of bfloat16 where torch was
-    told that less will do (torch.set_float32_matmul_precision)."""
-    return 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
-
-
 def _measure(queries, bank, candidates):
     """Distances float64 (Q, c) to the candidates (Q, c), sorted by distance, then index."""
     candidates = candidates.sort(1).values
@@ -101,3 +101,67 @@ def _search_one(query, bank, k, budget):
         parts.append((chunk.double() - query.double()).square().sum(1))
     squares, order = torch.cat(parts).sort(stable=True)
     return squares[:k].sqrt(), order[:k]
+
+
+class NearestIndex:
+    """The nearest vector of a bank on the CPU, found with the filter of filter.py.
+
+    The same answers as `nearest` with k = 1: equal indices, distances equal but for the
+    order of a float64 sum (that of coreset.squared_distances here). About ten times faster,
+    because of a bank vector mostly 65 numbers are looked at instead of all.
+
+    Parameters: bank float32 (M, D), CPU, finite; threads, see tiled_ref._arrays.thread_count.
+    """
+
+    def __init__(self, bank, threads=None):
+        self.kernel = _arrays.kernel("_kcenter")
+        self.threads = _arrays.thread_count(threads)
+        self.bank = np.ascontiguousarray(bank.numpy())
+        self.rows = np.arange(len(bank))
+        with workers(self.threads) as pool:
+            self.filter = Filter(self.bank, pool)
+
+    def search(self, queries):
+        """Distances float64 (Q,) and indices int64 (Q,), the lowest among equals.
+
+        Parameters: queries float32 (Q, D), CPU.
+        Raises InputError where a query is not finite.
+        """
+        array = np.ascontiguousarray(queries.numpy())
+        squares = np.full(len(array), np.inf)
+        places = np.full(len(array), -1, np.int64)
+        local = threading.local()
+
+        def work(first):
+            part = slice(first, min(first + ROWS, len(array)))
+            self._search(array[part], squares[part], places[part], local)
+
+        with workers(self.threads) as pool:
+            list(pool.map(work, range(0, len(array), ROWS)))
+        if (places < 0).any():
+            raise InputError("the features of an image hold a NaN or an infinity")
+        return torch.from_numpy(squares).sqrt(), torch.from_numpy(places)
+
+    def _search(self, queries, squares, places, local):
+        f, m = self.filter, len(self.bank)
+        if not hasattr(local, "buffer"):
+            local.buffer = torch.empty(ROWS * BLOCK)
+        w, base, margin = f.of(queries)
+        rows, begin = np.arange(len(queries)), np.zeros(len(queries), np.int64)
+        for first in range(0, m, BLOCK):
+            block = self.rows[first : first + BLOCK]
+            out = local.buffer[: len(rows) * len(block)].view(len(rows), len(block))
+            self.kernel.apply_centres(
+                queries,
+                rows,
+                self.bank,
+                block,
+                begin,
+                squares,
+                places,
+                torch.mm(w, f[slice(first, first + len(block))].T, out=out).numpy(),
+                f.half[first : first + len(block)],
+                base,
+                f.scale,
+                margin,
+            )

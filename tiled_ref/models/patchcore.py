@@ -19,7 +19,7 @@ from ..backbone import CHANNELS, FEATURE_STRIDE
 from ..errors import InputError
 from .coreset import select_coreset
 from .maps import gaussian_blur
-from .neighbours import nearest
+from .neighbours import NearestIndex, nearest
 
 N_FEATURES = CHANNELS["layer2"] + CHANNELS["layer3"]  # 384
 RATIO = 0.1  # of the patches kept in the bank; Rolih et al. Sec. 4.2
@@ -51,7 +51,8 @@ class PatchCore:
     n_neighbours : int >= 1
         b of Eq. 7, 1 for no re-weighting. A smaller bank lowers it to the bank's size.
     impl : {"cython", "numpy"}
-        Of the greedy selection on the CPU; equal results.
+        Of the greedy selection and the search on the CPU: the kernel, or the plain
+        algorithms. Equal choices, distances equal within 1e-15.
 
     Attributes after fit
     ----------
@@ -93,7 +94,7 @@ class PatchCore:
         self.batch_size = batch_size or self.BATCH_SIZE
         self.start, self.ratio, self.n_neighbours = start, ratio, n_neighbours
         self.impl = impl
-        self.bank = self.chosen = self.grid = None
+        self.bank = self.chosen = self.grid = self.index = None
 
     @property
     def n_parameters(self):
@@ -147,6 +148,7 @@ class PatchCore:
                 progress(batch[-1] + 1, n_images)
         self.chosen = select_coreset(table, self.ratio, self.seed, self.start, self.impl)
         self.bank = table[self.chosen]  # (M, 384)
+        self.index = None
 
     @torch.no_grad()
     def predict(self, images):
@@ -161,7 +163,7 @@ class PatchCore:
         """
         embedding = self.embed(images)  # (B, 384, hf, wf)
         patches = embedding.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 384)
-        distances, places = nearest(patches.flatten(0, 1), self.bank)  # (B * P, 1)
+        distances, places = self._nearest(patches.flatten(0, 1))  # (B * P,)
         distances = distances.view(patches.shape[:2])  # (B, P)
         places = places.view(patches.shape[:2])  # (B, P)
         maps = distances.float().view(-1, 1, *self.grid)  # (B, 1, hf, wf)
@@ -170,6 +172,15 @@ class PatchCore:
         farthest = distances.argmax(1)  # (B,)
         scores = self._scores(patches[rows, farthest], places[rows, farthest])
         return gaussian_blur(maps, SIGMA), scores
+
+    def _nearest(self, patches):
+        """argmin of Eq. 6: distances and places in the bank, (Q,), of patches (Q, 384)."""
+        if self.impl == "cython" and self.bank.device.type == "cpu":
+            if self.index is None:
+                self.index = NearestIndex(self.bank)
+            return self.index.search(patches)
+        distances, places = nearest(patches, self.bank)  # (Q, 1)
+        return distances[:, 0], places[:, 0]
 
     def _scores(self, patches, places):
         """Eq. 7 for m^test,* = patches (B, 384) and m* = bank[places], places (B,)."""
@@ -189,6 +200,7 @@ class PatchCore:
     def load_state(self, state):
         """The inverse of state()."""
         self.bank = state["bank"].to(self.device)
+        self.index = None
         self.chosen = state["chosen"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
 
