@@ -13,13 +13,16 @@ variances, where distances differ so little that hardly anything can be pruned.
 
 import argparse
 import os
+import sys
 import time
 
 import numpy as np
 import torch
 
-from tiled_ref._arrays import thread_count
-from tiled_ref.models.coreset import k_centre_greedy, squared_distances
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from tiled_ref._arrays import thread_count  # noqa: E402
+from tiled_ref.models.coreset import k_centre_greedy, squared_distances  # noqa: E402
 
 
 def made(kind, n, d, seed=0):
@@ -126,14 +129,15 @@ def run(name, points, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--points", type=int, default=40960)
-    parser.add_argument("--columns", type=int, default=384)
-    parser.add_argument("--ratio", type=float, default=0.1)
-    parser.add_argument("--steps", type=int, default=100, help="centres a plain sweep is timed for")
-    parser.add_argument("--check", type=int, default=40, help="indices compared with the twin first")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of the fast algorithm, best kept")
-    parser.add_argument("--full", action="store_true", help="run the plain sweeps to the end")
-    parser.add_argument("--features", metavar="FILE.npy", help="float32 table, its first --points rows")
+    add = parser.add_argument
+    add("--points", type=int, default=40960)
+    add("--columns", type=int, default=384)
+    add("--ratio", type=float, default=0.1)
+    add("--steps", type=int, default=100, help="centres a plain sweep is timed for")
+    add("--check", type=int, default=40, help="indices compared with the twin first")
+    add("--repeat", type=int, default=3, help="runs of the fast algorithm, best kept")
+    add("--full", action="store_true", help="run the plain sweeps to the end")
+    add("--features", metavar="FILE.npy", help="float32 table, its first --points rows")
     args = parser.parse_args()
     print(
         f"{os.cpu_count()} cores, {thread_count()} threads for the fast algorithm, "

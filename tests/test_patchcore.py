@@ -237,7 +237,8 @@ def test_no_global_generator_is_used(tiny_backbone, pictures):
 def test_state_is_a_round_trip(tiny_backbone, pictures, tmp_path):
     model = fitted(tiny_backbone, pictures)
     torch.save(model.state(), tmp_path / "state.pt")
-    again = PatchCore(tiny_backbone, (64, 64), seed=1, device="cpu")
+    again = fitted(tiny_backbone, pictures[:2] + 1, seed=1)
+    again.predict(pictures[:1])  # with the bank that is replaced now
     again.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.grid == (8, 8) and torch.equal(again.chosen, model.chosen)
     for a, b in zip(model.predict(pictures[:3]), again.predict(pictures[:3])):

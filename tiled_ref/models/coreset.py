@@ -174,7 +174,9 @@ def k_centre_greedy(points, count, first, include_first=False, impl="cython", th
     return _arrays.like(search(array, count, first, include_first, threads), points)
 
 
-def k_centre_greedy_device(points, count, first, include_first=False, pool=MAX_COMPETING, budget=2**28):
+def k_centre_greedy_device(
+    points, count, first, include_first=False, pool=MAX_COMPETING, budget=2**28
+):
     """k_centre_greedy for points that stay where they are, on any device.
 
     A pool of the points with the largest minima competes as in the fast algorithm, by their
