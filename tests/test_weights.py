@@ -172,9 +172,7 @@ def same(found, state):
 
 def test_digest_by_hand():
     state = {"b": torch.tensor([1.0]), "a": torch.tensor(2, dtype=torch.int64)}
-    expected = hashlib.sha256(
-        b"a int64 ()\n\x02" + bytes(7) + b"b float32 (1,)\n\x00\x00\x80\x3f"
-    )
+    expected = hashlib.sha256(b"a int64 ()\n\x02" + bytes(7) + b"b float32 (1,)\n\x00\x00\x80\x3f")
     assert tensors_digest(state) == expected.hexdigest()
 
 
@@ -229,8 +227,10 @@ def bad_files(state, folder):
         "truncated": (good[: len(good) // 2], "damaged"),
         "text": (b"<html>not found</html>", "damaged"),
         "evil": (evil_pickle(folder), "damaged"),
-        "evil-zip": (saved({"a": Callout(os.system, f"echo > {folder}/executed")},
-                           folder / "x.pth"), "damaged"),
+        "evil-zip": (
+            saved({"a": Callout(os.system, f"echo > {folder}/executed")}, folder / "x.pth"),
+            "damaged",
+        ),
         "surrogate": (saved({"\ud800": state["count"]}, folder / "x.pth"), "has not"),
         "other": (saved(changed, folder / "x.pth"), "not the official"),
         "list": (saved([state["count"]], folder / "x.pth"), "no state dict"),
@@ -585,9 +585,7 @@ def test_imagenet_tells_what_was_tried_and_why_each_failed(state, hub, no_pip):
     assert "\n" not in message
 
 
-def test_auto_ends_with_random_weights_and_a_warning_no_one_can_miss(
-    state, hub, capsys, no_pip
-):
+def test_auto_ends_with_random_weights_and_a_warning_no_one_can_miss(state, hub, capsys, no_pip):
     ears = Ears()
     found = find(state, ears, source="auto", seed=5)
     assert (found.kind, found.origin) == ("random", "seed 5")
