@@ -94,7 +94,8 @@ class _Board:
 
     Attributes: picture float32 (SIZE + 2 MARGIN, same, 3); parts, list of _Part; traces,
     list of (points, width); gaps, list of (x, y, horizontal) between neighbouring pins;
-    codes, list of (x, y, upright) where date codes are printed.
+    codes, list of (x, y, upright) where date codes are printed; glints, list of (x, y) on
+    solder; taken, list of (x, y, half width, half height) of what lies on the board.
     """
 
     def __init__(self):
@@ -114,7 +115,7 @@ class _Board:
         inner = d.coverage(d.box(window.x, window.y, 483, 483, 12))
         weave = 1.6 * d.field(rng, (side, side), 2.5) + 2 * d.field(rng, (side, side), 40)
         d.blend(picture, window, inner, np.asarray(GREEN, np.float32) + weave[..., None])
-        self._place_large(rng)
+        self._place_large()
         self._place_small(rng)
         self._route(rng)
         for draw in self._large:
@@ -124,9 +125,9 @@ class _Board:
             d.letters(self.picture, text, x + MARGIN, y + MARGIN, 3, SILK, 0.85)
         self.picture = d.soften(picture)
 
-    # -- layout: who lies where; nothing is drawn yet
+    # -- layout: what lies where
 
-    def _place_large(self, rng):
+    def _place_large(self):
         self._large = []
         self._add(self._quad, 392, 392, 132, 132)
         self._add(self._dual, 742, 250, 88, 110, 10)
