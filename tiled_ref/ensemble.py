@@ -64,6 +64,7 @@ class FeatureUntiler:
     def __init__(self, grid):
         self.grid = grid
         self.n_tiles = grid.rows * grid.cols
+        self.tile_size = grid.tile_size
 
     def __call__(self, features, factor):
         grid = self.grid.scaled(factor)

@@ -1,0 +1,45 @@
+"""What the tests of the trained models share."""
+
+import torch
+
+from tiled_ref.tiling import TileGrid
+
+GRID = TileGrid((96, 96), (64, 64), (32, 32))  # four overlapping tiles
+
+
+class Images:
+    """What a model is fitted on: a tensor (N, 3, H, W), or with a grid the tiles of it."""
+
+    def __init__(self, images, grid=None):
+        self.images, self.grid = images, grid
+        self.asked = []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        self.asked.append(list(indices))
+        batch = self.images[indices]
+        return batch if self.grid is None else self.grid.tile(batch).flatten(0, 2)
+
+
+def pictures(n=5, side=64, seed=0):
+    """float32 (n, 3, side, side): smooth and noisy, each another one."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    wave = torch.sin(x / 7 + y / 11)
+    return wave + 0.3 * torch.randn(n, 3, side, side, generator=generator)
+
+
+def same_predictions(first, second, batch):
+    """Whether two models give the same bits."""
+    return all(torch.equal(a, b) for a, b in zip(first.predict(batch), second.predict(batch)))
+
+
+def draw_state(module, seed=5, scale=0.1):
+    """Move every parameter by seeded noise, so that none keeps a special initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter += scale * noise.to(parameter)

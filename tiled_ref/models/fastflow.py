@@ -1,0 +1,315 @@
+"""FastFlow: a normalising flow on the feature maps, one flow per layer.
+
+Yu, Zheng, Wang, Li, Wu, Zhao, Wu, "FastFlow: Unsupervised Anomaly Detection and Localization
+via 2D Normalizing Flows", arXiv:2111.07677. Read Sec. 3 beside this file:
+
+    3.2  feature extractor   layers 1 to 3 of ResNet-18, each normalised -> FastFlow.fit
+    3.3  the loss            log p_X(x) = log p_Z(z) + log|det dz/dx|    -> nll
+    3.3  a flow step         y_a, y_b = split(x); y_a' = y_a; y_b' = s(y_a) * y_b + b(y_a)
+                                                                         -> CouplingBlock
+    3.3  the map             likelihood per position, mean over layers   -> likelihood_map
+
+and Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017,
+arXiv:1605.08803, for the coupling: Eq. 4-5, its Jacobian Eq. 6, its inverse Eq. 7-8. The soft
+clamp of the scale, the global affine map and the permutation after each coupling are those
+of the framework in which the authors' evaluation builds its flows.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ..backbone import CHANNELS, FEATURE_STRIDE
+from ..errors import InputError
+from .cached import BUDGET, batches, encoder_features
+from .maps import upsample_bilinear
+
+LAYERS = ("layer1", "layer2", "layer3")
+N_BLOCKS = 8  # coupling blocks per layer, Yu et al. Sec. 4.2 for ResNet-18
+CLAMP = 2.0  # of the logarithm of the scale
+DAMPING = 0.1  # of the subnet's output
+KERNELS = {"3x3": (3, 3), "alternating": (3, 1)}  # of block 0, 1, 0, 1, ...
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-5  # Adam, Yu et al. Sec. 4.2
+
+
+class FastFlow:
+    """FastFlow on ResNet-18, layers 1-3.
+
+    Parameters
+    ----------
+    backbone : ResNet18Features
+        Frozen; shared between the models of an ensemble.
+    output_size : (int, int)
+        Height and width in pixels of the anomaly map.
+    seed : int
+        Draws initial weights, permutations and the order of the images.
+    device : torch.device or str
+    untile : callable, optional
+        For tiled input, see tiled_ref.models; with the attribute `tile_size`. The flows have
+        the tile's size and are trained on single tiles; the hidden variables are untiled.
+    batch_size : int, optional
+        Images per optimiser step, BATCH_SIZE by default.
+    steps : int >= 1
+        Optimiser steps.
+    kernels : {"3x3", "alternating"}
+        Convolutions of the subnets: 3 x 3 in all blocks, or 3 x 3 and 1 x 1 in turn.
+    cache_bytes : int or None
+        Host memory for the training images' features, see cached.encoder_features.
+
+    Attributes
+    ----------
+    flows : torch.nn.ModuleList of LayerFlow, one per layer
+    """
+
+    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
+    CHUNK = 8  # images or tiles per pass: memory does not grow with the batch
+
+    def __init__(
+        self,
+        backbone,
+        output_size,
+        *,
+        seed,
+        device,
+        untile=None,
+        batch_size=None,
+        steps=200,
+        kernels="3x3",
+        cache_bytes=BUDGET,
+    ):
+        if kernels not in KERNELS:
+            raise InputError(f"kernels must be one of {', '.join(KERNELS)}, not {kernels!r}")
+        if steps < 1:
+            raise InputError(f"the number of steps must be at least 1, not {steps!r}")
+        self.backbone = backbone
+        self.output_size = tuple(output_size)
+        self.seed, self.steps, self.cache_bytes = seed, steps, cache_bytes
+        self.untile = untile
+        self.device = torch.device(device)
+        self.batch_size = batch_size or self.BATCH_SIZE
+        generator = torch.Generator().manual_seed(seed)
+        h, w = self.output_size if untile is None else untile.tile_size
+        flows = [
+            LayerFlow(
+                CHANNELS[name],
+                (math.ceil(h / FEATURE_STRIDE[name]), math.ceil(w / FEATURE_STRIDE[name])),
+                KERNELS[kernels],
+                generator,
+            )
+            for name in LAYERS
+        ]
+        self.flows = torch.nn.ModuleList(flows).to(self.device)
+
+    @property
+    def n_parameters(self):
+        """Parameters as Table 3 counts them: backbone, LayerNorm and flows; a permutation is
+        a C x C matrix and counts with its inverse."""
+        frozen = sum(p.numel() for p in self.backbone.parameters())
+        learnt = sum(p.numel() for p in self.flows.parameters())
+        fixed = sum(2 * block.order.numel() ** 2 for flow in self.flows for block in flow.blocks)
+        return frozen + learnt + fixed
+
+    def fit(self, images, progress=None):
+        """Maximise the likelihood of normal features, `steps` times Adam.
+
+        Batches: see cached.batches. For tiled input an image is T tiles of one batch. The
+        loss of a batch is the sum of its chunks' and the gradient accumulates, layer by
+        layer, so that one chunk of one layer is in memory at a time.
+
+        Parameters: images and progress, see tiled_ref.models; progress counts steps.
+        Raises InputError without images.
+        """
+        features = encoder_features(self.backbone, images, self.cache_bytes)
+        self.flows.train()
+        optimizer = torch.optim.Adam(
+            self.flows.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+        )
+        todo = batches(len(images), self.batch_size, self.steps, self.seed)
+        for step, indices in enumerate(todo, start=1):
+            optimizer.zero_grad(set_to_none=True)
+            for flow, layer in zip(self.flows, features[indices]):
+                for chunk in layer.split(self.CHUNK):
+                    (nll(*flow(chunk)).sum() / len(layer)).backward()
+            optimizer.step()
+            if progress:
+                progress(step, self.steps)
+        self.flows.eval()
+
+    @torch.no_grad()
+    def predict(self, images):
+        """Anomaly maps and scores (Yu et al. Sec. 3.3).
+
+        Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
+        Returns maps float32 (B, H, W) in [-1, 0], the negative likelihood per position
+        (unnormalised), bilinear, mean over the layers, not blurred; and scores float32
+        (B,), the maximum of each map.
+        """
+        parts = []
+        for chunk in images.split(self.CHUNK):
+            parts.append([flow(x)[0] for flow, x in zip(self.flows, self.backbone(chunk))])
+        total = 0
+        for name, layer in zip(LAYERS, zip(*parts)):
+            z = torch.cat(layer)  # (B, C, hf, wf)
+            if self.untile is not None:
+                z = self.untile(z, FEATURE_STRIDE[name])  # (B, C, Hf, Wf)
+            total = total + upsample_bilinear(likelihood_map(z), self.output_size)
+        maps = total / len(LAYERS)  # (B, H, W)
+        return maps, maps.amax((1, 2))
+
+    def state(self):
+        """What fit found, on the CPU: weights, permutations."""
+        return {name: value.detach().cpu().clone() for name, value in _named(self.flows)}
+
+    def load_state(self, state):
+        """The inverse of state()."""
+        self.flows.load_state_dict(state)
+        self.flows.eval()
+
+
+def _named(module):
+    return module.state_dict().items()
+
+
+def nll(z, log_det):
+    """Negative log-likelihood of each image without the constant C hf wf / 2 log(2 pi).
+
+    Yu et al. Sec. 3.3, Dinh et al. Eq. 2, with p_Z the standard normal:
+    -log p_X(x) = 1/2 sum z^2 - log|det dz/dx|, z = z (B, C, hf, wf), log|det| = log_det (B,).
+    Returns (B,).
+    """
+    return 0.5 * z.square().sum((1, 2, 3)) - log_det
+
+
+def likelihood_map(z):
+    """-exp(-1/2 mean over channels of z^2): (B, C, hf, wf) -> (B, hf, wf), in [-1, 0].
+
+    Yu et al. Sec. 3.3: the likelihood of each position. Deviation: the mean over channels
+    instead of the sum, and no normalising constant, as in the authors' configuration, so
+    that layers of different width weigh the same.
+    """
+    return -torch.exp(-0.5 * z.square().mean(1))
+
+
+class LayerFlow(torch.nn.Module):
+    """LayerNorm and the flow of one layer's feature map.
+
+    Parameters: channels C, even; size (hf, wf); kernels, sides of the convolutions, taken
+    in turn; generator, a CPU torch.Generator.
+    """
+
+    def __init__(self, channels, size, kernels, generator):
+        super().__init__()
+        # Channels last, the layout in which everything here is computed.
+        self.norm_weight = torch.nn.Parameter(torch.ones(*size, channels))  # (hf, wf, C)
+        self.norm_bias = torch.nn.Parameter(torch.zeros(*size, channels))  # (hf, wf, C)
+        self.blocks = torch.nn.ModuleList(
+            CouplingBlock(channels, kernels[k % len(kernels)], generator)
+            for k in range(N_BLOCKS)
+        )
+
+    def forward(self, x):
+        """(B, C, hf, wf) -> z (B, C, hf, wf) and log|det dz/dx'| (B,), x' after LayerNorm.
+
+        LayerNorm is part of the feature extractor: its Jacobian is not in the likelihood.
+        """
+        z, log_det = self.normalize(x), x.new_zeros(len(x))
+        for block in self.blocks:
+            z, change = block(z)
+            log_det = log_det + change
+        return z, log_det
+
+    def normalize(self, x):
+        """Each image's map to mean 0 and variance 1 over (C, hf, wf), then an affine map."""
+        x = x.permute(0, 2, 3, 1)  # (B, hf, wf, C)
+        x = F.layer_norm(x, x.shape[1:], self.norm_weight, self.norm_bias)
+        return x.permute(0, 3, 1, 2)  # (B, C, hf, wf)
+
+    def inverse(self, z):
+        """z -> x', the features after LayerNorm."""
+        for block in reversed(self.blocks):
+            z = block.inverse(z)
+        return z
+
+
+class CouplingBlock(torch.nn.Module):
+    """An invertible step: half of the channels scales and shifts the other half.
+
+    Yu et al. Sec. 3.3, Dinh et al. Eq. 4-5: y_a, y_b = split(x); y_a' = y_a;
+    y_b' = s(y_a) * y_b + b(y_a); with y_a = first, y_b = second, s = exp(log_scale),
+    log_scale = 2 tanh(0.1 subnet_1), b = 0.1 subnet_2 = shift. Then every channel is scaled
+    and shifted, y * gain + offset with gain = 0.1 softplus(global_scale), and the channels
+    are permuted. log|det| = sum log_scale + hf wf sum log gain (Dinh et al. Eq. 6).
+
+    Parameters: channels C, even; kernel, side of the convolutions; generator.
+    """
+
+    def __init__(self, channels, kernel, generator):
+        super().__init__()
+        half = channels // 2
+        self.conv1 = _conv(half, half, kernel, generator)
+        self.conv2 = _conv(half, channels, kernel, generator)
+        # The softplus of beta 0.5, times 0.1, is 1 here.
+        start = 2 * math.log(math.exp(0.5 * 10) - 1)
+        self.global_scale = torch.nn.Parameter(torch.full((channels, 1, 1), start))
+        self.global_offset = torch.nn.Parameter(torch.zeros(channels, 1, 1))
+        order = torch.randperm(channels, generator=generator)
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+
+    def forward(self, x):
+        """(B, C, hf, wf) -> y (B, C, hf, wf) and log|det dy/dx| (B,)."""
+        first, second = x.chunk(2, dim=1)
+        log_scale, shift = self._subnet(first)
+        gain = self._gain()
+        y = torch.cat([first, second * log_scale.exp() + shift], 1) * gain + self.global_offset
+        positions = x.shape[2] * x.shape[3]
+        log_det = log_scale.sum((1, 2, 3)) + positions * gain.log().sum()
+        return _Permute.apply(y, self.order, self.back), log_det
+
+    def inverse(self, y):
+        """y -> x (Dinh et al. Eq. 7-8)."""
+        x = (_Permute.apply(y, self.back, self.order) - self.global_offset) / self._gain()
+        first, second = x.chunk(2, dim=1)
+        log_scale, shift = self._subnet(first)
+        return torch.cat([first, (second - shift) * (-log_scale).exp()], dim=1)
+
+    def _gain(self):
+        return 0.1 * F.softplus(self.global_scale, beta=0.5)  # (C, 1, 1)
+
+    def _subnet(self, first):
+        """(B, C/2, hf, wf) -> log_scale and shift, each (B, C/2, hf, wf)."""
+        a, shift = (DAMPING * self.conv2(self.conv1(first).relu())).chunk(2, dim=1)
+        return CLAMP * a.tanh(), shift
+
+
+class _Permute(torch.autograd.Function):
+    """Channels in another order; its gradient is the way back, without any sum."""
+
+    @staticmethod
+    def forward(ctx, x, order, back):
+        ctx.save_for_backward(order, back)
+        return _reordered(x, order)
+
+    @staticmethod
+    def backward(ctx, grad):
+        order, back = ctx.saved_tensors
+        return _Permute.apply(grad, back, order), None, None
+
+
+def _reordered(x, order):
+    """x[:, order], channels last in memory."""
+    return x.permute(0, 2, 3, 1).index_select(3, order).permute(0, 3, 1, 2)
+
+
+def _conv(n_in, n_out, kernel, generator):
+    """A convolution that keeps the size, initialised as torch does: uniform in +-1/sqrt(fan-in)."""
+    conv = torch.nn.utils.skip_init(
+        torch.nn.Conv2d, n_in, n_out, kernel, padding=kernel // 2
+    ).to(memory_format=torch.channels_last)
+    bound = 1 / math.sqrt(n_in * kernel * kernel)
+    with torch.no_grad():
+        for values in (conv.weight, conv.bias):
+            drawn = torch.empty(values.shape).uniform_(-bound, bound, generator=generator)
+            values.copy_(drawn)
+    return conv

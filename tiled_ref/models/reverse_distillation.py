@@ -1,0 +1,305 @@
+"""Reverse Distillation: a decoder learns to undo the encoder on normal images only.
+
+Deng, Li, "Anomaly Detection via Reverse Distillation from One-Class Embedding", CVPR 2022,
+arXiv:2201.10703. Read Sec. 3 beside this file:
+
+    3.1  Eq. 1   M^k(h, w) = 1 - cos(f_E^k(h, w), f_D^k(h, w))       -> cosine_distance
+    3.1  Eq. 2   L = sum_k 1/(H_k W_k) sum_h sum_w M^k(h, w)         -> distillation_loss
+    3.1  student decoder, symmetrical to the encoder                 -> Decoder
+    3.2  one-class bottleneck: multi-scale feature fusion, embedding -> Bottleneck
+    3.3  Eq. 3   the anomaly map, from all M^k enlarged              -> ReverseDistillation.predict
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..backbone import FEATURE_STRIDE
+from ..errors import InputError
+from .cached import BUDGET, batches, encoder_features
+from .maps import gaussian_blur
+
+LAYERS = ("layer1", "layer2", "layer3")
+LEARNING_RATE, BETAS = 0.005, (0.5, 0.999)  # Adam, Deng and Li Sec. 4.1
+SIGMA = 4.0  # px, blur of the anomaly map, Deng and Li Sec. 4.1
+
+
+class ReverseDistillation:
+    """Reverse Distillation on ResNet-18, layers 1-3.
+
+    Parameters
+    ----------
+    backbone : ResNet18Features
+        Frozen; shared between the models of an ensemble.
+    output_size : (int, int)
+        Height and width in pixels of the anomaly map.
+    seed : int
+        Draws initial weights and the order of the images.
+    device : torch.device or str
+    untile : callable, optional
+        For tiled input, see tiled_ref.models: encoder, bottleneck and decoder see tiles, the
+        feature maps of encoder and decoder are untiled before loss and map.
+    batch_size : int, optional
+        Images per optimiser step, BATCH_SIZE by default.
+    steps : int >= 1
+        Optimiser steps.
+    loss : {"positions", "flattened"}
+        Eq. 2, or one cosine per image and layer as in the released code.
+    combine : {"product", "sum"}
+        How the layers' maps become one. Deviation: Eq. 3 of the paper is the sum; the
+        product is what the tiled ensemble's authors evaluated.
+    cache_bytes : int or None
+        Host memory for the training images' features, see cached.encoder_features.
+
+    Attributes
+    ----------
+    student : torch.nn.ModuleDict of `bottleneck` and `decoder`
+    """
+
+    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
+    CHUNK = 8  # images or tiles per pass in predict
+
+    def __init__(
+        self,
+        backbone,
+        output_size,
+        *,
+        seed,
+        device,
+        untile=None,
+        batch_size=None,
+        steps=200,
+        loss="positions",
+        combine="product",
+        cache_bytes=BUDGET,
+    ):
+        if loss not in LOSSES:
+            raise InputError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+        if combine not in ("product", "sum"):
+            raise InputError(f"combine must be 'product' or 'sum', not {combine!r}")
+        if steps < 1:
+            raise InputError(f"the number of steps must be at least 1, not {steps!r}")
+        self.backbone = backbone
+        self.output_size = tuple(output_size)
+        self.seed, self.steps, self.cache_bytes = seed, steps, cache_bytes
+        self.loss, self.combine = loss, combine
+        self.untile = untile
+        self.device = torch.device(device)
+        self.batch_size = batch_size or self.BATCH_SIZE
+        self.student = nn.ModuleDict({"bottleneck": Bottleneck(), "decoder": Decoder()})
+        initialize(self.student, torch.Generator().manual_seed(seed))
+        self.student.to(self.device, memory_format=torch.channels_last)
+
+    @property
+    def n_parameters(self):
+        """Parameters as Table 3 counts them: encoder, bottleneck and decoder."""
+        parameters = [*self.backbone.parameters(), *self.student.parameters()]
+        return sum(p.numel() for p in parameters)
+
+    def decode(self, features):
+        """Encoder features -> the decoder's answer to them, both lists of three layers."""
+        return self.student["decoder"](self.student["bottleneck"](features))
+
+    def whole(self, layers):
+        """Feature maps of tiles -> of images; the same list where the input is not tiled."""
+        if self.untile is None:
+            return layers
+        return [self.untile(x, FEATURE_STRIDE[name]) for name, x in zip(LAYERS, layers)]
+
+    def fit(self, images, progress=None):
+        """Train bottleneck and decoder, `steps` times Adam (Deng and Li Eq. 2).
+
+        Batches: see cached.batches. Batch normalisation uses the statistics of the batch.
+
+        Parameters: images and progress, see tiled_ref.models; progress counts steps.
+        Raises InputError without images.
+        """
+        features = encoder_features(self.backbone, images, self.cache_bytes)
+        self.student.train()
+        optimizer = torch.optim.Adam(self.student.parameters(), lr=LEARNING_RATE, betas=BETAS)
+        todo = batches(len(images), self.batch_size, self.steps, self.seed)
+        for step, indices in enumerate(todo, start=1):
+            encoded = features[indices]
+            loss = LOSSES[self.loss](self.whole(encoded), self.whole(self.decode(encoded)))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if progress:
+                progress(step, self.steps)
+        self.student.eval()
+
+    @torch.no_grad()
+    def predict(self, images):
+        """Anomaly maps and scores (Deng and Li Sec. 3.3).
+
+        Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
+        Returns maps float32 (B, H, W), the layers' distances enlarged (bilinear,
+        align_corners True), multiplied (or summed), blurred with sigma 4 px; and scores
+        float32 (B,), the maximum of each map.
+        """
+        parts = []
+        for chunk in images.split(self.CHUNK):
+            encoded = self.backbone(chunk)
+            parts.append(encoded + self.decode(encoded))
+        layers = [torch.cat(layer) for layer in zip(*parts)]
+        encoded, decoded = self.whole(layers[:3]), self.whole(layers[3:])
+        combined = None
+        for e, d in zip(encoded, decoded):
+            m = cosine_distance(e, d)[:, None]  # (B, 1, hf, wf)
+            m = F.interpolate(m, self.output_size, mode="bilinear", align_corners=True)[:, 0]
+            if combined is None:
+                combined = m  # (B, H, W)
+            else:
+                combined = combined * m if self.combine == "product" else combined + m
+        maps = gaussian_blur(combined, SIGMA)  # (B, H, W)
+        return maps, maps.amax((1, 2))
+
+    def state(self):
+        """What fit found, on the CPU: weights and statistics of bottleneck and decoder."""
+        items = self.student.state_dict().items()
+        return {name: value.detach().cpu().clone() for name, value in items}
+
+    def load_state(self, state):
+        """The inverse of state()."""
+        self.student.load_state_dict(state)
+        self.student.eval()
+
+
+def cosine_distance(encoded, decoded):
+    """Deng and Li Eq. 1: M(h, w) = 1 - f_E(h, w)^T f_D(h, w) / (|f_E(h, w)| |f_D(h, w)|).
+
+    f_E = encoded, f_D = decoded, both (B, C, hf, wf). Returns (B, hf, wf), in [0, 2].
+    A vector of zeros has cosine 0 (torch's epsilon 1e-8).
+    """
+    return 1 - F.cosine_similarity(encoded, decoded, dim=1)
+
+
+def distillation_loss(encoded, decoded):
+    """Deng and Li Eq. 2: L = sum_k 1/(H_k W_k) sum_h sum_w M^k(h, w), mean over the batch.
+
+    Parameters: encoded, decoded, lists of (B, C, hf, wf). Returns a scalar tensor.
+    """
+    return sum(cosine_distance(e, d).mean() for e, d in zip(encoded, decoded))
+
+
+def flattened_loss(encoded, decoded):
+    """As the released code: sum_k (1 - cos(flat f_E^k, flat f_D^k)), mean over the batch."""
+    pairs = zip(encoded, decoded)
+    return sum((1 - F.cosine_similarity(e.flatten(1), d.flatten(1))).mean() for e, d in pairs)
+
+
+LOSSES = {"positions": distillation_loss, "flattened": flattened_loss}
+
+
+class Bottleneck(nn.Module):
+    """One-class bottleneck embedding (Deng and Li Sec. 3.2, Fig. 4).
+
+    Multi-scale feature fusion: layers 1 and 2 are brought to layer 3's grid by 3 x 3
+    convolutions of stride 2, and all three are concatenated. One-class embedding: two
+    residual blocks to 512 channels on half of that grid.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.fuse1 = nn.Sequential(*_conv_bn_relu(64, 128, 2), *_conv_bn_relu(128, 256, 2))
+        self.fuse2 = nn.Sequential(*_conv_bn_relu(128, 256, 2))
+        self.embed = nn.Sequential(Block(768, 512, _down), Block(512, 512))
+
+    def forward(self, features):
+        """[(B, 64, h/4, w/4), (B, 128, h/8, w/8), (B, 256, h/16, w/16)] -> (B, 512, h/32, w/32)."""
+        layer1, layer2, layer3 = features
+        fused = torch.cat([self.fuse1(layer1), self.fuse2(layer2), layer3], dim=1)
+        return self.embed(fused)
+
+
+class Decoder(nn.Module):
+    """The student: layers 4 to 2 of ResNet-18 in reverse (Deng and Li Sec. 3.1).
+
+    Where the encoder halves the grid by stride 2, a transposed 2 x 2 convolution of stride 2
+    doubles it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.to_layer3 = nn.Sequential(Block(512, 256, _up), Block(256, 256))
+        self.to_layer2 = nn.Sequential(Block(256, 128, _up), Block(128, 128))
+        self.to_layer1 = nn.Sequential(Block(128, 64, _up), Block(64, 64))
+
+    def forward(self, embedding):
+        """(B, 512, h/32, w/32) -> [(B, 64, h/4, w/4), (B, 128, h/8, w/8), (B, 256, h/16, w/16)]."""
+        layer3 = self.to_layer3(embedding)
+        layer2 = self.to_layer2(layer3)
+        return [self.to_layer1(layer2), layer2, layer3]
+
+
+class Block(nn.Module):
+    """The basic residual block of He et al. (CVPR 2016), Fig. 5 left.
+
+    resize, if given, makes the first convolution and that of the shortcut:
+    resize(n_in, n_out) -> (convolution, shortcut convolution).
+    """
+
+    def __init__(self, n_in, n_out, resize=None):
+        super().__init__()
+        self.shortcut = None
+        if resize is None:
+            self.conv1 = _conv3x3(n_in, n_out)
+        else:
+            self.conv1, shortcut = resize(n_in, n_out)
+            self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(n_out))
+        self.bn1 = nn.BatchNorm2d(n_out)
+        self.conv2 = _conv3x3(n_out, n_out)
+        self.bn2 = nn.BatchNorm2d(n_out)
+
+    def forward(self, x):
+        """(B, n_in, hf, wf) -> (B, n_out, hf', wf')."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        y += x if self.shortcut is None else self.shortcut(x)
+        return F.relu(y, inplace=True)
+
+
+def _conv3x3(n_in, n_out, stride=1):
+    return _empty(nn.Conv2d, n_in, n_out, 3, stride=stride, padding=1, bias=False)
+
+
+def _conv_bn_relu(n_in, n_out, stride):
+    return _conv3x3(n_in, n_out, stride), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)
+
+
+def _down(n_in, n_out):
+    """Half the grid: 3 x 3 of stride 2, the shortcut 1 x 1 of stride 2."""
+    shortcut = _empty(nn.Conv2d, n_in, n_out, 1, stride=2, bias=False)
+    return _conv3x3(n_in, n_out, stride=2), shortcut
+
+
+def _up(n_in, n_out):
+    """Twice the grid: transposed 2 x 2 of stride 2, the shortcut alike."""
+    conv, shortcut = (
+        _empty(nn.ConvTranspose2d, n_in, n_out, 2, stride=2, bias=False) for _ in range(2)
+    )
+    return conv, shortcut
+
+
+def _empty(kind, *args, **options):
+    """A module without initial values, so that no global generator is used."""
+    return nn.utils.skip_init(kind, *args, **options)
+
+
+@torch.no_grad()
+def initialize(module, generator):
+    """Initial weights, drawn in the order of module.modules().
+
+    Convolutions: normal, variance 2 / fan-out (He et al., arXiv:1502.01852). Transposed
+    convolutions: uniform in +-1/sqrt(fan-in), fan-in as torch counts it (n_out * 2 * 2).
+    Batch normalisation starts as the identity, which is torch's default.
+
+    Parameters: module; generator, a CPU torch.Generator.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            n_out, _, kh, kw = part.weight.shape
+            part.weight.normal_(0, (2 / (n_out * kh * kw)) ** 0.5, generator=generator)
+        elif isinstance(part, nn.ConvTranspose2d):
+            bound = (part.weight[0].numel()) ** -0.5
+            part.weight.uniform_(-bound, bound, generator=generator)
