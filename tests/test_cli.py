@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tiled_ref import cli
+from tiled_ref.models import MODELS
 from toys import toy_category
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,21 @@ def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
     assert [line for line in err.splitlines() if "random" not in line.lower()] == []
 
 
+@pytest.mark.parametrize("setup", ["SM256", "ST4", "ENS4"])
+@pytest.mark.parametrize("arch", MODELS)
+def test_every_architecture_runs_in_every_kind_of_setup(folder, arch, setup, capsys):
+    sizes = ["--image-size", "64"] + ([] if setup == "SM256" else ["--tile-size", "32"])
+    out = folder.parent / "out"
+    argv = ["--dataset", "folder", "--root", folder, "--out", out, "--weights", "random"]
+    argv += ["--setup", setup, "--arch", arch, "--steps", 2, "--batch-size", 4, "--quiet", *sizes]
+    assert run(*argv) == 0
+    (path,) = out.rglob("metrics.json")
+    result = json.loads(path.read_text())
+    trained = ("fastflow", "reverse_distillation")
+    assert result["arch"] == arch and 0 < result["pixel_aupro"] <= 1
+    assert result["switches"].get("steps") == (2 if arch in trained else None)
+
+
 def test_a_table_is_all_that_quiet_prints(folder, capsys, official_weights):
     assert own(folder, "--quiet", "--weights", official_weights) == 0
     out, err = capsys.readouterr()
@@ -67,16 +83,25 @@ def test_a_table_is_all_that_quiet_prints(folder, capsys, official_weights):
 
 
 def test_list_prints_table_3(capsys):
-    """Table 3: 2.8 M for single models, 11.1 M for ENS4, 25.0 M for ENS9."""
+    """Table 3, in millions: PatchCore, PaDiM, FastFlow, Reverse Distillation."""
     assert run("--list") == 0
-    lines = capsys.readouterr().out.splitlines()
-    for arch in ("padim", "patchcore"):
-        column = lines[0].split().index(arch)
-        counts = {line.split()[0]: line.split()[column] for line in lines[2:]}
-        assert counts == {
-            "SM256": "2,782,784", "SM512": "2,782,784", "ST4": "2,782,784", "ST9": "2,782,784",
-            "ENS4": "11,131,136", "ENS9": "25,045,056",
-        }  # fmt: skip
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    archs = ["patchcore", "padim", "fastflow", "reverse_distillation"]
+    columns = [header.split().index(arch) for arch in archs]
+    exact = {
+        line.split()[0]: [int(line.split()[column].replace(",", "")) for column in columns]
+        for line in lines
+    }
+    assert {name: [round(n / 1e6, 1) for n in counts] for name, counts in exact.items()} == {
+        "SM256": [2.8, 2.8, 9.7, 18.2],
+        "SM512": [2.8, 2.8, 12.5, 18.2],
+        "ST4": [2.8, 2.8, 9.7, 18.2],
+        "ST9": [2.8, 2.8, 9.7, 18.2],
+        "ENS4": [11.1, 11.1, 38.9, 72.7],
+        "ENS9": [25.0, 25.0, 87.6, 163.5],
+    }
+    assert exact["SM256"] == [2_782_784, 2_782_784, 9_733_952, 18_165_952]
+    assert exact["SM512"][2] == 12_486_464
 
 
 def test_help_is_grouped_and_names_every_choice(capsys):

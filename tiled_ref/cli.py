@@ -194,7 +194,7 @@ def build_parser():
         help="pixel metrics at the setup's image size or at each image's own (default setup)",
     )  # fmt: skip
 
-    group = parser.add_argument_group("variants of the architectures (the defaults are the paper's)")
+    group = parser.add_argument_group("architecture variants (the defaults are the paper's)")
     for switch in SWITCHES:
         group.add_argument(switch.flag, **switch.argument, help=switch.help)
 

@@ -20,12 +20,19 @@ and offers
 
 For tiled input (ST) a batch holds T tiles of every image, (T * B, 3, h, w), tile-major (tile 0
 of all images, then tile 1, ...), and `untile(features, factor)` turns
-(T * B, C, h/factor, w/factor) into (B, C, H/factor, W/factor); `untile.n_tiles` is T.
+(T * B, C, h/factor, w/factor) into (B, C, H/factor, W/factor); `untile.n_tiles` is T and `untile.tile_size` the tiles' (h, w).
 `output_size` is the (H, W) of the map in pixels: the tile's, or the image's where the model
 untiles.
 """
 
+from .fastflow import FastFlow
 from .padim import Padim
 from .patchcore import PatchCore
+from .reverse_distillation import ReverseDistillation
 
-MODELS = {"padim": Padim, "patchcore": PatchCore}
+MODELS = {
+    "padim": Padim,
+    "patchcore": PatchCore,
+    "fastflow": FastFlow,
+    "reverse_distillation": ReverseDistillation,
+}
