@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from trained import GRID, Images, pictures, same_predictions
 
 from tiled_ref.ensemble import FeatureUntiler
 from tiled_ref.errors import InputError
@@ -19,8 +20,6 @@ from tiled_ref.models.reverse_distillation import (
     flattened_loss,
     initialize,
 )
-
-from trained import GRID, Images, pictures, same_predictions
 
 
 def fitted(backbone, images, size=(64, 64), grid=None, **options):
@@ -122,7 +121,7 @@ def test_loss_is_eq_2_in_scalar_loops():
                 for w in range(width):
                     m = 1 - cosine(e[b, :, h, w].tolist(), d[b, :, h, w].tolist())
                     expected += m / (height * width) / n
-    # Measured: 0.
+    # Measured: 2e-16.
     assert math.isclose(distillation_loss(encoded, decoded), expected, rel_tol=1e-12)
 
 
@@ -207,8 +206,10 @@ def test_prediction_does_not_depend_on_the_batch(tiny_backbone):
     model = fitted(tiny_backbone, images)
     whole, _ = model.predict(images)
     for k in range(5):
-        # Measured: 6e-8.
-        torch.testing.assert_close(model.predict(images[k : k + 1])[0][0], whole[k], atol=1e-5, rtol=0)
+        # Measured: 1e-7.
+        torch.testing.assert_close(
+            model.predict(images[k : k + 1])[0][0], whole[k], rtol=0, atol=2e-6
+        )
 
 
 # --- training -------------------------------------------------------------------------------
@@ -227,8 +228,8 @@ def test_a_step_is_adam_with_the_papers_settings(tiny_backbone):
     loss.backward()
     adam.step()
     for a, b in zip(model.student.parameters(), plain.student.parameters()):
-        # A first step moves by +-0.005. Measured: 4e-5, the images are in another order.
-        assert (a - b).abs().mean() < 5e-4
+        # A first step moves by +-0.005. Measured: 1.2e-5; the images are in another order.
+        assert (a - b).abs().mean() < 1e-4
 
 
 def test_training_lowers_the_loss(tiny_backbone):
@@ -241,8 +242,8 @@ def test_training_lowers_the_loss(tiny_backbone):
         with torch.no_grad():
             return float(distillation_loss(encoded, model.decode(encoded)))
 
-    for kind in ("positions", "flattened"):
-        assert loss(12, kind) < 0.8 * loss(1, kind)
+    for kind in ("positions", "flattened"):  # Measured: 1.47 to 0.60 and 1.50 to 0.69.
+        assert loss(6, kind) < 0.8 * loss(1, kind)
 
 
 def test_cached_and_recomputed_features_train_the_same_bits(tiny_backbone):
@@ -292,7 +293,7 @@ def test_tiled_input_untiles_encoder_and_decoder_before_loss_and_map(tiny_backbo
     distillation_loss(whole(encoded), whole(plain.decode(encoded))).backward()
     adam.step()
     for a, b in zip(model.student.parameters(), plain.student.parameters()):
-        assert (a - b).abs().mean() < 5e-4  # Measured: 6e-5, the images are in another order.
+        assert (a - b).abs().mean() < 1e-4  # Measured: 5e-7, the images are in another order.
 
     maps, scores = model.predict(tiles)
     assert maps.shape == (2, 96, 96) and scores.shape == (2,)
@@ -302,7 +303,9 @@ def test_tiled_input_untiles_encoder_and_decoder_before_loss_and_map(tiny_backbo
         for e, d in zip(whole(encoded), whole(decoded)):
             m = 1 - F.cosine_similarity(e, d)[:, None]
             expected *= F.interpolate(m, (96, 96), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(maps, gaussian_blur(expected[:, 0]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        maps, gaussian_blur(expected[:, 0]), rtol=0, atol=1e-5
+    )  # Measured: 0.
 
 
 @pytest.mark.parametrize("option", [{"loss": "mse"}, {"combine": "max"}, {"steps": 0}])

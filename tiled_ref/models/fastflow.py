@@ -204,8 +204,7 @@ class LayerFlow(torch.nn.Module):
         self.norm_weight = torch.nn.Parameter(torch.ones(*size, channels))  # (hf, wf, C)
         self.norm_bias = torch.nn.Parameter(torch.zeros(*size, channels))  # (hf, wf, C)
         self.blocks = torch.nn.ModuleList(
-            CouplingBlock(channels, kernels[k % len(kernels)], generator)
-            for k in range(N_BLOCKS)
+            CouplingBlock(channels, kernels[k % len(kernels)], generator) for k in range(N_BLOCKS)
         )
 
     def forward(self, x):
@@ -304,9 +303,9 @@ def _reordered(x, order):
 
 def _conv(n_in, n_out, kernel, generator):
     """A convolution that keeps the size, initialised as torch does: uniform in +-1/sqrt(fan-in)."""
-    conv = torch.nn.utils.skip_init(
-        torch.nn.Conv2d, n_in, n_out, kernel, padding=kernel // 2
-    ).to(memory_format=torch.channels_last)
+    conv = torch.nn.utils.skip_init(torch.nn.Conv2d, n_in, n_out, kernel, padding=kernel // 2).to(
+        memory_format=torch.channels_last
+    )
     bound = 1 / math.sqrt(n_in * kernel * kernel)
     with torch.no_grad():
         for values in (conv.weight, conv.bias):
