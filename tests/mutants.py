@@ -78,7 +78,8 @@ def kill(mutant, tree):
         status, output = test(tree, name)
         if status == 0:
             return "SURVIVED"
-        return None if status == 1 else f"pytest says {status}:\n{output}"
+        # A negative status is a signal: the mutant wrote where it should not, and crashed.
+        return None if status == 1 or status < 0 else f"pytest says {status}:\n{output}"
     finally:
         path.write_text(source)
         if kept is not None:
