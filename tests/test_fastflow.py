@@ -125,7 +125,7 @@ def test_coupling_is_real_nvp_eq_4_and_5_in_scalar_loops():
 def test_a_new_block_scales_by_one():
     block = CouplingBlock(6, 3, torch.Generator().manual_seed(0))
     # Measured: 0.
-    torch.testing.assert_close(block._gain(), torch.ones(6, 1, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(block._gain(), torch.ones(6), rtol=0, atol=1e-6)
     assert sorted(block.order.tolist()) == list(range(6))
     assert block.order[block.back].tolist() == list(range(6))
 
