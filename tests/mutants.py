@@ -51,7 +51,8 @@ def build(folder, kernel):
     """Compile one kernel of the copy in place; its exit status and output."""
     script = (
         "import sys, pathlib, Cython.Build as c; real = c.cythonize\n"
-        f"c.cythonize = lambda e, **k: real([x for x in e if x.name == 'tiled_ref._{kernel}'], **k)\n"
+        f"name = 'tiled_ref._{kernel}'\n"
+        "c.cythonize = lambda e, **k: real([x for x in e if x.name == name], **k)\n"
         "sys.argv = ['setup.py', 'build_ext', '--inplace']\n"
         "text = pathlib.Path('setup.py').read_text().replace('-O3', '-O1')  # builds sooner\n"
         "exec(compile(text, 'setup.py', 'exec'))\n"

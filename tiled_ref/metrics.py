@@ -42,7 +42,7 @@ ARRAY_BUDGET = 1.0  # times the bytes of the scores, for arrays
 SMALLEST_SLAB = 2**16  # anomalous pixels; below that a budget is not worth further passes
 POINTS_AT_ONCE = 2**16  # curve points made at a time
 SPLIT_BITS = 12  # buckets of a histogram that cuts slabs
-SORTED_AT_ONCE = 2**22
+SORTED_AT_ONCE = 2**21  # normal pixels that a thread sorts in one go
 SAMPLE_BITS = 18  # buckets of the histogram that tells roughly where the FPR limit lies
 SAMPLE_STEP = 61  # it sees every so many pixels one
 RADIX_BITS = 11  # per pass of the sort
@@ -235,7 +235,7 @@ def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None):
         pairs() returns a fresh iterator over (map, mask) of one image each, the same images
         in the same order each time: map (H, W) float32 or float64, mask (H, W) bool or
         uint8, sizes may differ from image to image. It is called twice; more often where
-        the anomalous pixels alone exceed the memory budget (16 million with two threads).
+        the anomalous pixels alone exceed the memory budget (11 million with two threads).
         At most `threads` + 1 images are held at a time.
     fpr_limit, impl, threads
         See `aupro`. With impl="numpy" all anomalous pixels are held at once.
