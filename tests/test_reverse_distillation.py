@@ -217,19 +217,20 @@ def test_prediction_does_not_depend_on_the_batch(tiny_backbone):
 
 def test_a_step_is_adam_with_the_papers_settings(tiny_backbone):
     images = pictures(4)
-    model = fitted(tiny_backbone, images, steps=1)
+    model = fitted(tiny_backbone, images, steps=2)
     plain = ReverseDistillation(tiny_backbone, (64, 64), seed=42, device="cpu")
     adam = torch.optim.Adam(plain.student.parameters(), lr=0.005, betas=(0.5, 0.999))
     encoded = tiny_backbone(images)
-    decoded = plain.student["decoder"](plain.student["bottleneck"](encoded))
-    loss = sum(
-        (1 - F.cosine_similarity(e, d, dim=1)).mean((1, 2)).mean() for e, d in zip(encoded, decoded)
-    )
-    loss.backward()
-    adam.step()
+    for _ in range(2):
+        decoded = plain.student["decoder"](plain.student["bottleneck"](encoded))
+        pairs = zip(encoded, decoded)
+        loss = sum((1 - F.cosine_similarity(e, d, dim=1)).mean((1, 2)).mean() for e, d in pairs)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
     for a, b in zip(model.student.parameters(), plain.student.parameters()):
-        # A first step moves by +-0.005. Measured: 1.2e-5; the images are in another order.
-        assert (a - b).abs().mean() < 1e-4
+        # A step moves by about 0.005. Measured: 9e-5; the images are in another order.
+        assert (a - b).abs().mean() < 2e-4
 
 
 def test_training_lowers_the_loss(tiny_backbone):
