@@ -59,11 +59,6 @@ class PixelMetrics:
     aupro: float
     pixel_auroc: float
 
-    @property
-    def auroc(self):
-        """pixel_auroc."""
-        return self.pixel_auroc
-
 
 @dataclass(frozen=True)
 class Curve:
