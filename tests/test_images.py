@@ -87,7 +87,7 @@ def test_alpha_is_dropped_not_blended(tmp_path, alpha):
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
-def test_a_palette_image_has_the_colours_of_its_palette(tmp_path, transparency):
+def test_a_palette_image_has_the_colours_of_its_palette(tmp_path, transparency, recwarn):
     palette = [[10, 20, 30], [200, 100, 0], [1, 2, 3]]
     index = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
     image = Image.fromarray(index, "P")
@@ -97,6 +97,7 @@ def test_a_palette_image_has_the_colours_of_its_palette(tmp_path, transparency):
     np.testing.assert_array_equal(
         images.decode_image(tmp_path / "a.png"), np.array(palette, np.uint8)[index]
     )
+    assert not list(recwarn)  # Pillow warns of some conversions that drop transparency
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
@@ -453,14 +454,21 @@ def test_a_cache_folder_that_cannot_be_used_is_an_error(tmp_path):
         images.read_images(samples(1), (16, 16), budget=0, cache_dir=tmp_path / "file")
 
 
-def test_a_cache_larger_than_the_disk_is_an_error(tmp_path):
-    """2^60 bytes, reserved before anything is decoded."""
-    if not hasattr(images.os, "posix_fallocate"):
-        pytest.skip("this system cannot reserve space in a file")
-    reads = []
-    with pytest.raises(InputError, match="choose a folder with more space"):
-        images.read_images(samples(1, reads), (2**29, 2**29), budget=0, cache_dir=tmp_path)
-    assert reads == []
+def test_a_cache_that_the_disk_cannot_hold_is_an_error_before_anything_is_decoded(
+    tmp_path, monkeypatch
+):
+    """The space is reserved, and all of it: a full disk is noticed now and not in mid-run."""
+    asked, reads = [], []
+
+    def full(descriptor, start, n_bytes):
+        asked.append((start, n_bytes))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match="1,536 bytes .No space left.*; choose a folder"):
+        images.read_images(samples(2, reads), (16, 16), budget=0, cache_dir=tmp_path)
+    assert asked == [(0, 1536)] and reads == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_bad_file_in_order_is_reported(tmp_path):

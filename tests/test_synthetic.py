@@ -79,6 +79,17 @@ def test_a_mask_is_what_the_defect_changed(name, kind):
     assert 20 <= mask.sum() <= 5 * 80 * 80
 
 
+@pytest.mark.parametrize(("name", "kind"), [("board", "solder_ball"), ("weave", "hole")])
+def test_a_mask_reaches_to_the_soft_edge_of_a_defect(name, kind):
+    """What is left out of it covers a tenth of its pixel at most: of 255 levels, 25."""
+    key = (7, 8, 9)
+    rngs = [np.random.default_rng([*key, stream]) for stream in (0, 3)]
+    clean, flawed, cover = synthetic._SCENES[name].render(rngs[0], kind, rngs[1])
+    _, mask = synthetic.draw(name, kind, key)
+    assert np.abs(flawed - clean)[~mask].max() <= 25.5 < np.abs(flawed - clean)[mask].max()
+    assert cover[mask].min() > 0.1 and (cover[mask] < 1).any()
+
+
 def test_a_picture_is_exposed_like_a_photograph():
     """Neither black nor white over large parts, and with noise."""
     for name in SCENES:

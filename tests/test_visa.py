@@ -103,7 +103,7 @@ TABLES = [  # rows and header of the table, and what the sentence must say
     (ROWS[:0], HEADER, "lists no train images of candle"),
     (ROWS[:2], HEADER, "lists no test images of candle"),
     (ROWS, "object,split,label,image", "the first line of"),
-    (["candle,train,normal"], HEADER, "line 2 of"),
+    (["candle,train,normal"], HEADER, "1cls.csv does not have 5 columns"),
     (["candle,train,normal,a,b,c"], HEADER, "does not have 5 columns"),
     (["candle,train,good,a.JPG,"], HEADER, "the label 'good'"),
     (["candle,val,normal,a.JPG,"], HEADER, "the split 'val'"),
