@@ -85,8 +85,9 @@ def test_a_full_disk_is_one_sentence(tiny_backbone, monkeypatch):
 
 
 def test_no_images_is_an_error(tiny_backbone):
-    with pytest.raises(InputError, match="at least one normal image"):
-        CachedFeatures(tiny_backbone, Images(pictures(0)))
+    for budget in (2**40, None):
+        with pytest.raises(InputError, match="at least one normal image"):
+            encoder_features(tiny_backbone, Images(pictures(0)), budget)
 
 
 def test_batches_are_shuffled_epochs_whose_last_batch_may_be_smaller():

@@ -10,7 +10,9 @@ from trained import GRID, Images, draw_state, pictures, same_predictions
 from tiled_ref.ensemble import FeatureUntiler
 from tiled_ref.errors import InputError
 from tiled_ref.models import fastflow
+from tiled_ref.models.cached import batches
 from tiled_ref.models.fastflow import CouplingBlock, FastFlow, LayerFlow, likelihood_map, nll
+from tiled_ref.tiling import TileGrid
 
 
 def fitted(backbone, images, size=(64, 64), grid=None, **options):
@@ -18,6 +20,12 @@ def fitted(backbone, images, size=(64, 64), grid=None, **options):
     model = FastFlow(backbone, size, **options)
     model.fit(Images(images, grid))
     return model
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone):
+    """Trained on pictures(); for tests that change nothing."""
+    return fitted(tiny_backbone, pictures())
 
 
 def toy_block(channels=4, kernel=3, seed=5):
@@ -169,6 +177,15 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: nll(*block(x)), x)
 
 
+def test_any_side_works(tiny_backbone):
+    """The encoder rounds up: 40 x 72 px have 10 x 18, 5 x 9 and 3 x 5 positions."""
+    images = pictures(2, 72)[:, :, :40]
+    model = fitted(tiny_backbone, images, (40, 72), steps=1)
+    assert [f.norm_weight.shape[:2] for f in model.flows] == [(10, 18), (5, 9), (3, 5)]
+    maps, _ = model.predict(images)
+    assert maps.shape == (2, 40, 72) and maps.isfinite().all()
+
+
 # --- loss and map ---------------------------------------------------------------------------
 
 
@@ -185,9 +202,8 @@ def test_map_by_hand():
     torch.testing.assert_close(likelihood_map(z), expected)
 
 
-def test_prediction_is_the_mean_of_the_layers_maps_and_its_maximum(tiny_backbone):
+def test_prediction_is_the_mean_of_the_layers_maps_and_its_maximum(tiny_backbone, model):
     images = pictures(5)
-    model = fitted(tiny_backbone, images)
     maps, scores = model.predict(images)
     expected = torch.zeros(5, 64, 64)
     with torch.no_grad():
@@ -227,14 +243,13 @@ def test_a_step_is_adam_on_the_batch_mean_of_the_sum_over_layers(tiny_backbone):
         assert (a - b).abs().mean() <= 1e-3 * moved and moved > 0
 
 
-def test_chunks_do_not_change_the_result(tiny_backbone, monkeypatch):
+def test_chunks_do_not_change_the_result(tiny_backbone, model, monkeypatch):
     images = pictures(5)
-    whole = fitted(tiny_backbone, images)
     monkeypatch.setattr(FastFlow, "CHUNK", 2)
     parts = fitted(tiny_backbone, images)
     # Measured: 1.2e-7.
     torch.testing.assert_close(
-        whole.predict(images)[0], parts.predict(images)[0], rtol=0, atol=1e-5
+        model.predict(images)[0], parts.predict(images)[0], rtol=0, atol=1e-5
     )
 
 
@@ -250,11 +265,11 @@ def test_training_makes_normal_images_likelier(tiny_backbone):
     assert losses[1] < losses[0]
 
 
-def test_cached_and_recomputed_features_train_the_same_bits(tiny_backbone):
+def test_cached_and_recomputed_features_train_the_same_bits(tiny_backbone, model):
     images = pictures(5)
-    models = [fitted(tiny_backbone, images, cache_bytes=b) for b in (2**40, 0, None)]
-    assert same_predictions(models[0], models[1], images)
-    assert same_predictions(models[0], models[2], images)
+    for budget in (0, None):
+        other = fitted(tiny_backbone, images, cache_bytes=budget)
+        assert same_predictions(model, other, images)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny_backbone, deterministic):
@@ -264,13 +279,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny_backbone, d
     assert not same_predictions(first, fitted(tiny_backbone, images, seed=1), images)
 
 
-def test_state_goes_to_a_file_and_back(tiny_backbone, tmp_path):
-    images = pictures(5)
-    model = fitted(tiny_backbone, images)
+def test_state_goes_to_a_file_and_back(tiny_backbone, model, tmp_path):
     torch.save(model.state(), tmp_path / "state.pt")
     other = FastFlow(tiny_backbone, (64, 64), seed=7, device="cpu")
     other.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert same_predictions(model, other, images)
+    assert same_predictions(model, other, pictures())
 
 
 def test_progress_counts_steps(tiny_backbone):
@@ -302,6 +315,27 @@ def test_tiled_input_trains_on_tiles_and_untiles_the_hidden_variables(tiny_backb
     first = fitted(tiny_backbone, images, (96, 96), GRID, untile=FeatureUntiler(GRID), steps=1)
     for a, b in zip(alone.flows.parameters(), first.flows.parameters()):
         assert (a - b).abs().mean() < 1e-5  # Measured: 4e-8, a step moves by 1e-3
+
+
+def test_tiled_input_with_one_tile_is_a_single_model(tiny_backbone, model):
+    untile = FeatureUntiler(TileGrid(64, 64, 64))
+    assert same_predictions(model, fitted(tiny_backbone, pictures(), untile=untile), pictures())
+
+
+def test_tiled_input_gives_the_same_bits_again(tiny_backbone, deterministic):
+    images, untile = pictures(2, 96), FeatureUntiler(GRID)
+    first, again = (
+        fitted(tiny_backbone, images, (96, 96), GRID, untile=untile, steps=1) for _ in range(2)
+    )
+    assert same_predictions(first, again, GRID.tile(images).flatten(0, 2))
+
+
+def test_the_batch_is_32_images_unless_said_otherwise(tiny_backbone):
+    """Rolih et al. Sec. 4.2; 33 images are a batch of 32 and one of a single image."""
+    for option, sizes in ({}, [32, 1, 32]), ({"batch_size": 20}, [20, 13, 20]):
+        model = FastFlow(tiny_backbone, (64, 64), seed=0, device="cpu", **option)
+        found = [len(b) for b in batches(33, model.batch_size, 3, seed=0)]
+        assert found == sizes
 
 
 @pytest.mark.parametrize("option", [{"kernels": "5x5"}, {"steps": 0}])

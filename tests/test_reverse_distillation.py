@@ -9,6 +9,7 @@ from trained import GRID, Images, pictures, same_predictions
 
 from tiled_ref.ensemble import FeatureUntiler
 from tiled_ref.errors import InputError
+from tiled_ref.models.cached import batches
 from tiled_ref.models.maps import gaussian_blur
 from tiled_ref.models.reverse_distillation import (
     Block,
@@ -20,6 +21,7 @@ from tiled_ref.models.reverse_distillation import (
     flattened_loss,
     initialize,
 )
+from tiled_ref.tiling import TileGrid
 
 
 def fitted(backbone, images, size=(64, 64), grid=None, **options):
@@ -27,6 +29,12 @@ def fitted(backbone, images, size=(64, 64), grid=None, **options):
     model = ReverseDistillation(backbone, size, **options)
     model.fit(Images(images, grid))
     return model
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone):
+    """Trained on pictures(); for tests that change nothing."""
+    return fitted(tiny_backbone, pictures())
 
 
 def layers(b=2, seed=0):
@@ -57,6 +65,41 @@ def test_decoder_answers_in_the_shapes_of_the_encoder(tiny_backbone):
     embedding = Bottleneck()(encoded)
     assert embedding.shape == (2, 512, 2, 2)
     assert [d.shape for d in Decoder()(embedding)] == [e.shape for e in encoded]
+
+
+def test_any_side_works(tiny_backbone):
+    """40 x 72 px: layer3 has 3 x 5 positions, the bottleneck 2 x 3, the decoder's layer3 4 x 6."""
+    images = pictures(2, 72)[:, :, :40]
+    model = fitted(tiny_backbone, images, (40, 72), steps=1)
+    encoded = tiny_backbone(images)
+    with torch.no_grad():
+        large = model.student["decoder"](model.student["bottleneck"](encoded))
+        decoded = model.decode(encoded)
+    assert [d.shape[2:] for d in large] == [(16, 24), (8, 12), (4, 6)]
+    for e, d, whole in zip(encoded, decoded, large):
+        rows, cols = e.shape[2:]
+        assert d.shape == e.shape and torch.equal(d, whole[:, :, :rows, :cols])
+    maps, _ = model.predict(images)
+    assert maps.shape == (2, 40, 72) and maps.isfinite().all()
+
+
+def test_tiles_of_an_odd_number_of_16_px_work(tiny_backbone):
+    grid = TileGrid(96, 48, 48)
+    images, untile = pictures(2, 96), FeatureUntiler(grid)
+    model = fitted(tiny_backbone, images, (96, 96), grid, untile=untile, steps=1)
+    maps, _ = model.predict(grid.tile(images).flatten(0, 2))
+    assert maps.shape == (2, 96, 96) and maps.isfinite().all()
+
+
+def test_a_batch_without_statistics_is_refused(tiny_backbone):
+    """32 x 32 px have one position in the bottleneck: two images have a variance, one has not."""
+    images = pictures(3, 32)
+    fitted(tiny_backbone, images, (32, 32), batch_size=2, steps=1)
+    for option in ({"batch_size": 2, "steps": 2}, {"batch_size": 1, "steps": 1}):
+        with pytest.raises(InputError, match="one image of 32 x 32 px is too little"):
+            fitted(tiny_backbone, images, (32, 32), **option)
+    untile = FeatureUntiler(TileGrid(64, 32, 32))
+    fitted(tiny_backbone, pictures(1), grid=untile.grid, untile=untile, steps=1)
 
 
 def test_every_parameter_of_bottleneck_and_decoder_is_used(tiny_backbone):
@@ -201,9 +244,8 @@ def test_map_is_eq_3_or_the_product_in_scalar_loops(tiny_backbone, combine):
     assert torch.equal(scores, maps.flatten(1).max(1).values)
 
 
-def test_prediction_does_not_depend_on_the_batch(tiny_backbone):
+def test_prediction_does_not_depend_on_the_batch(model):
     images = pictures(5)
-    model = fitted(tiny_backbone, images)
     whole, _ = model.predict(images)
     for k in range(5):
         # Measured: 1e-7.
@@ -247,11 +289,11 @@ def test_training_lowers_the_loss(tiny_backbone):
         assert loss(6, kind) < 0.8 * loss(1, kind)
 
 
-def test_cached_and_recomputed_features_train_the_same_bits(tiny_backbone):
+def test_cached_and_recomputed_features_train_the_same_bits(tiny_backbone, model):
     images = pictures(5)
-    models = [fitted(tiny_backbone, images, cache_bytes=b) for b in (2**40, 0, None)]
-    assert same_predictions(models[0], models[1], images)
-    assert same_predictions(models[0], models[2], images)
+    for budget in (0, None):
+        other = fitted(tiny_backbone, images, cache_bytes=budget)
+        assert same_predictions(model, other, images)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny_backbone, deterministic):
@@ -261,13 +303,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny_backbone, d
     assert not same_predictions(first, fitted(tiny_backbone, images, seed=1), images)
 
 
-def test_state_goes_to_a_file_and_back(tiny_backbone, tmp_path):
-    images = pictures(5)
-    model = fitted(tiny_backbone, images)
+def test_state_goes_to_a_file_and_back(tiny_backbone, model, tmp_path):
     torch.save(model.state(), tmp_path / "state.pt")
     other = ReverseDistillation(tiny_backbone, (64, 64), seed=7, device="cpu")
     other.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert same_predictions(model, other, images)
+    assert same_predictions(model, other, pictures())
 
 
 def test_progress_counts_steps(tiny_backbone):
@@ -307,6 +347,27 @@ def test_tiled_input_untiles_encoder_and_decoder_before_loss_and_map(tiny_backbo
     torch.testing.assert_close(
         maps, gaussian_blur(expected[:, 0]), rtol=0, atol=1e-5
     )  # Measured: 0.
+
+
+def test_tiled_input_with_one_tile_is_a_single_model(tiny_backbone, model):
+    untile = FeatureUntiler(TileGrid(64, 64, 64))
+    assert same_predictions(model, fitted(tiny_backbone, pictures(), untile=untile), pictures())
+
+
+def test_tiled_input_gives_the_same_bits_again(tiny_backbone, deterministic):
+    images, untile = pictures(2, 96), FeatureUntiler(GRID)
+    first, again = (
+        fitted(tiny_backbone, images, (96, 96), GRID, untile=untile, steps=1) for _ in range(2)
+    )
+    assert same_predictions(first, again, GRID.tile(images).flatten(0, 2))
+
+
+def test_the_batch_is_32_images_unless_said_otherwise(tiny_backbone):
+    """Rolih et al. Sec. 4.2; 33 images are a batch of 32 and one of a single image."""
+    for option, sizes in ({}, [32, 1, 32]), ({"batch_size": 20}, [20, 13, 20]):
+        model = ReverseDistillation(tiny_backbone, (64, 64), seed=0, device="cpu", **option)
+        found = [len(b) for b in batches(33, model.batch_size, 3, seed=0)]
+        assert found == sizes
 
 
 @pytest.mark.parametrize("option", [{"loss": "mse"}, {"combine": "max"}, {"steps": 0}])

@@ -36,9 +36,18 @@ class RecomputedFeatures:
 
     `len(self)` is N; `self[indices]`, for a list of ints, is a list with (T * B, C, hf, wf)
     per layer, tile-major, channels last in memory.
+
+    Raises
+    ------
+    InputError
+        Without images.
     """
 
     def __init__(self, backbone, images):
+        if len(images) == 0:
+            raise InputError(
+                "training needs at least one normal image; add images to the training folder"
+            )
         self.backbone = backbone
         self.images = images
 
@@ -82,10 +91,6 @@ class CachedFeatures:
     """
 
     def __init__(self, backbone, images, budget=BUDGET):
-        if len(images) == 0:
-            raise InputError(
-                "training needs at least one normal image; add images to the training folder"
-            )
         source = RecomputedFeatures(backbone, images)
         first = source.compute(0)
         self.device = first[0].device
@@ -146,7 +151,7 @@ def batches(n, batch_size, steps, seed):
     Epochs of a shuffled order, drawn by random.Random(seed).shuffle, cut into batches; an
     epoch's last batch is kept although it may be smaller. As many epochs as it takes.
 
-    Parameters: n images; batch_size and steps >= 1; seed int.
+    Parameters: n >= 1 images; batch_size and steps >= 1; seed int.
     Yields `steps` lists of distinct ints in [0, n).
     """
     shuffle = random.Random(seed).shuffle

@@ -153,6 +153,8 @@ class FastFlow:
             z = torch.cat(layer)  # (B, C, hf, wf)
             if self.untile is not None:
                 z = self.untile(z, FEATURE_STRIDE[name])  # (B, C, Hf, Wf)
+                # The layout of untiled input, so that a single tile gives its bits.
+                z = z.contiguous(memory_format=torch.channels_last)
             total = total + upsample_bilinear(likelihood_map(z), self.output_size)
         maps = total / len(LAYERS)  # (B, H, W)
         return maps, maps.amax((1, 2))
@@ -174,7 +176,7 @@ def _named(module):
 def nll(z, log_det):
     """Negative log-likelihood of each image without the constant C hf wf / 2 log(2 pi).
 
-    Yu et al. Sec. 3.3, Dinh et al. Eq. 2, with p_Z the standard normal:
+    Yu et al. Sec. 3.3, Dinh et al. Eq. 2-3, with p_Z the standard normal:
     -log p_X(x) = 1/2 sum z^2 - log|det dz/dx|, z = z (B, C, hf, wf), log|det| = log_det (B,).
     Returns (B,).
     """

@@ -10,6 +10,8 @@ arXiv:2201.10703. Read Sec. 3 beside this file:
     3.3  Eq. 3   the anomaly map, from all M^k enlarged              -> ReverseDistillation.predict
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -97,14 +99,32 @@ class ReverseDistillation:
         return sum(p.numel() for p in parameters)
 
     def decode(self, features):
-        """Encoder features -> the decoder's answer to them, both lists of three layers."""
-        return self.student["decoder"](self.student["bottleneck"](features))
+        """Encoder features -> the decoder's answer to them, both lists of three layers.
+
+        Where a side is no multiple of 32 px, the bottleneck rounds its grid up and the decoder
+        doubles that: its answer is cut to the encoder's size, at the bottom and at the right.
+        """
+        decoded = self.student["decoder"](self.student["bottleneck"](features))
+        return [d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(features, decoded)]
 
     def whole(self, layers):
         """Feature maps of tiles -> of images; the same list where the input is not tiled."""
         if self.untile is None:
             return layers
-        return [self.untile(x, FEATURE_STRIDE[name]) for name, x in zip(LAYERS, layers)]
+        whole = [self.untile(x, FEATURE_STRIDE[name]) for name, x in zip(LAYERS, layers)]
+        # The layout of untiled input, so that a single tile gives its bits.
+        return [x.contiguous(memory_format=torch.channels_last) for x in whole]
+
+    def _check_statistics(self, n_images):
+        """Raise InputError where the bottleneck would normalise a single value."""
+        h, w = self.output_size if self.untile is None else self.untile.tile_size
+        n_tiles = n_images * (1 if self.untile is None else self.untile.n_tiles)
+        if n_tiles * math.ceil(h / 32) * math.ceil(w / 32) == 1:
+            raise InputError(
+                f"a batch of one image of {h} x {w} px is too little for the batch normalisation "
+                "of reverse_distillation; use more training images, another --batch-size or "
+                "larger images"
+            )
 
     def fit(self, images, progress=None):
         """Train bottleneck and decoder, `steps` times Adam (Deng and Li Eq. 2).
@@ -112,12 +132,13 @@ class ReverseDistillation:
         Batches: see cached.batches. Batch normalisation uses the statistics of the batch.
 
         Parameters: images and progress, see tiled_ref.models; progress counts steps.
-        Raises InputError without images.
+        Raises InputError without images, or where a batch has no statistics.
         """
         features = encoder_features(self.backbone, images, self.cache_bytes)
+        todo = list(batches(len(images), self.batch_size, self.steps, self.seed))
+        self._check_statistics(min(map(len, todo)))
         self.student.train()
         optimizer = torch.optim.Adam(self.student.parameters(), lr=LEARNING_RATE, betas=BETAS)
-        todo = batches(len(images), self.batch_size, self.steps, self.seed)
         for step, indices in enumerate(todo, start=1):
             encoded = features[indices]
             loss = LOSSES[self.loss](self.whole(encoded), self.whole(self.decode(encoded)))
