@@ -1,7 +1,7 @@
 """The built-in data set: pictures drawn by NumPy, so that everything runs without a download.
 
-Three categories, each 1024 x 1024 px: an aligned object, an object in any position, and a
-texture. Like VisA's, most defects are small: 10 to 95 px long, half of them below 24. A
+Three categories, each 1024 x 1024 px: an aligned object, one that is turned and shifted, and a
+texture. Like VisA's, most defects are small: 10 to 95 px long, about half below 24. A
 defective picture has one to five spots of one kind of defect.
 Every picture is a pure function of the data set's seed and its own place in the data set,
 whatever the order in which pictures are drawn, and in how many threads.
