@@ -39,6 +39,7 @@ def test_a_spiral_is_one_region_and_a_comb_joins_late(impl):
     assert label_regions(spiral, impl=impl).max() == 1
 
 
+@pytest.mark.optional
 @pytest.mark.parametrize("impl", IMPLS)
 def test_against_scipy(impl):
     """scipy.ndimage.label of the whole set, connected within images only; 1,100 masks."""
