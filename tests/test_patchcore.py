@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tiled_ref.ensemble import FeatureUntiler
 from tiled_ref.errors import InputError
@@ -15,32 +14,7 @@ from tiled_ref.models.maps import gaussian_blur
 from tiled_ref.models.neighbours import NearestIndex, nearest
 from tiled_ref.models.patchcore import PatchCore, local_mean, reweight
 from tiled_ref.tiling import TileGrid
-
-
-class Images:
-    """What a model is fitted on: a tensor (N, 3, h, w), or tiles of it for tiled input."""
-
-    def __init__(self, images, grid=None):
-        self.images, self.grid = images, grid
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, indices):
-        batch = self.images[indices]
-        return batch if self.grid is None else self.grid.tile(batch).flatten(0, 2)
-
-
-class ThreeLayers(torch.nn.Module):
-    """A backbone whose features can be worked out by hand: block means of the image."""
-
-    def forward(self, images):
-        layers = []
-        for channels, stride in ((64, 4), (128, 8), (256, 16)):
-            mean = F.avg_pool2d(images, stride)  # (B, 3, h/s, w/s)
-            scale = torch.arange(1, channels + 1) / channels
-            layers.append(mean.mean(1, keepdim=True) * scale[:, None, None])
-        return layers
+from toys import Images, ThreeLayers
 
 
 @pytest.fixture

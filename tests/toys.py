@@ -1,8 +1,10 @@
-"""A small data set made of arrays, for tests of what comes after decoding."""
+"""A small data set made of arrays, what models are fitted on, and a backbone made by hand."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from tiled_ref.data import Category, Sample
 
@@ -48,3 +50,31 @@ def toy_images(n=6, side=96):
     """uint8 (n, 3, side, side)."""
     category = toy_category(n_train=n, side=side)
     return np.stack([s.read_image().transpose(2, 0, 1) for s in category.train])
+
+
+class Images:
+    """What a model is fitted on: a tensor (N, 3, H, W), or with a grid the tiles of it."""
+
+    def __init__(self, images, grid=None):
+        self.images, self.grid = images, grid
+        self.asked = []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        self.asked.append(list(indices))
+        batch = self.images[indices]
+        return batch if self.grid is None else self.grid.tile(batch).flatten(0, 2)
+
+
+class ThreeLayers(torch.nn.Module):
+    """A backbone whose features can be worked out by hand: block means of the image."""
+
+    def forward(self, images):
+        layers = []
+        for channels, stride in ((64, 4), (128, 8), (256, 16)):
+            mean = F.avg_pool2d(images, stride)  # (B, 3, h/s, w/s)
+            scale = torch.arange(1, channels + 1) / channels
+            layers.append(mean.mean(1, keepdim=True) * scale[:, None, None])
+        return layers

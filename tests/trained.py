@@ -3,24 +3,11 @@
 import torch
 
 from tiled_ref.tiling import TileGrid
+from toys import Images
+
+__all__ = ["GRID", "Images", "draw_state", "pictures", "same_predictions"]
 
 GRID = TileGrid((96, 96), (64, 64), (32, 32))  # four overlapping tiles
-
-
-class Images:
-    """What a model is fitted on: a tensor (N, 3, H, W), or with a grid the tiles of it."""
-
-    def __init__(self, images, grid=None):
-        self.images, self.grid = images, grid
-        self.asked = []
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, indices):
-        self.asked.append(list(indices))
-        batch = self.images[indices]
-        return batch if self.grid is None else self.grid.tile(batch).flatten(0, 2)
 
 
 def pictures(n=5, side=64, seed=0):
