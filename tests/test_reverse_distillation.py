@@ -377,9 +377,10 @@ def test_unknown_options_are_refused(tiny_backbone, option):
 
 
 @pytest.mark.cuda
-def test_cuda_agrees_with_the_cpu(tiny_backbone):
+def test_cuda_agrees_with_the_cpu(tiny_backbone, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as the command line does
     from tiled_ref.backbone import ResNet18Features
     from tiled_ref.weights import find_weights
 
