@@ -4,7 +4,10 @@ Every image is decoded and resized once per run, into one uint8 array (N, 3, H, 
 which all tiles are cut.
 """
 
+import inspect
+import io
 import math
+import mmap
 import os
 import tempfile
 import threading
@@ -13,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..errors import InputError
 from .samples import NORMAL
@@ -277,6 +280,93 @@ def _weighted_sum(lines, taps):
     return total
 
 
+# ------------------------------------------------------------------------------- encoding
+
+
+def encode_png(array):
+    """A picture as the bytes of a PNG file, without loss.
+
+    Parameters: array uint8 (H, W) or (H, W, 3), or bool (H, W), which becomes 0 and 255.
+    Returns bytes; the same for the same array and version of Pillow.
+    Raises InputError for another type or shape.
+    """
+    return _encode(_picture(array), "PNG", compress_level=4)
+
+
+def encode_jpeg(array, quality=90):
+    """A picture as the bytes of a JPEG file, for pages that must stay small.
+
+    Parameters: array as in encode_png; quality, 1 to 95.
+    Returns bytes. Raises InputError for another type or shape.
+    """
+    return _encode(_picture(array), "JPEG", quality=quality, optimize=True)
+
+
+def encode_tiff(array):
+    """A map as the bytes of a TIFF file of 32-bit floating-point grey, without loss.
+
+    Parameters: array float32 (H, W). Returns bytes. Raises InputError for another type or
+    shape.
+    """
+    array = np.asarray(array)
+    if array.dtype != np.float32 or array.ndim != 2 or not array.size:
+        raise InputError(f"a TIFF map must be float32 (H, W), not {array.dtype} {array.shape}")
+    return _encode(np.ascontiguousarray(array), "TIFF")
+
+
+def _picture(array):
+    array = np.asarray(array)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (grey or colour) or not array.size:
+        raise InputError(
+            f"a picture must be uint8 (H, W) or (H, W, 3), not {array.dtype} {array.shape}"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _encode(array, file_format, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def text_coverage(text, height):
+    """A line of text as how much of each pixel its letters cover, for pictures.
+
+    Parameters: text, printable ASCII (others become "?"); height of the line in pixels, at
+    least 8.
+    Returns uint8 (height, w), 0 to 255, in the typeface that comes with Pillow.
+    """
+    text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    font = _font(height)
+    width = max(1, math.ceil(font.getlength(text)))
+    canvas = Image.new("L", (width, max(height, sum(_extent(font)))), 0)
+    ImageDraw.Draw(canvas).text((0, 0), text, fill=255, font=font)
+    if canvas.height != height:  # the bitmap typeface of a Pillow without FreeType
+        width = max(1, round(width * height / canvas.height))
+        canvas = canvas.resize((width, height), Image.BILINEAR)
+    return np.array(canvas)
+
+
+def _font(height):
+    """Pillow's own typeface, the largest size whose line fits into the height."""
+    if "size" not in inspect.signature(ImageFont.load_default).parameters:  # before Pillow 10.1
+        return ImageFont.load_default()
+    size = height
+    while size > 4 and sum(_extent(ImageFont.load_default(size))) > height:
+        size -= 1
+    return ImageFont.load_default(size)
+
+
+def _extent(font):
+    """(ascent, descent) of a line in pixels."""
+    if hasattr(font, "getmetrics"):
+        return font.getmetrics()
+    return font.getbbox("Ag")[3], 0
+
+
 # ------------------------------------------------------------------------- whole data sets
 
 
@@ -321,6 +411,7 @@ def read_images(
     def read(k):
         image = resize_image(samples[k].read_image(), size, antialias)  # (H, W, 3)
         images[k] = image.transpose(2, 0, 1)
+        forget_pages(images)
 
     _each(read, len(samples), threads, progress)
     return images
@@ -365,6 +456,16 @@ def normalize(batch):
     mean = torch.tensor(MEAN, device=batch.device)[:, None, None]
     std = torch.tensor(STD, device=batch.device)[:, None, None]
     return batch.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def forget_pages(images):
+    """Let the system take back the memory of a mapped file; what it holds stays.
+
+    Nothing happens for an array in memory. Without this, a file of images that has been read
+    once counts as memory of the process for good.
+    """
+    if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        images._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def _mask_of(sample):

@@ -1,0 +1,158 @@
+"""Trained ensembles on disk: plain tensors and JSON, nothing that runs when it is read."""
+
+import hashlib
+import math
+import os
+import stat
+import zipfile
+
+import numpy as np
+import torch
+
+from .data.disk import printable
+from .errors import InputError
+from .files import atomic_write
+
+# What a tensor file may hold; each is written little-endian.
+DTYPES = tuple(
+    np.dtype(name) for name in ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
+)
+HEADER_BYTES = 1 << 14  # longest header of a tensor that is read
+HASHED_AT_ONCE = 1 << 20
+
+
+# --------------------------------------------------------------------------- tensor files
+
+
+def write_tensors(path, tensors):
+    """Write named tensors to one file, an uncompressed .npz, which appears complete or not.
+
+    Parameters: path; tensors, dict of str to torch.Tensor (or NumPy array) of a type in
+    DTYPES. Equal tensors give equal bytes, whenever they are written.
+    Raises InputError where the file cannot be written, TypeError for another type.
+    """
+    with atomic_write(path, "wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, tensor in tensors.items():
+                if isinstance(tensor, torch.Tensor):
+                    tensor = tensor.detach().cpu().numpy()
+                array = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
+                if array.dtype not in DTYPES:
+                    raise TypeError(f"cannot write {name}: a tensor of type {array.dtype}")
+                array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+                info = zipfile.ZipInfo(f"{name}.npy")  # with the date of 1980, always
+                with archive.open(info, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+
+
+def read_tensors(path, expected=None):
+    """Read what `write_tensors` has written; nothing in the file is ever executed.
+
+    Sizes are compared before anything is allocated: the members are not compressed, so
+    together they cannot be larger than the file.
+
+    Parameters
+    ----------
+    path : path-like
+    expected : dict of str to (str, tuple), optional
+        Name -> dtype and shape that the file must hold, no more and no less.
+
+    Returns
+    -------
+    dict of str to torch.Tensor, in the order of the file.
+
+    Raises
+    ------
+    InputError
+        No such file, or not one of ours: truncated, damaged, compressed, with other tensors
+        than expected or something else than plain numbers.
+    """
+    name = printable(path)
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            n_bytes = os.fstat(file.fileno()).st_size
+            members = _members(archive, n_bytes)
+            if expected is not None and set(members) != set(expected):
+                raise ValueError("holds other tensors than expected")
+            return {
+                key: _read_member(archive, key, info, expected and expected[key])
+                for key, info in members.items()
+            }
+    except OSError as error:
+        raise InputError(f"the file {name} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise InputError(f"there is not enough memory to read the file {name}") from error
+    except Exception as error:  # zipfile and NumPy raise many types over a damaged file
+        raise InputError(
+            f"the file {name} is damaged or was not written by this program "
+            f"({str(error) or type(error).__name__}); restore it from a copy, or train again"
+        ) from error
+
+
+def open_regular(path):
+    """Open a file for reading bytes; OSError for anything but a regular file.
+
+    A pipe or a device would be read for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return open(descriptor, "rb")
+
+
+def file_digest(path):
+    """SHA-256 of a file, hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while piece := file.read(HASHED_AT_ONCE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _members(archive, n_bytes):
+    """Tensor name -> ZipInfo; ValueError unless all are stored as they are and fit the file."""
+    members = {}
+    for info in archive.infolist():
+        key, dot, ending = info.filename.rpartition(".")
+        if ending != "npy" or not dot or key in members:
+            raise ValueError(f"its member {info.filename!r} is not a tensor")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"its member {info.filename!r} is compressed")
+        members[key] = info
+    if sum(info.file_size for info in members.values()) > n_bytes:
+        raise ValueError("its members are larger than the file")
+    return members
+
+
+def _read_member(archive, key, info, expected):
+    with archive.open(info) as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{key} has another version of the format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(
+            member, max_header_size=HEADER_BYTES
+        )
+        if dtype not in DTYPES or fortran:
+            raise ValueError(f"{key} is no plain tensor but {dtype}")
+        if any(side < 0 for side in shape):
+            raise ValueError(f"{key} has the shape {shape}")
+        if expected is not None and (dtype.name, shape) != (expected[0], tuple(expected[1])):
+            raise ValueError(
+                f"{key} is {dtype.name} {shape}, expected is {expected[0]} {tuple(expected[1])}"
+            )
+        n_bytes = dtype.itemsize * math.prod(shape)
+        if member.tell() + n_bytes != info.file_size:
+            raise ValueError(f"{key} declares {n_bytes:,} bytes and holds another number")
+        data = bytearray(n_bytes)
+        view, done = memoryview(data), 0
+        while done < n_bytes:
+            count = member.readinto(view[done : done + HASHED_AT_ONCE])
+            if not count:
+                raise ValueError(f"{key} breaks off")
+            done += count
+        if member.read(1):
+            raise ValueError(f"{key} is longer than declared")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    if dtype == bool and (array.view(np.uint8) > 1).any():
+        raise ValueError(f"{key} holds values that are neither true nor false")
+    return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
