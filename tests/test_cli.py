@@ -183,7 +183,8 @@ def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "run_cell", interrupt)
     assert own(folder) == 130
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "tiled-ref: interrupted"
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "tiled-ref: interrupted; the same command with --resume goes on"
 
 
 def test_running_out_of_memory_is_one_sentence(folder, capsys, monkeypatch):

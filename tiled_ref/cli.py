@@ -19,6 +19,7 @@ from .models import MODELS
 from .progress import Progress
 from .report import result_table, text_table
 from .setups import SETUPS
+from .store import OutputLock
 from .weights import find_weights
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -102,7 +103,8 @@ def main(argv=None):
     except KeyboardInterrupt:
         if args.debug:
             traceback.print_exc()
-        print("tiled-ref: interrupted", file=sys.stderr)
+        kept = "; the same command with --resume goes on" if args.command is run else ""
+        print(f"tiled-ref: interrupted{kept}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -211,6 +213,14 @@ def build_parser():
         "--threads", type=_positive, metavar="N",
         help=f"threads of the kernels (default 2, or {_arrays.THREADS_VARIABLE})",
     )  # fmt: skip
+    group.add_argument(
+        "--resume", action="store_true",
+        help="go on with what an interrupted run of the same command left in --out, and skip "
+        "what it finished; the metrics are those of an uninterrupted run",
+    )  # fmt: skip
+    group.add_argument(
+        "--save", action="store_true", help="keep the trained ensembles, see --load"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -248,15 +258,21 @@ def run(args):
         metric_size=args.metric_size,
         impl=args.impl,
         threads=args.threads,
+        weights_digest=weights.digest,
         switches=_switches(args),
+        resume=args.resume,
+        save=args.save,
     )
     results = []
-    for category in categories:
-        images = CategoryImages(category, options, progress)
-        for arch in archs:
-            for setup in setups:
-                for seed in args.seed:
-                    results.append(run_cell(setup, arch, images, seed, backbone, options, progress))
+    with OutputLock(args.out):
+        for category in categories:
+            images = CategoryImages(category, options, progress)
+            for arch in archs:
+                for setup in setups:
+                    for seed in args.seed:
+                        results.append(
+                            run_cell(setup, arch, images, seed, backbone, options, progress)
+                        )
     print(result_table(results))
     if not args.quiet:
         print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from . import merging, smoothing
-from .data.images import normalize
+from .data.images import forget_pages, normalize
 from .errors import InputError
 from .models import MODELS
+
+MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
 
 
 class LocationImages:
@@ -51,6 +53,7 @@ class LocationImages:
             rows, cols = self.grid.window(*location)
             part = torch.as_tensor(self.images[:, :, rows, cols][indices])
             tiles.append(self.grid.pad_tile(normalize(part.to(self.device))))
+        forget_pages(self.images)
         return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
 
 
@@ -221,3 +224,35 @@ def merge(maps, scores, grid, *, score="mean", width=0.1, sigma=2.0, impl="cytho
     )
     combine = {"mean": merging.mean_scores, "max": merging.max_scores}[score]
     return merged, combine(scores)
+
+
+def merge_rows(maps, scores, grid, out, *, budget=MERGE_BUDGET, progress=None, **options):
+    """`merge` for maps that need not fit in memory: a few images at a time.
+
+    Parameters
+    ----------
+    maps : list of arrays or store.RowFile, (N, h, w)
+        Per location in row-major order.
+    scores : (rows, cols, N)
+    out : array or store.RowFile, (N, H, W)
+        Is filled with the merged, smoothed maps.
+    budget : int
+        Bytes of tile maps read at a time; one image at least.
+    progress : callable, optional, progress(done, total)
+    options : as of `merge`
+
+    Returns scores (N,).
+    """
+    n = scores.shape[2]
+    per_image = grid.rows * grid.cols * 4 * grid.tile_size[0] * grid.tile_size[1]
+    step = max(1, budget // per_image)
+    merged_scores = []
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        tiles = np.stack([location[rows] for location in maps])  # (rows * cols, B, h, w)
+        tiles = tiles.reshape(grid.rows, grid.cols, *tiles.shape[1:])
+        out[rows], part = merge(tiles, scores[:, :, rows], grid, **options)
+        merged_scores.append(part)
+        if progress:
+            progress(rows.stop, n)
+    return np.concatenate(merged_scores)

@@ -5,13 +5,14 @@ The walk of the data, for 512/256/128 (ENS9), N training and M test images:
     Category                      samples, sorted
     read_images                   (N, 3, 512, 512) uint8, decoded and resized once per run
     LocationImages                (B, 3, 256, 256) float32, one location at a time
-    Model.fit, Model.predict      (M, 256, 256) maps and (M,) scores per location, on the host
+    Model.fit, Model.predict      (M, 256, 256) maps and (M,) scores per location, into CellStore
     untile_average                (M, 512, 512)        mean_scores  (M,)
-    smooth_seams                  (M, 512, 512)
+    smooth_seams                  (M, 512, 512), a few images at a time
     auroc, pixel_metrics          metrics.json, a row of results.csv
 """
 
 import csv
+import hashlib
 import json
 import platform
 import time
@@ -25,15 +26,17 @@ import torchvision
 
 from . import __version__, metrics
 from .data import images as image_data
-from .ensemble import TiledEnsemble, merge
+from .ensemble import TiledEnsemble, merge_rows
 from .errors import InputError
 from .files import atomic_write
 from .memory import PeakMemory
 from .models.maps import upsample_bilinear
 from .progress import Progress
+from .store import CellStore, maps_name
 
 METRIC_SIZES = ("setup", "original")
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, beyond that in a file
+MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, beyond that read again and again
 RESULT_COLUMNS = (
     "dataset", "category", "arch", "setup", "seed",
     "image_auroc", "pixel_auroc", "pixel_aupro",
@@ -52,8 +55,9 @@ class Options:
     out : Path or None
         Folder of the results; None writes nothing.
     device : torch.device
-    weights : str
-        What the backbone was made of, "imagenet" or "random", copied into every result.
+    weights, weights_digest : str
+        What the backbone was made of, "imagenet" or "random", and the digest of its tensors
+        (weights.tensors_digest), copied into every result.
     batch_size : int or None
         Images per batch; the architecture's own if None.
     antialias : bool
@@ -68,11 +72,16 @@ class Options:
         See `merging.untile_average`.
     switches : dict
         Architecture name -> keyword arguments of its model.
+    resume : bool
+        Go on with unfinished cells, and take finished ones as they are.
+    save : bool
+        Keep the trained ensemble in the cell's folder.
     """
 
     out: Path = None
     device: torch.device = torch.device("cpu")
     weights: str = "imagenet"
+    weights_digest: str = None
     batch_size: int = None
     antialias: bool = False
     score: str = "mean"
@@ -82,6 +91,8 @@ class Options:
     impl: str = "cython"
     threads: int = None
     switches: dict = field(default_factory=dict)
+    resume: bool = False
+    save: bool = False
 
 
 class CategoryImages:
@@ -112,10 +123,22 @@ class CategoryImages:
         return self._images[key]
 
     def masks(self, size):
-        """bool (N, H, W) of the test images."""
+        """The masks bool (H, W) of the test images in their order, to be looped over.
+
+        An array (N, H, W) within MASK_BUDGET; beyond it every loop reads them anew.
+        """
+        test = self.category.test
+        if len(test) * size[0] * size[1] > MASK_BUDGET:
+            return (image_data.read_masks([sample], size)[0] for sample in test)
         if size not in self._masks:
-            self._masks[size] = image_data.read_masks(self.category.test, size)
+            self._masks[size] = image_data.read_masks(test, size)
         return self._masks[size]
+
+    @property
+    def digest(self):
+        """Hex digest of all samples: changes where an image is added, removed or changed."""
+        samples = [sample.version for sample in (*self.category.train, *self.category.test)]
+        return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
 
 
 def run_cell(setup, arch, images, seed, backbone, options, progress=None):
@@ -145,12 +168,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     """
     progress = progress or Progress(quiet=True)
     category = images.category
-    clock = _Clock()
-    peak = PeakMemory(options.device)
     title = f"{category.name} {arch} {setup.name} seed {seed}"
-    train = images.images("train", setup.image_size)
-    test = images.images("test", setup.image_size)
-
     ensemble = TiledEnsemble(
         setup,
         arch,
@@ -160,27 +178,31 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         batch_size=options.batch_size,
         switches=options.switches.get(arch),
     )
+    identity = cell_identity(ensemble, images, options)
+    folder = cell_folder(options.out, category, arch, setup, seed)
+    if options.resume and folder is not None:
+        finished = finished_result(folder, identity, options)
+        if finished is not None:
+            progress.note(f"{title}: finished before, taken from {folder / 'metrics.json'}")
+            return finished
+    clock = _Clock()
+    peak = PeakMemory(options.device)
+    train = images.images("train", setup.image_size)
+    test = images.images("test", setup.image_size)
+    store = CellStore(folder, identity, options.resume, progress.note)
     show = _location_progress(progress, title, ensemble.grid)
-    tile_maps, tile_scores = ensemble.allocate(len(test))
-    for i, j in ensemble.grid.locations():
-        with clock("train", options.device):
-            model = ensemble.fit_location(train, (i, j), show)
-        n_parameters = model.n_parameters * setup.n_models
-        with clock("test", options.device):
-            ensemble.predict_location(model, test, (i, j), tile_maps[i, j], tile_scores[i, j], show)
-        del model  # before the next one is made: one is alive at a time
-    with clock("test"):
-        maps, scores = merge(
-            tile_maps, tile_scores, ensemble.grid,
-            score=options.score, width=options.seam_width, sigma=options.seam_sigma,
-            impl=options.impl, threads=options.threads,
-        )  # fmt: skip
-    del tile_maps
+    for location in ensemble.grid.locations():
+        run_location(ensemble, location, train, test, store, options, show)
+
+    with clock("merge"):
+        maps = store.new_maps("merged", (len(test), *setup.image_size))
+        scores = _merge(ensemble.grid, store, maps, options, progress.stage(f"{title}: merge"))
     with clock("score"):
         stage = progress.stage(f"{title}: score")
         result = score_predictions(maps, scores, images, setup, options, progress)
         stage(len(test), len(test))
 
+    seconds_train, seconds_predict = store.seconds(ensemble.grid.locations())
     result = {
         "dataset": category.dataset,
         "category": category.name,
@@ -188,14 +210,75 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         "setup": setup.name,
         "seed": seed,
         **result,
-        "n_parameters": n_parameters,
+        "n_parameters": ensemble.n_parameters,
         "n_models": setup.n_models,
         "n_train": len(train),
         "n_test": len(test),
-        "seconds_train": clock["train"],
-        "seconds_test": clock["test"],
+        "seconds_train": seconds_train,
+        "seconds_test": seconds_predict + clock["merge"],
         "seconds_score": clock["score"],
         **peak.read(),
+        **identity,
+        "impl": options.impl,
+        "device": device_name(options.device),
+        "versions": versions(),
+    }
+    if options.save:
+        store.publish_ensemble()
+    if options.out is not None:
+        save_result(result, options.out)
+    store.finish()
+    return result
+
+
+def run_location(ensemble, location, train, test, store, options, show=None):
+    """Train and test the model of one location, as far as `store` does not hold it yet.
+
+    Parameters: ensemble; location (i, j); train and test uint8 (N, 3, H, W); store, a
+    CellStore; options; show as `progress` of TiledEnsemble.fit.
+    """
+    if store.has_prediction(location) and (not options.save or store.has_model(location)):
+        return
+    clock = _Clock()
+    if store.has_model(location):
+        model = ensemble.make_model()
+        model.load_state(store.load_model(location))
+    else:
+        with clock("train", options.device):
+            model = ensemble.fit_location(train, location, show)
+        store.save_model(location, model.state(), clock["train"])
+    maps = store.new_maps(maps_name(location), (len(test), *ensemble.grid.tile_size))
+    scores = np.empty(len(test), np.float32)
+    with clock("test", options.device):
+        ensemble.predict_location(model, test, location, maps, scores, show)
+    store.save_prediction(location, maps, scores, clock["test"])
+    if not options.save:
+        store.drop_model(location)
+
+
+def _merge(grid, store, out, options, progress):
+    """Fill out (N, H, W) with the merged maps of all locations; returns the scores (N,)."""
+    maps, scores = zip(*(store.prediction(location) for location in grid.locations()))
+    scores = np.stack(scores).reshape(grid.rows, grid.cols, -1)
+    return merge_rows(
+        maps, scores, grid, out,
+        score=options.score, width=options.seam_width, sigma=options.seam_sigma,
+        impl=options.impl, threads=options.threads, progress=progress,
+    )  # fmt: skip
+
+
+def cell_folder(out, category, arch, setup, seed):
+    """OUT/<dataset>/<category>/<arch>/<setup>/seed<k>, None without OUT."""
+    if out is None:
+        return None
+    return Path(out, category.dataset, category.name, arch, setup.name, f"seed{seed}")
+
+
+def cell_identity(ensemble, images, options):
+    """What decides the metrics of a cell, as JSON values: written into metrics.json, and
+    compared before an unfinished run is resumed."""
+    setup = ensemble.setup
+    return {
         "image_size": list(setup.image_size),
         "tile_size": list(setup.tile_size),
         "stride": list(setup.stride),
@@ -207,13 +290,25 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         "metric_size": options.metric_size,
         "switches": ensemble.switches,
         "weights": options.weights,
-        "impl": options.impl,
-        "device": device_name(options.device),
-        "versions": versions(),
+        "weights_digest": options.weights_digest,
+        "images_digest": images.digest,
+        "device_type": options.device.type,
+        "torch": torch.__version__,
     }
-    if options.out is not None:
-        save_result(result, options.out)
-    return result
+
+
+def finished_result(folder, identity, options):
+    """The metrics.json of a finished cell as a dict, if it has this identity; else None.
+
+    Raises InputError for a file that is no result.
+    """
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    result = read_result(path)
+    if any(result.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
+        return None
+    return None if options.save and not (folder / "ensemble").is_dir() else result
 
 
 def score_predictions(maps, scores, images, setup, options, progress):
@@ -236,10 +331,9 @@ def score_predictions(maps, scores, images, setup, options, progress):
         progress.note(f"{title}: no pixel metrics, because the defective images have no masks")
         return result
     if options.metric_size == "setup":
-        masks = images.masks(setup.image_size)
 
         def pairs():
-            return zip(maps, masks)
+            return zip(maps, images.masks(setup.image_size))
     else:
 
         def pairs():
@@ -266,18 +360,25 @@ def save_result(result, out):
     return path
 
 
+def read_result(path):
+    """A metrics.json as a dict. Raises InputError unless it is one of this program."""
+    try:
+        result = json.loads(path.read_text("utf-8"))
+        missing = [column for column in RESULT_COLUMNS if column not in result]
+        if missing:
+            raise ValueError(f"it lacks {missing[0]}")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a result of this program ({error}), so results.csv was not "
+            "brought up to date; remove the file or choose another --out"
+        ) from error
+    return result
+
+
 def write_results_csv(out):
     """OUT/results.csv: one row for every metrics.json below OUT, sorted by path."""
-    rows = []
-    for path in sorted(Path(out).glob("*/*/*/*/seed*/metrics.json")):
-        try:
-            result = json.loads(path.read_text("utf-8"))
-            rows.append({column: result[column] for column in RESULT_COLUMNS})
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is not a result of this program ({error!r}), so results.csv was not "
-                "brought up to date; remove the file or choose another --out"
-            ) from error
+    paths = sorted(Path(out).glob("*/*/*/*/seed*/metrics.json"))
+    rows = [{column: read_result(path)[column] for column in RESULT_COLUMNS} for path in paths]
     with atomic_write(Path(out) / "results.csv") as file:
         writer = csv.DictWriter(file, RESULT_COLUMNS, lineterminator="\n")
         writer.writeheader()

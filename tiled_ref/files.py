@@ -24,6 +24,7 @@ def atomic_write(path, mode="w"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):  # there may be nothing to remove
             temporary.unlink()
@@ -32,6 +33,17 @@ def atomic_write(path, mode="w"):
                 f"cannot write {path}: {error.strerror or error}; choose another --out or make room"
             ) from error
         raise
+
+
+def sync_folder(path):
+    """Bring the names in a folder to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path):

@@ -22,6 +22,12 @@ class FileSample(Sample):
     path: Path
     mask_path: Path | None = None
 
+    @property
+    def version(self):
+        """See Sample: name and label, and of each file its size and time of change."""
+        paths = [path for path in (self.path, self.mask_path) if path is not None]
+        return [*super().version, *(_file_version(path) for path in paths)]
+
     def read_image(self):
         return decode_image(self.path)
 
@@ -35,6 +41,14 @@ class FileSample(Sample):
         mask = decode_mask(self.mask_path)
         check_mask_size(mask, self.mask_path, self.read_size(), self.path)
         return mask
+
+
+def _file_version(path):
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"the file {path} cannot be read: {error.strerror}") from error
+    return [status.st_size, status.st_mtime_ns]
 
 
 def check_root(root, dataset):

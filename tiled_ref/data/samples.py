@@ -29,6 +29,11 @@ class Sample:
     label: int
     defect: str
 
+    @property
+    def version(self):
+        """JSON values that change when the sample does, without reading all of it."""
+        return [self.name, self.label]
+
     def read_image(self):
         """The image, uint8 (h, w, 3), RGB, at its original size."""
         raise NotImplementedError

@@ -1,0 +1,399 @@
+"""What a run leaves on the disk while it goes on, so that a crash costs one tile location.
+
+The folder of a cell, OUT/<dataset>/<category>/<arch>/<setup>/seed<k>/:
+
+    partial/run.json                    options, versions and images of the unfinished run
+    partial/ensemble/location_i_j.npz   what the model of a location learnt
+    partial/fit_i_j.json                the seconds that took
+    partial/maps_i_j.npy                its maps, float32 (N, h, w)
+    partial/scores_i_j.npz              its scores; written last, so the prediction is complete
+    metrics.json                        written when all is done, then partial/ is removed
+    ensemble/                           with --save: partial/ensemble and its manifest.json
+
+Every file is written under a temporary name, synced and renamed, so a file that has its name
+is complete. One process at a time works on OUT (`OutputLock`).
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+from .files import atomic_write, make_folder, sync_folder
+from .saved import read_tensors, write_tensors
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
+
+
+class RowFile:
+    """Maps on the disk, float32 (N, H, W) in a .npy file, written and read by rows.
+
+    Looks like an array to who writes `rows[a:b] = maps` or reads `rows[a:b]`, `rows[n]`; what
+    is read is a copy. The file is never mapped, so that it does not count as memory of the
+    process however large it is.
+
+    Parameters
+    ----------
+    path : path
+        The file, which exists with this name when it is complete: see `commit`.
+    shape : tuple of int, optional
+        Makes a new file of this shape with undefined contents; None opens a complete one.
+
+    Raises
+    ------
+    InputError
+        Where the disk has no room (found out at once, not when half is written), or the
+        file is not what it should be.
+    """
+
+    def __init__(self, path, shape=None):
+        self.path = Path(path)
+        self.complete = shape is None
+        self._name = self.path if self.complete else temporary_name(self.path)
+        try:
+            self._file = open(self._name, "rb" if self.complete else "w+b", buffering=0)
+            if self.complete:
+                np.lib.format.read_magic(self._file)
+                header = np.lib.format.read_array_header_1_0(self._file)
+                self.shape, fortran, dtype = header
+                if fortran or dtype != np.float32:
+                    raise ValueError(f"it holds {dtype}, not C-ordered float32")
+            else:
+                self.shape = tuple(int(side) for side in shape)
+                header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+                np.lib.format.write_array_header_1_0(self._file, header)
+            self._start = self._file.tell()
+            self._row_bytes = 4 * int(np.prod(self.shape[1:]))
+            size = self._start + self.shape[0] * self._row_bytes
+            if self.complete:
+                if os.fstat(self._file.fileno()).st_size != size:
+                    raise ValueError("it is truncated")
+            else:
+                reserve(self._file, size)
+        except (OSError, ValueError) as error:
+            self.discard()
+            verb = "read" if self.complete else "write"
+            raise InputError(
+                f"cannot {verb} {self.path}: {getattr(error, 'strerror', None) or error}; "
+                + ("start over without --resume" if self.complete else OUT_REMEDY)
+            ) from error
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, key):
+        start, stop, single = self._range(key)
+        rows = np.empty((stop - start, *self.shape[1:]), np.float32)
+        _read(self._file, rows, self._start + start * self._row_bytes, self.path)
+        return rows[0] if single else rows
+
+    def __setitem__(self, key, rows):
+        start, stop, single = self._range(key)
+        rows = np.ascontiguousarray(rows, np.float32).reshape(stop - start, *self.shape[1:])
+        try:
+            _write(self._file, rows, self._start + start * self._row_bytes)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}; {OUT_REMEDY}") from error
+
+    def _range(self, key):
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step != 1:
+                raise IndexError("rows are read and written in steps of 1")
+            return start, max(start, stop), False
+        row = int(key)
+        if not 0 <= row < len(self):  # ends a loop over the rows as well
+            raise IndexError(f"row {row} of {len(self)}")
+        return row, row + 1, True
+
+    def commit(self):
+        """Sync the file and give it its name."""
+        try:
+            os.fsync(self._file.fileno())
+            os.replace(self._name, self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}; {OUT_REMEDY}") from error
+        self._name, self.complete = self.path, True
+
+    def close(self):
+        self._file.close()
+
+    def discard(self):
+        """Close, and remove what was not committed."""
+        if hasattr(self, "_file"):
+            self._file.close()
+            if not self.complete:
+                Path(self._name).unlink(missing_ok=True)
+
+
+OUT_REMEDY = "choose another --out or make room, and go on with --resume"
+
+
+class CellStore:
+    """The pieces of one cell.
+
+    Parameters
+    ----------
+    folder : Path or None
+        The cell's folder; None keeps all in memory, and nothing outlives the process.
+    identity : dict
+        JSON values that decide the results: options, images, versions.
+    resume : bool
+        Keep the pieces of an earlier, unfinished run. Otherwise they are removed.
+    note : callable, optional
+        note(text) tells the user what was found.
+
+    Raises
+    ------
+    InputError
+        On resuming a run with another identity; for a folder that cannot be written.
+    """
+
+    def __init__(self, folder, identity, resume=False, note=lambda text: None):
+        self.folder = None if folder is None else Path(folder)
+        self._memory = {}
+        self._open = []
+        if folder is None:
+            return
+        self.partial = self.folder / "partial"
+        run = self.partial / "run.json"
+        if self.partial.is_dir() and resume:
+            _check_identity(run, identity)
+            note(f"{self.folder}: resumed, {self._count()} tile locations are done")
+        elif self.partial.exists():
+            note(f"{self.folder}: an unfinished run is there and starts over; --resume goes on")
+            shutil.rmtree(self.partial)
+        remove_temporary(self.folder)
+        if not run.is_file():
+            make_folder(self.ensemble_folder)
+            with atomic_write(run) as file:
+                json.dump(identity, file, indent=2)
+        make_folder(self.ensemble_folder)
+        remove_temporary(self.partial)
+        remove_temporary(self.ensemble_folder)
+
+    @property
+    def ensemble_folder(self):
+        """Where the models lie while the run goes on."""
+        return self.partial / "ensemble"
+
+    def has_model(self, location):
+        return self.folder is not None and self._model(location).is_file()
+
+    def save_model(self, location, state, seconds):
+        """Keep what a location learnt, and the seconds it took."""
+        self._memory["fit", location] = seconds
+        if self.folder is not None:
+            with atomic_write(self._piece("fit", location, ".json")) as file:
+                json.dump({"seconds": seconds}, file)
+            write_tensors(self._model(location), state)
+
+    def load_model(self, location):
+        """The state that save_model got, as CPU tensors."""
+        return read_tensors(self._model(location))
+
+    def drop_model(self, location):
+        """Remove the model of a location that has predicted."""
+        if self.folder is not None:
+            self._model(location).unlink(missing_ok=True)
+
+    def has_prediction(self, location):
+        if self.folder is None:
+            return ("scores", location) in self._memory
+        return self._piece("scores", location, ".npz").is_file()
+
+    def new_maps(self, name, shape):
+        """Room for maps, float32 of this shape: a RowFile, or an array in memory."""
+        if self.folder is None:
+            return np.empty(shape, np.float32)
+        self._open.append(RowFile(self.partial / f"{name}.npy", shape))
+        return self._open[-1]
+
+    def save_prediction(self, location, maps, scores, seconds):
+        """Keep maps, from new_maps(maps_name(location), ...), and scores (N,) of a location."""
+        self._memory["predict", location] = seconds
+        if self.folder is None:
+            self._memory["scores", location] = scores, maps
+            return
+        maps.commit()
+        maps.close()
+        tensors = {"scores": scores, "seconds": np.array(seconds)}
+        write_tensors(self._piece("scores", location, ".npz"), tensors)
+
+    def prediction(self, location):
+        """(maps, scores) of a location: a RowFile or an array (N, h, w), float32 (N,)."""
+        if self.folder is None:
+            scores, maps = self._memory["scores", location]
+            return maps, scores
+        scores = read_tensors(self._piece("scores", location, ".npz"))["scores"].numpy()
+        self._open.append(RowFile(self.partial / f"{maps_name(location)}.npy"))
+        return self._open[-1], scores
+
+    def seconds(self, locations):
+        """Seconds of (training, prediction) of all locations, earlier runs included."""
+        fit = predict = 0.0
+        for location in locations:
+            if self.folder is None:
+                fit += self._memory["fit", location]
+                predict += self._memory["predict", location]
+                continue
+            path = self._piece("fit", location, ".json")
+            fit += json.loads(path.read_text("utf-8"))["seconds"]
+            path = self._piece("scores", location, ".npz")
+            predict += float(read_tensors(path)["seconds"])
+        return fit, predict
+
+    def publish_ensemble(self):
+        """Give the finished ensemble its name, in the place of an earlier one."""
+        final, old = self.folder / "ensemble", self.folder / "partial" / "replaced"
+        shutil.rmtree(old, ignore_errors=True)
+        if not (self.ensemble_folder / "manifest.json").is_file():
+            return  # published before the crash that this run resumed after
+        if final.exists():
+            os.replace(final, old)
+        os.replace(self.ensemble_folder, final)
+        sync_folder(self.folder)
+
+    def finish(self):
+        """Remove the pieces; what is worth keeping has been written."""
+        self._memory.clear()
+        for file in self._open:
+            file.close()
+        if self.folder is not None:
+            shutil.rmtree(self.partial)
+
+    def _model(self, location):
+        return self.ensemble_folder / f"location_{location[0]}_{location[1]}.npz"
+
+    def _piece(self, kind, location, ending):
+        return self.partial / f"{kind}_{location[0]}_{location[1]}{ending}"
+
+    def _count(self):
+        return len(list(self.partial.glob("scores_*.npz")))
+
+
+def maps_name(location):
+    """The name of a location's maps in a CellStore."""
+    return f"maps_{location[0]}_{location[1]}"
+
+
+class OutputLock:
+    """Keeps a second process away from a folder of results, as a context manager.
+
+    The lock is the operating system's and ends with the process, however that ends. Raises
+    InputError where another process holds it.
+    """
+
+    NAME = ".lock"
+
+    def __init__(self, folder):
+        self.path = Path(folder) / self.NAME
+
+    def __enter__(self):
+        while True:
+            try:
+                self._file = open(self.path, "a+b")
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to the folder {self.path.parent}: {error.strerror}; choose "
+                    "another --out"
+                ) from error
+            if not _lock(self._file):
+                self._file.close()
+                raise InputError(
+                    f"another run is writing to {self.path.parent}; wait for it or choose "
+                    "another --out"
+                )
+            try:  # another run may have removed the file between the opening and the locking
+                if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                    return self
+            except FileNotFoundError:
+                pass
+            self._file.close()
+
+    def __exit__(self, *exception):
+        if fcntl is not None:  # elsewhere an open file cannot be removed
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _lock(file):
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except BlockingIOError:
+        return False
+    except PermissionError:  # how msvcrt says that another process holds it
+        return False
+    return True
+
+
+def _check_identity(path, identity):
+    """Raise InputError unless the JSON file holds the same identity."""
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("it holds no object")
+    except FileNotFoundError:
+        return  # the crash came before anything was computed
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); start over without --resume"
+        ) from error
+    identity = json.loads(json.dumps(identity))
+    differ = [k for k in sorted({*stored, *identity}) if stored.get(k) != identity.get(k)]
+    if differ:
+        changes = ", ".join(f"{k} was {stored.get(k)}, is {identity.get(k)}" for k in differ)
+        raise InputError(
+            f"the unfinished run in {path.parent} cannot be resumed, because something else "
+            f"would be computed ({changes}); use the same options, or start over without --resume"
+        )
+
+
+def temporary_name(path):
+    """The name that a file has until it is complete."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_temporary(folder):
+    """Remove what a killed process left half-written directly in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink()
+
+
+def reserve(file, size):
+    """Make room for size bytes now; raises OSError on a full disk."""
+    if hasattr(os, "posix_fallocate"):
+        if size:
+            os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+def _read(file, array, offset, path):
+    view = memoryview(array).cast("B") if array.size else memoryview(b"")
+    file.seek(offset)
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            raise InputError(f"{path} is truncated; start over without --resume")
+        view = view[count:]
+
+
+def _write(file, array, offset):
+    view = memoryview(array).cast("B") if array.size else memoryview(b"")
+    file.seek(offset)
+    while len(view):
+        view = view[file.write(view) :]
