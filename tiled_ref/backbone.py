@@ -13,6 +13,12 @@ FEATURE_STRIDE = {"layer1": 4, "layer2": 8, "layer3": 16}
 CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}
 
 
+def channels_of(backbone):
+    """Channels of each layer of a backbone, as CHANNELS: its attribute `channels`, where it has
+    one, because it is wider or narrower than ResNet-18."""
+    return getattr(backbone, "channels", CHANNELS)
+
+
 class ResNet18Features(torch.nn.Module):
     """Feature maps of layer1, layer2 and layer3 of a frozen ResNet-18 in evaluation mode.
 

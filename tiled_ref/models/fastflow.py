@@ -20,7 +20,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHANNELS, FEATURE_STRIDE
+from ..backbone import FEATURE_STRIDE, channels_of
 from ..errors import InputError
 from .cached import BUDGET, batches, encoder_features
 from .maps import upsample_bilinear
@@ -92,7 +92,7 @@ class FastFlow:
         h, w = self.output_size if untile is None else untile.tile_size
         flows = [
             LayerFlow(
-                CHANNELS[name],
+                channels_of(backbone)[name],
                 (math.ceil(h / FEATURE_STRIDE[name]), math.ceil(w / FEATURE_STRIDE[name])),
                 KERNELS[kernels],
                 generator,

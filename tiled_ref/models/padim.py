@@ -17,7 +17,7 @@ import random
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHANNELS, FEATURE_STRIDE
+from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
 from ..errors import InputError
 from .maps import gaussian_blur, upsample_bilinear
 
@@ -52,6 +52,8 @@ class Padim:
         For tiled input, see tiled_ref.models.
     batch_size : int, optional
         Images at a time in fit; BATCH_SIZE by default. Only memory depends on it.
+    n_channels : int
+        D, channels kept of all that the backbone has.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -65,13 +67,16 @@ class Padim:
     CHUNK = 8  # images or tiles per pass through the backbone: its activations fit the caches
     INVERSE_CHUNK = 512  # covariance matrices inverted at a time
 
-    def __init__(self, backbone, output_size, *, seed, device, untile=None, batch_size=None):
+    def __init__(
+        self, backbone, output_size, *, seed, device, untile=None, batch_size=None, n_channels=D
+    ):
         self.backbone = backbone
         self.output_size = tuple(output_size)
         self.untile = untile
         self.device = torch.device(device)
         self.batch_size = batch_size or self.BATCH_SIZE
-        self.channels = torch.tensor(channel_choice(seed), device=self.device)
+        of = sum(channels_of(backbone).values())
+        self.channels = torch.tensor(channel_choice(seed, n_channels, of), device=self.device)
         self.mean = self.precision = self.grid = None
 
     @property

@@ -141,7 +141,7 @@ class PatchCore:
             if table is None:
                 self.grid = tuple(embedding.shape[-2:])
                 n_patches = n_images * self.grid[0] * self.grid[1]
-                table = patches.new_empty(n_patches, N_FEATURES)  # (N * P, 384)
+                table = patches.new_empty(n_patches, patches.shape[1])  # (N * P, 384)
             table[row : row + len(patches)] = patches
             row += len(patches)
             if progress:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..backbone import FEATURE_STRIDE
+from ..backbone import FEATURE_STRIDE, channels_of
 from ..errors import InputError
 from .cached import BUDGET, batches, encoder_features
 from .maps import gaussian_blur
@@ -88,7 +88,9 @@ class ReverseDistillation:
         self.untile = untile
         self.device = torch.device(device)
         self.batch_size = batch_size or self.BATCH_SIZE
-        self.student = nn.ModuleDict({"bottleneck": Bottleneck(), "decoder": Decoder()})
+        width = channels_of(backbone)["layer1"]
+        parts = {"bottleneck": Bottleneck(width), "decoder": Decoder(width)}
+        self.student = nn.ModuleDict(parts)
         initialize(self.student, torch.Generator().manual_seed(seed))
         self.student.to(self.device, memory_format=torch.channels_last)
 
@@ -218,13 +220,16 @@ class Bottleneck(nn.Module):
     Multi-scale feature fusion: layers 1 and 2 are brought to layer 3's grid by 3 x 3
     convolutions of stride 2, and all three are concatenated. One-class embedding: two
     residual blocks to 512 channels on half of that grid.
+
+    Parameters: width, channels of layer1, 64 in ResNet-18; all others grow with it.
     """
 
-    def __init__(self):
+    def __init__(self, width=64):
         super().__init__()
-        self.fuse1 = nn.Sequential(*_conv_bn_relu(64, 128, 2), *_conv_bn_relu(128, 256, 2))
-        self.fuse2 = nn.Sequential(*_conv_bn_relu(128, 256, 2))
-        self.embed = nn.Sequential(Block(768, 512, _down), Block(512, 512))
+        c1, c2, c3, c4 = width, 2 * width, 4 * width, 8 * width
+        self.fuse1 = nn.Sequential(*_conv_bn_relu(c1, c2, 2), *_conv_bn_relu(c2, c3, 2))
+        self.fuse2 = nn.Sequential(*_conv_bn_relu(c2, c3, 2))
+        self.embed = nn.Sequential(Block(3 * c3, c4, _down), Block(c4, c4))
 
     def forward(self, features):
         """[(B, 64, h/4, w/4), (B, 128, h/8, w/8), (B, 256, h/16, w/16)] -> (B, 512, h/32, w/32)."""
@@ -238,13 +243,16 @@ class Decoder(nn.Module):
 
     Where the encoder halves the grid by stride 2, a transposed 2 x 2 convolution of stride 2
     doubles it.
+
+    Parameters: width, channels of layer1, 64 in ResNet-18; all others grow with it.
     """
 
-    def __init__(self):
+    def __init__(self, width=64):
         super().__init__()
-        self.to_layer3 = nn.Sequential(Block(512, 256, _up), Block(256, 256))
-        self.to_layer2 = nn.Sequential(Block(256, 128, _up), Block(128, 128))
-        self.to_layer1 = nn.Sequential(Block(128, 64, _up), Block(64, 64))
+        c1, c2, c3, c4 = width, 2 * width, 4 * width, 8 * width
+        self.to_layer3 = nn.Sequential(Block(c4, c3, _up), Block(c3, c3))
+        self.to_layer2 = nn.Sequential(Block(c3, c2, _up), Block(c2, c2))
+        self.to_layer1 = nn.Sequential(Block(c2, c1, _up), Block(c1, c1))
 
     def forward(self, embedding):
         """(B, 512, h/32, w/32) -> [(B, 64, h/4, w/4), (B, 128, h/8, w/8), (B, 256, h/16, w/16)]."""
