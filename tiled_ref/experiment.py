@@ -32,7 +32,7 @@ from .files import atomic_write
 from .memory import PeakMemory
 from .models.maps import upsample_bilinear
 from .progress import Progress
-from .store import CellStore, maps_name
+from .store import CellStore, maps_name, remove_pieces
 
 METRIC_SIZES = ("setup", "original")
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, beyond that in a file
@@ -184,50 +184,52 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         finished = finished_result(folder, identity, options)
         if finished is not None:
             progress.note(f"{title}: finished before, taken from {folder / 'metrics.json'}")
+            remove_pieces(folder)
+            write_results_csv(options.out)
             return finished
     clock = _Clock()
     peak = PeakMemory(options.device)
     train = images.images("train", setup.image_size)
     test = images.images("test", setup.image_size)
-    store = CellStore(folder, identity, options.resume, progress.note)
-    show = _location_progress(progress, title, ensemble.grid)
-    for location in ensemble.grid.locations():
-        run_location(ensemble, location, train, test, store, options, show)
+    with CellStore(folder, identity, options.resume, progress.note) as store:
+        show = location_progress(progress, title, ensemble.grid)
+        for location in ensemble.grid.locations():
+            run_location(ensemble, location, train, test, store, options, show)
 
-    with clock("merge"):
-        maps = store.new_maps("merged", (len(test), *setup.image_size))
-        scores = _merge(ensemble.grid, store, maps, options, progress.stage(f"{title}: merge"))
-    with clock("score"):
-        stage = progress.stage(f"{title}: score")
-        result = score_predictions(maps, scores, images, setup, options, progress)
-        stage(len(test), len(test))
+        with clock("merge"):
+            maps = store.new_maps("merged", (len(test), *setup.image_size))
+            scores = _merge(ensemble.grid, store, maps, options, progress.stage(f"{title}: merge"))
+        with clock("score"):
+            stage = progress.stage(f"{title}: score")
+            result = score_predictions(maps, scores, images, setup, options, progress)
+            stage(len(test), len(test))
 
-    seconds_train, seconds_predict = store.seconds(ensemble.grid.locations())
-    result = {
-        "dataset": category.dataset,
-        "category": category.name,
-        "arch": arch,
-        "setup": setup.name,
-        "seed": seed,
-        **result,
-        "n_parameters": ensemble.n_parameters,
-        "n_models": setup.n_models,
-        "n_train": len(train),
-        "n_test": len(test),
-        "seconds_train": seconds_train,
-        "seconds_test": seconds_predict + clock["merge"],
-        "seconds_score": clock["score"],
-        **peak.read(),
-        **identity,
-        "impl": options.impl,
-        "device": device_name(options.device),
-        "versions": versions(),
-    }
-    if options.save:
-        store.publish_ensemble()
-    if options.out is not None:
-        save_result(result, options.out)
-    store.finish()
+        seconds_train, seconds_predict = store.seconds(ensemble.grid.locations())
+        result = {
+            "dataset": category.dataset,
+            "category": category.name,
+            "arch": arch,
+            "setup": setup.name,
+            "seed": seed,
+            **result,
+            "n_parameters": ensemble.n_parameters,
+            "n_models": setup.n_models,
+            "n_train": len(train),
+            "n_test": len(test),
+            "seconds_train": seconds_train,
+            "seconds_test": seconds_predict + clock["merge"],
+            "seconds_score": clock["score"],
+            **peak.read(),
+            **identity,
+            "impl": options.impl,
+            "device": device_name(options.device),
+            "versions": versions(),
+        }
+        if options.save:
+            store.publish_ensemble()
+        if options.out is not None:
+            save_result(result, options.out)
+        store.finish()
     return result
 
 
@@ -237,7 +239,8 @@ def run_location(ensemble, location, train, test, store, options, show=None):
     Parameters: ensemble; location (i, j); train and test uint8 (N, 3, H, W); store, a
     CellStore; options; show as `progress` of TiledEnsemble.fit.
     """
-    if store.has_prediction(location) and (not options.save or store.has_model(location)):
+    kept = store.published or store.has_model(location) or not options.save
+    if store.has_prediction(location) and kept:
         return
     clock = _Clock()
     if store.has_model(location):
@@ -423,8 +426,12 @@ class _Clock:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def _location_progress(progress, title, grid):
-    """progress(location, stage, done, total) for TiledEnsemble: a stage per location."""
+def location_progress(progress, title, grid):
+    """The progress(location, name, done, total) that TiledEnsemble calls: a stage a location.
+
+    Parameters: progress, a Progress; title, text before the stage's name; grid, TileGrid of
+    the locations. Returns the callable.
+    """
     stages = {}
     n = grid.rows * grid.cols
 

@@ -139,7 +139,7 @@ OUT_REMEDY = "choose another --out or make room, and go on with --resume"
 
 
 class CellStore:
-    """The pieces of one cell.
+    """The pieces of one cell, as a context manager that closes their files.
 
     Parameters
     ----------
@@ -156,10 +156,16 @@ class CellStore:
     ------
     InputError
         On resuming a run with another identity; for a folder that cannot be written.
+
+    Attributes
+    ----------
+    published : bool
+        An earlier run has already given the finished ensemble its name.
     """
 
     def __init__(self, folder, identity, resume=False, note=lambda text: None):
         self.folder = None if folder is None else Path(folder)
+        self.published = False
         self._memory = {}
         self._open = []
         if folder is None:
@@ -169,6 +175,7 @@ class CellStore:
         if self.partial.is_dir() and resume:
             _check_identity(run, identity)
             note(f"{self.folder}: resumed, {self._count()} tile locations are done")
+            self.published = run.is_file() and not self.ensemble_folder.is_dir()
         elif self.partial.exists():
             note(f"{self.folder}: an unfinished run is there and starts over; --resume goes on")
             shutil.rmtree(self.partial)
@@ -177,9 +184,15 @@ class CellStore:
             make_folder(self.ensemble_folder)
             with atomic_write(run) as file:
                 json.dump(identity, file, indent=2)
-        make_folder(self.ensemble_folder)
         remove_temporary(self.partial)
         remove_temporary(self.ensemble_folder)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for file in self._open:
+            file.discard()
 
     @property
     def ensemble_folder(self):
@@ -256,8 +269,8 @@ class CellStore:
         """Give the finished ensemble its name, in the place of an earlier one."""
         final, old = self.folder / "ensemble", self.folder / "partial" / "replaced"
         shutil.rmtree(old, ignore_errors=True)
-        if not (self.ensemble_folder / "manifest.json").is_file():
-            return  # published before the crash that this run resumed after
+        if self.published:
+            return
         if final.exists():
             os.replace(final, old)
         os.replace(self.ensemble_folder, final)
@@ -265,11 +278,10 @@ class CellStore:
 
     def finish(self):
         """Remove the pieces; what is worth keeping has been written."""
-        self._memory.clear()
-        for file in self._open:
-            file.close()
         if self.folder is not None:
-            shutil.rmtree(self.partial)
+            for file in self._open:
+                file.close()
+            remove_pieces(self.folder)
 
     def _model(self, location):
         return self.ensemble_folder / f"location_{location[0]}_{location[1]}.npz"
@@ -279,6 +291,13 @@ class CellStore:
 
     def _count(self):
         return len(list(self.partial.glob("scores_*.npz")))
+
+
+def remove_pieces(folder):
+    """Remove what a cell's folder holds beside results: the pieces of a run that is done."""
+    remove_temporary(folder)
+    if Path(folder, "partial").is_dir():
+        shutil.rmtree(Path(folder, "partial"))
 
 
 def maps_name(location):
@@ -315,6 +334,7 @@ class OutputLock:
                 )
             try:  # another run may have removed the file between the opening and the locking
                 if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                    remove_temporary(self.path.parent)  # of a run that was killed
                     return self
             except FileNotFoundError:
                 pass
