@@ -1,26 +1,71 @@
 """The paper's own numbers, for side-by-side tables.
 
-`paper_results.csv` holds Tables 5-12 of Rolih et al. 2024, category by category: image AUROC
-and pixel AUPRO in percent, mean of three seeds.
+Rolih et al. 2024, in percent unless said otherwise, mean of three seeds:
+
+    paper_results.csv           Tables 5-12, category by category, image AUROC and pixel AUPRO;
+                                the rows "average", which are Tables 1-2, have the standard
+                                deviation over the seeds, as the paper prints them
+    paper_parameters.csv        Table 3, millions
+    paper_training_seconds.csv  Table 4, seconds
+
+The numbers are as printed, slips included: `arithmetic_slips` finds those that the paper's
+other numbers contradict.
 """
 
 import csv
 import functools
+from dataclasses import dataclass
 from importlib import resources
 
 SEEDS = (42, 5125, 33)  # of the authors' evaluation configuration
+METRICS = ("image_auroc", "pixel_aupro")
+AVERAGE = "average"
+# Numbers are printed with one decimal: the mean of such numbers is off by 0.05 at most, and
+# so is the printed mean. What differs by more is no rounding.
+ROUNDING = 0.1
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number of the paper: value and std, fractions; std None where the paper gives none."""
+
+    table: int
+    value: float
+    std: float = None
+
+
+@dataclass(frozen=True)
+class Slip:
+    """A printed average that is not the mean of the printed categories, in percent."""
+
+    table: int
+    dataset: str
+    arch: str
+    setup: str
+    metric: str
+    printed: float
+    recomputed: float
+
+
+def _rows(name):
+    text = resources.files(__package__).joinpath(name).read_text("utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
 @functools.cache
-def _results():
-    text = resources.files(__package__).joinpath("paper_results.csv").read_text("utf-8")
-    return {
-        (row["dataset"], row["architecture"], row["category"], row["setup"]): (
-            round(float(row["image_auroc"]) / 100, 3),
-            round(float(row["pixel_aupro"]) / 100, 3),
-        )
-        for row in csv.DictReader(text.splitlines())
-    }
+def _printed():
+    """(dataset, arch, category, setup, metric) -> Printed."""
+    table = {}
+    for row in _rows("paper_results.csv"):
+        for metric in METRICS:
+            key = row["dataset"], row["architecture"], row["category"], row["setup"], metric
+            std = row[f"{metric}_std"]
+            table[key] = Printed(
+                int(row["table"]),
+                round(float(row[metric]) / 100, 3),
+                round(float(std) / 100, 4) if std else None,
+            )
+    return table
 
 
 def paper_result(dataset, arch, category, setup):
@@ -32,4 +77,74 @@ def paper_result(dataset, arch, category, setup):
     >>> paper_result("mvtec", "padim", "screw", "ENS9")
     (0.694, 0.922)
     """
-    return _results().get((dataset, arch, category, setup))
+    cells = [printed(dataset, arch, category, setup, metric) for metric in METRICS]
+    return None if None in cells else tuple(cell.value for cell in cells)
+
+
+def printed(dataset, arch, category, setup, metric):
+    """Printed of one metric of a cell; None where the paper has none.
+
+    >>> printed("mvtec", "padim", "average", "ENS9", "image_auroc")
+    Printed(table=6, value=0.897, std=0.0089)
+    """
+    return _printed().get((dataset, arch, category, setup, metric))
+
+
+def table_number(dataset, arch):
+    """Which of Tables 5-12 holds the categories of a data set and architecture, or None."""
+    cell = printed(dataset, arch, AVERAGE, "SM256", METRICS[0])
+    return cell.table if cell else None
+
+
+@functools.cache
+def categories(dataset):
+    """The categories in the order of the paper's rows; () for a data set it does not have."""
+    names = [key[2] for key in _printed() if key[0] == dataset and key[2] != AVERAGE]
+    return tuple(dict.fromkeys(names))
+
+
+@functools.cache
+def _by_setup(name):
+    rows = _rows(name)
+    return {
+        (row["setup"], arch): float(row[arch]) for row in rows for arch in row if arch != "setup"
+    }
+
+
+def paper_parameters(arch, setup):
+    """Parameters of a setup in millions (Table 3), None if none.
+
+    >>> paper_parameters("fastflow", "ENS9")
+    87.6
+    """
+    return _by_setup("paper_parameters.csv").get((setup, arch))
+
+
+def paper_training_seconds(arch, setup):
+    """Training time of a setup in seconds, mean over all categories and seeds (Table 4)."""
+    return _by_setup("paper_training_seconds.csv").get((setup, arch))
+
+
+@functools.cache
+def arithmetic_slips():
+    """Every printed average of Tables 5-12 that rounding cannot explain, as a tuple of Slip."""
+    slips = []
+    for (dataset, arch, category, setup, metric), cell in _printed().items():
+        if category != AVERAGE:
+            continue
+        values = [
+            printed(dataset, arch, name, setup, metric).value for name in categories(dataset)
+        ]
+        mean = sum(values) / len(values)
+        if abs(mean - cell.value) * 100 > ROUNDING:
+            slip = Slip(
+                cell.table, dataset, arch, setup, metric,
+                round(100 * cell.value, 1), round(100 * mean, 2),
+            )  # fmt: skip
+            slips.append(slip)
+    return tuple(slips)
+
+
+def impossible_values():
+    """Keys (dataset, arch, category, setup, metric) of printed values above 100 %."""
+    return tuple(key for key, cell in _printed().items() if cell.value > 1)

@@ -1,0 +1,431 @@
+"""What a report needs of a cell, small: analysis.npz, and images.npz of a category.
+
+Maps at full size are too large to keep for every cell, so what pictures and curves need of
+them is worked out while they are there: heat maps of MAP_SIDE pixels, thinned curves,
+thresholds, and the part of every defect that was found. Reports are made of these two files
+and metrics.json alone, without images or models.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import metrics
+from .data import images as image_data
+from .errors import InputError
+from .files import atomic_write
+from .normalization import f1_threshold, normalize
+
+SCHEMA = 1
+MAP_SIDE = 128  # longest side of a kept heat map and mask, pixels
+THUMBNAIL_SIDE = 288  # longest side of a kept image, pixels
+JPEG_QUALITY = 82
+CURVE_POINTS = 400
+FPRS = (0.001, 0.01, 0.05)  # of pixels, at which the recall of defects is told
+REPORT_FPR = 0.01  # the one that tables and figures show
+BINS = 1 << 16  # of the score histogram behind pixel thresholds: 1/65536 of the range apart
+RATIO_SIZE = (512, 512)  # Rolih et al., Fig. 9: ratios are those of masks of 512 x 512
+ANALYSIS, IMAGES = "analysis.npz", "images.npz"
+
+
+@dataclass(frozen=True)
+class CellAnalysis:
+    """What analysis.npz holds of one cell; N test images, R defects (regions of masks).
+
+    Parameters
+    ----------
+    scores : float64 (N,)
+        Raw image scores.
+    threshold : float
+        Of image scores, with the best F1 (`normalization.f1_threshold`).
+    pixel_threshold, low, high : float
+        Of raw maps: the threshold with the best F1 over all pixels (the maximum of the normal
+        images where no mask says otherwise), the least and the largest value.
+    maps : uint8 (N, h, w)
+        Block means of the maps, normalised as `normalization.normalize` does, 0 to 255; 128
+        and above is at or above the threshold.
+    image_roc, pixel_roc, pro : metrics.Curve or None
+        None where a metric is undefined.
+    recall : float32 (R, len(FPRS))
+        The part of each defect's pixels that is above the threshold of each FPR.
+    fpr_thresholds : float64 (len(FPRS),)
+    """
+
+    scores: np.ndarray
+    threshold: float
+    pixel_threshold: float
+    low: float
+    high: float
+    maps: np.ndarray
+    image_roc: metrics.Curve
+    pixel_roc: metrics.Curve
+    pro: metrics.Curve
+    recall: np.ndarray
+    fpr_thresholds: np.ndarray
+
+
+@dataclass(frozen=True)
+class CategoryImages:
+    """What images.npz holds of the test images of one category.
+
+    Parameters
+    ----------
+    names, defects : list of str (N)
+    labels : uint8 (N,)
+    sizes : int64 (N, 2)
+        Height and width of the image files in pixels.
+    jpegs : list of bytes (N)
+        Images of THUMBNAIL_SIDE, stretched to the setup's shape.
+    masks : bool (N, h, w)
+        Of the size of the maps; a pixel is True where any of the mask's pixels in it is.
+    ratios : float64 (N,)
+        Anomalous part of each mask at RATIO_SIZE; NaN without a mask.
+    region_image : int64 (R,)
+        Which image a defect lies in. Regions in the order of `metrics.label_regions`.
+    region_area : int64 (R,)
+        Pixels of the defect in the image file.
+    digest : str
+        `experiment.CategoryImages.digest` of the images it was made of.
+    """
+
+    names: list
+    defects: list
+    labels: np.ndarray
+    sizes: np.ndarray
+    jpegs: list
+    masks: np.ndarray
+    ratios: np.ndarray
+    region_image: np.ndarray
+    region_area: np.ndarray
+    digest: str
+
+
+# ------------------------------------------------------------------------------- one cell
+
+
+def save_analysis(folder, maps, scores, images, setup, options):
+    """Write analysis.npz of a cell.
+
+    Parameters: folder of the cell; maps (N, H, W) raw, scores (N,) raw; images, an
+    experiment.CategoryImages; setup; options, an experiment.Options.
+    """
+    analysis = analyse(maps, scores, images, setup, options)
+    arrays = {
+        "schema": np.int64(SCHEMA),
+        "scores": analysis.scores,
+        "thresholds": np.array([
+            analysis.threshold, analysis.pixel_threshold, analysis.low, analysis.high
+        ]),
+        "maps": analysis.maps,
+        "recall": analysis.recall,
+        "fpr_thresholds": analysis.fpr_thresholds,
+    }  # fmt: skip
+    for name in ("image_roc", "pixel_roc", "pro"):
+        curve = getattr(analysis, name)
+        if curve is not None:
+            arrays[name] = np.stack([curve.fpr, curve.height])
+    _write(folder / ANALYSIS, arrays)
+
+
+def load_analysis(folder):
+    """CellAnalysis of a cell's folder; InputError where the file is missing or damaged."""
+    path = folder / ANALYSIS
+    data = _read(path)
+    try:
+        curves = {
+            name: metrics.Curve(*data[name]) if name in data else None
+            for name in ("image_roc", "pixel_roc", "pro")
+        }
+        return CellAnalysis(
+            data["scores"], *map(float, data["thresholds"]), data["maps"],
+            **curves, recall=data["recall"], fpr_thresholds=data["fpr_thresholds"],
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def analyse(maps, scores, images, setup, options):
+    """CellAnalysis of raw maps (N, H, W) and scores (N,); other parameters as save_analysis."""
+    category = images.category
+    scores = np.asarray(scores, np.float64)
+    labels = np.array([sample.label for sample in category.test], np.uint8)
+    threshold, _ = f1_threshold(scores, labels)
+    low, high = value_range(maps)
+
+    def masks():
+        return images.masks(setup.image_size) if category.has_masks else [None] * len(labels)
+
+    normal, anomalous = histograms(zip(maps, masks(), labels), low, high)
+    edges = bin_edges(low, high)
+    pixel_threshold = best_f1_edge(normal, anomalous, edges)
+    fpr_thresholds = np.array([fpr_edge(normal, edges, fpr) for fpr in FPRS])
+    pixel_roc = pro = None
+    recall = np.zeros((0, len(FPRS)), np.float32)
+    if normal.any() and anomalous.any():
+        pro, pixel_roc = metrics.pixel_curves(
+            lambda: zip(maps, masks()), CURVE_POINTS, impl=options.impl, threads=options.threads
+        )
+    if category.has_masks and labels.any():
+        recall = region_recall(maps, category.test, fpr_thresholds, options)
+    return CellAnalysis(
+        scores=scores,
+        threshold=threshold,
+        pixel_threshold=pixel_threshold,
+        low=low,
+        high=high,
+        maps=np.stack([
+            np.rint(normalize(reduce_mean(m), pixel_threshold, low, high) * 255) for m in maps
+        ]).astype(np.uint8),
+        image_roc=image_roc(scores, labels),
+        pixel_roc=pixel_roc,
+        pro=pro,
+        recall=recall,
+        fpr_thresholds=fpr_thresholds,
+    )  # fmt: skip
+
+
+def value_range(maps):
+    """Least and largest value of all maps, as floats."""
+    low, high = np.inf, -np.inf
+    for image_map in maps:
+        low, high = min(low, float(image_map.min())), max(high, float(image_map.max()))
+    return low, high
+
+
+def bin_edges(low, high):
+    """The lower edges of BINS equal bins from low to high, float64 (BINS,)."""
+    return low + (high - low) * (np.arange(BINS) / BINS)
+
+
+def histograms(triples, low, high):
+    """Counts of normal and of anomalous pixels per bin, int64 (BINS,) each.
+
+    Parameters: triples (map (H, W), mask bool (H, W) or None, label) of each image; low and
+    high as of value_range. Without a mask the pixels of a normal image are normal, and those
+    of an anomalous one unknown and not counted.
+    """
+    normal, anomalous = np.zeros((2, BINS), np.int64)
+    scale = BINS / (high - low) if high > low else 0.0
+    for image_map, mask, label in triples:
+        if mask is None and label:
+            continue
+        bins = ((np.asarray(image_map, np.float64) - low) * scale).astype(np.int64)
+        bins = np.minimum(bins, BINS - 1)
+        if mask is None:
+            mask = np.zeros(bins.shape, bool)
+        normal += np.bincount(bins[~mask], minlength=BINS)
+        anomalous += np.bincount(bins[mask], minlength=BINS)
+    return normal, anomalous
+
+
+def best_f1_edge(normal, anomalous, edges):
+    """The bin edge with the best F1 of "value >= edge is anomalous", the smallest of equals.
+
+    Without anomalous pixels the upper edge of the highest bin with a normal pixel.
+
+    >>> n, a = np.zeros((2, BINS), np.int64); n[:2] = 5; a[1] = 1; a[7] = 4
+    >>> best_f1_edge(n, a, np.arange(BINS))
+    2.0
+    """
+    total = anomalous.sum()
+    if not total:
+        return fpr_edge(normal, edges, 0.0)
+    hits = anomalous[::-1].cumsum()[::-1]  # at or above each edge
+    called = hits + normal[::-1].cumsum()[::-1]
+    return float(edges[np.argmax(2 * hits / (called + total))])
+
+
+def fpr_edge(normal, edges, fpr):
+    """The smallest bin edge at or above which at most the part `fpr` of normal pixels lies.
+
+    Infinity where even the highest bin holds more.
+    """
+    above = normal[::-1].cumsum()[::-1]
+    fits = np.flatnonzero(above <= fpr * normal.sum())
+    return float(edges[fits[0]]) if fits.size else float("inf")
+
+
+def region_recall(maps, samples, thresholds, options):
+    """The part of each defect that is found at each threshold, float32 (R, thresholds).
+
+    Defects are the regions of the masks at the images' own sizes, so that they are the same
+    for every setup, also where shrinking to the setup's size made one vanish. A pixel of the
+    image file takes the value of the map's pixel that it lies in.
+    """
+    parts = [np.zeros((0, len(thresholds)), np.float32)]
+    for image_map, sample in zip(maps, samples):
+        if not sample.label:
+            continue
+        regions = _regions(sample, options)
+        found = np.stack([image_map >= threshold for threshold in thresholds], -1)  # (H, W, T)
+        rows, cols = np.nonzero(regions)
+        numbers = regions[rows, cols] - 1
+        at = found[
+            rows * image_map.shape[0] // regions.shape[0],
+            cols * image_map.shape[1] // regions.shape[1],
+        ]
+        areas = np.bincount(numbers)
+        hits = [np.bincount(numbers, at[:, t], len(areas)) for t in range(len(thresholds))]
+        parts.append((np.stack(hits, -1) / areas[:, None]).astype(np.float32))
+    return np.concatenate(parts)
+
+
+def image_roc(scores, labels):
+    """The ROC curve of image scores, every distinct score a point; None where undefined.
+
+    >>> image_roc(np.array([1.0, 2.0, 3.0]), np.array([0, 1, 1]))
+    Curve(fpr=array([0., 0., 0., 1.]), height=array([0. , 0.5, 1. , 1. ]))
+    """
+    if not 0 < labels.sum() < len(labels):
+        return None
+    order = np.argsort(-scores, kind="stable")
+    ranked, positive = scores[order], labels[order].astype(bool)
+    last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # of each distinct score
+    height = np.r_[0, np.cumsum(positive)[last] / positive.sum()]
+    fpr = np.r_[0, np.cumsum(~positive)[last] / (~positive).sum()]
+    return metrics.Curve(fpr, height)
+
+
+# --------------------------------------------------------------------------- one category
+
+
+def save_images(folder, images, setup, options):
+    """Write images.npz of a category, unless one of the same test images is there.
+
+    Parameters: folder of the category; images, an experiment.CategoryImages; setup, whose
+    size the thumbnails are made of; options.
+    """
+    path = folder / IMAGES
+    category = images.category
+    if path.is_file():
+        try:
+            old = load_images(folder)
+        except InputError:
+            old = None  # damaged: written anew
+        if old and old.digest == images.digest:
+            return
+    test = images.images("test", setup.image_size)  # (N, 3, H, W)
+    jpegs, masks, ratios, region_image, region_area = [], [], [], [], []
+    small = reduced_size(setup.image_size, MAP_SIDE)
+    for k, (image, sample) in enumerate(zip(test, category.test)):
+        picture = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))
+        size = reduced_size(setup.image_size, THUMBNAIL_SIDE)
+        picture = image_data.resize_image(picture, size, antialias=True)
+        jpegs.append(image_data.encode_jpeg(picture, JPEG_QUALITY))
+        mask = np.zeros(small, bool)
+        ratio = 0.0
+        if sample.label and category.has_masks:
+            full = image_data.read_mask_original(sample)
+            mask = reduce_any(full, small)
+            ratio = float(image_data.resize_mask(full, RATIO_SIZE).mean())
+            areas = np.bincount(_regions(sample, options).ravel())[1:]
+            region_image += [k] * len(areas)
+            region_area += areas.tolist()
+        masks.append(mask)
+        ratios.append(ratio if not sample.label or category.has_masks else np.nan)
+    text = {
+        "names": [sample.name for sample in category.test],
+        "defects": [sample.defect for sample in category.test],
+        "digest": images.digest,
+    }
+    arrays = {
+        "schema": np.int64(SCHEMA),
+        "text": np.frombuffer(json.dumps(text).encode(), np.uint8),
+        "labels": np.array([sample.label for sample in category.test], np.uint8),
+        "sizes": np.array([sample.read_size() for sample in category.test], np.int64),
+        "jpegs": np.frombuffer(b"".join(jpegs), np.uint8),
+        "jpeg_sizes": np.array([len(data) for data in jpegs], np.int64),
+        "masks": np.stack(masks),
+        "ratios": np.array(ratios),
+        "region_image": np.array(region_image, np.int64),
+        "region_area": np.array(region_area, np.int64),
+    }
+    _write(path, arrays)
+
+
+def load_images(folder):
+    """CategoryImages of a category's folder; InputError where missing or damaged."""
+    path = folder / IMAGES
+    data = _read(path)
+    try:
+        text = json.loads(data["text"].tobytes())
+        ends = np.cumsum(data["jpeg_sizes"])
+        blob = data["jpegs"].tobytes()
+        jpegs = [blob[end - n : end] for end, n in zip(ends, data["jpeg_sizes"])]
+        keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
+        return CategoryImages(
+            text["names"], text["defects"], jpegs=jpegs, digest=text["digest"],
+            **{key: data[key] for key in keys},
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def reduced_size(size, side):
+    """(h, w) with the shape of size and the longest side at most `side`.
+
+    >>> reduced_size((512, 1024), 128), reduced_size((96, 96), 128)
+    ((64, 128), (96, 96))
+    """
+    scale = min(1.0, side / max(size))
+    return tuple(max(1, round(n * scale)) for n in size)
+
+
+def reduce_mean(values):
+    """A map as block means with the longest side at most MAP_SIDE, float64 (h, w)."""
+    values = np.asarray(values, np.float64)
+    rows, cols = (_cuts(n, m) for n, m in zip(values.shape, reduced_size(values.shape, MAP_SIDE)))
+    sums = np.add.reduceat(np.add.reduceat(values, rows, 0), cols, 1)
+    return sums / np.outer(np.diff(np.r_[rows, values.shape[0]]),
+                           np.diff(np.r_[cols, values.shape[1]]))  # fmt: skip
+
+
+def reduce_any(mask, size):
+    """A mask at another size; a pixel is True where any pixel in it is, so no defect is lost.
+
+    Enlarging takes the nearest pixel.
+    """
+    if mask.shape[0] < size[0] or mask.shape[1] < size[1]:
+        return image_data.resize_mask(mask, size)
+    rows, cols = (_cuts(n, m) for n, m in zip(mask.shape, size))
+    return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, 0), cols, 1)
+
+
+def _cuts(n, m):
+    """Where m blocks of n >= m pixels start, as equal as whole pixels allow."""
+    return np.arange(m) * n // m
+
+
+def _regions(sample, options):
+    mask = image_data.read_mask_original(sample)
+    return metrics.label_regions(mask[None], impl=options.impl, threads=options.threads)[0]
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def _write(path, arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    with atomic_write(path, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def _read(path):
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; run the same command again with --report") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from error
+    if arrays.get("schema") != SCHEMA:
+        raise InputError(f"{path} is of another version; remove it and run --report again")
+    return arrays
+
+
+def _damaged(path, error):
+    return InputError(f"{path} is damaged ({error}); remove it and run --report again")

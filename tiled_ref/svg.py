@@ -1,0 +1,429 @@
+"""Charts as SVG text: axes, lines, points, bars, legends. No package, no font file.
+
+A chart is drawn for light backgrounds with plain attributes, so that any viewer shows it,
+and a style sheet recolours it where the reader prefers dark. Series are told apart by
+colour (Okabe and Ito's colours, safe for colour-blind readers), by dash and by mark. The
+legend has rows of its own above the axes, so that it never covers data.
+"""
+
+import math
+from xml.sax.saxutils import escape
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+LIGHT = {"paper": "#ffffff", "ink": "#1c2128", "soft": "#57606a", "grid": "#dfe3e8"}
+DARK = {"paper": "#14181d", "ink": "#e8ebee", "soft": "#a3adb8", "grid": "#2d343c"}
+SERIES = (  # light, dark
+    ("#0072b2", "#5aa9e6"), ("#d55e00", "#f0803c"), ("#009e73", "#2fc79a"),
+    ("#b0568f", "#dd8fbe"), ("#a87900", "#e6b800"), ("#3a9fd0", "#8fd0f5"),
+    ("#4d4d4d", "#c9c9c9"), ("#7a5195", "#b79ad1"),
+)  # fmt: skip
+DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2", "1 3", "14 3 4 3")
+MARKS = ("circle", "square", "triangle", "diamond", "down", "cross")
+TITLE, TEXT, TICK = 15, 12.5, 11.5  # font sizes, px
+MINUS = "\N{MINUS SIGN}"
+
+
+def style_sheet(selector="svg"):
+    """CSS that recolours every chart below `selector` for a dark background."""
+    rules = [f"{selector} .{name}{{fill:{color}}}" for name, color in DARK.items()]
+    rules += [f"{selector} .{name}-line{{stroke:{color}}}" for name, color in DARK.items()]
+    for k, (_, dark) in enumerate(SERIES):
+        rules.append(f"{selector} .s{k}{{stroke:{dark}}}{selector} .f{k}{{fill:{dark}}}")
+    return "".join(rules)
+
+
+def text_width(text, size=TEXT):
+    """An upper estimate of a text's width in px, for any sans-serif typeface."""
+    narrow = sum(char in "iljtf.,:;'|!()[] " for char in text)
+    wide = sum(char in "mwMW@%" for char in text)
+    return size * (0.6 * (len(text) - narrow - wide) + 0.36 * narrow + 0.95 * wide)
+
+
+def number(value):
+    """A tick's text: no exponent between 0.001 and 100,000, a true minus sign.
+
+    >>> number(0.30000000000000004), number(20000), number(1e-5), number(-1.5)
+    ('0.3', '20,000', '1e\N{MINUS SIGN}5', '\N{MINUS SIGN}1.5')
+    """
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        text = f"{value:,.6f}".rstrip("0").rstrip(".")
+    else:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return text.replace("-", MINUS)
+
+
+def linear_ticks(low, high, target=5):
+    """Round numbers from low to high, about `target` of them.
+
+    >>> linear_ticks(0, 1), linear_ticks(82.3, 99.1)
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [85.0, 90.0, 95.0])
+    """
+    if not high > low:
+        return [low]
+    raw = (high - low) / target
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if raw <= m * power * (1 + 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def log_ticks(low, high):
+    """Powers of ten from low to high; with 2 and 5 between them where the range is short."""
+    decades = math.log10(high / low)
+    factors = (1,) if decades > 4 else (1, 3) if decades > 2.2 else (1, 2, 5)
+    ticks = [
+        factor * 10.0**power
+        for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+        for factor in factors
+    ]
+    return [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+
+
+class Chart:
+    """One pair of axes. Add what it shows, then ask for `svg()`.
+
+    Parameters
+    ----------
+    title, x_label, y_label : str
+        Plain text; units belong into the labels.
+    width, height : float
+        Pixels of the whole chart.
+    x_range, y_range : (float, float), optional
+        Of the axes; else from the data with a little room.
+    log_x, log_y : bool
+        Logarithmic axis; values must be positive.
+    x_names : sequence of str, optional
+        Categories instead of numbers: the x of item k is k.
+    x_ticks : sequence of float, optional
+        Where the ticks of the x axis are.
+    note : str
+        A line below the chart.
+    """
+
+    def __init__(self, title, x_label, y_label, *, width=640, height=420, x_range=None,
+                 y_range=None, log_x=False, log_y=False, x_names=None, x_ticks=None,
+                 note=""):  # fmt: skip
+        self.title, self.x_label, self.y_label, self.note = title, x_label, y_label, note
+        self.width, self.height = width, height
+        self.x_range, self.y_range = x_range, y_range
+        self.log_x, self.log_y = log_x, log_y
+        self.x_names, self.x_ticks = x_names, x_ticks
+        self._items = []  # (draw function, series, label)
+        self._xs, self._ys = [], []
+        self._legend = []  # (label, series, kind)
+
+    # ------------------------------------------------------------------ what it shows
+
+    def line(self, x, y, label=None, series=0, marks=False, width=2.0, dash=True):
+        """A line through points; `series` chooses colour, dash and mark."""
+        x, y = _floats(x), _floats(y)
+        self._see(x, y, label, series, "marked line" if marks else "line")
+
+        def draw(place):
+            points = [place(a, b) for a, b in zip(x, y)]
+            path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b in points)
+            dashes = _dashes(series) if dash else ""
+            out = f'<path class="s{_k(series)}" d="{path}" fill="none" '
+            out += f'stroke="{_color(series)}" stroke-width="{_n(width)}"{dashes} '
+            out += 'stroke-linejoin="round"/>'
+            return out + "".join(_mark(*p, series) for p in points if marks)
+
+        self._items.append(draw)
+
+    def points(self, x, y, label=None, series=0, names=None, size=4.0):
+        """Marks; `names` become tooltips."""
+        x, y = _floats(x), _floats(y)
+        self._see(x, y, label, series, "mark")
+        names = names or [None] * len(x)
+        self._items.append(
+            lambda place: "".join(
+                _mark(*place(a, b), series, size, name) for a, b, name in zip(x, y, names)
+            )
+        )
+
+    def band(self, x, low, high, series=0):
+        """The area between two lines, pale."""
+        x, low, high = _floats(x), _floats(low), _floats(high)
+        self._see(x + x, low + high, None, series, "band")
+
+        def draw(place):
+            points = [place(*p) for p in zip(x + x[::-1], low + high[::-1])]
+            path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b in points) + "Z"
+            return f'<path class="f{_k(series)}" d="{path}" fill="{_color(series)}" opacity="0.16"/>'
+
+        self._items.append(draw)
+
+    def bars(self, x, heights, label=None, series=0, width=0.8, offset=0.0, names=None,
+             opacity=0.9, base=0.0):  # fmt: skip
+        """Upright bars centred at x + offset, `width` wide, in units of x."""
+        x, heights = _floats(x), _floats(heights)
+        edges = [a + offset + side * width / 2 for a in x for side in (-1, 1)]
+        self._see(edges, heights + ([] if self.log_y else [base]), label, series, "bar")
+        names = names or [None] * len(x)
+
+        def draw(place):
+            out = []
+            bottom = self._y_bottom if self.log_y else base
+            for a, h, name in zip(x, heights, names):
+                left, top = place(a + offset - width / 2, max(h, bottom))
+                right, floor = place(a + offset + width / 2, min(h, bottom))
+                title = f"<title>{escape(name)}</title>" if name else ""
+                out.append(
+                    f'<rect class="f{_k(series)}" x="{_n(left)}" y="{_n(top)}" '
+                    f'width="{_n(right - left)}" height="{_n(floor - top)}" '
+                    f'fill="{_color(series)}" opacity="{opacity}">{title}</rect>'
+                )
+            return "".join(out)
+
+        self._items.append(draw)
+
+    def upright(self, x, label):
+        """A thin line across the chart at x, with a text beside its upper end."""
+        self._xs.append(float(x))
+
+        def draw(place):
+            a, _ = place(x, self._y_bottom)
+            left, top, right, bottom = self._box
+            fits = a + 6 + text_width(label, TICK) <= right
+            anchor = "" if fits else ' text-anchor="end"'
+            return (
+                f'<path class="soft-line" d="M{_n(a)} {_n(top)}V{_n(bottom)}" '
+                f'stroke="{LIGHT["soft"]}" stroke-dasharray="4 3" fill="none"/>'
+                + _text(label, a + (6 if fits else -6), top + 12, TICK, "soft", anchor)
+            )
+
+        self._items.append(draw)
+
+    def _see(self, x, y, label, series, kind):
+        self._xs += [a for a in x if math.isfinite(a)]
+        self._ys += [b for b in y if math.isfinite(b)]
+        if label is not None:
+            self._legend.append((label, series, kind))
+
+    # ------------------------------------------------------------------------- drawing
+
+    def svg(self):
+        """The chart as a file of its own."""
+        return document(self.body(), self.width, self.height, self.title)
+
+    def body(self):
+        """The chart without the <svg> around it, its upper left corner at (0, 0)."""
+        rows = self._legend_rows()
+        top = (38 if self.title else 14) + 20 * len(rows)
+        y_range = self.y_range or _range(self._ys, self.log_y)
+        x_range = self.x_range or self._x_range()
+        y_ticks = (log_ticks if self.log_y else linear_ticks)(*y_range)
+        y_texts = [number(tick) for tick in y_ticks]
+        left = 34 + max([text_width(text, TICK) for text in y_texts], default=20)
+        below, x_marks = self._x_marks(x_range, self.width - left - 18)
+        bottom = self.height - below - (18 if self.note else 0)
+        self._box = box = (left, top, self.width - 18, bottom)
+        self._y_bottom = y_range[0]
+        to_x = _scale(*x_range, box[0], box[2], self.log_x)
+        to_y = _scale(*y_range, box[3], box[1], self.log_y)
+
+        def place(x, y):
+            return to_x(x), min(max(to_y(y), box[1] - 40), box[3] + 40)
+
+        parts = []
+        for tick, text in zip(y_ticks, y_texts):
+            y = to_y(tick)
+            parts.append(_path(f"M{_n(box[0])} {_n(y)}H{_n(box[2])}", "grid"))
+            parts.append(_text(text, box[0] - 7, y + 4, TICK, "soft", ' text-anchor="end"'))
+        for tick, text, shown in x_marks:
+            x = to_x(tick)
+            if self.x_names is None:
+                parts.append(_path(f"M{_n(x)} {_n(box[1])}V{_n(box[3])}", "grid"))
+            parts.append(_path(f"M{_n(x)} {_n(box[3])}v4", "soft"))
+            parts.append(self._x_text(text, x, box[3], shown))
+        parts += [draw(place) for draw in self._items]
+        parts.append(_path(f"M{_n(box[0])} {_n(box[1])}V{_n(box[3])}H{_n(box[2])}", "soft"))
+        parts += self._words(rows, box)
+        return "".join(parts)
+
+    def _words(self, rows, box):
+        middle = (box[0] + box[2]) / 2
+        lowest = self.height - (18 if self.note else 0)
+        parts = [_text(self.x_label, middle, lowest - 8, TEXT, "ink", ' text-anchor="middle"')]
+        turn = f' text-anchor="middle" transform="rotate(-90 14 {_n((box[1] + box[3]) / 2)})"'
+        parts.append(_text(self.y_label, 14, (box[1] + box[3]) / 2, TEXT, "ink", turn))
+        if self.title:
+            parts.append(_text(self.title, 14, 24, TITLE, "ink", ' font-weight="600"'))
+        if self.note:
+            parts.append(_text(self.note, 14, self.height - 6, TICK, "soft"))
+        for k, row in enumerate(rows):
+            y = (44 if self.title else 20) + 20 * k
+            for x, (label, series, kind) in row:
+                parts.append(_sample(x, y - 4, series, kind))
+                parts.append(_text(label, x + 32, y, TEXT, "ink"))
+        return parts
+
+    def _legend_rows(self):
+        rows, x = [], None
+        for entry in self._legend:
+            wide = 32 + text_width(entry[0]) + 18
+            if x is None or x + wide > self.width - 8:
+                rows.append([])
+                x = 14
+            rows[-1].append((x, entry))
+            x += wide
+        return rows
+
+    def _x_range(self):
+        if self.x_names is not None:
+            return -0.6, len(self.x_names) - 0.4
+        return _range(self._xs, self.log_x)
+
+    def _x_marks(self, x_range, width):
+        """(px below the axes, [(x, text, how it is turned)])"""
+        if self.x_names is None:
+            ticks = self.x_ticks
+            if ticks is None:
+                ticks = (log_ticks if self.log_x else linear_ticks)(*x_range)
+            return 46, [(tick, number(tick), "flat") for tick in ticks]
+        longest = max([text_width(name, TICK) for name in self.x_names], default=0)
+        if longest + 6 <= width / max(1, len(self.x_names)):
+            return 46, [(k, name, "flat") for k, name in enumerate(self.x_names)]
+        below = 36 + longest * 0.71
+        return below, [(k, name, "turned") for k, name in enumerate(self.x_names)]
+
+    @staticmethod
+    def _x_text(text, x, bottom, shown):
+        if shown == "flat":
+            return _text(text, x, bottom + 17, TICK, "soft", ' text-anchor="middle"')
+        y = bottom + 13
+        turn = f' text-anchor="end" transform="rotate(-45 {_n(x)} {_n(y)})"'
+        return _text(text, x + 3, y, TICK, "soft", turn)
+
+
+def document(body, width, height, title=""):
+    """An SVG file around a drawing."""
+    size = f'width="{_n(width)}" height="{_n(height)}" viewBox="0 0 {_n(width)} {_n(height)}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
+        f'font-family="{FONT}"><title>{escape(title)}</title>'
+        f"<style>@media (prefers-color-scheme: dark){{{style_sheet()}}}</style>"
+        f'<rect class="paper" width="{_n(width)}" height="{_n(height)}" fill="{LIGHT["paper"]}"/>'
+        f"{body}</svg>\n"
+    )
+
+
+def page(charts, columns, title, note=""):
+    """Several charts of equal size in rows, under one title; returns an SVG file."""
+    width, height = charts[0].width, charts[0].height
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    head = 40
+    parts = [_text(title, 14, 27, TITLE + 1, "ink", ' font-weight="600"')]
+    for k, chart in enumerate(charts):
+        x, y = k % columns * width, head + k // columns * height
+        parts.append(f'<g transform="translate({_n(x)} {_n(y)})">{chart.body()}</g>')
+    total = head + rows * height + (22 if note else 0)
+    if note:
+        parts.append(_text(note, 14, total - 8, TICK, "soft"))
+    return document("".join(parts), columns * width, total, title)
+
+
+def _range(values, log):
+    if not values:
+        return (1.0, 10.0) if log else (0.0, 1.0)
+    low, high = min(values), max(values)
+    if log:
+        room = (high / low) ** 0.05 if high > low else 2.0
+        return low / room, high * room
+    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return (0.0 if 0 <= low <= 0.35 * high else low - room), high + room
+
+
+def _scale(low, high, start, stop, log):
+    if log:
+        low, high = math.log(low), math.log(high)
+    span = (high - low) or 1.0
+
+    def scale(value):
+        if log:
+            value = math.log(value)
+        return start + (value - low) / span * (stop - start)
+
+    return scale
+
+
+def _floats(values):
+    return [float(value) for value in values]
+
+
+def _n(value):
+    """A coordinate: two decimals, no trailing zeros."""
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _k(series):
+    return series % len(SERIES)
+
+
+def _color(series):
+    return SERIES[_k(series)][0]
+
+
+def _dashes(series):
+    dash = DASHES[series % len(DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
+
+
+def _path(d, name):
+    return f'<path class="{name}-line" d="{d}" stroke="{LIGHT[name]}" fill="none"/>'
+
+
+def _text(text, x, y, size, name, more=""):
+    if not text:
+        return ""
+    return (
+        f'<text class="{name}" x="{_n(x)}" y="{_n(y)}" font-size="{size}" '
+        f'fill="{LIGHT[name]}"{more}>{escape(text)}</text>'
+    )
+
+
+def _mark(x, y, series, size=4.0, name=None):
+    kind = MARKS[series % len(MARKS)]
+    s = size
+    shapes = {
+        "square": f"M{_n(x - s)} {_n(y - s)}h{_n(2 * s)}v{_n(2 * s)}h{_n(-2 * s)}Z",
+        "triangle": f"M{_n(x)} {_n(y - 1.3 * s)}L{_n(x + 1.2 * s)} {_n(y + s)}H{_n(x - 1.2 * s)}Z",
+        "diamond": f"M{_n(x)} {_n(y - 1.4 * s)}L{_n(x + 1.2 * s)} {_n(y)}L{_n(x)} {_n(y + 1.4 * s)}"
+        f"L{_n(x - 1.2 * s)} {_n(y)}Z",
+        "down": f"M{_n(x)} {_n(y + 1.3 * s)}L{_n(x + 1.2 * s)} {_n(y - s)}H{_n(x - 1.2 * s)}Z",
+        "cross": f"M{_n(x - s)} {_n(y - s)}L{_n(x + s)} {_n(y + s)}M{_n(x - s)} {_n(y + s)}"
+        f"L{_n(x + s)} {_n(y - s)}",
+    }
+    title = f"<title>{escape(name)}</title>" if name else ""
+    k, color = _k(series), _color(series)
+    if kind == "circle":
+        return f'<circle class="f{k}" cx="{_n(x)}" cy="{_n(y)}" r="{_n(s)}" fill="{color}">{title}</circle>'
+    if kind == "cross":
+        return (
+            f'<path class="s{k}" d="{shapes[kind]}" stroke="{color}" stroke-width="2.2" '
+            f'fill="none">{title}</path>'
+        )
+    return f'<path class="f{k}" d="{shapes[kind]}" fill="{color}">{title}</path>'
+
+
+def _sample(x, y, series, kind):
+    """What stands before a legend's text."""
+    if kind == "bar":
+        return (
+            f'<rect class="f{_k(series)}" x="{_n(x + 6)}" y="{_n(y - 6)}" width="16" height="12" '
+            f'fill="{_color(series)}" opacity="0.9"/>'
+        )
+    out = ""
+    if "line" in kind:
+        out = (
+            f'<path class="s{_k(series)}" d="M{_n(x)} {_n(y)}h27" stroke="{_color(series)}" '
+            f'stroke-width="2.2" fill="none"{_dashes(series)}/>'
+        )
+    if "mark" in kind:
+        out += _mark(x + 13.5, y, series)
+    return out
