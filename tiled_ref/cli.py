@@ -14,6 +14,7 @@ from .data import DATASETS
 from .ensemble import TiledEnsemble
 from .errors import InputError, KernelNotBuiltError
 from .experiment import METRIC_SIZES, CategoryImages, Options, run_cell
+from .explain import BUILT_IN, explain, write_walk
 from .files import make_folder
 from .models import MODELS
 from .progress import Progress
@@ -84,6 +85,8 @@ SWITCHES = (
 def main(argv=None):
     """Run the command line; returns the exit status."""
     args = build_parser().parse_args(argv)
+    if args.explain is not None:
+        args.command = explain_image
     try:
         return args.command(args)
     except (InputError, KernelNotBuiltError) as error:
@@ -138,6 +141,11 @@ def build_parser():
     group.add_argument(
         "--list", action="store_const", const=list_setups, dest="command",
         help="print the setups with tiles, models and parameters as built, and stop",
+    )  # fmt: skip
+    group.add_argument(
+        "--explain", nargs="?", const=BUILT_IN, metavar="IMAGE",
+        help="walk one image through one setup and write a picture of every stage to "
+        "OUT/explain: a file, a test image's name, or nothing for a defective one",
     )  # fmt: skip
 
     group = parser.add_argument_group("data")
@@ -229,6 +237,46 @@ def build_parser():
 def run(args):
     """Run every cell that the options name and print the table."""
     progress = Progress(quiet=args.quiet)
+    setups, archs, categories, backbone, options = _prepare(args, progress)
+    results = []
+    with OutputLock(args.out):
+        for category in categories:
+            images = CategoryImages(category, options, progress)
+            for arch in archs:
+                for setup in setups:
+                    for seed in args.seed:
+                        results.append(
+                            run_cell(setup, arch, images, seed, backbone, options, progress)
+                        )
+    print(result_table(results))
+    if not args.quiet:
+        print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")
+    return 0
+
+
+def explain_image(args):
+    """Walk one image through one setup, a picture per stage, and print what was written."""
+    progress = Progress(quiet=args.quiet)
+    setups, archs, categories, backbone, options = _prepare(args, progress)
+    for flag, values in (
+        ("--setup", setups), ("--arch", archs), ("--category", categories), ("--seed", args.seed)
+    ):  # fmt: skip
+        if len(values) > 1:
+            raise InputError(f"--explain walks one image once: give one {flag}, not {len(values)}")
+    title, stages = explain(
+        args.explain, categories[0], setups[0], archs[0], args.seed[0], backbone, options, progress
+    )
+    folder = args.out / "explain"
+    names = write_walk(stages, folder, title)
+    rows = [[name, s.shape, s.code, s.source] for name, s in zip(names, stages)]
+    print(text_table(["picture", "array", "code", "source"], rows, left=4))
+    if not args.quiet:
+        print(f"\nThe walk of {title}: {folder}/index.html")
+    return 0
+
+
+def _prepare(args, progress):
+    """What the options name: setups, archs, categories, the backbone and Options."""
     if args.impl == "cython":  # a missing kernel is found now, not after the training
         for name in _arrays.KERNELS:
             _arrays.kernel(name)
@@ -263,20 +311,7 @@ def run(args):
         resume=args.resume,
         save=args.save,
     )
-    results = []
-    with OutputLock(args.out):
-        for category in categories:
-            images = CategoryImages(category, options, progress)
-            for arch in archs:
-                for setup in setups:
-                    for seed in args.seed:
-                        results.append(
-                            run_cell(setup, arch, images, seed, backbone, options, progress)
-                        )
-    print(result_table(results))
-    if not args.quiet:
-        print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")
-    return 0
+    return setups, archs, categories, backbone, options
 
 
 def list_setups(args):
