@@ -1,0 +1,154 @@
+"""Which images decide the thresholds, and what they decide."""
+
+import numpy as np
+import pytest
+
+from tiled_ref.errors import InputError
+from tiled_ref.normalization import f1_threshold, percentile_threshold, pixel_statistics
+from tiled_ref.validation import describe, find_thresholds, plan, thresholds_of
+from toys import toy_category
+
+
+def test_same_as_test_is_the_papers_choice():
+    made = plan(toy_category())
+    assert made.deciding.tolist() == made.reported.tolist() == list(range(8))
+
+
+def test_split_gives_each_half_a_half_of_every_kind():
+    category = toy_category(n_good=7, n_bad=6)
+    made = plan(category, "split")
+    assert sorted([*made.deciding, *made.reported]) == list(range(13))
+    labels = np.array([sample.label for sample in category.test])
+    assert (labels[made.deciding] == 0).sum() == 4 and (labels[made.reported] == 0).sum() == 3
+    assert (labels[made.deciding] == 1).sum() == (labels[made.reported] == 1).sum() == 3
+    again, other = plan(category, "split"), plan(category, "split", seed=1)
+    assert again.deciding.tolist() == made.deciding.tolist() != other.deciding.tolist()
+
+
+def test_none_takes_its_images_from_the_training_set():
+    category = toy_category(n_train=21)
+    made = plan(category, "none")
+    assert len(made.category.train) == 19 and len(made.category.test) == 8 + 2
+    assert made.reported.tolist() == list(range(8)) and made.deciding.tolist() == [8, 9]
+    names = {sample.name for sample in made.category.train}
+    held_out = [made.category.test[k].name for k in made.deciding]
+    assert not names & set(held_out)
+    assert names | set(held_out) == {sample.name for sample in category.train}
+
+
+@pytest.mark.parametrize(
+    "category, mode, sentence",
+    [
+        (toy_category(n_good=1, n_bad=0), "split", "at least two test images, toy has 1"),
+        (toy_category(n_train=1), "none", "toy has only 1"),
+        (toy_category(), "half", "validation must be one of same-as-test, split, none"),
+    ],
+)
+def test_too_few_images_and_unknown_modes_are_refused(category, mode, sentence):
+    with pytest.raises(InputError, match=sentence):
+        plan(category, mode)
+
+
+def predictions(rng, n=6):
+    maps = rng.standard_normal((n, 5, 4)).astype(np.float32)
+    masks = rng.random((n, 5, 4)) < 0.3
+    return maps, maps.max((1, 2)), masks
+
+
+def test_thresholds_come_from_the_deciding_images_alone(rng):
+    maps, scores, masks = predictions(rng)
+    labels, deciding = np.array([0, 1, 0, 1, 0, 1]), np.array([1, 2, 5])
+    found = thresholds_of("split", maps, scores, labels, deciding, masks=lambda: masks)
+    threshold, f1 = f1_threshold(scores[deciding], labels[deciding])
+    assert (found["image"]["threshold"], found["image"]["f1"]) == (threshold, f1)
+    assert found["image"]["minimum"] == scores[deciding].min()
+    threshold, f1 = f1_threshold(maps[deciding].ravel(), masks[deciding].ravel())
+    assert (found["pixel"]["threshold"], found["pixel"]["f1"]) == (threshold, f1)
+    assert found["pixel"]["maximum"] == maps[deciding].max()
+    assert (found["n_normal"], found["n_anomalous"]) == (1, 2)
+    maps[[0, 3, 4]] = np.nan
+    scores[[0, 3, 4]] = np.nan
+    assert thresholds_of("split", maps, scores, labels, deciding, masks=lambda: masks) == found
+
+
+def test_only_normal_images_give_a_percentile_and_say_so(rng):
+    maps, scores, _ = predictions(rng)
+    labels, deciding = np.zeros(6), np.arange(6)
+    found = thresholds_of("none", maps, scores, labels, deciding, percentile=75)
+    assert found["image"]["threshold"] == np.sort(scores)[4] == percentile_threshold(scores, 75)
+    assert found["pixel"]["threshold"] == np.percentile(maps, 75, method="inverted_cdf")
+    assert found["image"]["f1"] is None and found["image"]["rule"] == "percentile"
+    assert "only normal images: percentile 75" in describe(found)
+    found = thresholds_of("none", maps, scores, labels, deciding)
+    assert found["image"]["threshold"] == scores.max() and "their maximum" in describe(found)
+
+
+def test_without_masks_the_pixels_of_normal_images_decide(rng):
+    maps, scores, _ = predictions(rng)
+    labels = np.array([0, 1, 0, 1, 1, 1])
+    found = thresholds_of("same-as-test", maps, scores, labels, np.arange(6))
+    assert found["image"]["rule"] == "f1" and found["pixel"]["rule"] == "percentile"
+    assert found["pixel"]["threshold"] == maps[[0, 2]].max()
+    found = thresholds_of("same-as-test", maps, scores, labels, np.array([1, 3]))
+    assert found["pixel"] is None and "neither a mask nor a normal image" in describe(found)
+
+
+def test_a_score_that_is_not_finite_is_refused(rng):
+    maps, scores, _ = predictions(rng)
+    made = plan(toy_category(n_good=6, n_bad=0))
+    assert find_thresholds(made, maps, scores)["n_normal"] == 6
+    with pytest.raises(InputError, match="not finite"):
+        find_thresholds(made, maps, np.where(scores == scores.max(), np.nan, scores))
+    maps[3, 0, 0] = np.inf
+    with pytest.raises(InputError, match="not finite"):
+        find_thresholds(made, maps, scores)
+
+
+# ------------------------------------------------------------------- the pixels' statistics
+
+
+def streams(rng):
+    """Maps and masks of every sort: ties, tiny and huge values, zeros of both signs."""
+    for kind in range(24):
+        n = int(rng.integers(1, 4))
+        if kind % 3 == 0:
+            maps = rng.standard_normal((n, 6, 7))
+        elif kind % 3 == 1:
+            maps = rng.integers(-2, 3, (n, 6, 7)) * 0.5
+        else:
+            maps = rng.choice([-0.0, 0.0, 1e-42, -1e-42, 3e38, -3e38, 1.0], (n, 6, 7))
+        masks = rng.random((n, 6, 7)) < rng.choice([0, 0.1, 0.5, 1])
+        maps = maps.astype(np.float32)
+        yield maps + (np.float32(1.5) * masks if kind % 2 else np.float32(0)), masks
+
+
+def test_pixel_threshold_is_the_best_f1_of_all_pixels_at_once(rng, monkeypatch):
+    for at_once in (1, 16):
+        monkeypatch.setattr("tiled_ref.normalization._BINS_AT_ONCE", at_once)
+        for maps, masks in streams(rng):
+            found = pixel_statistics(lambda: zip(maps, masks))
+            assert (found.threshold, found.f1) == f1_threshold(maps.ravel(), masks.ravel())
+            assert (found.minimum, found.maximum) == (maps.min(), maps.max())
+
+
+def test_pixel_percentile_is_that_of_all_pixels_at_once(rng):
+    for maps, _ in streams(rng):
+        for percentile in (0.01, 1 / 3, 50, 99.9, 100):
+            found = pixel_statistics(lambda: ((image_map, None) for image_map in maps), percentile)
+            expected = np.percentile(maps, percentile, method="inverted_cdf")
+            assert found.threshold == expected == percentile_threshold(maps.ravel(), percentile)
+
+
+@pytest.mark.parametrize(
+    "maps, percentile, sentence",
+    [
+        (np.zeros((0, 2, 2), np.float32), None, "at least one image"),
+        (np.zeros((1, 2, 2)), None, "maps must be float32, not float64"),
+        (np.full((1, 2, 2), np.nan, np.float32), None, "not finite"),
+        (np.zeros((1, 2, 2), np.float32), 0, "above 0 and at most 100, not 0"),
+        (np.zeros((1, 2, 2), np.float32), 100.5, "not 100.5"),
+    ],
+)
+def test_no_statistics_of_what_is_no_map(maps, percentile, sentence):
+    with pytest.raises(InputError, match=sentence):
+        pixel_statistics(lambda: ((image_map, None) for image_map in maps), percentile)
