@@ -89,6 +89,8 @@ class CategoryImages:
         Pixels of the defect in the image file.
     digest : str
         `experiment.CategoryImages.digest` of the images it was made of.
+    thumbnail_size : (int, int)
+        Height and width of the JPEG images.
     """
 
     names: list
@@ -101,6 +103,7 @@ class CategoryImages:
     region_image: np.ndarray
     region_area: np.ndarray
     digest: str
+    thumbnail_size: tuple
 
 
 # ------------------------------------------------------------------------------- one cell
@@ -128,6 +131,15 @@ def save_analysis(folder, maps, scores, images, setup, options):
         if curve is not None:
             arrays[name] = np.stack([curve.fpr, curve.height])
     _write(folder / ANALYSIS, arrays)
+
+
+def is_complete(folder, digest):
+    """Whether what a report needs of the cell in this folder is there, of these test images."""
+    try:
+        load_analysis(folder)
+        return load_images(folder.parents[2]).digest == digest
+    except InputError:
+        return False
 
 
 def load_analysis(folder):
@@ -293,26 +305,26 @@ def image_roc(scores, labels):
 
 
 def save_images(folder, images, setup, options):
-    """Write images.npz of a category, unless one of the same test images is there.
+    """Write images.npz of a category, unless one of the same test images is there, and as fine.
 
     Parameters: folder of the category; images, an experiment.CategoryImages; setup, whose
     size the thumbnails are made of; options.
     """
     path = folder / IMAGES
     category = images.category
+    size = reduced_size(setup.image_size, THUMBNAIL_SIDE)
+    small = reduced_size(setup.image_size, MAP_SIDE)
     if path.is_file():
         try:
             old = load_images(folder)
         except InputError:
             old = None  # damaged: written anew
-        if old and old.digest == images.digest:
+        if old and old.digest == images.digest and max(old.thumbnail_size) >= max(size):
             return
     test = images.images("test", setup.image_size)  # (N, 3, H, W)
     jpegs, masks, ratios, region_image, region_area = [], [], [], [], []
-    small = reduced_size(setup.image_size, MAP_SIDE)
     for k, (image, sample) in enumerate(zip(test, category.test)):
         picture = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))
-        size = reduced_size(setup.image_size, THUMBNAIL_SIDE)
         picture = image_data.resize_image(picture, size, antialias=True)
         jpegs.append(image_data.encode_jpeg(picture, JPEG_QUALITY))
         mask = np.zeros(small, bool)
@@ -330,6 +342,7 @@ def save_images(folder, images, setup, options):
         "names": [sample.name for sample in category.test],
         "defects": [sample.defect for sample in category.test],
         "digest": images.digest,
+        "thumbnail_size": size,
     }
     arrays = {
         "schema": np.int64(SCHEMA),
@@ -358,6 +371,7 @@ def load_images(folder):
         keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
         return CategoryImages(
             text["names"], text["defects"], jpegs=jpegs, digest=text["digest"],
+            thumbnail_size=tuple(text["thumbnail_size"]),
             **{key: data[key] for key in keys},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torchvision
 
-from . import __version__, metrics
+from . import __version__, analysis, metrics
 from .data import images as image_data
 from .ensemble import TiledEnsemble, merge_rows
 from .errors import InputError
@@ -76,6 +76,8 @@ class Options:
         Go on with unfinished cells, and take finished ones as they are.
     save : bool
         Keep the trained ensemble in the cell's folder.
+    report : bool
+        Keep what a report needs: analysis.npz of the cell and images.npz of its category.
     """
 
     out: Path = None
@@ -93,6 +95,7 @@ class Options:
     switches: dict = field(default_factory=dict)
     resume: bool = False
     save: bool = False
+    report: bool = False
 
 
 class CategoryImages:
@@ -187,6 +190,8 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             remove_pieces(folder)
             write_results_csv(options.out)
             return finished
+        if (folder / "metrics.json").is_file():
+            progress.note(f"{title}: finished before with other options, so it is computed again")
     clock = _Clock()
     peak = PeakMemory(options.device)
     train = images.images("train", setup.image_size)
@@ -227,6 +232,11 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         }
         if options.save:
             store.publish_ensemble()
+        if options.report and folder is not None:
+            stage = progress.stage(f"{title}: analyse")
+            analysis.save_images(folder.parents[2], images, setup, options)
+            analysis.save_analysis(folder, maps, scores, images, setup, options)
+            stage(len(test), len(test))
         if options.out is not None:
             save_result(result, options.out)
         store.finish()
@@ -311,7 +321,11 @@ def finished_result(folder, identity, options):
     result = read_result(path)
     if any(result.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
         return None
-    return None if options.save and not (folder / "ensemble").is_dir() else result
+    if options.save and not (folder / "ensemble").is_dir():
+        return None
+    if options.report and not analysis.is_complete(folder, identity["images_digest"]):
+        return None
+    return result
 
 
 def score_predictions(maps, scores, images, setup, options, progress):
