@@ -20,6 +20,10 @@ ctypedef unsigned long long key_t
 
 cdef enum:
     PIECE = 64  # pixels looked at together
+    BUFFER = 1024  # scores counted together
+    MARK_BIT = 31  # of a table's counts
+
+cdef unsigned int MARK = <unsigned int> 1 << MARK_BIT
 
 
 cdef inline key_t key_of(floating score) noexcept nogil:
@@ -37,27 +41,30 @@ cdef inline key_t key_of(floating score) noexcept nogil:
 
 # Regions -------------------------------------------------------------------------------
 #
-# A run is a maximal stretch of anomalous pixels in one row; runs are numbered in row-major
-# order. Runs of neighbouring rows that touch, corners included, belong together.
+# A run is a maximal stretch of anomalous pixels in one row: its first pixel and one past its
+# last, counted through the whole mask row by row. Runs are numbered in row-major order. Runs
+# of neighbouring rows that touch, corners included, belong together.
 
 def count_runs(const mask_t[:, ::1] mask):
     """(runs, anomalous pixels) of a mask (H, W)."""
-    cdef Py_ssize_t y, x, width = mask.shape[1], runs = 0, pixels = 0
-    cdef bint before, now
+    cdef Py_ssize_t y, x, k, end, width = mask.shape[1], runs = 0, pixels = 0
+    cdef unsigned char n_first, n_pixels
     with nogil:
         for y in range(mask.shape[0]):
-            x = 0
-            before = False
+            x = skip_zeros(mask, y, 0)
             while x < width:
-                if not before:
-                    x = skip_zeros(mask, y, x)
-                    if x == width:
-                        break
-                now = mask[y, x] != 0
-                runs += now and not before
-                pixels += now
-                before = now
-                x += 1
+                # Few enough to be counted in a byte, so that many are counted at once.
+                end = x + PIECE if x + PIECE < width else width
+                n_pixels = 0
+                for k in range(x, end):
+                    n_pixels += mask[y, k] != 0
+                n_first = x == 0 or mask[y, x - 1] == 0
+                n_first &= mask[y, x] != 0
+                for k in range(x + 1, end):
+                    n_first += (mask[y, k] != 0) & (mask[y, k - 1] == 0)
+                pixels += n_pixels
+                runs += n_first
+                x = skip_zeros(mask, y, end)
     return runs, pixels
 
 
@@ -65,12 +72,13 @@ cdef inline Py_ssize_t skip_zeros(const mask_t[:, ::1] mask, Py_ssize_t y,
                                   Py_ssize_t x) noexcept nogil:
     """The first anomalous pixel of row y from column x on, or the width."""
     cdef Py_ssize_t width = mask.shape[1]
-    cdef unsigned long long eight[4]
-    while x + 32 <= width:
-        memcpy(eight, &mask[y, x], 32)
-        if eight[0] | eight[1] | eight[2] | eight[3]:
+    cdef unsigned long long eight[8]
+    while x + 64 <= width and mask[y, x] == 0:
+        memcpy(eight, &mask[y, x], 64)
+        if (eight[0] | eight[1] | eight[2] | eight[3]
+                | eight[4] | eight[5] | eight[6] | eight[7]):
             break
-        x += 32
+        x += 64
     while x < width and mask[y, x] == 0:
         x += 1
     return x
@@ -84,41 +92,41 @@ cdef int root_of(int[::1] parents, int run) except -1 nogil:
     return run
 
 
-def label_runs(const mask_t[:, ::1] mask, int[::1] labels, int[:, ::1] ends):
-    """Label every run of mask (H, W) with its 8-connected region.
+def label_runs(const mask_t[:, ::1] mask, int[:, ::1] runs, int[::1] labels):
+    """Find every run of mask (H, W) and label it with its 8-connected region.
 
-    labels (runs,) receives 1, 2, ..., in the order of the regions' first pixels. ends is
-    scratch, (4, W // 2 + 1). Returns the number of regions.
+    runs (runs, 2) receives the runs; labels (runs,) 1, 2, ..., in the order of the regions'
+    first pixels. Returns the number of regions.
     """
     cdef Py_ssize_t y, x, width = mask.shape[1], n_runs = labels.shape[0]
-    cdef Py_ssize_t before = 0, now, k, touch  # runs of the row above, of this row
-    cdef int run = 0, first_before, first = 0, a, b, regions = 0
-    cdef int above = 0, here = 2  # rows of ends: starts, then stops
-    if ends.shape[0] != 4 or ends.shape[1] < width // 2 + 1:
-        raise ValueError("label_runs: scratch of another size")
-    if n_runs >= 0x7fffffff or width >= 0x7fffffff:
+    cdef int run = 0, first_above, first = 0, k, touch, start, a, b, regions = 0, row
+    if runs.shape[0] != n_runs or runs.shape[1] != 2:
+        raise ValueError("label_runs: runs and labels differ in length")
+    if mask.shape[0] * width >= 0x7fffffff:
         raise ValueError("label_runs: too large for 32-bit labels")
     with nogil:
         for y in range(mask.shape[0]):
-            first_before, first = first, run
-            now, k, x = 0, 0, 0
+            first_above, first = first, run
+            k, x = first_above, 0
+            row = <int> (y * width)
             while True:
                 x = skip_zeros(mask, y, x)
                 if x == width:
                     break
                 if run == n_runs:
                     raise ValueError("label_runs: more runs than labels")
-                ends[here, now] = <int> x
+                start = row + <int> x
                 while x < width and mask[y, x] != 0:
                     x += 1
-                ends[here + 1, now] = <int> x
+                runs[run, 0] = start
+                runs[run, 1] = row + <int> x
                 labels[run] = run
-                # Runs above that touch: start <= my stop and stop >= my start.
-                while k < before and ends[above + 1, k] < ends[here, now]:
+                # Runs above that touch: start <= my stop and stop >= my start, a row lower.
+                while k < first and runs[k, 1] + width < start:
                     k += 1
                 touch = k
-                while touch < before and ends[above, touch] <= ends[here + 1, now]:
-                    a = root_of(labels, first_before + <int> touch)
+                while touch < first and runs[touch, 0] + width <= runs[run, 1]:
+                    a = root_of(labels, touch)
                     b = root_of(labels, run)
                     # The smaller root wins, so a root is the first run of its region.
                     if a < b:
@@ -127,9 +135,6 @@ def label_runs(const mask_t[:, ::1] mask, int[::1] labels, int[:, ::1] ends):
                         labels[a] = b
                     touch += 1
                 run += 1
-                now += 1
-            before = now
-            above, here = here, above
         if run != n_runs:
             raise ValueError("label_runs: fewer runs than labels")
         # Roots precede the other runs of their region, so that a parent is labelled already.
@@ -142,131 +147,94 @@ def label_runs(const mask_t[:, ::1] mask, int[::1] labels, int[:, ::1] ends):
     return regions
 
 
-def paint(const mask_t[:, ::1] mask, const int[::1] labels, int offset, int[:, ::1] out):
-    """out (H, W): offset + label of every anomalous pixel, 0 elsewhere."""
-    cdef Py_ssize_t y, x, width = mask.shape[1]
-    cdef Py_ssize_t run = -1
-    if out.shape[0] != mask.shape[0] or out.shape[1] != width:
-        raise ValueError("paint: mask and out differ in shape")
+cdef int check_runs(const int[:, ::1] runs, const int[::1] labels, Py_ssize_t n_pixels,
+                    int most) except -1:
+    """Runs inside the mask, labels in 1..most."""
+    cdef Py_ssize_t run
+    if runs.shape[0] != labels.shape[0] or runs.shape[1] != 2:
+        raise ValueError("aupro: runs and labels differ in length")
+    for run in range(labels.shape[0]):
+        if not 0 <= runs[run, 0] <= runs[run, 1] <= n_pixels:
+            raise ValueError("aupro: run out of range")
+        if not 1 <= labels[run] <= most:
+            raise ValueError("aupro: label out of range")
+    return 0
+
+
+def paint(const int[:, ::1] runs, const int[::1] labels, int offset, int[::1] out):
+    """out (H W,): offset + label of every pixel in a run, 0 elsewhere."""
+    cdef Py_ssize_t run, k
+    check_runs(runs, labels, out.shape[0], 0x7fffffff)
     with nogil:
-        for y in range(mask.shape[0]):
-            for x in range(width):
-                if mask[y, x] == 0:
-                    out[y, x] = 0
-                    continue
-                if x == 0 or mask[y, x - 1] == 0:
-                    run += 1
-                    if run == labels.shape[0]:
-                        raise ValueError("paint: more runs than labels")
-                out[y, x] = offset + labels[run]
+        for k in range(out.shape[0]):
+            out[k] = 0
+        for run in range(labels.shape[0]):
+            for k in range(runs[run, 0], runs[run, 1]):
+                out[k] = offset + labels[run]
+
+
+def measure(const int[:, ::1] runs, const int[::1] labels, int[::1] areas):
+    """areas[label - 1] += pixels of the region with this label."""
+    cdef Py_ssize_t run
+    if areas.shape[0] > 0x7fffffff:
+        raise ValueError("measure: too many areas")
+    check_runs(runs, labels, 0x7fffffff, <int> areas.shape[0])
+    with nogil:
+        for run in range(labels.shape[0]):
+            areas[labels[run] - 1] += runs[run, 1] - runs[run, 0]
 
 
 # Scores --------------------------------------------------------------------------------
 
-def has_nan(const floating[::1] scores):
-    """Whether any score of a map is NaN."""
-    cdef Py_ssize_t k, stop = 0, n = scores.shape[0]
-    cdef int found = 0
+def gather(const floating[::1] scores, const int[:, ::1] runs, const int[::1] labels,
+           int first, floating low, floating high, floating[::1] values, int[::1] regions):
+    """Scores in low..high in runs, and the number first + label - 1 of their region.
+
+    values may be empty where the scores themselves are not wanted. Returns how many; -1
+    where a score in a run is NaN.
+    """
+    cdef Py_ssize_t run, k, n = 0
+    cdef bint keep = values.shape[0] > 0
+    cdef floating score
+    cdef int nan = 0
+    check_runs(runs, labels, scores.shape[0], 0x7fffffff)
+    if keep and values.shape[0] != regions.shape[0]:
+        raise ValueError("gather: values and regions differ in length")
     with nogil:
-        k = 0
-        while k < n and not found:
-            stop = stop + PIECE if stop + PIECE < n else n
-            while k < stop:
-                found |= scores[k] != scores[k]
-                k += 1
-    return found != 0
+        for run in range(labels.shape[0]):
+            for k in range(runs[run, 0], runs[run, 1]):
+                score = scores[k]
+                nan |= score != score
+                if score >= low and score <= high:
+                    if n == regions.shape[0]:
+                        raise ValueError("gather: no room")
+                    if keep:
+                        values[n] = score
+                    regions[n] = first + labels[run] - 1
+                    n += 1
+    return -1 if nan else n
 
 
-def histogram(const floating[::1] scores, const mask_t[::1] mask, bint anomalous,
-              floating low, floating high, int shift, Py_ssize_t step, long long[::1] counts):
-    """Count keys: counts[(key - key of low) >> shift] += 1 for every step-th pixel.
+def histogram(const floating[::1] scores, const mask_t[::1] mask, floating low,
+              floating high, int shift, long long[::1] counts):
+    """Count keys of anomalous scores in low..high: counts[(key - key of low) >> shift] += 1.
 
-    Pixels of the class asked for, scores in low..high; counts must reach up to high.
+    counts must reach up to high.
     """
     cdef Py_ssize_t k
     cdef floating score
     cdef key_t first = key_of(low)
     if scores.shape[0] != mask.shape[0]:
         raise ValueError("histogram: scores and mask differ in shape")
-    if step < 1 or not 0 <= shift < 64 or not low <= high:
+    if not 0 <= shift < 64 or not low <= high:
         raise ValueError("histogram: bad range")
     if (key_of(high) - first) >> shift >= <key_t> counts.shape[0]:
         raise ValueError("histogram: counts too short")
     with nogil:
-        k = 0
-        while k < scores.shape[0]:
+        for k in range(scores.shape[0]):
             score = scores[k]
-            if (mask[k] != 0) == anomalous and score >= low and score <= high:
+            if mask[k] and score >= low and score <= high:
                 counts[<Py_ssize_t> ((key_of(score) - first) >> shift)] += 1
-            k += step
-
-
-def measure(const mask_t[:, ::1] mask, const int[::1] labels, int[::1] areas):
-    """areas[label - 1] += pixels of the region with this label."""
-    cdef Py_ssize_t y, x, width = mask.shape[1], run = -1
-    cdef int label = 0
-    with nogil:
-        for y in range(mask.shape[0]):
-            if labels.shape[0] == 0:
-                break
-            x = skip_zeros(mask, y, 0)
-            while x < width:
-                run += 1
-                label = label_of(run, labels, areas.shape[0])
-                while x < width and mask[y, x] != 0:
-                    areas[label - 1] += 1
-                    x += 1
-                x = skip_zeros(mask, y, x)
-
-
-def gather(const floating[:, ::1] scores, const mask_t[:, ::1] mask, const int[::1] labels,
-           int first, floating low, floating high, floating[::1] values, int[::1] regions):
-    """Scores in low..high of anomalous pixels, and the number first + label - 1 of their region.
-
-    values may be empty where the scores themselves are not wanted. Returns how many.
-    """
-    cdef Py_ssize_t y, x, width = mask.shape[1], run = -1, n = 0
-    cdef bint keep = values.shape[0] > 0
-    cdef floating score
-    cdef int label = 0
-    check_pair(scores, mask)
-    if keep and values.shape[0] != regions.shape[0]:
-        raise ValueError("gather: values and regions differ in length")
-    with nogil:
-        for y in range(mask.shape[0]):
-            if labels.shape[0] == 0:
-                break
-            x = skip_zeros(mask, y, 0)
-            while x < width:
-                run += 1
-                label = label_of(run, labels, 0x7fffffff)
-                while x < width and mask[y, x] != 0:
-                    score = scores[y, x]
-                    if score >= low and score <= high:
-                        if n == regions.shape[0]:
-                            raise ValueError("gather: no room")
-                        if keep:
-                            values[n] = score
-                        regions[n] = first + label - 1
-                        n += 1
-                    x += 1
-                x = skip_zeros(mask, y, x)
-    return n
-
-
-cdef int label_of(Py_ssize_t run, const int[::1] labels, Py_ssize_t most) except -1 nogil:
-    """labels[run], checked to be in 1..most."""
-    if run >= labels.shape[0]:
-        raise ValueError("aupro: more runs than labels")
-    if not 1 <= labels[run] <= most:
-        raise ValueError("aupro: label out of range")
-    return labels[run]
-
-
-cdef int check_pair(const floating[:, ::1] scores, const mask_t[:, ::1] mask) except -1:
-    if scores.shape[0] != mask.shape[0] or scores.shape[1] != mask.shape[1]:
-        raise ValueError("aupro: scores and mask differ in shape")
-    return 0
 
 
 # Ranks ---------------------------------------------------------------------------------
@@ -333,33 +301,112 @@ def make_distinct(floating[::1] values, int[::1] stops):
             stops[n] = <int> (k + 1)
 
 
-def collect(const floating[::1] scores, const mask_t[::1] mask, floating low, floating high,
-            floating[::1] out, Py_ssize_t n):
-    """Append the scores in low..high of normal pixels to out[:n]; returns the new n.
+def mark(const floating[::1] values, floating start, int shift, unsigned int[::1] table):
+    """Mark the buckets that hold one of ascending values together with other scores.
 
-    out must have room for all pixels of the map.
+    table (B,): bucket b < B - 1 is for the keys whose difference from that of start, shifted
+    right, is b; the last one is for all other scores and is always marked. With shift 0 a
+    bucket is for one score and needs no mark.
     """
-    cdef Py_ssize_t start, stop = 0, n_pixels = scores.shape[0], k
-    cdef int any_high
-    if n_pixels != mask.shape[0]:
-        raise ValueError("collect: scores and mask differ in shape")
-    if n < 0 or n_pixels > out.shape[0] - n:
-        raise ValueError("collect: no room")
+    cdef Py_ssize_t k, bucket, last = table.shape[0] - 1
+    cdef key_t first = key_of(start)
+    check_table(table, shift)
+    with nogil:
+        table[last] |= MARK
+        if shift:
+            for k in range(values.shape[0]):
+                table[bucket_of(values[k], start, first, shift, last)] |= MARK
+
+
+cdef int check_table(const unsigned int[::1] table, int shift) except -1:
+    if table.shape[0] < 1 or not 0 <= shift < 64:
+        raise ValueError("aupro: no table or bad shift")
+    return 0
+
+
+cdef inline Py_ssize_t bucket_of(floating score, floating start, key_t first, int shift,
+                                 Py_ssize_t last) noexcept nogil:
+    """The bucket of a score, `last` outside the table."""
+    cdef key_t bucket = (key_of(score) - first) >> shift
+    return last if score < start or bucket > <key_t> last else <Py_ssize_t> bucket
+
+
+def place(const floating[::1] scores, floating low, floating high, floating start, int shift,
+          unsigned int[::1] table, floating[::1] aside, Py_ssize_t n):
+    """Count the scores in low..high of a map in the table (see `mark`).
+
+    Those in marked buckets are also appended to aside[:n], which must have room for the
+    whole map. Returns the new n; -1 where a score is NaN, with counts in the table that
+    mean nothing.
+    """
+    cdef Py_ssize_t from_, stop = 0, n_pixels = scores.shape[0], k, kept = 0, bucket
+    cdef Py_ssize_t last = table.shape[0] - 1
+    cdef int any_high, nan = 0
+    cdef unsigned int count
+    cdef key_t first = key_of(start)
+    cdef floating buffer[BUFFER + PIECE]
+    check_table(table, shift)
+    if n < 0 or n_pixels > aside.shape[0] - n:
+        raise ValueError("place: no room")
     with nogil:
         while stop < n_pixels:
-            start = stop
-            stop = start + PIECE if start + PIECE < n_pixels else n_pixels
+            from_ = stop
+            stop = from_ + PIECE if from_ + PIECE < n_pixels else n_pixels
             # Most pieces lie below what matters: one comparison a pixel, made in vectors.
+            # A NaN is not below.
             any_high = 0
-            for k in range(start, stop):
-                any_high |= scores[k] >= low
-            if not any_high:
-                continue
-            # Without a branch: write every score, step on where it matters.
-            for k in range(start, stop):
-                out[n] = scores[k]
-                n += (scores[k] >= low) & (scores[k] <= high) & (mask[k] == 0)
-    return n
+            for k in range(from_, stop):
+                any_high |= not scores[k] < low
+            if any_high:
+                for k in range(from_, stop):
+                    nan |= scores[k] != scores[k]
+                # Without a branch: write every score, step on where it matters.
+                for k in range(from_, stop):
+                    buffer[kept] = scores[k]
+                    kept += (scores[k] >= low) & (scores[k] <= high)
+            if kept >= BUFFER or stop == n_pixels:
+                for k in range(kept):
+                    bucket = bucket_of(buffer[k], start, first, shift, last)
+                    count = table[bucket]
+                    table[bucket] = count + 1
+                    aside[n] = buffer[k]
+                    n += count >> MARK_BIT
+                kept = 0
+    return -1 if nan else n
+
+
+def count_table(const floating[::1] values, floating start, int shift,
+                const unsigned int[::1] table, long long[::1] counts):
+    """Add what the unmarked buckets of the table hold to counts (2 n + 1,), as `tally` does.
+
+    The table was marked for these ascending distinct values (n,).
+    """
+    cdef Py_ssize_t i, bucket = 0, at, n = values.shape[0], last = table.shape[0] - 1
+    cdef key_t first = key_of(start)
+    cdef long long total
+    check_table(table, shift)
+    if counts.shape[0] != 2 * n + 1:
+        raise ValueError("count_table: counts must have 2 n + 1 places")
+    with nogil:
+        for i in range(n + 1):
+            # Up to the bucket of this value all scores lie between the last value and it.
+            at = last
+            if i < n:
+                at = 0 if values[i] < start else bucket_of(values[i], start, first, shift, last)
+            total = 0
+            while bucket < at:
+                total += unmarked(table[bucket])
+                bucket += 1
+            counts[2 * i] += total
+            if i < n and shift == 0 and bucket == at and bucket < last and not (
+                    values[i] < start):
+                counts[2 * i + 1] += table[bucket]
+                bucket += 1
+
+
+cdef inline unsigned int unmarked(unsigned int count) noexcept nogil:
+    """A bucket's count, 0 where it is marked."""
+    return count & ((count >> MARK_BIT) - 1)
 
 
 def tally(const floating[::1] values, const floating[::1] scores, long long[::1] counts):

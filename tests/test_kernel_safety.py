@@ -88,37 +88,49 @@ F = np.empty
 
 
 def test_label_runs_by_hand():
-    labels = F(3, I32)
+    runs, labels = F((3, 2), I32), F(3, I32)
     assert ranks.count_runs(MASK) == (3, 3)
-    assert ranks.label_runs(MASK, labels, F((4, 2), I32)) == 2
-    assert labels.tolist() == [1, 2, 2]
+    assert ranks.label_runs(MASK, runs, labels) == 2
+    assert runs.tolist() == [[0, 1], [2, 3], [5, 6]] and labels.tolist() == [1, 2, 2]
+
+
+RUNS = np.array([[0, 1], [2, 3], [5, 6]], I32)
+ONES = np.ones(3, I32)
+TABLE = np.zeros(4, np.uint32)
 
 
 @pytest.mark.parametrize(
     "function, arguments, sentence",
     [
-        ("label_runs", (MASK, F(3, I32), F((4, 1), I32)), "scratch of another size"),
-        ("label_runs", (MASK, F(2, I32), F((4, 2), I32)), "more runs than labels"),
-        ("label_runs", (MASK, F(4, I32), F((4, 2), I32)), "fewer runs than labels"),
-        ("paint", (MASK, np.ones(3, I32), 0, F((2, 2), I32)), "differ in shape"),
-        ("paint", (MASK, np.ones(2, I32), 0, F((2, 3), I32)), "more runs than labels"),
-        ("measure", (MASK, np.full(3, 2, I32), F(1, I32)), "label out of range"),
-        ("measure", (MASK, np.zeros(3, I32), F(1, I32)), "label out of range"),
-        ("measure", (MASK, np.ones(2, I32), F(1, I32)), "more runs than labels"),
-        ("gather", (SCORES[:1], MASK, np.ones(3, I32), 0, 0, 9, F(3), F(3, I32)), "in shape"),
-        ("gather", (SCORES, MASK, np.ones(3, I32), 0, 0, 9, F(2), F(2, I32)), "no room"),
-        ("gather", (SCORES, MASK, np.ones(3, I32), 0, 0, 9, F(2), F(3, I32)), "in length"),
-        ("histogram", (SCORES[0], MASK[0], True, 0.0, 9.0, 62, 1, np.zeros(1, int)), "too short"),
-        ("histogram", (SCORES[0], MASK[0], True, 9.0, 0.0, 63, 1, np.zeros(1, int)), "bad range"),
-        ("histogram", (SCORES[0], MASK[0], True, 0.0, 9.0, 64, 1, np.zeros(1, int)), "bad range"),
-        ("histogram", (SCORES[0], MASK[0], True, 0.0, 9.0, 63, 0, np.zeros(1, int)), "bad range"),
-        ("histogram", (SCORES[0], MASK[0, :2], True, 0.0, 9.0, 63, 1, np.zeros(1, int)), "shape"),
+        ("label_runs", (MASK, RUNS[:2].copy(), F(3, I32)), "differ in length"),
+        ("label_runs", (MASK, F((3, 1), I32), F(3, I32)), "differ in length"),
+        ("label_runs", (MASK, F((2, 2), I32), F(2, I32)), "more runs than labels"),
+        ("label_runs", (MASK, F((4, 2), I32), F(4, I32)), "fewer runs than labels"),
+        ("paint", (RUNS, ONES, 0, F(5, I32)), "run out of range"),
+        ("paint", (RUNS, ONES[:2], 0, F(6, I32)), "differ in length"),
+        ("paint", (RUNS - 1, ONES, 0, F(6, I32)), "run out of range"),
+        ("paint", (RUNS[:, ::-1].copy(), ONES, 0, F(6, I32)), "run out of range"),
+        ("measure", (RUNS, 2 * ONES, F(1, I32)), "label out of range"),
+        ("measure", (RUNS, 0 * ONES, F(1, I32)), "label out of range"),
+        ("measure", (RUNS, ONES[:2], F(1, I32)), "differ in length"),
+        ("gather", (SCORES[0], RUNS, ONES, 0, 0, 9, F(3), F(3, I32)), "run out of range"),
+        ("gather", (SCORES.ravel(), RUNS, ONES, 0, 0, 9, F(2), F(2, I32)), "no room"),
+        ("gather", (SCORES.ravel(), RUNS, ONES, 0, 0, 9, F(2), F(3, I32)), "in length"),
+        ("histogram", (SCORES[0], MASK[0], 0.0, 9.0, 62, np.zeros(1, int)), "too short"),
+        ("histogram", (SCORES[0], MASK[0], 9.0, 0.0, 63, np.zeros(1, int)), "bad range"),
+        ("histogram", (SCORES[0], MASK[0], 0.0, 9.0, 64, np.zeros(1, int)), "bad range"),
+        ("histogram", (SCORES[0], MASK[0, :2], 0.0, 9.0, 63, np.zeros(1, int)), "shape"),
         ("sort_pass", (F(3), F(3, I32), 0, F(3), F(2, I32), F(8, int)), "differ in length"),
         ("sort_pass", (F(3), F(3, I32), 0, F(3), F(3, I32), F(7, int)), "not a power of two"),
         ("make_distinct", (np.array([1.0, 2.0]), F(1, I32)), "no room"),
-        ("collect", (SCORES[0], MASK[0], 0.0, 9.0, F(4), 2), "no room"),
-        ("collect", (SCORES[0], MASK[0], 0.0, 9.0, F(9), -1), "no room"),
-        ("collect", (SCORES[0], MASK[0, :2], 0.0, 9.0, F(9), 0), "differ in shape"),
+        ("mark", (SCORES[0], 0.0, 64, TABLE), "bad shift"),
+        ("mark", (SCORES[0], 0.0, 0, TABLE[:0]), "no table"),
+        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE, F(4), 2), "no room"),
+        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE, F(9), -1), "no room"),
+        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE[:0], F(9), 0), "no table"),
+        ("place", (SCORES[0], 0.0, 9.0, 0.0, -1, TABLE, F(9), 0), "bad shift"),
+        ("count_table", (F(3), 0.0, 0, TABLE, np.zeros(6, int)), "2 n . 1 places"),
+        ("count_table", (F(3), 0.0, 64, TABLE, np.zeros(7, int)), "bad shift"),
         ("tally", (F(3), F(4), np.zeros(6, int)), "2 n . 1 places"),
     ],
 )

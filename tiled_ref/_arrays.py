@@ -8,7 +8,7 @@ are never changed and read-only inputs are welcome.
 import importlib
 import operator
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
 
 import numpy as np
 import torch
@@ -77,18 +77,39 @@ def thread_count(threads=None):
 def run_threads(function, items, threads):
     """[function(item) for item in items], at most `threads` at a time, results in order.
 
-    With one thread, or one item, no thread is started. The items are consumed lazily: no
-    more than `threads` of them are held at once, which is what keeps a stream a stream.
+    With one thread no other is started. The items are consumed lazily: no more than
+    `threads` of them are held at once, which is what keeps a stream a stream. Of several
+    exceptions that of the first item is raised.
     """
     if threads == 1:
         return [function(item) for item in items]
-    results, pending = [], []
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            if len(pending) == threads:
-                results.append(pending.pop(0).result())
-            pending.append(pool.submit(function, item))
-        results.extend(future.result() for future in pending)
+    numbered, lock = enumerate(items), threading.Lock()
+    results, errors = [], []
+
+    def work():
+        number = -1
+        try:
+            while True:
+                with lock:
+                    number = len(results)
+                    if errors:
+                        return
+                    number, item = next(numbered, (number, numbered))
+                    if item is numbered:
+                        return
+                    results.append(None)
+                results[number] = function(item)
+        except BaseException as error:  # raised again below
+            errors.append((number, error))
+
+    helpers = [threading.Thread(target=work) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise min(errors, key=lambda pair: pair[0])[1]
     return results
 
 

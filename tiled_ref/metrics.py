@@ -42,9 +42,10 @@ ARRAY_BUDGET = 1.0  # times the bytes of the scores, for arrays
 SMALLEST_SLAB = 2**16  # anomalous pixels; below that a budget is not worth further passes
 POINTS_AT_ONCE = 2**16  # curve points made at a time
 SPLIT_BITS = 12  # buckets of a histogram that cuts slabs
-SORTED_AT_ONCE = 2**21  # normal pixels that a thread sorts in one go
-SAMPLE_BITS = 18  # buckets of the histogram that tells roughly where the FPR limit lies
-SAMPLE_STEP = 61  # it sees every so many pixels one
+TABLE_BITS = 20  # buckets in which a thread counts pixels, the most
+COUNTED_AT_ONCE = 2**31 - 1  # pixels, so that no bucket's count meets its mark
+SORTED_AT_ONCE = 2**21  # pixels that a thread sorts in one go
+SAMPLE_STEP = 199  # one of so many pixels tells roughly where the FPR limit lies
 RADIX_BITS = 11  # per pass of the sort
 
 
@@ -156,14 +157,14 @@ def label_regions(masks, impl="cython", threads=None):
     kernel = _arrays.kernel("_aupro")
 
     def label(mask):
-        runs, pixels = kernel.count_runs(mask)
-        return _label_runs(kernel, mask, runs)
+        return _label_runs(kernel, mask)
 
     results = _arrays.run_threads(label, map(np.ascontiguousarray, array), threads)
-    offsets = np.cumsum([0] + [found for labels, found in results])
+    offsets = np.cumsum([0] + [found for runs, labels, found in results])
 
     def paint(k):
-        kernel.paint(np.ascontiguousarray(array[k]), results[k][0], offsets[k], out[k])
+        runs, labels, _ = results[k]
+        kernel.paint(runs, labels, offsets[k], out[k].reshape(-1))
 
     _arrays.run_threads(paint, range(len(array)), threads)
     return _arrays.like(out, masks)
@@ -271,8 +272,8 @@ def roc_curve(maps, masks, max_points=1000, impl="cython", threads=None):
 def pixel_curves(pairs, max_points=1000, impl="cython", threads=None):
     """PRO and ROC curves of a set given image by image, thinned without changing the area.
 
-    Parameters: max_points, at least 16, the most points a curve may have; the others as in
-    `pixel_metrics`.
+    Parameters: max_points, at least 16, the most points a curve may have; pairs, impl and
+    threads as in `pixel_metrics`.
     Returns (pro, roc), two Curve from (0, 0) to (1, 1). The curve is cut into short pieces;
     of each piece the first and the last point are kept and one point is put between them
     such that the area under the piece stays the same. Their area up to 1 is that of the
@@ -310,11 +311,13 @@ class _Images:
     """A set that can be walked through again and again.
 
     walk() yields (index, map (H, W), mask uint8 (H, W)), checked, C-contiguous.
-    budget is the number of bytes that ordering may take.
+    budget is the number of bytes that ordering may take. at_hand says that a walk costs
+    nothing but looking at the pixels.
     """
 
     walk: object
     budget: int
+    at_hand: bool
 
 
 def _from_arrays(maps, masks):
@@ -329,7 +332,7 @@ def _from_arrays(maps, masks):
         for k in range(len(maps)):  # a copy of one image at most
             yield k, np.ascontiguousarray(maps[k]), np.ascontiguousarray(masks[k])
 
-    return _Images(walk, min(STREAM_BUDGET, int(ARRAY_BUDGET * maps.nbytes)))
+    return _Images(walk, min(STREAM_BUDGET, int(ARRAY_BUDGET * maps.nbytes)), True)
 
 
 def _from_pairs(pairs):
@@ -368,7 +371,7 @@ def _from_pairs(pairs):
             raise _changed(k + 1)
         walked.append(True)
 
-    return _Images(walk, STREAM_BUDGET)
+    return _Images(walk, STREAM_BUDGET, False)
 
 
 def _changed(k):
@@ -533,18 +536,16 @@ def _refuse_nan(k, image):
         raise _arrays.nan_error("maps", [k, int(y), int(x)])
 
 
-def _label_runs(kernel, mask, runs):
-    """Labels int32 (runs,) of the runs of a mask in row-major order, and their number."""
+def _label_runs(kernel, mask):
+    """Runs of a mask int32 (runs, 2), their labels int32 (runs,), the number of labels."""
     if mask.size >= 2**31 - 1:
         raise InputError(
             f"a mask of {mask.shape[0]} x {mask.shape[1]} px has more than 2**31 pixels; "
             "compute the metrics at a smaller image size"
         )
-    labels = np.empty(runs, np.int32)
-    if not runs:
-        return labels, 0
-    ends = np.empty((4, mask.shape[1] // 2 + 1), np.int32)  # scratch
-    return labels, kernel.label_runs(mask, labels, ends)
+    n_runs, _ = kernel.count_runs(mask)
+    runs, labels = np.empty((n_runs, 2), np.int32), np.empty(n_runs, np.int32)
+    return runs, labels, kernel.label_runs(mask, runs, labels) if n_runs else 0
 
 
 # Curve points from the kernels -----------------------------------------------------------
@@ -555,15 +556,15 @@ class _KernelPoints:
 
     1. One walk through the set: regions, their areas, the scores of the anomalous pixels.
     2. These are sorted.
-    3. A second walk: the normal pixels, some images at a time, are sorted and counted along
-       the anomalous scores.
+    3. A second walk: all pixels are counted between the sorted scores, see `_Tally`; what is
+       left without the anomalous ones are the normal ones.
     4. From the highest score down the counts and the regions' units add up to points.
 
-    With a limit on the FPR a sample of the normal pixels, taken on the first walk, tells
-    below which score the limit is certainly passed; what lies below is looked at only if the
-    consumer asks for more points, so that a bad guess costs time and nothing else. Where the
-    anomalous pixels exceed the memory budget, steps 1 to 4 are repeated for one slab of
-    scores after the other, from the top.
+    With a limit on the FPR a sample of the normal pixels tells below which score the limit
+    is certainly passed; what lies below is looked at only if the consumer asks for more
+    points, so that a bad guess costs time and nothing else. Where the anomalous pixels
+    exceed the memory budget, steps 1 to 4 are repeated for one slab of scores after the
+    other, from the top.
     """
 
     def __init__(self, images, threads, limit):
@@ -579,57 +580,71 @@ class _KernelPoints:
         return _Points(self.n_normal, self.n_anomalous, self.areas.size, unit, chunks)
 
     def _survey(self):
-        """The first walk."""
-        kernel, lock, found = self.kernel, threading.Lock(), 0
-        sample = _Buffers(_zeros(1 << SAMPLE_BITS))
+        """The first walk; arrays are walked through for the sample before."""
+        kernel, lock = self.kernel, threading.Lock()
+        samples, kept, kept_low = [], 0, -np.inf
+        if self.images.at_hand:
+            samples = [_sample(image, mask) for _, image, mask in self.images.walk()]
+            self._use_sample(samples)
+            kept_low = self.cut
 
         def visit(item):
-            nonlocal found
+            nonlocal kept
             k, image, mask = item
-            if kernel.has_nan(image.reshape(-1)):
-                _refuse_nan(k, image)
-            runs, pixels = kernel.count_runs(mask)
-            if self.limit is not None:
-                with sample.borrow() as counts:
-                    low, high, shift = _whole(image.dtype)
-                    kernel.histogram(
-                        *_flat(image, mask), False, low, high, shift, SAMPLE_STEP, counts
-                    )
-            labels, n_regions = _label_runs(kernel, mask, runs)
+            runs, labels, n_regions = _label_runs(kernel, mask)
             areas = np.zeros(n_regions, np.int32)
-            kernel.measure(mask, labels, areas)
-            with lock:
-                found += pixels
-                keep = found <= self._capacity(image.dtype, 0)
-            values = np.empty(pixels if keep else 0, image.dtype)
+            kernel.measure(runs, labels, areas)
+            pixels = int(areas.sum(dtype=np.int64))
+            low, high = image.dtype.type(kept_low), image.dtype.type(np.inf)
+            values = np.empty(pixels if kept <= self._capacity(image.dtype, 0) else 0, image.dtype)
             regions = np.empty(values.size, np.int32)
-            if keep:
-                low, high, _ = _whole(image.dtype)
-                kernel.gather(image, mask, labels, 0, low, high, values, regions)
-            return image.dtype, mask.size, areas, values, regions
+            if values.size:
+                n = kernel.gather(image.reshape(-1), runs, labels, 0, low, high, values, regions)
+                if n < 0:
+                    _refuse_nan(k, image)
+                if n < pixels:
+                    values, regions = values[:n].copy(), regions[:n].copy()
+                with lock:
+                    kept += n
+            sample = None if self.images.at_hand else _sample(image, mask)
+            return image.dtype, mask.size, areas, pixels, values, regions, sample
 
         results = _arrays.run_threads(visit, self.images.walk(), self.threads)
+        if not self.images.at_hand:
+            self._use_sample([result[6] for result in results])
         self.dtype = results[0][0] if results else _arrays.FLOATS[0]
-        self.sample = _total(sample.made or [np.zeros(1 << SAMPLE_BITS, np.int64)])
-        self.first_region = np.cumsum([0] + [areas.size for _, _, areas, _, _ in results])
-        self.areas = np.concatenate([np.empty(0, np.int32)] + [r[2] for r in results])
-        self.n_anomalous = found
-        self.n_normal = sum(r[1] for r in results) - found
+        self.n_pixels = sum(result[1] for result in results)
+        self.first_region = np.cumsum([0] + [result[2].size for result in results])
+        self.areas = np.concatenate([np.empty(0, np.int32)] + [result[2] for result in results])
+        self.n_anomalous = sum(result[3] for result in results)
+        self.n_normal = self.n_pixels - self.n_anomalous
         self.capacity = self._capacity(self.dtype, self.areas.size)
-        self.all = None
-        if 0 < found <= self.capacity:
+        self.kept, self.kept_low = None, self.dtype.type(kept_low)
+        if results and kept <= self.capacity:
             for result, first in zip(results, self.first_region.tolist()):
-                result[4][:] += first
-            self.all = tuple(np.concatenate([r[part] for r in results]) for part in (3, 4))
+                result[5][:] += first
+            self.kept = tuple(np.concatenate([r[part] for r in results]) for part in (4, 5))
 
     def _capacity(self, dtype, n_regions):
         """Anomalous pixels that a slab may hold."""
         # A score and its region, twice while they are sorted; afterwards, instead of the
-        # second, its stop and two counters per thread.
-        bytes_each = dtype.itemsize + 4 + max(dtype.itemsize + 4, 4 + 16 * self.threads)
+        # second, its stop and two counters.
+        bytes_each = dtype.itemsize + 4 + max(dtype.itemsize + 4, 4 + 16)
         left = self.images.budget - 8 * n_regions  # areas and rests
-        left -= self.threads * SORTED_AT_ONCE * dtype.itemsize
+        left -= self.threads * (SORTED_AT_ONCE * dtype.itemsize + (4 << TABLE_BITS))
         return max(SMALLEST_SLAB, left // bytes_each)
+
+    def _use_sample(self, samples):
+        """Take from normal scores a score below which the FPR is very probably above the
+        limit: the cut, -inf for none."""
+        self.sample, self.cut = np.zeros(0), -np.inf
+        if samples:
+            self.sample = np.sort(np.concatenate(samples))
+        if self.limit is not None:
+            expected = float(self.limit) * self.sample.size
+            enough = math.ceil(1.02 * expected + 4 * math.sqrt(expected) + 16)
+            if enough <= self.sample.size:
+                self.cut = self.sample[-enough]
 
     def _chunks(self, unit):
         """The points, one slab of scores after the other, from the top."""
@@ -642,10 +657,7 @@ class _KernelPoints:
     def _slab_chunks(self, low, high, n, unit, rests, state):
         """The points of one slab."""
         distinct, stops, regions = self._anomalous(low, high, n)
-        if not distinct.size:
-            state[0] += self._histogram(False, low, high, 63).sum()
-            return
-        counts = self._count_normals(low, high, distinct)
+        counts = self._count_normals(low, high, distinct, stops)
         for stop in range(stops.size, 0, -POINTS_AT_ONCE):
             start = max(0, stop - POINTS_AT_ONCE)
             points = np.empty((4, stop - start), np.int64)
@@ -657,28 +669,15 @@ class _KernelPoints:
 
     def _slabs(self):
         """(low, high, anomalous pixels or None) of each slab, from the top, without gaps."""
-        bottom, top, _ = _whole(self.dtype)
-        cut = self._cut()
+        bottom, cut, top = map(self.dtype.type, (-np.inf, self.cut, np.inf))
         ranges = [(bottom, top)]
         if cut > bottom:
             ranges = [(cut, top), (bottom, np.nextafter(cut, bottom, dtype=self.dtype))]
         for low, high in ranges:
-            if self.all is not None:
+            if self.kept is not None and low >= self.kept_low:
                 yield low, high, None
             else:
                 yield from self._split(_key(low), _key(high))
-
-    def _cut(self):
-        """A score below which the FPR is very probably above the limit; -inf for none."""
-        bottom, _, shift = _whole(self.dtype)
-        if self.limit is None:
-            return bottom
-        from_here_up = self.sample[::-1].cumsum()[::-1]
-        expected = float(self.limit) * int(from_here_up[0])
-        enough = np.flatnonzero(from_here_up >= 1.02 * expected + 4 * math.sqrt(expected) + 16)
-        if not enough.size:
-            return bottom
-        return _score(_key(bottom) + (int(enough[-1]) << shift), self.dtype)
 
     def _split(self, first, last):
         """Keys first..last cut into slabs of at most `capacity` anomalous pixels.
@@ -698,7 +697,7 @@ class _KernelPoints:
             low, high = self._edges(*key_range(lowest, highest))
             return [(low, high, n)] if low <= high else []
 
-        counts = self._histogram(True, low, high, shift).tolist()
+        counts = self._histogram(low, high, shift).tolist()
         highest, n = len(counts) - 1, 0
         for bucket in reversed(range(len(counts))):
             if n + counts[bucket] > self.capacity and bucket < highest:
@@ -723,33 +722,33 @@ class _KernelPoints:
             high = np.nextafter(high, -np.inf, dtype=self.dtype)
         return low + self.dtype.type(0), high
 
-    def _histogram(self, anomalous, low, high, shift):
-        """Counts of the pixels of one class by key, from that of low on, int64."""
+    def _histogram(self, low, high, shift):
+        """Counts of the anomalous pixels by key, from that of low on, int64."""
         size = ((_key(high) - _key(low)) >> shift) + 1
-        buffers = _Buffers(_zeros(size))
+        buffers = _Buffers(lambda: np.zeros(size, np.int64))
 
         def visit(item):
             _, image, mask = item
             with buffers.borrow() as counts:
                 self.kernel.histogram(
-                    *_flat(image, mask), anomalous, low, high, shift, 1, counts
+                    image.reshape(-1), mask.reshape(-1), low, high, shift, counts
                 )
 
         _arrays.run_threads(visit, self.images.walk(), self.threads)
-        return _total(buffers.made)
+        return sum(buffers.made)
 
     def _anomalous(self, low, high, n):
         """Distinct scores in low..high of anomalous pixels, ascending; stops; regions.
 
         The pixels that share distinct score i are regions[stops[i - 1]:stops[i]].
         """
-        if self.all is not None:
-            values, regions = self.all
-            if low > values.min() or high < values.max():
-                inside = (values >= low) & (values <= high)
-                values, regions = values[inside], regions[inside]
+        if n is None:
+            values, regions = self.kept
+            inside = (values >= low) & (values <= high)
+            if inside.all():
+                self.kept = None  # sorting uses them up, and there is no other slab
             else:
-                self.all = None  # sorting uses them up, and there is no other slab
+                values, regions = values[inside], regions[inside]
         else:
             values, regions = self._gather(low, high, n)
             if low == high:
@@ -769,13 +768,14 @@ class _KernelPoints:
         values = np.empty(0 if low == high else n, self.dtype)
         at = 0
         for k, image, mask in self.images.walk():
-            runs, _ = self.kernel.count_runs(mask)
-            if runs:
-                labels, _ = _label_runs(self.kernel, mask, runs)
-                at += self.kernel.gather(
-                    image, mask, labels, self.first_region[k], low, high,
-                    values[at:], regions[at:],
-                )  # fmt: skip
+            runs, labels, _ = _label_runs(self.kernel, mask)
+            found = self.kernel.gather(
+                image.reshape(-1), runs, labels, self.first_region[k], low, high,
+                values[at:], regions[at:],
+            )  # fmt: skip
+            if found < 0:
+                _refuse_nan(k, image)
+            at += found
         return values, regions
 
     def _sort(self, values, regions):
@@ -787,46 +787,93 @@ class _KernelPoints:
                 (values, regions), other = other, (values, regions)
         return values, regions
 
-    def _count_normals(self, low, high, distinct):
-        """Normal pixels in low..high by their place among the distinct scores (2 n + 1,).
-
-        As many as fit in a buffer are sorted and then counted in one go along the distinct
-        scores: a buffer stays in the cache, and the set need not fit in memory.
-        """
-        buffers = _Buffers(lambda: _Tally(self.kernel, distinct))
+    def _count_normals(self, low, high, distinct, stops):
+        """Normal pixels in low..high by their place among the distinct scores (2 n + 1,)."""
+        counts = np.zeros(2 * distinct.size + 1, np.int64)
+        table = self._table(low, high, distinct)
+        buffers = _Buffers(lambda: _Tally(self.kernel, low, high, distinct, table, counts, lock))
+        lock = threading.Lock()
 
         def visit(item):
-            _, image, mask = item
+            k, image, _ = item
             with buffers.borrow() as tally:
-                tally.add(*_flat(image, mask), low, high)
+                if not tally.add(image.reshape(-1), self.n_pixels):
+                    _refuse_nan(k, image)
 
         _arrays.run_threads(visit, self.images.walk(), self.threads)
         _arrays.run_threads(_Tally.flush, buffers.made, self.threads)
-        return _total([tally.counts for tally in buffers.made])
+        counts[1::2] -= np.diff(stops, prepend=np.int32(0))
+        return counts
+
+    def _table(self, low, high, distinct):
+        """(start, shift, buckets uint32 (B,) all empty, marked): see `place` of the kernels.
+
+        The buckets reach from the lowest to nearly the highest scores of the sample that lie
+        in low..high; what lies outside is sorted.
+        """
+        inside = self.sample[np.searchsorted(self.sample, low) :]
+        inside = inside[: np.searchsorted(inside, high, "right")]
+        if not inside.size:
+            inside = np.array([low, high])
+        start, stop = inside[inside.size // 256], inside[-1 - inside.size // 64]
+        span = _key(stop) - _key(start)
+        bits = min(TABLE_BITS, max(6, self.n_pixels.bit_length() - 2))
+        shift = max(0, span.bit_length() - bits)
+        table = np.zeros((span >> shift) + 2, np.uint32)
+        self.kernel.mark(distinct, start, shift, table)
+        return start, shift, table
 
 
 class _Tally:
-    """Normal pixels of one thread, counted by their place among distinct scores."""
+    """The pixels of one thread, counted by their place among distinct scores.
 
-    def __init__(self, kernel, distinct):
-        self.kernel, self.distinct = kernel, distinct
-        self.counts = np.zeros(2 * distinct.size + 1, np.int64)
-        self.buffer, self.n = np.empty(0, distinct.dtype), 0
+    Nearly all are counted in a table of buckets of scores. Where a bucket holds one of the
+    distinct scores and others beside it, its pixels are sorted and walked along the distinct
+    scores instead, as many at a time as fit in the cache.
+    """
 
-    def add(self, scores, mask, low, high):
-        """The normal pixels with scores in low..high of one image."""
-        if self.n + scores.size > self.buffer.size:
-            self.flush()
-            if scores.size > self.buffer.size:
-                self.buffer = np.empty(max(scores.size, SORTED_AT_ONCE), scores.dtype)
-        self.n = self.kernel.collect(scores, mask, low, high, self.buffer, self.n)
+    def __init__(self, kernel, low, high, distinct, table, counts, lock):
+        self.kernel, self.low, self.high, self.distinct = kernel, low, high, distinct
+        self.start, self.shift, self.empty = table
+        self.counts, self.lock = counts, lock  # of all threads
+        self.table, self.placed = self.empty.copy(), 0
+        self.aside, self.n = np.empty(0, distinct.dtype), 0
+
+    def add(self, scores, n_pixels):
+        """The pixels of one image of a set of n_pixels; False where there is a NaN."""
+        if self.n + scores.size > self.aside.size:
+            self.sort_aside()
+            if scores.size > self.aside.size:
+                size = max(scores.size, min(SORTED_AT_ONCE, n_pixels))
+                self.aside = np.empty(size, scores.dtype)
+        if self.placed + scores.size > COUNTED_AT_ONCE:
+            self.empty_table()
+        self.placed += scores.size
+        self.n = self.kernel.place(
+            scores, self.low, self.high, self.start, self.shift, self.table, self.aside, self.n
+        )
+        return self.n >= 0
+
+    def sort_aside(self):
+        """Count what was put aside."""
+        scores = self.aside[: self.n]
+        scores.sort()
+        with self.lock:
+            self.kernel.tally(self.distinct, scores, self.counts)
+        self.n = 0
+
+    def empty_table(self):
+        """Count what is in the table."""
+        with self.lock:
+            self.kernel.count_table(
+                self.distinct, self.start, self.shift, self.table, self.counts
+            )
+        self.table[:], self.placed = self.empty, 0
 
     def flush(self):
-        """Count what is in the buffer."""
-        scores = self.buffer[: self.n]
-        scores.sort()
-        self.kernel.tally(self.distinct, scores, self.counts)
-        self.n = 0
+        """Count everything."""
+        self.sort_aside()
+        self.empty_table()
 
 
 class _Buffers:
@@ -848,25 +895,9 @@ class _Buffers:
         self.free.append(buffer)
 
 
-def _zeros(size):
-    return lambda: np.zeros(size, np.int64)
-
-
-def _total(counts):
-    """The sum of one or more arrays, in place of the first."""
-    for other in counts[1:]:
-        counts[0] += other
-    return counts[0]
-
-
-def _flat(image, mask):
-    """Both as one row of pixels, views."""
-    return image.reshape(-1), mask.reshape(-1)
-
-
-def _whole(dtype):
-    """-inf, inf, and the shift that makes SAMPLE_BITS-bit buckets of the keys between."""
-    return dtype.type(-np.inf), dtype.type(np.inf), 8 * dtype.itemsize - SAMPLE_BITS
+def _sample(image, mask):
+    """Some of the normal scores of an image."""
+    return image.reshape(-1)[::SAMPLE_STEP][mask.reshape(-1)[::SAMPLE_STEP] == 0]
 
 
 def _key(score):
