@@ -1,0 +1,160 @@
+"""Runs that are killed, interrupted or run out of disk, and what --resume makes of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiled_ref import cli
+from tiled_ref.errors import InputError
+from tiled_ref.store import CellStore, OutputLock, RowFile
+
+SERVER = Path(__file__).resolve().parent / "crash_server.py"
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What tests/crash_server.py saw."""
+    folder = tmp_path_factory.mktemp("crash")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TILED_REF_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SERVER), str(folder)], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def cases(report, kind):
+    return [case for case in report["cases"] if case["kind"] == kind]
+
+
+def check_resumed(report, case):
+    """As if nothing had happened: metrics bit for bit, models, the set of files."""
+    assert case["second"]["status"] == 0, (case["at"], case["second"]["text"])
+    assert case["after"] == report["reference"], case["at"]
+    assert case["same_models"], case["at"]
+
+
+def test_an_undisturbed_run_leaves_results_and_ensembles_alone(report):
+    assert report["whole"]["status"] == 0, report["whole"]["text"]
+    files = report["reference"]["files"]
+    assert len(report["reference"]["results"]) == 2
+    assert not [name for name in files if "partial" in name or name.endswith((".tmp", ".lock"))]
+    assert sum(name.endswith("manifest.json") for name in files) == 2
+    assert sum("location_" in name for name in files) == 4 + 4
+
+
+def test_a_killed_run_is_resumed_bit_for_bit(report):
+    killed = cases(report, "kill")
+    assert len(killed) >= 20
+    assert {case["at"][1] for case in killed} >= {"rename", "sync", "maps", "progress"}
+    for case in killed:
+        assert case["first"]["signal"] == signal.SIGKILL, case["at"]
+        check_resumed(report, case)
+
+
+def test_resuming_does_not_start_over(report):
+    """The later the kill, the fewer stages are left."""
+    stages = [case["second"]["text"].count(": fit") for case in cases(report, "kill")]
+    assert stages[0] == 8 and stages[-1] == 0 and sorted(stages, reverse=True) == stages
+
+
+def test_a_run_may_be_killed_twice(report):
+    assert report["twice"]["status"] == 0
+    assert report["twice"]["after"] == report["reference"]
+
+
+def test_ctrl_c_is_one_line_and_status_130(report):
+    for case in cases(report, "interrupt"):
+        assert case["first"]["status"] == 130, case
+        assert case["first"]["text"].splitlines()[-1].startswith("tiled-ref: interrupted")
+        assert "TRACEBACK" not in case["first"]["text"]
+        assert case["temporary"] == []
+        check_resumed(report, case)
+
+
+@pytest.mark.parametrize("kind", ["limit", "no space"])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(report, kind):
+    for case in cases(report, kind):
+        first = case["first"]
+        assert first["status"] == 2, (case["at"], first)
+        assert "tiled-ref: error: cannot " in first["text"], first["text"]
+        assert "TRACEBACK" not in first["text"] and "Traceback" not in first["text"]
+        assert case["temporary"] == [], case["at"]
+        check_resumed(report, case)
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tmp_path, capsys):
+    argv = ["--out", str(tmp_path), "--weights", "random", "--quiet"]
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # another process, as the lock sees it
+        with OutputLock(tmp_path):
+            os.write(write, b"x")
+            signal.pause()
+    try:
+        os.read(read, 1)
+        assert cli.main(argv) == 2
+        assert "another run is writing to" in capsys.readouterr().err
+        assert not (tmp_path / "synthetic").exists()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with OutputLock(tmp_path):  # the lock has gone with its holder
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_resuming_with_other_options_is_refused(tmp_path):
+    CellStore(tmp_path, {"seed": 1, "score": "mean"})
+    CellStore(tmp_path, {"seed": 1, "score": "mean"}, resume=True)
+    with pytest.raises(InputError, match="score was mean, is max.*start over without --resume"):
+        CellStore(tmp_path, {"seed": 1, "score": "max"}, resume=True)
+
+
+def test_an_unfinished_run_starts_over_without_resume(tmp_path):
+    notes = []
+    store = CellStore(tmp_path, {})
+    maps = store.new_maps("maps_0_0", (1, 2, 2))
+    maps[0:1] = [[[1, 2], [3, 4]]]
+    store.save_prediction((0, 0), maps, maps[0][0, :1], 0.5)
+    assert CellStore(tmp_path, {}, resume=True, note=notes.append).has_prediction((0, 0))
+    assert "resumed, 1 tile locations are done" in notes[0]
+    assert not CellStore(tmp_path, {}, note=notes.append).has_prediction((0, 0))
+    assert "starts over; --resume goes on" in notes[1]
+
+
+def test_rows_are_read_as_they_were_written(tmp_path, rng):
+    maps = rng.random((7, 3, 5)).astype("float32")
+    rows = RowFile(tmp_path / "m.npy", maps.shape)
+    rows[4:7] = maps[4:]
+    rows[0:4] = maps[:4]
+    assert not (tmp_path / "m.npy").exists()  # before it is complete
+    rows.commit()
+    assert (rows[2:6] == maps[2:6]).all() and (rows[3] == maps[3]).all()
+    assert [row.tolist() for row in rows] == maps.tolist()
+    read = RowFile(tmp_path / "m.npy")
+    assert read.shape == maps.shape and (read[0:7] == maps).all()
+    for bad in (7, -1):
+        with pytest.raises(IndexError):
+            read[bad]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
+def test_a_damaged_file_of_rows_is_named(tmp_path, damage):
+    path = tmp_path / "m.npy"
+    rows = RowFile(path, (2, 2, 2))
+    rows.commit()
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "foreign":
+        path.write_bytes(b"not an array")
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match="cannot read .*m.npy.*start over without --resume"):
+        RowFile(path)
