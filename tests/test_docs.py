@@ -1,80 +1,9 @@
 """What the documentation says is what the code does."""
 
-import ast
-import doctest
-import importlib
-import inspect
-import pkgutil
 import re
-from pathlib import Path
 
-import pytest
-
-import tiled_ref
+from sources import ROOT, SOURCES
 from tiled_ref import cli
-
-ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted(
-    module.name
-    for module in pkgutil.walk_packages(tiled_ref.__path__, "tiled_ref.")
-    if not module.name.rpartition(".")[2].startswith("_")
-)
-SOURCES = sorted((ROOT / "tiled_ref").rglob("*.py"))
-# Arrows of imports inside the package: nothing imports the command line, models see no tiling.
-FORBIDDEN = {
-    "tiled_ref/models/": {"tiling", "ensemble", "merging", "smoothing", "metrics", "experiment"},
-    "tiled_ref/data/": {"models", "ensemble", "experiment", "metrics", "merging", "smoothing"},
-    "tiled_ref/": {"cli"},
-}
-PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_give_what_they_say(name):
-    failed, _ = doctest.testmod(importlib.import_module(name))
-    assert failed == 0
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_every_public_name_has_a_docstring(name):
-    module = importlib.import_module(name)
-    assert module.__doc__
-    for key, value in vars(module).items():
-        if getattr(value, "__module__", None) != name or key.startswith("_"):
-            continue
-        assert value.__doc__, f"{name}.{key}"
-        if isinstance(value, type):
-            for part, member in vars(value).items():
-                if callable(member) and not part.startswith("_"):
-                    assert inspect.getdoc(getattr(value, part)), f"{name}.{key}.{part}"
-
-
-def imports(path):
-    """(package or "", module parts) of every import statement of a file."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.partition(".")[0], ()
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                names = [node.module] if node.module else [alias.name for alias in node.names]
-                yield "", tuple(name.partition(".")[0] for name in names)
-            else:
-                yield node.module.partition(".")[0], ()
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_imports_run_one_way_and_only_from_the_packages_named(path):
-    import sys
-
-    relative = path.relative_to(ROOT).as_posix()
-    for package, inside in imports(path):
-        if package:
-            assert package in PACKAGES or package in sys.stdlib_module_names, package
-            assert package != "PIL" or relative == "tiled_ref/data/images.py"
-        for folder, forbidden in FORBIDDEN.items():
-            if relative.startswith(folder):
-                assert not forbidden & set(inside), f"{relative} imports {inside}"
 
 
 def test_the_readme_has_the_two_commands_that_ci_types():

@@ -14,6 +14,20 @@ Capitals belong to the image, small letters to the tile.
     Hf, Wf  feature map of an image         hf, wf  feature map of a tile
     P       positions of a feature map      R       ground-truth regions of a set
 
+Parameters that mean the same everywhere, and are not explained again:
+
+    dataset, arch, category, setup : str, names as on the command line; a setup whose sizes
+        matter is a setups.Setup
+    metric : str, "image_auroc", "pixel_auroc" or "pixel_aupro"
+    seed : int >= 0
+    device : torch.device or its name
+    path, folder, out : str or path-like
+    impl : "cython" or "numpy", the same bits
+    threads : int or None, no result depends on it
+    grid : tiling.TileGrid
+    options : experiment.Options
+    progress : callable (done, total), or None
+
 So `# (rows, cols, N, h, w)` at the end of a line reads: one map of h x w pixels for each
 of N images at each tile location.
 """

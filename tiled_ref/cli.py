@@ -40,7 +40,11 @@ Exit status: 0 done, 2 something is wrong with an option or a file, 130 interrup
 
 @dataclass(frozen=True)
 class Switch:
-    """An option that is a keyword argument of one or more architectures."""
+    """An option that is a keyword argument of one or more architectures.
+
+    Parameters: flag, such as "--steps"; archs, the architectures that have it; keyword, its
+    name there; argument, keywords of argparse's add_argument; help, its text.
+    """
 
     flag: str
     archs: tuple
@@ -255,7 +259,10 @@ def run(args):
 
 
 def explain_image(args):
-    """Walk one image through one setup, a picture per stage, and print what was written."""
+    """Walk one image through one setup, a picture per stage, and print what was written.
+
+    Raises InputError where the options name several setups, and as explain.explain does.
+    """
     progress = Progress(quiet=args.quiet)
     setups, archs, categories, backbone, options = _prepare(args, progress)
     for flag, values in (

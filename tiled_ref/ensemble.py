@@ -58,8 +58,9 @@ class LocationImages:
 
 
 class FeatureUntiler:
-    """Puts the feature maps of an image's tiles together (SPEC of the ST setups, Sec. 4.2).
+    """Puts the feature maps of an image's tiles together (the ST setups, Rolih et al. Sec. 4.2).
 
+    Parameters: grid of the input tiles.
     Called with features (T * B, C, h/factor, w/factor), tile-major, and factor, the pixels
     per position; returns (B, C, H/factor, W/factor), overlaps averaged. Differentiable.
     """
@@ -147,7 +148,10 @@ class TiledEnsemble:
         )
 
     def location_images(self, images, location):
-        """LocationImages of one location: its tiles, or for ST those of all input tiles."""
+        """LocationImages of one location: its tiles, or for ST those of all input tiles.
+
+        Parameters: images uint8 (N, 3, H, W); location (i, j).
+        """
         grid = self.setup.input_grid
         locations = grid.locations() if self.setup.kind == "ST" else [location]
         return LocationImages(images, grid, locations, self.device)
@@ -163,9 +167,10 @@ class TiledEnsemble:
         return self
 
     def predict(self, images, impl="cython", progress=None):
-        """Merged, seam-smoothed maps float32 (N, H, W) and scores float32 (N,).
+        """What the trained models say, put together.
 
         Parameters: images uint8 (N, 3, H, W); impl, see `merging`; progress as in `fit`.
+        Returns merged, seam-smoothed maps float32 (N, H, W) and scores float32 (N,).
         Raises InputError where nothing was fitted.
         """
         if len(self.states) < self.setup.n_models:

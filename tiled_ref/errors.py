@@ -11,7 +11,10 @@ class InputError(ValueError):
 
 
 class KernelNotBuiltError(ImportError):
-    """A compiled kernel was asked for and is not there. There is no silent fallback."""
+    """A compiled kernel was asked for and is not there. There is no silent fallback.
+
+    Parameters: module, its name inside tiled_ref, such as "_untile".
+    """
 
     BUILD_COMMAND = "python setup.py build_ext --inplace"
 

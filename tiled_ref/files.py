@@ -12,6 +12,7 @@ def atomic_write(path, mode="w"):
     """A file to write to that takes its name only when it is complete and on the disk.
 
     Parameters: path; mode "w" (UTF-8 text, newlines as written) or "wb".
+    Yields the open file.
     Raises InputError naming the path where it cannot be written; what was there before stays.
     """
     path = Path(path)

@@ -71,7 +71,8 @@ def _printed():
 def paper_result(dataset, arch, category, setup):
     """(image AUROC, pixel AUPRO) that the paper gives for a cell, as fractions; None if none.
 
-    Parameters: names as on the command line; category "average" for the mean over all.
+    Parameters: dataset, arch, category, setup, names as on the command line; category
+    "average" for the mean over all.
     Source: Rolih et al. 2024, Tables 5-12.
 
     >>> paper_result("mvtec", "padim", "screw", "ENS9")

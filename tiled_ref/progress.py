@@ -69,7 +69,7 @@ class _Stage:
 
 
 def duration(seconds):
-    """Seconds as a person reads them.
+    """Text for seconds, a number >= 0, as a person reads them.
 
     >>> duration(4.26), duration(75), duration(3700)
     ('4.3 s', '1 min 15 s', '1 h 01 min')

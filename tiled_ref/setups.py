@@ -71,9 +71,9 @@ class Setup:
         return self.ensemble_grid.rows * self.ensemble_grid.cols
 
     def with_sizes(self, image_size=None, tile_size=None, stride=None):
-        """A copy of the same kind with other sizes, named after them.
+        """The same kind of setup with other sizes, named after them.
 
-        Sizes are (height, width) in pixels; None keeps this setup's own. For SM the tile
+        Returns a Setup, this one where nothing changes. image_size, tile_size, stride are (height, width) in pixels; None keeps this setup's own. For SM the tile
         follows the image. Where only the tile is given, the stride becomes the tile size
         if it was the tile size before, half of it if it was half.
         """

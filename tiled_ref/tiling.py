@@ -191,8 +191,9 @@ class TileGrid:
         return image
 
     def scaled(self, factor):
-        """The same grid on a feature map that is `factor` times smaller.
+        """The same grid on a feature map that is `factor` times smaller, a whole number >= 1.
 
+        Returns TileGrid, its sizes in positions.
         Raises InputError where tile size or stride is no multiple of factor, because then
         the feature maps of neighbouring tiles do not lie on one grid.
         """
@@ -210,7 +211,7 @@ class TileGrid:
         )
 
     def check_image(self, images):
-        """Raise InputError unless images (..., H, W) have the size the grid is made for."""
+        """Raise InputError unless images (..., H, W), any dtype, have the grid's size."""
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(
                 f"the grid is made for images of {_text(self.image_size)} px, "

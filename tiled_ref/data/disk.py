@@ -92,9 +92,10 @@ def folders(folder):
 
 
 def images(folder):
-    """Paths of the image files directly in a folder, sorted by name.
+    """The image files directly in a folder.
 
-    Other files, hidden files and folders are passed over. Raises InputError for a link with
+    Returns a list of Path, sorted by name. Other files, hidden files and folders are passed
+    over. Raises InputError for a link with
     an image's name that leads nowhere, and as `entries` does.
     """
     paths = []

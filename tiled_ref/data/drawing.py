@@ -2,7 +2,8 @@
 
 A picture is float32 (H, W, 3) on a scale of 0 to 255. Shapes are signed distances in pixels,
 negative inside, that `coverage` turns into the share of each pixel they cover, so that every
-edge is smooth. Everything is drawn in a window around the shape.
+edge is smooth. Everything is drawn in a window around the shape: x (1, m) and y (n, 1) are the
+float32 coordinates of its pixels, lengths are in pixels, rng is a numpy.random.Generator.
 """
 
 import numpy as np
@@ -19,7 +20,8 @@ FONT = {  # 3 x 5 dots, rows from the top, three bits each
 class Window:
     """The part of a picture within `reach` pixels of (x, y), cut at the border.
 
-    reach is a number or a pair, across and down.
+    Parameters: shape of the picture, height first; x, y in pixels; reach, a number or a pair,
+    across and down.
 
     Attributes: index, for picture[window.index]; x (1, m) and y (n, 1), float32, pixels from
     the window's centre; empty where it lies outside.
@@ -46,19 +48,19 @@ def coverage(distance, softness=1.2):
 
 
 def box(x, y, half_width, half_height, radius=0.0):
-    """Signed distance from a rectangle with round corners."""
+    """Signed distance (n, m) from a rectangle with round corners: x (1, m), y (n, 1)."""
     dx, dy = np.abs(x) - (half_width - radius), np.abs(y) - (half_height - radius)
     outside = np.sqrt(np.maximum(dx, 0) ** 2 + np.maximum(dy, 0) ** 2)
     return outside + np.minimum(np.maximum(dx, dy), 0) - radius
 
 
 def disc(x, y, radius):
-    """Signed distance from a disc."""
+    """Signed distance (n, m) from a disc: x (1, m), y (n, 1)."""
     return np.sqrt(x * x + y * y) - radius
 
 
 def segment(x, y, x0, y0, x1, y1):
-    """Distance from the segment between two points."""
+    """Distance (n, m) from the segment between two points: x (1, m), y (n, 1)."""
     dx, dy = x1 - x0, y1 - y0
     t = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
     return np.sqrt((x - x0 - t * dx) ** 2 + (y - y0 - t * dy) ** 2)
@@ -118,10 +120,11 @@ def strips(height):
 
 
 def field(rng, shape, cell):
-    """Smooth noise of mean about 0 and standard deviation about 1, float32 (*shape).
+    """Smooth noise of mean about 0 and standard deviation about 1.
 
-    Random numbers on a grid of `cell` pixels (a number, or one for each axis), cubic
-    B-splines between them. Sums of four terms in a fixed order, no matrix product, whose
+    Parameters: rng; shape (H, W); cell, pixels, a number or one for each axis.
+    Returns float32 (H, W): random numbers on a grid of `cell` pixels, cubic B-splines
+    between them. Sums of four terms in a fixed order, no matrix product, whose
     bits and threads are up to the BLAS library.
     """
     cells = cell if isinstance(cell, tuple) else (cell, cell)
@@ -149,7 +152,10 @@ def _spline(n, cell):
 
 
 def soften(picture):
-    """A lens that is not perfectly sharp: (1, 2, 1) / 4 down and across, borders kept."""
+    """A lens that is not perfectly sharp: (1, 2, 1) / 4 down and across, borders kept.
+
+    picture float32 (H, W, 3) -> the same shape.
+    """
     for axis in (0, 1):
         inner = np.moveaxis(picture, axis, 0)
         out = inner.copy()

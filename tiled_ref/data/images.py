@@ -93,7 +93,7 @@ def check_mask_size(mask, mask_path, size, image_path):
     A mask of another size is refused, not resized: which of its pixels belongs to which
     pixel of the image would be a guess, and the usual cause is a mix-up of files.
 
-    Parameters: mask bool (h, w), size (h, w) of the image, and the two paths.
+    Parameters: mask bool (h, w), size (h, w) of the image, mask_path and image_path.
     """
     if mask.shape != tuple(size):
         raise InputError(
@@ -312,6 +312,12 @@ def encode_tiff(array):
     if array.dtype != np.float32 or array.ndim != 2 or not array.size:
         raise InputError(f"a TIFF map must be float32 (H, W), not {array.dtype} {array.shape}")
     return _encode(np.ascontiguousarray(array), "TIFF")
+
+
+def decode_bytes(data):
+    """A picture that encode_png or encode_jpeg made, as uint8 (h, w, 3)."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def _picture(array):

@@ -61,8 +61,8 @@ def categories(root=None):
 def load(root, name, *, seed=SEED, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N_DEFECTIVE):
     """One category.
 
-    Parameters: root, ignored; name, one of categories(); seed of the data set; numbers of
-    pictures. The kinds of defects take turns.
+    Parameters: root, ignored; name, one of categories(); seed of the data set; n_train,
+    n_good, n_defective, numbers of pictures. The kinds of defects take turns.
     Returns Category. Raises InputError for an unknown category (lists the known ones).
     """
     check_category(name, categories(), None)

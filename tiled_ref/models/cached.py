@@ -18,7 +18,10 @@ BUDGET = 2 * 2**30  # bytes of host memory for the features of one model's train
 
 
 def encoder_features(backbone, images, budget=BUDGET):
-    """CachedFeatures within `budget` bytes, or RecomputedFeatures where budget is None."""
+    """CachedFeatures within `budget` bytes, or RecomputedFeatures where budget is None.
+
+    Parameters: backbone and images as for RecomputedFeatures. Returns one or the other.
+    """
     if budget is None:
         return RecomputedFeatures(backbone, images)
     return CachedFeatures(backbone, images, budget)

@@ -10,7 +10,8 @@ via 2D Normalizing Flows", arXiv:2111.07677. Read Sec. 3 beside this file:
     3.3  the map             likelihood per position, mean over layers   -> likelihood_map
 
 and Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017,
-arXiv:1605.08803, for the coupling: Eq. 4-5, its Jacobian Eq. 6, its inverse Eq. 7-8. The soft
+arXiv:1605.08803, for the coupling: Eq. 4-5, its Jacobian Eq. 6, its inverse Eq. 7-8. Tensors
+are float32 throughout. The soft
 clamp of the scale, the global affine map and the permutation after each coupling are those
 of the framework in which the authors' evaluation builds its flows.
 """
@@ -26,11 +27,11 @@ from .cached import BUDGET, batches, encoder_features
 from .maps import upsample_bilinear
 
 LAYERS = ("layer1", "layer2", "layer3")
-N_BLOCKS = 8  # coupling blocks per layer, Yu et al. Sec. 4.2 for ResNet-18
+N_BLOCKS = 8  # coupling blocks per layer for ResNet-18, Yu et al., implementation details
 CLAMP = 2.0  # of the logarithm of the scale
 DAMPING = 0.1  # of the subnet's output
 KERNELS = {"3x3": (3, 3), "alternating": (3, 1)}  # of block 0, 1, 0, 1, ...
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-5  # Adam, Yu et al. Sec. 4.2
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-5  # Adam, Yu et al., implementation details
 
 
 class FastFlow:

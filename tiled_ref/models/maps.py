@@ -1,4 +1,4 @@
-"""From distances on a feature grid to an anomaly map in pixels."""
+"""From distances on a feature grid to an anomaly map in pixels; tensors of any float dtype."""
 
 import numpy as np
 import torch

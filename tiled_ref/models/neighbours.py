@@ -122,9 +122,10 @@ class NearestIndex:
             self.filter = Filter(self.bank, pool)
 
     def search(self, queries):
-        """Distances float64 (Q,) and indices int64 (Q,), the lowest among equals.
+        """The nearest vector of every query.
 
         Parameters: queries float32 (Q, D), CPU.
+        Returns distances float64 (Q,) and indices int64 (Q,), the lowest among equals.
         Raises InputError where a query is not finite.
         """
         array = np.ascontiguousarray(queries.numpy())

@@ -22,15 +22,15 @@ from ..errors import InputError
 from .maps import gaussian_blur, upsample_bilinear
 
 N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
-D = 100  # Defard et al. Sec. IV-B: "we randomly select 100 features" for ResNet-18
-EPSILON = 0.01  # Defard et al. Eq. 1, the regularisation eps I
-SIGMA = 4.0  # px, blur of the anomaly map, Defard et al. Sec. IV-C
+D = 100  # channels drawn at random for ResNet-18, Defard et al. Sec. IV-B (PaDiM-R18-Rd100)
+EPSILON = 0.01  # eps of Defard et al. Eq. 1, its value in Sec. IV-B
+SIGMA = 4.0  # px, blur of the anomaly map, Defard et al. Sec. IV-B
 
 
 def channel_choice(seed, n=D, of=N_FEATURES):
-    """The n channels that a run keeps, a list of distinct ints in [0, of).
+    """The n channels that a run keeps.
 
-    Drawn by Python's Mersenne Twister, random.Random(seed).sample, so that every tile model
+    Returns a list of distinct ints in [0, of), drawn by Python's Mersenne Twister, random.Random(seed).sample, so that every tile model
     of a run and every port with that generator keep the same channels in the same order.
     """
     return random.Random(seed).sample(range(of), n)
@@ -158,7 +158,7 @@ class Padim:
 
         Parameters: images (B, 3, h, w) float32, normalised, on the device.
         Returns maps float32 (B, H, W) in units of standard deviations, >= 0, and scores
-        float32 (B,), the maximum of each map (Eq. 4: A_ij, s_ij = M_ij(T_ij)).
+        float32 (B,), the maximum of each map (Rolih et al. Eq. 4: A_ij, s_ij = M_ij(T_ij)).
         """
         embedding = self.embed(images)  # (B, D, hf, wf)
         x = by_position(embedding, torch.float32)  # (P, B, D)
@@ -185,8 +185,8 @@ class Padim:
 
 
 def by_position(embedding, dtype, spare=0):
-    """(B, D, hf, wf) -> (P, B + spare, D) of dtype, contiguous, for products batched over
-    positions; the spare rows hold anything.
+    """embedding (B, D, hf, wf) -> (P, B + spare, D) of dtype, contiguous, for products batched
+    over positions; the spare rows hold anything.
 
     By way of the layout with channels last, because copying whole rows of D numbers is
     several times as fast as gathering single ones.

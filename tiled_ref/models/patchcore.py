@@ -206,7 +206,7 @@ class PatchCore:
 
 
 def local_mean(features):
-    """Mean over 3 x 3 neighbours, zeros outside counted: (B, C, hf, wf) -> the same shape."""
+    """Mean over 3 x 3 neighbours, zeros outside counted: float (B, C, hf, wf) -> the same."""
     return F.avg_pool2d(features, kernel_size=3, stride=1, padding=1)
 
 

@@ -1,7 +1,7 @@
 """Reverse Distillation: a decoder learns to undo the encoder on normal images only.
 
 Deng, Li, "Anomaly Detection via Reverse Distillation from One-Class Embedding", CVPR 2022,
-arXiv:2201.10703. Read Sec. 3 beside this file:
+arXiv:2201.10703. Tensors are float32 throughout. Read Sec. 3 beside this file:
 
     3.1  Eq. 1   M^k(h, w) = 1 - cos(f_E^k(h, w), f_D^k(h, w))       -> cosine_distance
     3.1  Eq. 2   L = sum_k 1/(H_k W_k) sum_h sum_w M^k(h, w)         -> distillation_loss
