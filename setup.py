@@ -54,8 +54,8 @@ def kernel(name):
 
 
 setup(
-    packages=["tiled_ref", "tiled_ref.data", "tiled_ref.models"],
-    package_data={"tiled_ref": ["*.csv"]},
+    packages=["tiled_ref", "tiled_ref.data", "tiled_ref.golden", "tiled_ref.models"],
+    package_data={"tiled_ref": ["*.csv"], "tiled_ref.golden": ["*.md", "*.json"]},
     ext_modules=cythonize(
         [kernel(name) for name in ("untile", "seam_blur", "aupro", "kcenter")],
         compiler_directives=DIRECTIVES,

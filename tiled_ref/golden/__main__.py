@@ -1,0 +1,97 @@
+"""python -m tiled_ref.golden: write golden files, or check a port against them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..errors import InputError, KernelNotBuiltError
+from ..files import atomic_write
+from . import genuine, tiny
+from .bundle import Bundle, export
+from .checker import as_json, as_text, check, first_failing
+
+COMMITTED = Path(__file__).resolve().parents[2] / "tests" / "golden"
+
+
+def build_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tiled_ref.golden",
+        description="Golden files for ports: inputs and outputs of every stage, and a checker.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("export", help="write a bundle of golden files")
+    one.add_argument("folder", metavar="DIR", help="where to; what an earlier export wrote there is replaced")
+    one.add_argument(
+        "--weights",
+        metavar="imagenet|FILE",
+        help="write the second bundle instead: one generated image through ResNet-18 with "
+        "genuine weights, found or downloaded (imagenet), or of a file",
+    )
+    two = commands.add_parser("check", help="compare a port's outputs with a bundle")
+    two.add_argument("folder", metavar="DIR", help="the port's outputs, <stage>/<case>/out_<name>.npy")
+    two.add_argument(
+        "--reference",
+        metavar="DIR",
+        help="the bundle to compare with; default: tests/golden of the source tree",
+    )
+    two.add_argument(
+        "--stage", action="append", nargs="+", metavar="STAGE",
+        help="compare these stages only; padim stands for all that start with padim.",
+    )  # fmt: skip
+    two.add_argument("--json", metavar="FILE", help="write the report to a JSON file too")
+    return parser
+
+
+def main(arguments=None):
+    """Run a command line; returns the exit status: 0 all is well, 1 a port differs, 2 wrong use."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return run_export(options) if options.command == "export" else run_check(options)
+    except (InputError, KernelNotBuiltError) as error:
+        print(f"tiled_ref.golden: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_export(options):
+    """The command export; returns 0."""
+    if options.weights is None:
+        source, command = tiny, "python -m tiled_ref.golden export DIR"
+    else:
+        source = genuine.Genuine(options.weights)
+        command = "python -m tiled_ref.golden export DIR --weights imagenet|FILE"
+    manifest = export(options.folder, source.stages(), source.models(), command)
+    counts = manifest["counts"]
+    print(
+        f"{options.folder}: {counts['stages']} stages, {counts['cases']} cases, "
+        f"{counts['outputs']} output arrays, {counts['numbers']:,} numbers to compare"
+    )
+    return 0
+
+
+def run_check(options):
+    """The command check; returns 0 where everything agrees, else 1."""
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; name the one your port wrote its outputs to")
+    if options.reference is None and not (COMMITTED / "manifest.json").is_file():
+        raise InputError(
+            "there are no golden files beside the package; export a bundle with python -m "
+            "tiled_ref.golden export DIR and name it by --reference DIR"
+        )
+    bundle = Bundle(options.reference or COMMITTED)
+    chosen = [name for names in options.stage or [] for name in names]
+    stages = {stage.name: stage for stage in tiny.stages()}
+    found, extra = check(folder, bundle, stages, chosen)
+    status = 0 if first_failing(found) is None else 1
+    sys.stdout.write(as_text(found, extra, bundle))
+    if options.json:
+        with atomic_write(options.json) as file:
+            json.dump(as_json(found, extra, bundle, folder, status), file, indent=1, allow_nan=False)
+            file.write("\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""When a port's array counts as equal to the reference: four compare classes.
+
+    exact            the same values (any NaN equals any NaN, -0 equals 0)
+    ulp(n)           at most n representable numbers apart
+    close(rtol, atol)   |port - reference| <= atol + rtol |reference|
+    boundary(rtol, atol, cap, limit)
+                     where a decision hangs on the last bit (rounding to whole levels, the
+                     sign of a gradient): at most the share `cap` of the elements is further
+                     away than close(rtol, atol), and none further than `limit`
+
+Infinities are equal to themselves only, in every class.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Compare:
+    """A compare class and its numbers; see the module."""
+
+    kind: str
+    ulps: int = 0
+    rtol: float = 0.0
+    atol: float = 0.0
+    cap: float = 0.0
+    limit: float = 0.0
+
+    def as_json(self):
+        """The manifest's entry."""
+        keys = {"exact": (), "ulp": ("ulps",), "close": ("rtol", "atol"),
+                "boundary": ("rtol", "atol", "cap", "limit")}[self.kind]  # fmt: skip
+        return {"class": self.kind, **{key: getattr(self, key) for key in keys}}
+
+    @staticmethod
+    def from_json(entry):
+        """The inverse of as_json; other keys are ignored. KeyError for what is missing."""
+        keys = {"exact": (), "ulp": ("ulps",), "close": ("rtol", "atol"),
+                "boundary": ("rtol", "atol", "cap", "limit")}[entry["class"]]  # fmt: skip
+        return Compare(entry["class"], **{key: entry[key] for key in keys})
+
+    def __str__(self):
+        if self.kind == "exact":
+            return "exact"
+        if self.kind == "ulp":
+            return f"ulp({self.ulps})"
+        if self.kind == "close":
+            return f"close(rtol {self.rtol:g}, atol {self.atol:g})"
+        return (
+            f"boundary(rtol {self.rtol:g}, atol {self.atol:g}, at most {100 * self.cap:g} % "
+            f"beyond it and none by more than {self.limit:g})"
+        )
+
+
+EXACT = Compare("exact")
+
+
+def ulp(n):
+    """At most n representable numbers apart."""
+    return Compare("ulp", ulps=n)
+
+
+def close(rtol, atol):
+    """|port - reference| <= atol + rtol |reference|."""
+    return Compare("close", rtol=rtol, atol=atol)
+
+
+def boundary(rtol, atol, cap, limit):
+    """close(rtol, atol) but for a share of at most cap, which stays within limit."""
+    return Compare("boundary", rtol=rtol, atol=atol, cap=cap, limit=limit)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What comparing two arrays of one shape gave.
+
+    ok; n, numbers compared; n_beyond, those beyond the tolerance; worst, index of the largest
+    difference (None without numbers); difference, the absolute difference there (inf where
+    only one of the two is finite); ulps, the largest distance in representable numbers
+    (floats of one kind only, else None).
+    """
+
+    ok: bool
+    n: int
+    n_beyond: int
+    worst: tuple
+    difference: float
+    ulps: int
+
+
+def compare(port, reference, rule):
+    """Verdict on a port's array; both arrays have one shape, any kinds of numbers."""
+    difference = differences(port, reference)
+    if not difference.size:
+        return Verdict(True, 0, 0, None, 0.0, 0)
+    place = int(np.argmax(difference))
+    steps = None
+    if port.dtype == reference.dtype and reference.dtype.kind == "f":
+        steps = ulps_apart(port, reference)
+    if rule.kind == "exact":
+        beyond = difference != 0
+    elif rule.kind == "ulp":
+        # Kinds that differ: the port's numbers are rounded to the reference's.
+        steps = ulps_apart(port.astype(reference.dtype), reference)
+        beyond = steps > rule.ulps
+    else:
+        with np.errstate(all="ignore"):
+            size = np.abs(reference.astype(np.float64))
+            beyond = difference > rule.atol + rule.rtol * np.where(np.isfinite(size), size, 0)
+    n_beyond = int(np.count_nonzero(beyond))
+    ok = n_beyond == 0
+    if rule.kind == "boundary":
+        ok = n_beyond <= rule.cap * difference.size and float(difference.max()) <= rule.limit
+    return Verdict(
+        ok,
+        difference.size,
+        n_beyond,
+        tuple(int(k) for k in np.unravel_index(place, difference.shape)),
+        float(difference.flat[place]),
+        None if steps is None else int(min(steps.max(), 2**62)),
+    )
+
+
+def differences(port, reference):
+    """|port - reference|, float64: 0 where both are NaN or the same infinity, infinity where
+    only one is finite or they are different infinities."""
+    port, reference = (np.asarray(a).astype(np.float64) for a in (port, reference))
+    with np.errstate(all="ignore"):
+        difference = np.abs(port - reference)
+    same = (port == reference) | (np.isnan(port) & np.isnan(reference))
+    return np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
+
+
+def ulps_apart(port, reference):
+    """How many representable numbers lie between, float64 (exact below 2^53); infinity where
+    only one is a NaN."""
+
+    def order(array):
+        """Integers with the order of the floats, -0 and 0 the same."""
+        kind = np.int32 if array.dtype == np.float32 else np.int64
+        bits = np.ascontiguousarray(array).view(kind).reshape(array.shape).astype(np.int64)
+        return np.where(bits < 0, np.int64(np.iinfo(kind).min) - bits, bits)
+
+    a, b = order(port), order(reference)
+    steps = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    near = steps < 2**52  # where the subtraction of integers cannot overflow
+    steps = np.where(near, np.abs(np.where(near, a, 0) - np.where(near, b, 0)), steps)
+    one_nan = np.isnan(port) != np.isnan(reference)
+    both_nan = np.isnan(port) & np.isnan(reference)
+    return np.where(both_nan, 0, np.where(one_nan, np.inf, steps))

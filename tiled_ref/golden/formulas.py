@@ -1,0 +1,310 @@
+"""The stages once more: plain formulas in float64, independent of the package's own code.
+
+Every function has switches whose defaults are right; the other values are mistakes that ports
+make. The checker computes them to see which one explains a port's numbers, the exporter
+computes the right ones to measure how far the reference is from them.
+
+A linear map along one axis (an enlargement, a blur) is written as its matrix (n_out, n_in),
+a separable one on a picture as rows @ picture @ cols.T.
+"""
+
+import math
+
+import numpy as np
+
+
+# ------------------------------------------------------------------ enlarging and blurring
+
+
+def linear_matrix(n_in, n_out, align_corners=False, antialias=False):
+    """Bilinear interpolation of n_in samples at n_out places, float64 (n_out, n_in)."""
+    scale = n_in / n_out
+    places = (np.arange(n_out) + 0.5) * scale - 0.5
+    if align_corners:
+        places = np.arange(n_out) * ((n_in - 1) / max(1, n_out - 1))
+    if antialias and scale > 1:
+        weights = np.maximum(0, 1 - np.abs(np.arange(n_in) - places[:, None]) / scale)
+        return weights / weights.sum(1, keepdims=True)
+    places = np.clip(places, 0, n_in - 1)
+    return np.maximum(0, 1 - np.abs(np.arange(n_in) - places[:, None]))
+
+
+def nearest_matrix(n_in, n_out, centre=False):
+    """Nearest neighbour: floor(i n_in / n_out), or with `centre` floor((i + 0.5) n_in / n_out)."""
+    index = np.arange(n_out) * n_in // n_out
+    if centre:
+        index = np.minimum((2 * np.arange(n_out) + 1) * n_in // (2 * n_out), n_in - 1)
+    return np.eye(n_in)[index]
+
+
+def enlarge(maps, size, mode="bilinear", **switches):
+    """(..., hf, wf) -> (..., H, W); mode "bilinear", "nearest" or, exchanged, "nearest_centre"."""
+    if mode == "bilinear":
+        matrices = [linear_matrix(a, b, **switches) for a, b in zip(maps.shape[-2:], size)]
+    else:
+        centre = mode == "nearest_centre"
+        matrices = [nearest_matrix(a, b, centre) for a, b in zip(maps.shape[-2:], size)]
+    return matrices[0] @ maps.astype(np.float64) @ matrices[1].T
+
+
+def taps(sigma, radius=None, normalised=True):
+    """All 2 radius + 1 weights of a Gaussian, float64."""
+    radius = int(4 * sigma + 0.5) if radius is None else radius
+    weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    return weights / (weights.sum() if normalised else sigma * math.sqrt(2 * math.pi))
+
+
+def blur_matrix(n, weights, border="reflect"):
+    """A blur of n samples as a matrix. border: "reflect" (mirror, the edge once), "symmetric"
+    (the edge twice), "edge" (the edge repeats), "wrap" or "zeros"."""
+    radius = len(weights) // 2
+    matrix = np.zeros((n, n))
+    for i in range(n):
+        for k, weight in enumerate(weights):
+            j = i + k - radius
+            if border == "reflect":
+                j = 0 if n == 1 else j % (2 * n - 2)
+                j = min(j, 2 * n - 2 - j)
+            elif border == "symmetric":
+                j = min(j % (2 * n), 2 * n - 1 - j % (2 * n))
+            elif border == "edge":
+                j = min(max(j, 0), n - 1)
+            elif border == "wrap":
+                j %= n
+            elif not 0 <= j < n:
+                continue
+            matrix[i, j] += weight
+    return matrix
+
+
+def blur(maps, sigma, radius=None, border="reflect", normalised=True, axes="both"):
+    """Separable Gaussian blur of (..., H, W), float64."""
+    weights = taps(sigma, radius, normalised)
+    rows = blur_matrix(maps.shape[-2], weights, border)
+    cols = blur_matrix(maps.shape[-1], weights, border)
+    maps = maps.astype(np.float64)
+    if axes != "cols":
+        maps = rows @ maps
+    return maps if axes == "rows" else maps @ cols.T
+
+
+# ------------------------------------------------------------------------------- tiles
+
+
+def grid_counts(grid):
+    """rows and cols of a grid (H, W, h, w, s_h, s_w)."""
+    H, W, h, w, sh, sw = (int(v) for v in grid)
+    return -(-(H - h) // sh) + 1, -(-(W - w) // sw) + 1
+
+
+def cut(images, grid, exchanged=False, column_major=False, fill=0, at_end=True):
+    """Tiles (rows, cols, N, C, h, w) of (N, C, H, W), padded by `fill`.
+
+    exchanged: stride and tile size exchanged; at_end False: the last tiles are shifted back
+    into the image instead.
+    """
+    H, W, h, w, sh, sw = (int(v) for v in grid)
+    rows, cols = grid_counts(grid)
+    step = (h, w) if exchanged else (sh, sw)
+    out = np.full((rows, cols, *images.shape[:2], h, w), fill, images.dtype)
+    for i in range(rows):
+        for j in range(cols):
+            top, left = i * step[0], j * step[1]
+            if not at_end:
+                top, left = min(top, H - h), min(left, W - w)
+            part = images[..., top : top + h, left : left + w]
+            out[i, j][..., : part.shape[-2], : part.shape[-1]] = part
+    if column_major:
+        out = out.swapaxes(0, 1).reshape(out.shape)
+    return out
+
+
+def untile(tiles, grid, divide=True, combine="mean", exchanged=False, column_major=False):
+    """(N, H, W) from tile maps (rows, cols, N, h, w)."""
+    H, W, h, w, sh, sw = (int(v) for v in grid)
+    rows, cols = tiles.shape[:2]
+    if column_major:
+        tiles = tiles.reshape(cols, rows, *tiles.shape[2:]).swapaxes(0, 1)
+    step = (h, w) if exchanged else (sh, sw)
+    total = np.zeros((tiles.shape[2], rows * h + H, cols * w + W))
+    count = np.zeros(total.shape[1:])
+    best = np.full(total.shape, -np.inf)
+    last = np.zeros(total.shape)
+    for i in range(rows):
+        for j in range(cols):
+            where = ..., slice(i * step[0], i * step[0] + h), slice(j * step[1], j * step[1] + w)
+            total[where] += tiles[i, j]
+            best[where] = np.maximum(best[where], tiles[i, j])
+            last[where] = tiles[i, j]
+            count[where[1:]] += 1
+    result = {"max": best, "last": last, "mean": total / np.maximum(count, 1 if divide else np.inf)}
+    merged = result[combine] if divide or combine != "mean" else total
+    return merged[:, :H, :W]
+
+
+def band(grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int):
+    """Band rows (H,) and columns (W,), bool. change: pixels added to the reach; borders "ends"
+    (starts and ends of tiles), "starts" or "tile multiples"; of: what width is a fraction of."""
+    sizes = [int(v) for v in grid]
+    result = []
+    for n, tile, stride, count in zip(sizes[:2], sizes[2:4], sizes[4:], grid_counts(grid)):
+        reach = max(0, rounding(width * {"tile": tile, "stride": stride, "image": n}[of]) + change)
+        starts = [k * stride for k in range(count)]
+        places = starts + ([s + tile for s in starts] if borders == "ends" else [])
+        if borders == "tile multiples":
+            places = list(range(tile, n, tile))
+        line = np.zeros(n, bool)
+        for place in places:
+            if 0 < place < n or (image_edge and place in (0, n)):
+                low = place if sides == 1 else place - reach
+                line[max(0, low) : place + reach] = True
+        result.append(line)
+    return result
+
+
+def seam_mask(grid, width, both=False, exchanged=False, **switches):
+    """bool (H, W). both: only where bands cross; exchanged: rows and columns."""
+    rows, cols = band(grid, width, **switches)
+    if exchanged:
+        rows, cols = (np.resize(cols, rows.size), np.resize(rows, cols.size))
+    return rows[:, None] & cols if both else rows[:, None] | cols
+
+
+def smooth(maps, grid, width, sigma, everywhere=False, nowhere=False, outside=False, mask=None, **switches):
+    """(N, H, W) blurred inside the band. mask: switches of seam_mask; the others of blur."""
+    blurred = blur(maps, sigma, **switches)
+    inside = seam_mask(grid, width, **(mask or {}))
+    if everywhere or nowhere or outside:
+        inside = ~inside if outside else np.full(inside.shape, everywhere)
+    return np.where(inside, blurred, maps.astype(np.float64))
+
+
+# -------------------------------------------------------------------- thresholds and areas
+
+
+def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=False, flipped=False):
+    """The threshold and its F1 (None without an anomalous example), in plain loops."""
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels) > 0
+    if flipped:
+        labels = ~labels
+    if not labels.any():
+        return float(scores.max()), None
+    best = -1.0, 0.0
+    values = np.unique(scores)
+    for k, value in enumerate(values):
+        called = scores > value if strict else scores >= value
+        hit, false = int((called & labels).sum()), int((called & ~labels).sum())
+        missed = int(labels.sum()) - hit
+        f1 = (1 + beta**2) * hit / ((1 + beta**2) * hit + beta**2 * missed + false or 1)
+        if f1 > best[0] or (last and f1 == best[0]):
+            place = (value + values[max(0, k - 1)]) / 2 if midpoint else value
+            best = f1, float(place)
+    return best[1], best[0]
+
+
+def normalize(values, threshold, minimum, maximum, clamp=True, shift=0.5, centre=True, spread=True):
+    """(x - threshold) / (maximum - minimum) + 0.5, clamped to [0, 1]."""
+    values = values.astype(np.float64)
+    if maximum == minimum:
+        result = np.sign(values - threshold) / 2 + shift
+    else:
+        start = threshold if centre else minimum
+        result = (values - start) / ((maximum - minimum) if spread else maximum)
+        result = result + (shift if centre else 0)
+    return np.clip(result, 0, 1) if clamp else result
+
+
+def label(masks, connectivity=8, column_major=False, per_image=False):
+    """Regions of (N, H, W) numbered in the order of their first pixels, int32, by flood fill."""
+    masks = np.asarray(masks) != 0
+    if column_major:
+        return label(masks.swapaxes(1, 2), connectivity, per_image=per_image).swapaxes(1, 2)
+    labels, found = np.zeros(masks.shape, np.int32), 0
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if connectivity == 8 or dy * dx == 0]
+    for k, y, x in zip(*np.nonzero(masks)):
+        if labels[k, y, x]:
+            continue
+        found = int(labels[k].max()) + 1 if per_image else found + 1
+        labels[k, y, x], front = found, [(y, x)]
+        while front:
+            a, b = front.pop()
+            for dy, dx in around:
+                c, d = a + dy, b + dx
+                if 0 <= c < masks.shape[1] and 0 <= d < masks.shape[2]:
+                    if masks[k, c, d] and not labels[k, c, d]:
+                        labels[k, c, d] = found
+                        front.append((c, d))
+    return labels
+
+
+def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0):
+    """Share of the pairs that an anomalous score wins; a tie counts `tie`."""
+    scores = np.asarray(scores, np.float64).reshape(-1)
+    labels = np.asarray(labels).reshape(-1) > strict_label
+    labels = ~labels if flipped else labels
+    if labels.all() or not labels.any():
+        return math.nan
+    good, bad = scores[~labels], scores[labels]
+    won = (bad[:, None] > good).mean()
+    return float(won + tie * (bad[:, None] == good).mean())
+
+
+def aupro(
+    maps,
+    masks,
+    limit,
+    connectivity=8,
+    ties="merged",
+    divide=True,
+    interpolate=True,
+    over="normal",
+    per_pixel=False,
+    per_image=False,
+    strict=False,
+    points=None,
+):
+    """Area under the curve of the mean overlap of regions against the FPR, up to a limit.
+
+    ties: "merged", or "first" and "last": equal scores are single points in the order of the
+    pixels, or in the opposite one. interpolate: False ends at the last point within the limit.
+    over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of regions.
+    per_image: mean of the images' own areas. strict: a pixel is found where its score is above
+    the threshold. points: thresholds evenly spaced from lowest to highest score.
+    """
+    maps, masks = np.asarray(maps, np.float64), np.asarray(masks) != 0
+    settings = dict(connectivity=connectivity, ties=ties, divide=divide, interpolate=interpolate,
+                    over=over, per_pixel=per_pixel, strict=strict, points=points)  # fmt: skip
+    if per_image:
+        chosen = [k for k in range(len(maps)) if masks[k].any() and not masks[k].all()]
+        areas = [aupro(maps[k : k + 1], masks[k : k + 1], limit, **settings) for k in chosen]
+        return float(np.mean(areas)) if areas else math.nan
+    labels = masks.astype(np.int64) if per_pixel else label(masks, connectivity)
+    n_regions = int(labels.max(initial=0))
+    if not n_regions or masks.all():
+        return math.nan
+    area = np.bincount(labels.reshape(-1), minlength=n_regions + 1)[1:]
+    share = np.where(masks, 1 / (area * n_regions)[np.maximum(labels, 1) - 1], 0.0).reshape(-1)
+    false = np.where(masks, 0.0, 1.0).reshape(-1)
+    scores = maps.reshape(-1)
+    order = np.argsort(-scores, kind="stable")
+    if ties == "last":
+        order = np.argsort(-scores[::-1], kind="stable")
+        order = scores.size - 1 - order
+    x, y = np.cumsum(false[order]), np.cumsum(share[order])
+    x /= masks.size if over == "all" else false.sum()
+    if points is not None:
+        place = np.searchsorted(-scores[order], -np.linspace(scores.max(), scores.min(), points), "right")
+        x, y = x[place - 1], y[place - 1]
+    elif ties == "merged":
+        end = np.append(scores[order][1:] != scores[order][:-1], True)
+        x, y = x[end], y[end]
+        if strict:  # the last point, where everything is found, is never reached
+            x, y = x[:-1], y[:-1]
+    x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
+    n = int(np.searchsorted(x, limit, "right"))
+    xs, ys = x[:n], y[:n]
+    if interpolate and n < x.size:
+        part = (limit - x[n - 1]) / (x[n] - x[n - 1])
+        xs, ys = np.append(xs, limit), np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
+    total = float(np.sum(np.diff(xs) * (ys[1:] + ys[:-1])) / 2)
+    return total / limit if divide else total

@@ -1,0 +1,5 @@
+"""The second bundle."""
+
+
+class Genuine:
+    """Later."""

@@ -1,0 +1,85 @@
+"""Arrays in .npy files: version 1.0, little-endian, C order, six kinds of numbers."""
+
+import hashlib
+import io
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import atomic_write
+
+DTYPES = {"|b1": "bool", "|u1": "uint8", "<i4": "int32", "<i8": "int64", "<f4": "float32",
+          "<f8": "float64"}  # fmt: skip
+
+
+def encode(array):
+    """The bytes of a .npy file. Raises TypeError for a kind of number that is not in DTYPES."""
+    array = np.asarray(array)
+    array = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    if array.dtype.str not in DTYPES:
+        raise TypeError(f"golden files hold no {array.dtype}")
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write(path, array):
+    """Write an array; returns the SHA-256 of the file in hexadecimal."""
+    data = encode(array)
+    with atomic_write(path, "wb") as file:
+        file.write(data)
+    return sha256(data)
+
+
+def sha256(data):
+    """SHA-256 of bytes in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_bytes(path):
+    """The bytes of a file. Raises InputError, naming it, where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def decode(data, path):
+    """The array in the bytes of a .npy file of version 1.0.
+
+    Nothing is allocated beyond the bytes given, and no object is ever unpickled.
+    Raises InputError, naming `path`, for anything but a complete little-endian array in
+    C order of one of the DTYPES.
+    """
+    buffer = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(buffer)
+        if version != (1, 0):
+            raise ValueError(f"version {version[0]}.{version[1]} instead of 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+    except Exception as error:  # NumPy raises ValueError, SyntaxError, TokenError and others
+        text = " ".join(str(error).split())
+        raise InputError(f"{path} is not a .npy file of version 1.0 ({text}); write it again") from error
+    if dtype.str not in DTYPES:
+        raise InputError(
+            f"{path} holds numbers of the kind {dtype.str}; golden files are one of "
+            f"{', '.join(DTYPES)}"
+        )
+    if fortran and len(shape) > 1:
+        raise InputError(f"{path} is in Fortran order; write it in C order, rows first")
+    count = 1
+    for side in shape:
+        count *= side
+    start = buffer.tell()
+    if len(data) - start != count * dtype.itemsize:
+        raise InputError(
+            f"{path} has {len(data) - start} bytes of numbers where its header promises "
+            f"{count * dtype.itemsize}; it is incomplete, write it again"
+        )
+    return np.frombuffer(data, dtype, count, start).reshape(shape)
+
+
+def read(path):
+    """The array in a .npy file. Raises InputError as read_bytes and decode do."""
+    return decode(read_bytes(path), path)

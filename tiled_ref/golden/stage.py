@@ -1,0 +1,113 @@
+"""What a stage and a case are.
+
+A stage is computed twice: by the package's own code (`compute`), whose result is stored, and
+by a plain formula in float64 (`formula`), which says how far float32 is from the truth and,
+with a mistake switched on, what a port with that mistake computes.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A known mistake: the sentence that names it, and the formula's switches that make it."""
+
+    sentence: str
+    switches: dict
+
+
+@dataclass(frozen=True)
+class Weights:
+    """As an input of a case: all tensors of a model of the bundle, by the model's name."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class File:
+    """As an input of a case: a file that is not an array, such as an image."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of a stage.
+
+    name; inputs, arrays by name, or Weights or File; flags, words of stage FLAGS that say what
+    is special; comment, a sentence or nothing; compare, compare classes of outputs where they
+    differ from the stage's.
+    """
+
+    name: str
+    inputs: dict
+    flags: tuple = ()
+    comment: str = ""
+    compare: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the method.
+
+    name: also the folder's. title: a phrase. function: where the package computes it. source:
+    paper and equation. outputs: compare class of each output. cases(): list of Case.
+    compute(inputs): outputs, a dict of arrays. formula(inputs, **switches): float64 outputs,
+    all or some of them. confusions: tuple of Confusion.
+    """
+
+    name: str
+    title: str
+    function: str
+    source: str
+    outputs: dict
+    cases: object
+    compute: object
+    formula: object
+    confusions: tuple = ()
+
+
+# What a flag of a case means.
+FLAGS = {
+    "non_divisible": "the stride does not fit the image, so the last tiles stick out of it",
+    "single_tile": "one tile that covers the image: nothing overlaps and there is no seam",
+    "overlap": "tiles overlap, so sums are divided by the number of tiles",
+    "not_square": "height and width differ, which shows what exchanges them",
+    "ties": "equal scores, which must be one threshold, one curve point, or half a win",
+    "empty_mask": "an image, or all, without an anomalous pixel",
+    "full_mask": "an image whose every pixel is anomalous",
+    "touching_regions": "regions that touch at a corner only are one region (8-connectivity)",
+    "reflect": "the border is mirrored without repeating the edge pixel",
+    "smaller_than_radius": "the map is smaller than the radius of the blur: mirrored repeatedly",
+    "padding": "a side is no multiple of the feature stride, so a grid is rounded up",
+    "grey": "one channel, which becomes three equal ones",
+    "palette": "pixels are numbers of colours",
+    "alpha": "a fourth channel, which is dropped, not blended",
+    "sixteen_bit": "16 bits per channel, brought to 8",
+    "rotated": "EXIF orientation says that the picture lies on its side",
+    "lossy": "a JPEG file, whose decoders differ by a level or two",
+    "downscale": "the result is smaller than the input: no antialias",
+    "upscale": "the result is larger than the input: the border repeats",
+    "same_size": "nothing to do, and nothing may change",
+    "one_pixel": "a side of one pixel",
+    "clamped": "values beyond the range are clamped",
+    "no_range": "the largest value is the smallest: below, at and above the threshold",
+    "no_anomalous": "no anomalous example, so the threshold is the largest score",
+    "all_equal": "all scores are equal",
+    "infinite": "infinities, which have a rank like other numbers",
+    "negative": "negative values",
+    "few_images": "as many images as the method can do with",
+    "more_images_than_channels": "enough images for a covariance of full rank",
+    "below_zero": "rounding could make a square negative; it counts as zero",
+    "several": "more than one image, which must not mix",
+    "duplicates": "equal vectors; the first of them is taken",
+    "start_included": "the random start is the first member of the coreset",
+    "one_neighbour": "no re-weighting: the score is the distance",
+    "small_bank": "the bank has fewer vectors than neighbours are asked for",
+    "limit_between_points": "the FPR limit lies between two curve points",
+    "limit_one": "the whole curve, up to an FPR of 1",
+    "training": "two steps of training",
+    "zero_vector": "a feature vector of zeros, whose cosine counts as 0",
+    "genuine": "the backbone has the genuine ImageNet weights",
+}
