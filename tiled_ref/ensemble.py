@@ -11,12 +11,18 @@ path; an ST model gets the tiles of an image as a batch and puts its features to
 import numpy as np
 import torch
 
-from . import merging, smoothing
+from . import merging, saved, smoothing, validation
+from .backbone import ResNet18Features
 from .data.images import forget_pages, normalize
+from .data.inputs import as_images
 from .errors import InputError
 from .models import MODELS
+from .setups import SETUPS
+from .weights import find_weights
 
 MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
+COMBINE = {"mean": merging.mean_scores, "max": merging.max_scores}
+KEPT = ("seed", "switches", "antialias", "score", "seam_width", "seam_sigma")  # by save and load
 
 
 class LocationImages:
@@ -81,11 +87,15 @@ class TiledEnsemble:
 
     Parameters
     ----------
-    setup : Setup
+    setup : Setup or str
+        Or the name of one in `tiled_ref.setups.SETUPS`.
     arch : str
         A key of `tiled_ref.models.MODELS`.
-    backbone : ResNet18Features
-        Frozen and therefore shared by all locations.
+    backbone : ResNet18Features, optional
+        Frozen and therefore shared by all locations. By default made of `weights`.
+    weights : str
+        Where the backbone's weights come from, see `weights.find_weights`; or, with a backbone,
+        what it was made of, "imagenet", "random" or None for something else.
     seed : int
         Set anew before every model, so all locations share channel choices and initial weights.
     device : torch.device or str
@@ -93,11 +103,47 @@ class TiledEnsemble:
         Images per batch; the architecture's own by default.
     switches : dict, optional
         Keyword arguments of the architecture.
+    antialias : bool
+        Filter before shrinking images.
+    score : {"mean", "max"}
+        How tile scores become an image score (Eq. 5; "max" is the switch).
+    seam_width, seam_sigma : float
+        See `smoothing.smooth_seams`.
+
+    Attributes
+    ----------
+    states : mapping
+        Location -> state of its model, on the host.
+    thresholds : dict or None
+        What `calibrate` decided, see `validation.find_thresholds`.
 
     Raises
     ------
     InputError
-        For an unknown architecture.
+        For an unknown setup or architecture, and from finding the weights.
+
+    Examples
+    --------
+    Images are arrays, tensors or paths (`data.inputs.as_samples`), here noise; the random
+    weights are only for an example that needs no download.
+
+    >>> import tempfile
+    >>> from tiled_ref.setups import SETUPS
+    >>> rng = np.random.default_rng(0)
+    >>> normal = rng.integers(0, 100, (6, 64, 64, 3), dtype=np.uint8)
+    >>> ensemble = TiledEnsemble(SETUPS["ENS4"].with_sizes((64, 64), (32, 32)), weights="random")
+    >>> _ = ensemble.fit(normal[:4])
+    >>> _ = ensemble.calibrate(normal[4:])
+    >>> maps, scores = ensemble.predict(255 - normal[:2])
+    >>> maps.shape, scores.shape
+    ((2, 64, 64), (2,))
+    >>> ensemble.verdicts(scores).tolist()
+    [True, True]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ensemble.save(f"{folder}/parts")
+    ...     again = TiledEnsemble.load(f"{folder}/parts")
+    ...     bool((again.predict(255 - normal[:2])[0] == maps).all())
+    True
     """
 
     def __init__(
@@ -105,16 +151,30 @@ class TiledEnsemble:
         setup,
         arch="padim",
         *,
-        backbone,
+        backbone=None,
+        weights="auto",
         seed=42,
         device="cpu",
         batch_size=None,
         switches=None,
+        antialias=False,
+        score="mean",
+        seam_width=0.1,
+        seam_sigma=2.0,
     ):
         if arch not in MODELS:
             raise InputError(
                 f"unknown architecture {arch!r}; the known ones are {', '.join(MODELS)}"
             )
+        if isinstance(setup, str):
+            if setup not in SETUPS:
+                raise InputError(f"unknown setup {setup!r}; the known ones are {', '.join(SETUPS)}")
+            setup = SETUPS[setup]
+        if score not in COMBINE:
+            raise InputError(f"score must be one of {', '.join(COMBINE)}, not {score!r}")
+        if backbone is None:
+            found = find_weights(weights)
+            backbone, weights = ResNet18Features(found.state_dict), found.kind
         self.setup = setup
         self.arch = arch
         self.seed = seed
@@ -122,7 +182,11 @@ class TiledEnsemble:
         self.backbone = backbone.to(self.device)
         self.batch_size = batch_size or MODELS[arch].BATCH_SIZE
         self.switches = dict(switches or {})
-        self.states = {}  # location -> state of its model, on the host
+        self.weights = weights if weights in ("imagenet", "random") else None
+        self.antialias, self.score = antialias, score
+        self.seam_width, self.seam_sigma = seam_width, seam_sigma
+        self.states = {}
+        self.thresholds = None
 
     @property
     def grid(self):
@@ -157,30 +221,145 @@ class TiledEnsemble:
         return LocationImages(images, grid, locations, self.device)
 
     def fit(self, images, progress=None):
-        """Train one model per location on uint8 (N, 3, H, W) and keep what it learnt.
+        """Train one model per location on normal images and keep what it learnt.
 
-        progress, if given, is called as progress(location, "fit", done, total).
+        Parameters: images, see `data.inputs.as_samples`, of any size; progress, if given, is
+        called as progress(location, "fit", done, total).
         Returns self.
+        Raises InputError for images that are none, or too few for the architecture.
         """
+        images = as_images(images, self.setup.image_size, antialias=self.antialias)
+        self.states, self.thresholds = {}, None
         for location in self.grid.locations():
             self.states[location] = self.fit_location(images, location, progress).state()
         return self
 
-    def predict(self, images, impl="cython", progress=None):
+    def predict(self, images, impl="cython", progress=None, threads=None):
         """What the trained models say, put together.
 
-        Parameters: images uint8 (N, 3, H, W); impl, see `merging`; progress as in `fit`.
-        Returns merged, seam-smoothed maps float32 (N, H, W) and scores float32 (N,).
+        Parameters: images and progress as in `fit`; impl and threads, see `merging`. All images
+        are in memory at once; `predict.predictions` takes any number.
+        Returns merged, seam-smoothed maps float32 (N, H, W) and scores float32 (N,), raw.
         Raises InputError where nothing was fitted.
         """
         if len(self.states) < self.setup.n_models:
             raise InputError("the ensemble has not been trained; call fit before predict")
+        images = as_images(images, self.setup.image_size, antialias=self.antialias)
         maps, scores = self.allocate(len(images))
-        for (i, j), state in self.states.items():
+        for i, j in self.grid.locations():
             model = self.make_model()
-            model.load_state(state)
+            model.load_state(self.states[i, j])
             self.predict_location(model, images, (i, j), maps[i, j], scores[i, j], progress)
-        return merge(maps, scores, self.grid, impl=impl)
+        return merge(
+            maps, scores, self.grid,
+            score=self.score, width=self.seam_width, sigma=self.seam_sigma,
+            impl=impl, threads=threads,
+        )  # fmt: skip
+
+    def calibrate(self, images, labels=None, masks=None, percentile=100.0):
+        """Decide the thresholds on images that were not trained on.
+
+        Parameters
+        ----------
+        images : see `data.inputs.as_samples`
+        labels : (N,) integers or bool, optional
+            Not 0 is anomalous; None says that all are normal.
+        masks : (N, H, W) bool or uint8, optional
+            Ground truth at the setup's image size, for the threshold of the pixels.
+        percentile : float
+            Of the normal images, where there are no anomalous ones; 100 is their maximum.
+
+        Returns self; `thresholds` holds what was decided, see `validation.find_thresholds`.
+        Raises InputError as predict does, and for labels or masks of another number or size.
+        """
+        maps, scores = self.predict(images)
+        labels = np.zeros(len(scores), np.uint8) if labels is None else np.asarray(labels)
+        if labels.shape != scores.shape:
+            raise InputError(f"there are {len(scores)} images and labels of shape {labels.shape}")
+        if masks is not None and np.shape(masks) != maps.shape:
+            raise InputError(
+                f"the masks have the shape {np.shape(masks)}, the maps {maps.shape}; resize them"
+            )
+        self.thresholds = validation.thresholds_of(
+            "given", maps, scores, (labels != 0).astype(int), np.arange(len(scores)),
+            masks=None if masks is None else lambda: masks, percentile=percentile,
+        )  # fmt: skip
+        return self
+
+    def verdicts(self, scores):
+        """Whether images are anomalous: bool, True at or above the threshold.
+
+        Parameters: scores (N,), raw, as `predict` returns them.
+        Raises InputError where no thresholds have been decided.
+        """
+        if self.thresholds is None:
+            raise InputError("the ensemble has no thresholds yet; call calibrate first")
+        return np.asarray(scores) >= self.thresholds["image"]["threshold"]
+
+    def save(self, folder):
+        """Write the fitted ensemble to a folder; see `saved.save_ensemble`."""
+        saved.save_ensemble(folder, self)
+
+    @classmethod
+    def load(
+        cls,
+        folder,
+        *,
+        backbone=None,
+        weights=None,
+        device="cpu",
+        batch_size=None,
+        allow_version_change=False,
+        progress=None,
+    ):
+        """The ensemble that `save`, or a run with --save, has written. Nothing is executed.
+
+        Parameters
+        ----------
+        folder : path-like
+        backbone : ResNet18Features, optional
+            The one it was trained with; by default made of weights.
+        weights : str, optional
+            See `weights.find_weights`; by default those that it was trained with.
+        device, batch_size
+            As of TiledEnsemble; the batch size by default that of the training.
+        allow_version_change : bool
+            Load it although another version of torch trained it.
+        progress : callable, optional
+            progress(done, total), as the files are compared with their digests.
+
+        Returns
+        -------
+        TiledEnsemble, its states in the files until they are used; see `saved.States`.
+
+        Raises
+        ------
+        InputError
+            No ensemble, a damaged, incomplete, changed or newer one, another backbone, another
+            version of torch.
+        """
+        manifest = saved.read_manifest(folder)
+        saved.check_versions(manifest, allow_version_change)
+        if backbone is None and weights is None and manifest.weights is None:
+            raise InputError(
+                "the ensemble was trained with a backbone of its own; give it as backbone="
+            )
+        options = {name: getattr(manifest, name) for name in KEPT}
+        options["batch_size"] = batch_size or manifest.batch_size
+        weights = weights or manifest.weights
+        try:
+            ensemble = cls(
+                manifest.setup, manifest.arch, backbone=backbone, weights=weights, device=device,
+                **options,
+            )  # fmt: skip
+            model = ensemble.make_model()
+        except TypeError as error:  # a switch that the architecture has not
+            raise InputError(f"the ensemble's manifest is not understood: {error}") from error
+        saved.check_backbone(manifest, ensemble.backbone)
+        ensemble.weights = manifest.weights
+        ensemble.states = saved.load_states(manifest, model, progress)
+        ensemble.thresholds = manifest.thresholds
+        return ensemble
 
     def allocate(self, n):
         """Room on the host for tile maps (rows, cols, n, h, w) and scores (rows, cols, n)."""
@@ -227,8 +406,7 @@ def merge(maps, scores, grid, *, score="mean", width=0.1, sigma=2.0, impl="cytho
     merged = smoothing.smooth_seams(
         merged, grid, width=width, sigma=sigma, impl=impl, threads=threads
     )
-    combine = {"mean": merging.mean_scores, "max": merging.max_scores}[score]
-    return merged, combine(scores)
+    return merged, COMBINE[score](scores)
 
 
 def merge_rows(maps, scores, grid, out, *, budget=MERGE_BUDGET, progress=None, **options):
