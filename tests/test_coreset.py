@@ -120,6 +120,7 @@ def test_plain_algorithm_by_hand():
 
 def test_greedy_is_eq_5_in_scalar_loops():
     """Roth et al. Eq. 5 and the greedy step, by loops over Python floats."""
+    # Sec. 3.2.
     rng = np.random.default_rng(8)
     points = rng.standard_normal((14, 3)).astype(np.float32)
     chosen, centres = [], [6]
@@ -183,6 +184,7 @@ def test_filter_vectors_do_not_stretch_distances(rng):
 
 def test_filter_lets_through_every_pair_that_lowers_a_minimum(rng):
     """The inequality of the filter on its own, with the true minimum just above a distance."""
+    # Sec. 3.2; rounding bounded by Higham, Eq. 3.5.
     clusters = rng.standard_normal((60, 1, 100)) * 3 + 1e-3 * rng.standard_normal((60, 8, 100))
     points = (clusters.reshape(480, 100) * 0.9 ** np.arange(100)).astype(np.float32)
     f = filter_of(points)

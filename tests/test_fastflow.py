@@ -153,6 +153,7 @@ def test_log_determinant_is_that_of_the_jacobian(make):
 
 
 def test_inverse_undoes_a_flow_of_real_size(tiny_backbone):
+    """Dinh et al. Eq. 7-8."""
     model = FastFlow(tiny_backbone, (64, 64), seed=0, device="cpu")
     for flow, layer in zip(model.flows, tiny_backbone(pictures(2))):
         draw_state(flow, scale=0.02)
@@ -191,12 +192,14 @@ def test_any_side_works(tiny_backbone):
 
 def test_loss_by_hand():
     """z = (1, 2, 2) and log|det| = 0.5: (1 + 4 + 4) / 2 - 0.5 = 4; z = 0, log|det| = -1: 1."""
+    # Dinh et al. Eq. 2-3, p_Z standard normal: 1/2 sum z^2 - log|det|, no constant.
     z = torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]]).reshape(2, 3, 1, 1)
     assert nll(z, torch.tensor([0.5, -1.0])).tolist() == [4.0, 1.0]
 
 
 def test_map_by_hand():
     """Channels (1, 1) and (0, 2): -exp(-1/2) and -exp(-1); zeros are the most likely, -1."""
+    # Yu et al. Sec. 3.3: the likelihood of every position.
     z = torch.tensor([[1.0, 0.0, 0.0], [1.0, 2.0, 0.0]]).reshape(1, 2, 1, 3)
     expected = torch.tensor([[[-math.exp(-0.5), -math.exp(-1.0), -1.0]]])
     torch.testing.assert_close(likelihood_map(z), expected)

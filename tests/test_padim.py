@@ -135,6 +135,7 @@ def test_map_is_upsampled_with_half_pixel_centres():
 
 
 def test_prediction_is_blurred_distance_and_its_maximum(tiny_backbone, pictures):
+    """Sec. III-C: the map of distances; the image's score is its maximum."""
     model = fitted(tiny_backbone, pictures)
     maps, scores = model.predict(pictures[:3])
     assert maps.shape == (3, 64, 64) and maps.dtype == torch.float32

@@ -68,6 +68,7 @@ def test_embedding_is_layer2_and_layer3_on_the_grid_of_layer2(pictures):
 
 def test_bank_is_eq_4_reduced_by_eq_5(tiny_backbone, pictures):
     """The bank holds rows of all patches, those that select_coreset names."""
+    # The patches are those of Eq. 3, all positions of the feature map.
     calls = []
     model = PatchCore(tiny_backbone, (64, 64), seed=42, device="cpu", batch_size=5)
     model.fit(Images(pictures), progress=lambda done, total: calls.append((done, total)))
@@ -82,6 +83,7 @@ def test_bank_is_eq_4_reduced_by_eq_5(tiny_backbone, pictures):
 
 def test_map_and_score_are_eq_6_and_7_in_scalar_loops(tiny_backbone, pictures):
     """Largest relative errors measured: map 2e-7, score 6e-8."""
+    # Sec. 3.3.
     model = fitted(tiny_backbone, pictures)
     batch = pictures[:3] + 0.3 * pictures[3:6]
     maps, scores = model.predict(batch)
@@ -359,6 +361,7 @@ def hard_banks():
 @pytest.mark.parametrize("name", list(hard_banks()))
 @pytest.mark.parametrize("threads", [1, 3])
 def test_index_finds_what_brute_force_finds(name, threads, monkeypatch):
+    """Products are off by at most the bound of Higham, Eq. 3.5."""
     monkeypatch.setattr(neighbours, "ROWS", 16)
     monkeypatch.setattr(neighbours, "BLOCK", 100)
     bank, queries = (a.astype(np.float32) for a in hard_banks()[name])

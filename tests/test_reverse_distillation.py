@@ -61,6 +61,7 @@ def test_parameters_are_those_of_table_3(tiny_backbone):
 
 
 def test_decoder_answers_in_the_shapes_of_the_encoder(tiny_backbone):
+    """Sec. 3.1: the student mirrors the teacher."""
     encoded = tiny_backbone(pictures(2))
     embedding = Bottleneck()(encoded)
     assert embedding.shape == (2, 512, 2, 2)
@@ -104,6 +105,7 @@ def test_a_batch_without_statistics_is_refused(tiny_backbone):
 
 def test_every_parameter_of_bottleneck_and_decoder_is_used(tiny_backbone):
     """No convolution is left over, unlike in the released code."""
+    # Sec. 3.2, Fig. 4: fusion and embedding, nothing idle.
     model = ReverseDistillation(tiny_backbone, (64, 64), seed=0, device="cpu")
     encoded = tiny_backbone(pictures(2))
     distillation_loss(encoded, model.decode(encoded)).backward()
@@ -112,6 +114,7 @@ def test_every_parameter_of_bottleneck_and_decoder_is_used(tiny_backbone):
 
 
 def test_a_block_without_resizing_is_torchvisions():
+    """He et al. Fig. 5, left: the basic residual block."""
     from torchvision.models.resnet import BasicBlock
 
     block, oracle = Block(8, 8), BasicBlock(8, 8)
@@ -217,6 +220,7 @@ def enlarged(small, size):
 
 @pytest.mark.parametrize("combine", ["product", "sum"])
 def test_map_is_eq_3_or_the_product_in_scalar_loops(tiny_backbone, combine):
+    # Sec. 3.3, and its product instead of the sum (D11).
     images = pictures(2)
     model = fitted(tiny_backbone, images, combine=combine)
     maps, scores = model.predict(images[:1])

@@ -18,6 +18,7 @@ ENS9 = TileGrid(512, 256, 128)
 
 def test_band_of_the_paper():
     """ENS9: 25 px on each side of 128, 256, 384, half of the pixels; ENS4: 18.6 %."""
+    # Sec. 3.3: "10% of the tile width on each side of the seam".
     rows = seam_mask(ENS9)[:, 0]
     assert np.flatnonzero(np.diff(rows.astype(int))).tolist() == [102, 152, 230, 280, 358, 408]
     assert round(float(seam_mask(ENS9).mean()), 3) == 0.5

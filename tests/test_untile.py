@@ -17,6 +17,7 @@ IMPLS = ("cython", "numpy")
 @pytest.mark.parametrize("impl", IMPLS)
 def test_by_hand(impl):
     """Two tiles of three columns share the middle one of five: 3 and 5 average to 4."""
+    # Sec. 3.3: "pixel-wise averaging ... on overlapping regions".
     maps = np.array([[[[[1.0, 2.0, 3.0]]], [[[5.0, 6.0, 7.0]]]]])  # (1, 2, 1, 1, 3)
     result = untile_average(maps, TileGrid((1, 5), (1, 3), (1, 2)), impl=impl)
     np.testing.assert_array_equal(result, [[[1, 2, 4, 6, 7]]])

@@ -22,8 +22,8 @@ from .maps import gaussian_blur
 from .neighbours import NearestIndex, nearest
 
 N_FEATURES = CHANNELS["layer2"] + CHANNELS["layer3"]  # 384
-RATIO = 0.1  # of the patches kept in the bank; Rolih et al. Sec. 4.2
-N_NEIGHBOURS = 9  # b of Eq. 7
+RATIO = 0.1  # of the patches kept in the bank, anomalib's as in Rolih et al. Sec. 4.2
+N_NEIGHBOURS = 9  # b of Eq. 7, anomalib's
 SIGMA = 4.0  # px, blur of the anomaly map, Roth et al. Sec. 3.3
 
 
