@@ -355,4 +355,18 @@ MUTANTS = [
      "        self.index = None\n        self.chosen",
      "        self.chosen",
      "tests/test_patchcore.py::test_state_is_a_round_trip"),
+    # tiled_ref/store.py
+    ("tiled_ref/store.py", "            os.replace(self._name, self.path)\n", "",
+     "tests/test_crash.py::test_rows_are_read_as_they_were_written"),
+    ("tiled_ref/store.py", "            file.discard()", "            pass",
+     "tests/test_crash.py::test_ctrl_c_is_one_line_and_status_130"),
+    ("tiled_ref/store.py", "self.published = run.is_file() and not self.ensemble_folder.is_dir()",
+     "self.published = False",
+     "tests/test_crash.py::test_a_killed_run_is_resumed_bit_for_bit"),
+    ("tiled_ref/store.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB",
+     "tests/test_crash.py::test_a_second_run_on_the_same_folder_is_refused"),
+    ("tiled_ref/store.py", "stored.get(k) != identity.get(k)", "False",
+     "tests/test_crash.py::test_resuming_with_other_options_is_refused"),
+    ("tiled_ref/store.py", "if os.fstat(self._file.fileno()).st_size != size:", "if False:",
+     "tests/test_crash.py::test_a_damaged_file_of_rows_is_named"),
 ]  # fmt: skip
