@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import argparse
+import contextlib
 import sys
 import traceback
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ import torch
 from . import __version__, _arrays
 from .backbone import ResNet18Features
 from .data import DATASETS
+from .distributed import Alone, RankError, find_ranks
 from .ensemble import TiledEnsemble
 from .errors import InputError, KernelNotBuiltError
-from .experiment import METRIC_SIZES, CategoryImages, Options, run_cell
+from .experiment import (
+    METRIC_SIZES, CategoryImages, Options, gather_results, run_cell, versions,
+)  # fmt: skip
 from .explain import BUILT_IN, explain, write_walk
 from .files import make_folder
 from .models import MODELS
@@ -21,9 +25,10 @@ from .progress import Progress
 from .report import result_table, text_table
 from .setups import SETUPS
 from .store import OutputLock
+from .validation import MODES
 from .weights import find_weights
 
-EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 EPILOG = """\
 examples:
@@ -31,10 +36,13 @@ examples:
       the main job: nine models on overlapping tiles of the built-in data set
   tiled-ref --setup all --dataset mvtec --root DIR --category screw --seed 42 5125 33
       all six setups of the paper on MVTec AD screw, three seeds, beside the paper's numbers
+  torchrun --nproc-per-node 4 run.py --setup ENS9
+      the locations shared out over four processes, each on its own GPU if there are as many
   tiled-ref --setup ENS9 --dataset folder --root DIR --image-size 2048 --tile-size 256
       your own images (DIR/train/..., DIR/test/good/..., DIR/test/<defect>/...)
 
-Exit status: 0 done, 2 something is wrong with an option or a file, 130 interrupted.
+Exit status: 0 done, 1 another process of a shared run failed, 2 something is wrong with an
+option or a file, 130 interrupted.
 """
 
 
@@ -88,31 +96,43 @@ SWITCHES = (
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    ranks = find_ranks()
+    with ranks.main_speaks():
+        args = build_parser().parse_args(argv)
+    args.ranks = ranks
     if args.explain is not None:
         args.command = explain_image
     try:
-        return args.command(args)
+        shared = args.command is run  # anything else is done by one process
+        status = args.command(args) if shared or ranks.is_main else 0
+        ranks.close()
+        return status
     except (InputError, KernelNotBuiltError) as error:
         if args.debug:
             traceback.print_exc()
-        print(f"tiled-ref: error: {error}", file=sys.stderr)
+        ranks.fail(str(error))
         return EXIT_INPUT
+    except RankError as error:
+        ranks.fail(str(error), about_other=True)
+        return EXIT_RANK
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         if args.debug:
             traceback.print_exc()
-        print(
-            f"tiled-ref: error: out of memory ({str(error).partition('. ')[0]}); choose a smaller "
-            "--batch-size, --tile-size or --image-size",
-            file=sys.stderr,
+        ranks.fail(
+            f"out of memory ({str(error).partition('. ')[0]}); choose a smaller --batch-size, "
+            "--tile-size or --image-size"
         )
         return EXIT_INPUT
     except KeyboardInterrupt:
         if args.debug:
             traceback.print_exc()
         kept = "; the same command with --resume goes on" if args.command is run else ""
-        print(f"tiled-ref: interrupted{kept}", file=sys.stderr)
+        ranks.interrupted(f"interrupted{kept}")
         return EXIT_INTERRUPTED
+    except Exception as error:  # a mistake of the program, which the other ranks must learn of
+        if ranks.size > 1:
+            ranks.fail(f"{type(error).__name__}: {error}")
+        raise
 
 
 def build_parser():
@@ -126,7 +146,7 @@ def build_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, ranks=Alone())
     parser.add_argument("--version", action="version", version=f"tiled-ref {__version__}")
 
     group = parser.add_argument_group("what to run")
@@ -208,6 +228,19 @@ def build_parser():
         help="pixel metrics at the setup's image size or at each image's own (default setup)",
     )  # fmt: skip
 
+    group = parser.add_argument_group("thresholds (verdicts and pictures; metrics need none)")
+    group.add_argument(
+        "--validation", default="same-as-test", choices=MODES, metavar="|".join(MODES),
+        help="images that decide them: the test images (the paper); one half of them, the metrics "
+        "are then of the other; or a tenth of the training images, held out "
+        "(default same-as-test)",
+    )  # fmt: skip
+    group.add_argument(
+        "--percentile", type=_percentile, default=100.0, metavar="P",
+        help="threshold where only normal images decide: the percentile of their scores, and of "
+        "their pixels (default 100, their maximum)",
+    )  # fmt: skip
+
     group = parser.add_argument_group("architecture variants (the defaults are the paper's)")
     for switch in SWITCHES:
         group.add_argument(switch.flag, **switch.argument, help=switch.help)
@@ -240,10 +273,12 @@ def build_parser():
 
 def run(args):
     """Run every cell that the options name and print the table."""
-    progress = Progress(quiet=args.quiet)
+    ranks = args.ranks
+    progress = Progress(quiet=args.quiet or not ranks.is_main)
     setups, archs, categories, backbone, options = _prepare(args, progress)
     results = []
-    with OutputLock(args.out):
+    with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
+        ranks.start(options.device, args.out, _description(args, options))
         for category in categories:
             images = CategoryImages(category, options, progress)
             for arch in archs:
@@ -252,6 +287,11 @@ def run(args):
                         results.append(
                             run_cell(setup, arch, images, seed, backbone, options, progress)
                         )
+        ranks.finish()
+        if ranks.size > 1 and ranks.is_main:
+            results = gather_results(categories, archs, setups, args.seed, options)
+    if not ranks.is_main:
+        return 0
     print(result_table(results))
     if not args.quiet:
         print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")
@@ -294,11 +334,11 @@ def _prepare(args, progress):
     archs = _expand(args.arch, MODELS)
     data = DATASETS[args.dataset]
     categories = [data.load(args.root, name) for name in _categories(args, data)]
-    device = _resolve_device(args.device)
+    device = args.ranks.device(_resolve_device(args.device))
     if device.type == "cuda":  # float32 means float32, as on the CPU
         torch.backends.cudnn.allow_tf32 = False
     make_folder(args.out)
-    weights = find_weights(args.weights, say=progress.note)
+    weights = args.ranks.main_first(lambda: find_weights(args.weights, say=progress.note))
     progress.note(f"backbone: {weights.kind} weights, {weights.origin}; device: {device}")
     backbone = ResNet18Features(weights.state_dict)
     options = Options(
@@ -315,10 +355,19 @@ def _prepare(args, progress):
         threads=args.threads,
         weights_digest=weights.digest,
         switches=_switches(args),
-        resume=args.resume,
+        resume=args.resume or args.ranks.restarted,
         save=args.save,
+        validation=args.validation,
+        percentile=args.percentile,
+        ranks=args.ranks,
     )
     return setups, archs, categories, backbone, options
+
+
+def _description(args, options):
+    """What ranks of one run must have in common, as text."""
+    given = {key: value for key, value in vars(args).items() if key not in ("ranks", "command")}
+    return repr([sorted(given.items()), options.weights_digest, versions()])
 
 
 def list_setups(args):
@@ -392,6 +441,10 @@ def _positive(text):
 
 def _fraction(text):
     return _number(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _percentile(text):
+    return _number(text, float, "a number above 0 and at most 100", lambda p: 0 < p <= 100)
 
 
 def _positive_float(text):

@@ -17,21 +17,23 @@ import json
 import platform
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
 
-from . import __version__, analysis, metrics
+from . import __version__, analysis, metrics, validation
 from .data import images as image_data
+from .distributed import Alone
 from .ensemble import TiledEnsemble, merge_rows
 from .errors import InputError
 from .files import atomic_write
 from .memory import PeakMemory
 from .models.maps import upsample_bilinear
 from .progress import Progress
+from .saved import write_manifest
 from .store import CellStore, maps_name, remove_pieces
 
 METRIC_SIZES = ("setup", "original")
@@ -78,6 +80,12 @@ class Options:
         Keep the trained ensemble in the cell's folder.
     report : bool
         Keep what a report needs: analysis.npz of the cell and images.npz of its category.
+    validation : {"same-as-test", "split", "none"}
+        Which images decide the thresholds; see `validation.plan`.
+    percentile : float
+        Of the scores of normal images, the threshold where there is no defective one.
+    ranks : distributed.Alone or distributed.Ranks
+        The processes that share the run.
     """
 
     out: Path = None
@@ -96,20 +104,32 @@ class Options:
     resume: bool = False
     save: bool = False
     report: bool = False
+    validation: str = "same-as-test"
+    percentile: float = 100.0
+    ranks: Alone = field(default_factory=Alone, compare=False)
 
 
 class CategoryImages:
     """The images and masks of one category, each decoded once per size and then kept.
 
     Parameters: category, a data.Category; options; progress.
+
+    Attributes
+    ----------
+    plan : validation.Plan
+        Which images decide the thresholds; options.validation chooses.
+    category : data.Category
+        What is trained on and predicted: that of the plan.
     """
 
     def __init__(self, category, options, progress):
-        self.category = category
+        self.plan = validation.plan(category, options.validation)
+        self.category = self.plan.category
         self._options = options
         self._progress = progress
         self._images = {}
         self._masks = {}
+        self._packed = {}  # number of a test image -> bits and shape of its mask
 
     def images(self, split, size):
         """uint8 (N, 3, H, W) of split "train" or "test"; a memory map beyond IMAGE_BUDGET."""
@@ -137,11 +157,41 @@ class CategoryImages:
             self._masks[size] = image_data.read_masks(test, size)
         return self._masks[size]
 
+    def original_mask(self, k):
+        """bool (h, w), the mask of test image k at its own size; read once, kept as bits."""
+        if k not in self._packed:
+            mask = image_data.read_mask_original(self.category.test[k])
+            self._packed[k] = np.packbits(mask), mask.shape
+        bits, shape = self._packed[k]
+        return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
+
     @property
     def digest(self):
         """Hex digest of all samples: changes where an image is added, removed or changed."""
         samples = [sample.version for sample in (*self.category.train, *self.category.test)]
         return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
+
+    @property
+    def reported(self):
+        """These images with only those test images that the metrics are of."""
+        if len(self.plan.reported) == len(self.category.test):
+            return self
+        return _Reported(self)
+
+
+class _Reported(CategoryImages):
+    """A part of the test images of other CategoryImages, which keep what was decoded."""
+
+    def __init__(self, whole):
+        chosen = whole.plan.reported
+        test = tuple(whole.category.test[k] for k in chosen)
+        part = replace(whole.category, test=test)
+        super().__init__(part, replace(whole._options, validation="same-as-test"), whole._progress)
+        self._whole, self._chosen = whole, chosen
+
+    def images(self, split, size):
+        images = self._whole.images(split, size)
+        return images[self._chosen] if split == "test" else images
 
 
 def run_cell(setup, arch, images, seed, backbone, options, progress=None):
@@ -159,7 +209,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
 
     Returns
     -------
-    dict, what metrics.json holds: metrics as fractions (None where undefined), counts,
+    dict, or None in a rank that is not the last to work on the cell. What metrics.json holds: metrics as fractions (None where undefined), counts,
     seconds, bytes, and what produced them. Written to
     OUT/<dataset>/<category>/<arch>/<setup>/seed<k>/metrics.json, and OUT/results.csv brought
     up to date, if options.out is given.
@@ -180,34 +230,56 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         device=options.device,
         batch_size=options.batch_size,
         switches=options.switches.get(arch),
+        weights=options.weights,
+        antialias=options.antialias,
+        score=options.score,
+        seam_width=options.seam_width,
+        seam_sigma=options.seam_sigma,
     )
+    reported = images.reported
     identity = cell_identity(ensemble, images, options)
     folder = cell_folder(options.out, category, arch, setup, seed)
-    if options.resume and folder is not None:
-        finished = finished_result(folder, identity, options)
+    cell = options.ranks.cell(f"{category.dataset} {title}")
+    if not cell.opens and cell.is_finished:
+        return None
+    if options.resume and cell.opens and folder is not None:
+        finished = finished_result(folder, identity, options, reported.digest)
         if finished is not None:
             progress.note(f"{title}: finished before, taken from {folder / 'metrics.json'}")
             remove_pieces(folder)
-            write_results_csv(options.out)
+            if options.ranks.is_main:
+                write_results_csv(options.out)
+            cell.opened(finished=True)
             return finished
         if (folder / "metrics.json").is_file():
             progress.note(f"{title}: finished before with other options, so it is computed again")
     clock = _Clock()
     peak = PeakMemory(options.device)
-    train = images.images("train", setup.image_size)
-    test = images.images("test", setup.image_size)
-    with CellStore(folder, identity, options.resume, progress.note) as store:
-        show = location_progress(progress, title, ensemble.grid)
-        for location in ensemble.grid.locations():
+    n_test = len(category.test)
+    with CellStore(folder, identity, options.resume, progress.note, not cell.opens) as store:
+        cell.opened()
+        show = cell.watch(location_progress(progress, title, ensemble.grid))
+        for location in cell.take(ensemble.grid.locations(), peak):
+            train = images.images("train", setup.image_size)
+            test = images.images("test", setup.image_size)
             run_location(ensemble, location, train, test, store, options, show)
+        if not cell.finishes:
+            return None  # the rank that completes the last location goes on
 
         with clock("merge"):
-            maps = store.new_maps("merged", (len(test), *setup.image_size))
+            maps = store.new_maps("merged", (n_test, *setup.image_size))
             scores = _merge(ensemble.grid, store, maps, options, progress.stage(f"{title}: merge"))
         with clock("score"):
             stage = progress.stage(f"{title}: score")
-            result = score_predictions(maps, scores, images, setup, options, progress)
-            stage(len(test), len(test))
+            ensemble.thresholds = validation.find_thresholds(
+                images.plan, maps, scores, percentile=options.percentile,
+                masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
+            )  # fmt: skip
+            if reported is not images:
+                maps, scores = Rows(maps, images.plan.reported), scores[images.plan.reported]
+            result = score_predictions(maps, scores, reported, setup, options, progress)
+            stage(n_test, n_test)
+            progress.note(f"{title}: {validation.describe(ensemble.thresholds)}")
 
         seconds_train, seconds_predict = store.seconds(ensemble.grid.locations())
         result = {
@@ -219,28 +291,51 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             **result,
             "n_parameters": ensemble.n_parameters,
             "n_models": setup.n_models,
-            "n_train": len(train),
-            "n_test": len(test),
+            "n_train": len(category.train),
+            "n_test": len(scores),
             "seconds_train": seconds_train,
             "seconds_test": seconds_predict + clock["merge"],
             "seconds_score": clock["score"],
-            **peak.read(),
+            **cell.peak(peak),
             **identity,
+            "thresholds": ensemble.thresholds,
             "impl": options.impl,
             "device": device_name(options.device),
             "versions": versions(),
         }
-        if options.save:
+        if options.save and folder is not None:
+            if not store.published:
+                write_manifest(
+                    store.ensemble_folder, ensemble, category=category.name, versions=versions()
+                )
             store.publish_ensemble()
         if options.report and folder is not None:
             stage = progress.stage(f"{title}: analyse")
-            analysis.save_images(folder.parents[2], images, setup, options)
-            analysis.save_analysis(folder, maps, scores, images, setup, options)
-            stage(len(test), len(test))
+            analysis.save_images(folder.parents[2], reported, setup, options)
+            analysis.save_analysis(folder, maps, scores, reported, setup, options)
+            stage(len(scores), len(scores))
         if options.out is not None:
-            save_result(result, options.out)
+            save_result(result, options.out, table=options.ranks.is_main)
         store.finish()
     return result
+
+
+class Rows:
+    """Some rows of an array or RowFile, read when they are asked for.
+
+    Parameters: rows (N, ...); chosen int (n,).
+    """
+
+    def __init__(self, rows, chosen):
+        self.rows, self.chosen = rows, chosen
+
+    def __len__(self):
+        return len(self.chosen)
+
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            return np.stack([self.rows[int(k)] for k in self.chosen[key]])
+        return self.rows[int(self.chosen[key])]
 
 
 def run_location(ensemble, location, train, test, store, options, show=None):
@@ -301,6 +396,8 @@ def cell_identity(ensemble, images, options):
         "seam_width": options.seam_width,
         "seam_sigma": options.seam_sigma,
         "metric_size": options.metric_size,
+        "validation": options.validation,
+        "percentile": options.percentile,
         "switches": ensemble.switches,
         "weights": options.weights,
         "weights_digest": options.weights_digest,
@@ -310,9 +407,11 @@ def cell_identity(ensemble, images, options):
     }
 
 
-def finished_result(folder, identity, options):
+def finished_result(folder, identity, options, digest):
     """The metrics.json of a finished cell as a dict, if it has this identity; else None.
 
+    Parameters: folder of the cell; identity, see cell_identity; options; digest of the images
+    that the metrics are of.
     Raises InputError for a file that is no result.
     """
     path = folder / "metrics.json"
@@ -323,7 +422,7 @@ def finished_result(folder, identity, options):
         return None
     if options.save and not (folder / "ensemble").is_dir():
         return None
-    if options.report and not analysis.is_complete(folder, identity["images_digest"]):
+    if options.report and not analysis.is_complete(folder, digest):
         return None
     return result
 
@@ -366,15 +465,28 @@ def score_predictions(maps, scores, images, setup, options, progress):
     return result | {"pixel_auroc": pixel.pixel_auroc, "pixel_aupro": pixel.aupro}
 
 
-def save_result(result, out):
-    """Write metrics.json of a cell and bring results.csv up to date; returns the JSON's path."""
+def save_result(result, out, table=True):
+    """Write metrics.json of a cell and bring results.csv up to date; returns the JSON's path.
+
+    Without table results.csv is left to the rank that writes it.
+    """
     parts = [str(result[key]) for key in ("dataset", "category", "arch", "setup")]
     path = Path(out).joinpath(*parts, f"seed{result['seed']}", "metrics.json")
     with atomic_write(path) as file:
         json.dump(result, file, indent=2)
         file.write("\n")
-    write_results_csv(out)
+    if table:
+        write_results_csv(out)
     return path
+
+
+def gather_results(categories, archs, setups, seeds, options):
+    """The results of all these cells in their order, computed by any rank; writes results.csv."""
+    write_results_csv(options.out)
+    return [
+        read_result(cell_folder(options.out, category, arch, setup, seed) / "metrics.json")
+        for category in categories for arch in archs for setup in setups for seed in seeds
+    ]  # fmt: skip
 
 
 def read_result(path):

@@ -78,17 +78,41 @@ def read_tensors(path, expected=None):
         No such file, or not one of ours: truncated, damaged, compressed, with other tensors
         than expected or something else than plain numbers.
     """
+
+    def read(archive, members):
+        if expected is not None and set(members) != set(expected):
+            raise ValueError("it holds other tensors than expected")
+        return {
+            key: _read_member(archive, key, info, expected and expected[key])
+            for key, info in members.items()
+        }
+
+    return _reading(path, read)
+
+
+def layout(path):
+    """What a file of `write_tensors` holds: name -> (dtype, shape), from the headers.
+
+    Raises InputError as read_tensors does.
+    """
+
+    def read(archive, members):
+        found = {}
+        for key, info in members.items():
+            with archive.open(info) as member:
+                dtype, shape = _read_header(member, key, info)
+            found[key] = dtype.name, shape
+        return found
+
+    return _reading(path, read)
+
+
+def _reading(path, read):
+    """read(archive, members) of the file; whatever goes wrong becomes an InputError."""
     name = printable(path)
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            n_bytes = os.fstat(file.fileno()).st_size
-            members = _members(archive, n_bytes)
-            if expected is not None and set(members) != set(expected):
-                raise ValueError("holds other tensors than expected")
-            return {
-                key: _read_member(archive, key, info, expected and expected[key])
-                for key, info in members.items()
-            }
+            return read(archive, _members(archive, os.fstat(file.fileno()).st_size))
     except OSError as error:
         raise InputError(f"the file {name} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
@@ -139,24 +163,31 @@ def _members(archive, n_bytes):
     return members
 
 
+def _read_header(member, key, info):
+    """dtype and shape of a tensor; ValueError unless they are plain and fit the member."""
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError(f"{key} has another version of the format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(
+        member, max_header_size=HEADER_BYTES
+    )
+    if dtype not in DTYPES or fortran:
+        raise ValueError(f"{key} is no plain tensor but {dtype}")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"{key} has the shape {shape}")
+    n_bytes = dtype.itemsize * math.prod(shape)
+    if member.tell() + n_bytes != info.file_size:
+        raise ValueError(f"{key} declares {n_bytes:,} bytes and holds another number")
+    return dtype, shape
+
+
 def _read_member(archive, key, info, expected):
     with archive.open(info) as member:
-        if np.lib.format.read_magic(member) != (1, 0):
-            raise ValueError(f"{key} has another version of the format")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(
-            member, max_header_size=HEADER_BYTES
-        )
-        if dtype not in DTYPES or fortran:
-            raise ValueError(f"{key} is no plain tensor but {dtype}")
-        if any(side < 0 for side in shape):
-            raise ValueError(f"{key} has the shape {shape}")
+        dtype, shape = _read_header(member, key, info)
         if expected is not None and (dtype.name, shape) != (expected[0], tuple(expected[1])):
             raise ValueError(
                 f"{key} is {dtype.name} {shape}, expected is {expected[0]} {tuple(expected[1])}"
             )
-        n_bytes = dtype.itemsize * math.prod(shape)
-        if member.tell() + n_bytes != info.file_size:
-            raise ValueError(f"{key} declares {n_bytes:,} bytes and holds another number")
+        n_bytes = info.file_size - member.tell()
         data = bytearray(n_bytes)
         view, done = memoryview(data), 0
         while done < n_bytes:
@@ -255,10 +286,7 @@ def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions
     files = []
     for i, j in ensemble.grid.locations():
         path = Path(folder, location_name((i, j)))
-        tensors = {
-            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-            for name, tensor in read_tensors(path).items()
-        }
+        tensors = {name: [dtype, list(shape)] for name, (dtype, shape) in layout(path).items()}
         files.append(
             {
                 "location": [i, j],
@@ -291,11 +319,11 @@ def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions
         "backbone_digest": tensors_digest(ensemble.backbone.state_dict()),
         "thresholds": ensemble.thresholds if thresholds is None else thresholds,
         "versions": {**(versions or {}), "tiled_ref": __version__, "torch": str(torch.__version__)},
-        "files": files,
     }
-    text = json.dumps(manifest, indent=2, allow_nan=False)
+    head = json.dumps(manifest, indent=2, allow_nan=False).removesuffix("\n}")
+    lines = ",\n    ".join(json.dumps(entry) for entry in files)  # one line per location
     with atomic_write(Path(folder, MANIFEST)) as file:
-        file.write(text + "\n")
+        file.write(f'{head},\n  "files": [\n    {lines}\n  ]\n}}\n')
 
 
 @dataclass(frozen=True)
