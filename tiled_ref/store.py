@@ -151,6 +151,8 @@ class CellStore:
         Keep the pieces of an earlier, unfinished run. Otherwise they are removed.
     note : callable, optional
         note(text) tells the user what was found.
+    joins : bool
+        Another process has opened the cell and works on it: nothing is looked at or removed.
 
     Raises
     ------
@@ -163,7 +165,7 @@ class CellStore:
         An earlier run has already given the finished ensemble its name.
     """
 
-    def __init__(self, folder, identity, resume=False, note=lambda text: None):
+    def __init__(self, folder, identity, resume=False, note=lambda text: None, joins=False):
         self.folder = None if folder is None else Path(folder)
         self.published = False
         self._memory = {}
@@ -172,6 +174,9 @@ class CellStore:
             return
         self.partial = self.folder / "partial"
         run = self.partial / "run.json"
+        if joins:
+            self.published = not self.ensemble_folder.is_dir()
+            return
         if self.partial.is_dir() and resume:
             _check_identity(run, identity)
             note(f"{self.folder}: resumed, {self._count()} tile locations are done")
