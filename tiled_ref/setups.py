@@ -73,9 +73,10 @@ class Setup:
     def with_sizes(self, image_size=None, tile_size=None, stride=None):
         """The same kind of setup with other sizes, named after them.
 
-        Returns a Setup, this one where nothing changes. image_size, tile_size, stride are (height, width) in pixels; None keeps this setup's own. For SM the tile
-        follows the image. Where only the tile is given, the stride becomes the tile size
-        if it was the tile size before, half of it if it was half.
+        Returns a Setup, this one where nothing changes. image_size, tile_size, stride are
+        (height, width) in pixels; None keeps this setup's own. For SM the tile follows the
+        image. Where only the tile is given, the stride becomes the tile size if it was the tile
+        size before, half of it if it was half.
         """
         image = tuple(image_size or self.image_size)
         if self.kind == "SM":

@@ -12,7 +12,10 @@ and offers
                       normalised, on the device. progress(done, total), if given, is called
                       as the work goes on
     predict(batch)    (B, 3, h, w) -> maps (B, H, W) float32 and scores (B,) float32: Eq. 4 of
-                      the paper, A_ij, s_ij = M_ij(T_ij)
+                      the paper, A_ij, s_ij = M_ij(T_ij). The same as head(features(batch))
+    features(batch)   list of tensors (B, ...): the part that is the same in every model
+    head(features)    maps and scores: the part that was learnt. An image's bits do not depend
+                      on the others of its batch on a CPU
     n_parameters      learnable parameters as Table 3 of the paper counts them (int)
     state()           dict of CPU tensors that differ from model to model
     load_state(state) the inverse of state()
@@ -20,7 +23,8 @@ and offers
 
 For tiled input (ST) a batch holds T tiles of every image, (T * B, 3, h, w), tile-major (tile 0
 of all images, then tile 1, ...), and `untile(features, factor)` turns
-(T * B, C, h/factor, w/factor) into (B, C, H/factor, W/factor); `untile.n_tiles` is T and `untile.tile_size` the tiles' (h, w).
+(T * B, C, h/factor, w/factor) into (B, C, H/factor, W/factor); `untile.n_tiles` is T and
+`untile.tile_size` the tiles' (h, w).
 `output_size` is the (H, W) of the map in pixels: the tile's, or the image's where the model
 untiles.
 """

@@ -30,8 +30,9 @@ SIGMA = 4.0  # px, blur of the anomaly map, Defard et al. Sec. IV-B
 def channel_choice(seed, n=D, of=N_FEATURES):
     """The n channels that a run keeps.
 
-    Returns a list of distinct ints in [0, of), drawn by Python's Mersenne Twister, random.Random(seed).sample, so that every tile model
-    of a run and every port with that generator keep the same channels in the same order.
+    Returns a list of distinct ints in [0, of), drawn by Python's Mersenne Twister,
+    random.Random(seed).sample, so that every tile model of a run and every port with that
+    generator keep the same channels in the same order.
     """
     return random.Random(seed).sample(range(of), n)
 
@@ -160,8 +161,16 @@ class Padim:
         Returns maps float32 (B, H, W) in units of standard deviations, >= 0, and scores
         float32 (B,), the maximum of each map (Rolih et al. Eq. 4: A_ij, s_ij = M_ij(T_ij)).
         """
-        embedding = self.embed(images)  # (B, D, hf, wf)
-        x = by_position(embedding, torch.float32)  # (P, B, D)
+        return self.head(self.features(images))
+
+    def features(self, images):
+        """What is the same in every model of an ensemble: [embed(images)]."""
+        return [self.embed(images)]
+
+    @torch.no_grad()
+    def head(self, features):
+        """Maps and scores, see predict, of features(images)."""
+        x = by_position(features[0], torch.float32)  # (P, B, D)
         distances = mahalanobis(x, self.mean, self.precision).T  # (B, P)
         maps = distances.reshape(-1, *self.grid)  # (B, hf, wf)
         maps = gaussian_blur(upsample_bilinear(maps, self.output_size), SIGMA)  # (B, H, W)
@@ -207,4 +216,7 @@ def mahalanobis(x, mean, precision):
     Returns (P, B) >= 0; a square below zero (rounding) counts as zero.
     """
     delta = x - mean[:, None]  # (P, B, D)
-    return (torch.bmm(delta, precision) * delta).sum(-1).clamp_min(0).sqrt()
+    n = x.shape[1]
+    if n == 1 and x.device.type == "cpu":  # MKL rounds a single row in another way than several
+        delta = delta.expand(-1, 2, -1).contiguous()
+    return (torch.bmm(delta, precision) * delta).sum(-1)[:, :n].clamp_min(0).sqrt()
