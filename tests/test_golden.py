@@ -38,7 +38,7 @@ def test_exporting_again_stays_within_the_compare_classes(exported, tmp_path):
 def test_a_changed_number_is_found_in_its_stage(exported, tmp_path):
     port = tmp_path / "port"
     shutil.copytree(exported, port)
-    file = port / "untile" / "overlap" / "out_map.npy"
+    file = port / "untile" / "overlap.out.map.npy"
     maps = np.array(npy.read(file))
     maps[0, 3, 4] += 0.25
     npy.write(file, maps)

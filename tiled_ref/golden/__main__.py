@@ -30,7 +30,7 @@ def build_parser():
         "genuine weights, found or downloaded (imagenet), or of a file",
     )
     two = commands.add_parser("check", help="compare a port's outputs with a bundle")
-    two.add_argument("folder", metavar="DIR", help="the port's outputs, <stage>/<case>/out_<name>.npy")
+    two.add_argument("folder", metavar="DIR", help="the port's outputs, <stage>/<case>.out.<name>.npy")
     two.add_argument(
         "--reference",
         metavar="DIR",

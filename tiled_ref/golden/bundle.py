@@ -3,14 +3,15 @@
     DIR/manifest.json                     everything about every array; see FORMAT.md
     DIR/cases.txt                         the cases and their inputs again, for ports without
                                           a JSON reader
-    DIR/<stage>/<case>/in_<name>.npy      what the stage is given
-    DIR/<stage>/<case>/out_<name>.npy     what it makes of it
+    DIR/<stage>/<case>.in.<name>.npy      what the stage is given
+    DIR/<stage>/<case>.out.<name>.npy     what it makes of it
     DIR/models/<model>/<tensor>.npy       weights that several cases share
     DIR/FORMAT.md, *.schema.json          how to read all this
 
 Arrays of at most INLINE numbers are in the manifest (inputs in cases.txt too) and have no file.
 """
 
+import contextlib
 import json
 import platform
 import re
@@ -30,7 +31,7 @@ from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
 FORMAT = "tiled-ref golden files"
-INLINE = 16  # numbers that an array may have to lie in the manifest itself
+INLINE = 64  # numbers that an array may have to lie in the manifest itself
 DOCUMENTS = ("FORMAT.md", "manifest.schema.json", "report.schema.json")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -50,6 +51,22 @@ def export(folder, stages, models, command):
     """
     folder = Path(folder)
     make_folder(folder)
+    with _one_thread():
+        return _export(folder, stages, models, command)
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """torch with one thread: sums are then in one order, and small arrays gain nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _export(folder, stages, models, command):
     if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
         raise InputError(
             f"the folder {folder} is not empty and holds no golden files; name another one"
@@ -99,7 +116,13 @@ def _remove_arrays(folder):
     """Remove what an earlier export wrote, so that nothing stale stays."""
     manifest = folder / "manifest.json"
     if manifest.is_file():
-        bundle = Bundle(folder)
+        try:
+            bundle = Bundle(folder)
+        except InputError as error:
+            raise InputError(
+                f"the folder {folder} holds a bundle that cannot be read, so its files cannot be "
+                "replaced; remove the folder or name another one"
+            ) from error
         manifest.unlink()  # first: half a bundle has none
         for path in sorted(bundle.paths()):
             file = bundle.path(path)
@@ -124,9 +147,9 @@ def _write_case(folder, stage, case, models):
         if isinstance(value, Weights):
             inputs[name] = {"model": value.model}
         elif isinstance(value, File):
-            inputs[name] = _write_file(folder, f"{where}/in_{value.name}", value.data)
+            inputs[name] = _write_file(folder, f"{where}.in.{value.name}", value.data)
         else:
-            inputs[name] = _write(folder, f"{where}/in_{name}.npy", value)
+            inputs[name] = _write(folder, f"{where}.in.{name}.npy", value)
     given = {
         name: models[value.model] if isinstance(value, Weights) else value
         for name, value in case.inputs.items()
@@ -173,7 +196,7 @@ def _measure(where, name, value, truth, rule):
 
 def output_path(stage, case, name):
     """Where an output lies, relative to the folder of a bundle or of a port."""
-    return f"{stage}/{case}/out_{name}.npy"
+    return f"{stage}/{case}.out.{name}.npy"
 
 
 def _write(folder, path, array, inline=INLINE):
@@ -213,8 +236,7 @@ def _case_text(stage, case):
 
 
 def _write_file(folder, path, data):
-    with atomic_write(folder / path, "wb") as file:
-        file.write(data)
+    npy.write_bytes(folder / path, data)
     return {"path": path, "bytes": len(data), "sha256": npy.sha256(data)}
 
 

@@ -60,7 +60,7 @@ def check(port_folder, bundle, stages, chosen=None):
 
     Parameters
     ----------
-    port_folder : Path, an existing folder with <stage>/<case>/out_<name>.npy. Small outputs
+    port_folder : Path, an existing folder with <stage>/<case>.out.<name>.npy. Small outputs
         may lie in a manifest.json of it instead, as in a bundle
     bundle : Bundle, the reference
     stages : {name: Stage}, for the likely causes

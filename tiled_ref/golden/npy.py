@@ -2,11 +2,11 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_write
 
 DTYPES = {"|b1": "bool", "|u1": "uint8", "<i4": "int32", "<i8": "int64", "<f4": "float32",
           "<f8": "float64"}  # fmt: skip
@@ -26,9 +26,22 @@ def encode(array):
 def write(path, array):
     """Write an array; returns the SHA-256 of the file in hexadecimal."""
     data = encode(array)
-    with atomic_write(path, "wb") as file:
-        file.write(data)
+    write_bytes(path, data)
     return sha256(data)
+
+
+def write_bytes(path, data):
+    """Write a file, with the folder it lies in. Raises InputError where that fails.
+
+    Hundreds of small files are not brought to the disk one by one: what makes them a bundle
+    is the manifest, which is removed first and written last, and holds their digests.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sha256(data):

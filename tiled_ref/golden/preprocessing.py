@@ -1,0 +1,384 @@
+"""The stages before the models: decoding, resizing, normalising, tiling, features."""
+
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..data import images
+from . import formulas, pictures, small_model
+from .compare import EXACT, boundary, close
+from .numbers import Numbers
+from .padim import tensor
+from .postprocessing import GRIDS, grid_array, tile_grid
+from .stage import Case, Confusion, File, Stage, Weights
+
+# -------------------------------------------------------------------------------- decode
+
+
+def _jpeg_blocks(name):
+    """Blocks of the JPEG case of a name, (rows, cols, components)."""
+    draw = Numbers(f"decode/{name}")
+    blocks = 60 + draw.integers(140, 2, 3, 1 if name == "jpeg_grey" else 3)
+    if name == "jpeg":
+        blocks[..., 1:] = 128 + (blocks[..., 1:] - 128) // 4
+    return blocks
+
+
+def _decode_cases():
+    draw = Numbers("decode")
+    colour = draw.integers(256, 7, 5, 4).astype(np.uint8)
+    wide = draw.integers(65536, 4, 6, 3).astype(np.uint16)
+    wide[0, :4, 0] = 0, 128, 65535, 65407
+    palette = draw.integers(256, 6, 3).astype(np.uint8)
+    numbers = draw.integers(6, 5, 6, 1).astype(np.uint8)
+    files = [
+        ("rgb", pictures.png(colour[..., :3], pictures.RGB), ("not_square",)),
+        ("grey", pictures.png(colour[..., :1], pictures.GREY), ("grey", "not_square")),
+        ("grey_alpha", pictures.png(colour[..., 2:], pictures.GREY_ALPHA), ("grey", "alpha")),
+        ("alpha", pictures.png(colour, pictures.RGBA), ("alpha", "not_square")),
+        ("palette", pictures.png(numbers, pictures.PALETTE, palette), ("palette",)),
+        ("palette_alpha", pictures.png(numbers, pictures.PALETTE, palette, [0, 99, 255]),
+         ("palette", "alpha")),
+        ("grey_16", pictures.png(wide[..., :1], pictures.GREY), ("grey", "sixteen_bit")),
+        ("rgb_16", pictures.png(wide, pictures.RGB), ("sixteen_bit",)),
+        ("turned", pictures.png(colour[..., :3], pictures.RGB, orientation=6), ("rotated", "not_square")),
+        ("upside_down", pictures.png(colour[..., :3], pictures.RGB, orientation=3), ("rotated",)),
+        ("one_pixel", pictures.png(colour[:1, :1, :3], pictures.RGB), ("one_pixel",)),
+    ]  # fmt: skip
+    cases = [Case(name, {"image": File("image.png", data)}, flags) for name, data, flags in files]
+    for name in ("jpeg", "jpeg_grey"):
+        data = File("image.jpg", pictures.jpeg(_jpeg_blocks(name)))
+        flags = ("lossy", "grey") if name == "jpeg_grey" else ("lossy",)
+        cases.append(Case(name, {"image": data}, flags, compare={"image": close(0, 2)}))
+    return cases
+
+
+def _decode(inputs):
+    return {"image": images.decode_image(io.BytesIO(inputs["image"].data))}
+
+
+def _decode_formula(inputs, ycc=True, **switches):
+    file = inputs["image"]
+    if file.name.endswith(".png"):
+        return {"image": pictures.read_png(file.data, **switches)}
+    bgr = switches.get("bgr", False)
+    known = {pictures.jpeg(_jpeg_blocks(name)): name for name in ("jpeg", "jpeg_grey")}
+    return {"image": pictures.jpeg_pixels(_jpeg_blocks(known[file.data]), bgr, ycc)}
+
+
+DECODE = Stage(
+    "decode",
+    "an image file as 8-bit RGB",
+    "tiled_ref.data.images.decode_image",
+    "Rolih et al. Sec. 4.2; rules in FORMAT.md",
+    {"image": EXACT},
+    _decode_cases,
+    _decode,
+    _decode_formula,
+    (
+        Confusion("BGR instead of RGB", {"bgr": True}),
+        Confusion("alpha is blended over black instead of dropped", {"blend": 0}),
+        Confusion("alpha is blended over white instead of dropped", {"blend": 255}),
+        Confusion("numbers of the palette are taken for grey values", {"colours": False}),
+        Confusion("EXIF orientation is ignored", {"orient": False}),
+        Confusion("16-bit grey: the high byte is taken instead of (v + 128) / 257", {"high_byte": True}),
+        Confusion("16 bits: the low byte is taken (byte order)", {"low_byte": True}),
+        Confusion("16-bit grey is cut off at 255 instead of scaled", {"scale": False}),
+        Confusion("Y, Cb, Cr of a JPEG file are taken for red, green, blue", {"ycc": False}),
+    ),
+)  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- resize
+
+
+def _picture(draw, h, w):
+    """A wave with noise, uint8 (h, w, 3)."""
+    y, x = np.mgrid[:h, :w]
+    wave = 3 * np.abs((3 * x[..., None] + 2 * y[..., None] + 20 * np.arange(3)) % 120 - 60)
+    return (20 + wave + draw.integers(50, h, w, 3)).astype(np.uint8)
+
+
+def _resize_cases():
+    cases = []
+    for name, h, w, size, flags in (
+        ("half", 24, 32, (12, 16), ("downscale", "ties")),
+        ("third", 33, 21, (11, 7), ("downscale", "not_square")),
+        ("odd", 29, 37, (17, 13), ("downscale", "not_square")),
+        ("larger", 9, 7, (20, 24), ("upscale", "not_square")),
+        ("mixed", 9, 40, (20, 16), ("upscale", "downscale", "not_square")),
+        ("same", 10, 12, (10, 12), ("same_size",)),
+        ("one_pixel", 1, 1, (3, 4), ("one_pixel", "upscale")),
+    ):
+        image = _picture(Numbers(f"resize/{name}"), h, w)
+        cases.append(Case(name, {"image": image, "size": np.array(size, np.int64)}, flags))
+    return cases
+
+
+def _size(inputs):
+    return tuple(int(v) for v in inputs["size"])
+
+
+def _resize(inputs):
+    return {"image": images.resize_image(inputs["image"], _size(inputs))}
+
+
+def _resize_formula(inputs, mode="bilinear", rounding=np.rint, box=False, channels=None, **switches):
+    image = inputs["image"].transpose(2, 0, 1)
+    size = _size(inputs)
+    if box:
+        rows, cols = (_box_matrix(a, b) for a, b in zip(image.shape[1:], size))
+        result = rows @ image.astype(np.float64) @ cols.T
+    else:
+        result = formulas.enlarge(image, size, mode, **switches)
+    result = rounding(np.round(result, 6)).clip(0, 255).astype(np.uint8)
+    return {"image": result[slice(None, None, channels)].transpose(1, 2, 0)}
+
+
+def _box_matrix(n_in, n_out):
+    """Mean of the input over each output pixel's area, (n_out, n_in)."""
+    edges = np.arange(n_out + 1) * n_in / n_out
+    low, high = edges[:-1, None], edges[1:, None]
+    share = np.minimum(high, np.arange(n_in) + 1) - np.maximum(low, np.arange(n_in))
+    return np.maximum(share, 0) / (n_in / n_out)
+
+
+RESIZE = Stage(
+    "resize",
+    "bilinear resize without antialias",
+    "tiled_ref.data.images.resize_image",
+    "Rolih et al. Sec. 4.2; the rule of OpenCV's INTER_LINEAR",
+    {"image": boundary(0, 0, 0.05, 1)},
+    _resize_cases,
+    _resize,
+    _resize_formula,
+    (
+        Confusion("antialias: the filter is widened when shrinking", {"antialias": True}),
+        Confusion("align_corners: the corners of both grids are matched", {"align_corners": True}),
+        Confusion("nearest neighbour instead of bilinear", {"mode": "nearest"}),
+        Confusion("nearest neighbour (centres) instead of bilinear", {"mode": "nearest_centre"}),
+        Confusion("the mean over areas instead of bilinear", {"box": True}),
+        Confusion("values are cut off instead of rounded", {"rounding": np.floor}),
+        Confusion("halves are rounded up instead of to even", {"rounding": lambda v: np.floor(v + 0.5)}),
+        Confusion("BGR instead of RGB", {"channels": -1}),
+    ),
+)  # fmt: skip
+
+
+def _resize_mask_cases():
+    cases = []
+    for name, shape, size, flags in (
+        ("smaller", (20, 33), (8, 12), ("downscale", "not_square")),
+        ("larger", (7, 5), (16, 18), ("upscale", "not_square")),
+        ("same", (6, 9), (6, 9), ("same_size",)),
+        ("empty", (12, 12), (5, 5), ("empty_mask", "downscale")),
+    ):
+        draw = Numbers(f"resize_mask/{name}")
+        mask = (draw.uniform(*shape) > 0.7) if name != "empty" else np.zeros(shape, bool)
+        cases.append(Case(name, {"mask": mask, "size": np.array(size, np.int64)}, flags))
+    return cases
+
+
+def _resize_mask_formula(inputs, mode="nearest", level=0.5, **switches):
+    return {"mask": formulas.enlarge(inputs["mask"], _size(inputs), mode, **switches) > level}
+
+
+RESIZE_MASK = Stage(
+    "resize_mask",
+    "nearest-neighbour resize of a mask",
+    "tiled_ref.data.images.resize_mask",
+    "floor(i n_in / n_out)",
+    {"mask": EXACT},
+    _resize_mask_cases,
+    lambda inputs: {"mask": images.resize_mask(inputs["mask"], _size(inputs))},
+    _resize_mask_formula,
+    (
+        Confusion("floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", {"mode": "nearest_centre"}),
+        Confusion("bilinear, and whatever is above 0 is anomalous", {"mode": "bilinear", "level": 1e-9}),
+        Confusion("bilinear, and what is above a half is anomalous", {"mode": "bilinear"}),
+    ),
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------- normalise
+
+
+def _normalise_cases():
+    draw = Numbers("normalise")
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1)
+    colours = draw.integers(256, 2, 3, 5, 7).astype(np.uint8)
+    return [
+        Case("every_level", {"images": every}),
+        Case("several", {"images": colours}, ("several", "not_square")),
+    ]
+
+
+def _normalise_formula(inputs, scale=255.0, mean=images.MEAN, std=images.STD, order=1):
+    x = inputs["images"].astype(np.float64)[:, ::order] / scale
+    mean, std = (np.array(v, np.float64)[:, None, None] for v in (mean, std))
+    return {"images": (x - mean) / std}
+
+
+_ZERO, _ONE, _HALF = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
+
+NORMALISE = Stage(
+    "normalise",
+    "8-bit images as the backbone wants them",
+    "tiled_ref.data.images.normalize",
+    "(x / 255 - mean) / std, torchvision's ResNet18_Weights.IMAGENET1K_V1",
+    {"images": close(1e-6, 1e-6)},
+    _normalise_cases,
+    lambda inputs: {"images": images.normalize(tensor(inputs["images"])).numpy()},
+    _normalise_formula,
+    (
+        Confusion("BGR instead of RGB", {"order": -1}),
+        Confusion("mean and standard deviation of red and blue are exchanged (BGR)",
+                  {"mean": images.MEAN[::-1], "std": images.STD[::-1]}),
+        Confusion("not divided by 255", {"scale": 1.0}),
+        Confusion("divided by 256 instead of 255", {"scale": 256.0}),
+        Confusion("the mean is not subtracted", {"mean": _ZERO}),
+        Confusion("not divided by the standard deviation", {"std": _ONE}),
+        Confusion("neither mean nor standard deviation are used", {"mean": _ZERO, "std": _ONE}),
+        Confusion("a mean and standard deviation of 0.5 instead of ImageNet's", {"mean": _HALF, "std": _HALF}),
+    ),
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- tile
+
+
+def _tile_cases():
+    cases = []
+    for name, image, tile, stride, flags in GRIDS:
+        grid = grid_array(image, tile, stride)
+        draw = Numbers(f"tile/{name}")
+        picture = draw.uniform(2, 1, *grid[:2])
+        cases.append(Case(name, {"images": picture, "grid": grid}, (*flags, "several")))
+    draw = Numbers("tile/three_channels")
+    inputs = {"images": draw.uniform(1, 3, 10, 9), "grid": grid_array((10, 9), 4, 3)}
+    cases.append(Case("three_channels", inputs, ("non_divisible", "overlap", "not_square")))
+    return cases
+
+
+def _tile(inputs):
+    return {"tiles": np.ascontiguousarray(tile_grid(inputs["grid"]).tile(inputs["images"]))}
+
+
+def _tile_formula(inputs, edge=False, **switches):
+    pictures_, grid = inputs["images"], inputs["grid"]
+    if edge:
+        rows, cols = formulas.grid_counts(grid)
+        H, W, h, w, sh, sw = (int(v) for v in grid)
+        more = (rows - 1) * sh + h - H, (cols - 1) * sw + w - W
+        pictures_ = np.pad(pictures_, ((0, 0), (0, 0), (0, more[0]), (0, more[1])), "edge")
+    return {"tiles": formulas.cut(pictures_, grid, **switches)}
+
+
+TILE = Stage(
+    "tile",
+    "tiles in row-major order, zeros beyond the image",
+    "tiled_ref.tiling.TileGrid.tile",
+    "Rolih et al. Eq. 1-2; padding is applied after normalisation",
+    {"tiles": EXACT},
+    _tile_cases,
+    _tile,
+    _tile_formula,
+    (
+        Confusion("stride and tile size are exchanged", {"exchanged": True}),
+        Confusion("rows and columns of the tiles are exchanged (column-major order)", {"column_major": True}),
+        Confusion("the last tiles are shifted back into the image instead of padded", {"at_end": False}),
+        Confusion("the edge is repeated beyond the image instead of zeros", {"edge": True}),
+        Confusion("ones beyond the image instead of zeros", {"fill": 1}),
+    ),
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ backbone
+
+
+def _backbone_cases():
+    cases = []
+    for name, n, h, w, flags in (
+        ("square", 1, 48, 48, ()),
+        ("rounded_up", 1, 45, 37, ("padding", "not_square")),
+        ("two", 2, 32, 32, ("several",)),
+    ):
+        draw = Numbers(f"backbone/{name}")
+        inputs = {"images": 2 * draw.bell(n, 3, h, w), "weights": Weights("backbone")}
+        cases.append(Case(name, inputs, flags))
+    return cases
+
+
+def _backbone(inputs):
+    with torch.no_grad():
+        layers = small_model.backbone(inputs["weights"])(tensor(inputs["images"]))
+    return {f"layer{k}": layer.numpy() for k, layer in enumerate(layers, start=1)}
+
+
+def _backbone_formula(inputs, order=1, **switches):
+    x = torch.from_numpy(np.ascontiguousarray(inputs["images"][:, ::order])).double()
+    tensors = {k: tensor(v).double() for k, v in inputs["weights"].items()}
+    return {f"layer{k}": v.numpy() for k, v in enumerate(_features(x, tensors, **switches), 1)}
+
+
+def _features(
+    x, tensors, eps=1e-5, batch=False, pool_pad=1, late=False, stride_first=True, shortcut=True, mean=False, relu=True
+):  # fmt: skip
+    """The backbone in plain calls, float64. Switches are mistakes: eps of the batch
+    normalisation; batch, its statistics from the batch; pool_pad; late, the ReLU before the
+    sum; stride_first False, the stride in the second convolution; shortcut False; mean, an
+    average instead of a maximum; relu False, no ReLU after the stem."""
+
+    def normalised(x, name):
+        weight, bias, mean, var = tensors[name]
+        return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, batch, 0.1, eps)
+
+    def block(x, name, stride):
+        strides = (stride, 1) if stride_first else (1, stride)
+        y = normalised(F.conv2d(x, tensors[f"{name}.conv1"], None, strides[0], 1), f"{name}.bn1")
+        y = F.conv2d(y.relu(), tensors[f"{name}.conv2"], None, strides[1], 1)
+        y = normalised(y, f"{name}.bn2")
+        if f"{name}.downsample.0" in tensors:
+            x = normalised(
+                F.conv2d(x, tensors[f"{name}.downsample.0"], None, stride), f"{name}.downsample.1"
+            )
+        if not shortcut:
+            return y.relu()
+        return y.relu() + x if late else (y + x).relu()
+
+    x = normalised(F.conv2d(x, tensors["conv1"], None, 2, 3), "bn1")
+    x = x.relu() if relu else x
+    pool = F.avg_pool2d if mean else F.max_pool2d
+    x = pool(x, 3, 2, pool_pad)
+    layers = []
+    for name, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2)):
+        x = block(x, name, stride)
+        layers.append(x)
+    return layers
+
+
+BACKBONE = Stage(
+    "backbone",
+    "feature maps of three layers",
+    "tiled_ref.backbone.ResNet18Features, here in small",
+    "He et al., CVPR 2016; FORMAT.md has the layers",
+    {name: close(1e-4, 1e-4) for name in small_model.CHANNELS},
+    _backbone_cases,
+    _backbone,
+    _backbone_formula,
+    (
+        Confusion("BGR instead of RGB", {"order": -1}),
+        Confusion("batch normalisation uses the batch's statistics instead of the stored ones", {"batch": True}),
+        Confusion("the epsilon of the batch normalisation is 0.001 instead of 0.00001", {"eps": 1e-3}),
+        Confusion("the maximum after the stem is not padded", {"pool_pad": 0}),
+        Confusion("a mean instead of a maximum after the stem", {"mean": True}),
+        Confusion("the ReLU comes before the sum with the shortcut instead of after", {"late": True}),
+        Confusion("stride 2 in the second convolution of a block instead of the first", {"stride_first": False}),
+        Confusion("the shortcuts are not added", {"shortcut": False}),
+        Confusion("no ReLU after the first convolution", {"relu": False}),
+    ),
+)  # fmt: skip
+
+STAGES = (DECODE, RESIZE, RESIZE_MASK, NORMALISE, TILE, BACKBONE)
