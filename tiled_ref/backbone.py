@@ -11,12 +11,28 @@ import torchvision
 # Pixels of the input per position of each layer's feature map, and channels.
 FEATURE_STRIDE = {"layer1": 4, "layer2": 8, "layer3": 16}
 CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}
+LONE = 20480  # values, see in_company; a constant of torch
 
 
 def channels_of(backbone):
     """Channels of each layer of a backbone, as CHANNELS: its attribute `channels`, where it has
     one, because it is wider or narrower than ResNet-18."""
     return getattr(backbone, "channels", CHANNELS)
+
+
+def in_company(function, tensors, smallest):
+    """function(tensors), so that an image gets the same bits alone as in any batch.
+
+    On a CPU torch takes another path for a convolution of a single map of at most LONE values
+    than for a batch; from two images on the bits of one do not depend on the others. So a
+    lone image with a smaller map is computed twice, which costs little: it is small.
+
+    Parameters: function, list of tensors (B, ...) -> list of tensors (B, ...); tensors;
+    smallest, values per image of the smallest map that is convolved.
+    """
+    if len(tensors[0]) != 1 or smallest > LONE or tensors[0].device.type != "cpu":
+        return function(tensors)
+    return [x[:1] for x in function([torch.cat([x, x]) for x in tensors])]
 
 
 class ResNet18Features(torch.nn.Module):
@@ -53,8 +69,13 @@ class ResNet18Features(torch.nn.Module):
     @torch.no_grad()
     def forward(self, images):
         """(B, 3, h, w) normalised float32 -> [(B, 64, h/4, w/4), (B, 128, h/8, w/8),
-        (B, 256, h/16, w/16)]; sides that are no multiple of 16 are rounded up."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        (B, 256, h/16, w/16)]; sides that are no multiple of 16 are rounded up. The features of
+        an image do not depend on the others of its batch: see in_company."""
+        smallest = images.shape[-2] * images.shape[-1]  # values of a feature map of layer3
+        return in_company(self._layers, [images], smallest)
+
+    def _layers(self, tensors):
+        images = tensors[0].contiguous(memory_format=torch.channels_last)
         layer1 = self.layer1(self.stem(images))
         layer2 = self.layer2(layer1)
         return [layer1, layer2, self.layer3(layer2)]

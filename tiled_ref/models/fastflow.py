@@ -21,7 +21,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..backbone import FEATURE_STRIDE, channels_of
+from ..backbone import FEATURE_STRIDE, channels_of, in_company
 from ..errors import InputError
 from .cached import BUDGET, batches, encoder_features
 from .maps import upsample_bilinear
@@ -146,9 +146,29 @@ class FastFlow:
         (unnormalised), bilinear, mean over the layers, not blurred; and scores float32
         (B,), the maximum of each map.
         """
-        parts = []
-        for chunk in images.split(self.CHUNK):
-            parts.append([flow(x)[0] for flow, x in zip(self.flows, self.backbone(chunk))])
+        return self._maps(self.hidden(self.backbone(chunk)) for chunk in images.split(self.CHUNK))
+
+    def features(self, images):
+        """What is the same in every model of an ensemble: the layers of the backbone."""
+        parts = [self.backbone(chunk) for chunk in images.split(self.CHUNK)]
+        return [torch.cat(layer) for layer in zip(*parts)]
+
+    @torch.no_grad()
+    def head(self, features):
+        """Maps and scores, see predict, of features(images)."""
+        chunks = zip(*(layer.split(self.CHUNK) for layer in features))
+        return self._maps(self.hidden(list(chunk)) for chunk in chunks)
+
+    def hidden(self, layers):
+        """Layers of the backbone -> hidden variables z, lists of (B, C, hf, wf)."""
+
+        def flows(layers):
+            return [flow(x)[0] for flow, x in zip(self.flows, layers)]
+
+        return in_company(flows, layers, layers[-1][0].numel() // 2)
+
+    def _maps(self, parts):
+        """Maps and scores of hidden variables, which come in parts."""
         total = 0
         for name, layer in zip(LAYERS, zip(*parts)):
             z = torch.cat(layer)  # (B, C, hf, wf)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..backbone import in_company
 from ..gaussian import gaussian_taps, reflected
 
 
@@ -25,7 +26,11 @@ def gaussian_blur(maps, sigma=4.0):
     radius = half.size - 1
     rows = torch.from_numpy(reflected(maps.shape[-2], radius)).to(maps.device)
     cols = torch.from_numpy(reflected(maps.shape[-1], radius)).to(maps.device)
-    padded = maps[:, None].index_select(-2, rows)  # (B, 1, H + 2r, W)
-    blurred = F.conv2d(padded, taps[None, None, :, None])  # (B, 1, H, W)
-    padded = blurred.index_select(-1, cols)  # (B, 1, H, W + 2r)
-    return F.conv2d(padded, taps[None, None, None, :])[:, 0]  # (B, H, W)
+
+    def blur(tensors):
+        padded = tensors[0].index_select(-2, rows)  # (B, 1, H + 2r, W)
+        blurred = F.conv2d(padded, taps[None, None, :, None])  # (B, 1, H, W)
+        padded = blurred.index_select(-1, cols)  # (B, 1, H, W + 2r)
+        return [F.conv2d(padded, taps[None, None, None, :])]  # (B, 1, H, W)
+
+    return in_company(blur, [maps[:, None]], maps.shape[1] * maps.shape[2])[0][:, 0]

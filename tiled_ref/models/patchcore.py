@@ -161,8 +161,16 @@ class PatchCore:
         Returns maps float32 (B, H, W), the patches' distances enlarged by nearest neighbour
         and blurred with sigma 4 px, and scores float32 (B,), Eq. 7.
         """
-        embedding = self.embed(images)  # (B, 384, hf, wf)
-        patches = embedding.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 384)
+        return self.head(self.features(images))
+
+    def features(self, images):
+        """What is the same in every model of an ensemble: [embed(images)]."""
+        return [self.embed(images)]
+
+    @torch.no_grad()
+    def head(self, features):
+        """Maps and scores, see predict, of features(images)."""
+        patches = features[0].permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 384)
         distances, places = self._nearest(patches.flatten(0, 1))  # (B * P,)
         distances = distances.view(patches.shape[:2])  # (B, P)
         places = places.view(patches.shape[:2])  # (B, P)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..backbone import FEATURE_STRIDE, channels_of
+from ..backbone import FEATURE_STRIDE, channels_of, in_company
 from ..errors import InputError
 from .cached import BUDGET, batches, encoder_features
 from .maps import gaussian_blur
@@ -160,10 +160,25 @@ class ReverseDistillation:
         align_corners True), multiplied (or summed), blurred with sigma 4 px; and scores
         float32 (B,), the maximum of each map.
         """
-        parts = []
-        for chunk in images.split(self.CHUNK):
-            encoded = self.backbone(chunk)
-            parts.append(encoded + self.decode(encoded))
+        return self._maps(self._both(self.backbone(chunk)) for chunk in images.split(self.CHUNK))
+
+    def features(self, images):
+        """What is the same in every model of an ensemble: the layers of the encoder."""
+        parts = [self.backbone(chunk) for chunk in images.split(self.CHUNK)]
+        return [torch.cat(layer) for layer in zip(*parts)]
+
+    @torch.no_grad()
+    def head(self, features):
+        """Maps and scores, see predict, of features(images)."""
+        chunks = zip(*(layer.split(self.CHUNK) for layer in features))
+        return self._maps(self._both(list(chunk)) for chunk in chunks)
+
+    def _both(self, encoded):
+        """Three layers of the encoder -> them and the decoder's answers, six tensors."""
+        return encoded + in_company(self.decode, encoded, encoded[-1][0].numel() // 2)
+
+    def _maps(self, parts):
+        """Maps and scores of what _both returns, which comes in parts."""
         layers = [torch.cat(layer) for layer in zip(*parts)]
         encoded, decoded = self.whole(layers[:3]), self.whole(layers[3:])
         combined = None
