@@ -21,11 +21,12 @@ from .experiment import (
 from .explain import BUILT_IN, explain, write_walk
 from .files import make_folder
 from .models import MODELS
+from .predict import MAPS, PICTURES, PredictOptions, run_predict
 from .progress import Progress
 from .report import result_table, text_table
 from .setups import SETUPS
 from .store import OutputLock
-from .validation import MODES
+from .validation import MODES, describe
 from .weights import find_weights
 
 EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -100,8 +101,11 @@ def main(argv=None):
     with ranks.main_speaks():
         args = build_parser().parse_args(argv)
     args.ranks = ranks
+    args.given = _given(sys.argv[1:] if argv is None else argv)
     if args.explain is not None:
         args.command = explain_image
+    if args.load is not None or args.predict is not None:
+        args.command = predict_images
     try:
         shared = args.command is run  # anything else is done by one process
         status = args.command(args) if shared or ranks.is_main else 0
@@ -245,6 +249,28 @@ def build_parser():
     for switch in SWITCHES:
         group.add_argument(switch.flag, **switch.argument, help=switch.help)
 
+    group = parser.add_argument_group("a saved ensemble on new images")
+    group.add_argument(
+        "--load", type=Path, metavar="DIR", help="the folder ensemble that --save has written"
+    )
+    group.add_argument(
+        "--predict", metavar="FILE|FOLDER|-",
+        help="images to score: a file, a folder with all below it, or paths on standard input, "
+        "one a line or separated by NUL; into --out (default predictions)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pictures", default="anomalous", choices=PICTURES, metavar="|".join(PICTURES),
+        help="of which images mask, heat map and contours are drawn (default anomalous)",
+    )  # fmt: skip
+    group.add_argument(
+        "--save-maps", choices=MAPS, metavar="|".join(MAPS),
+        help="keep the raw anomaly map of every image, float32",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow-version-change", action="store_true",
+        help="load an ensemble that another version of torch has trained",
+    )  # fmt: skip
+
     group = parser.add_argument_group("output and running")
     group.add_argument(
         "--out", type=Path, default=Path("results"), metavar="DIR",
@@ -298,6 +324,60 @@ def run(args):
     return 0
 
 
+PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
+SHARED = {
+    "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
+}  # fmt: skip
+
+
+def predict_images(args):
+    """Score images by a saved ensemble; returns 2 if one of them could not be read.
+
+    Raises InputError for options that do not go together, and as `TiledEnsemble.load` and
+    `predict.run_predict` do.
+    """
+    if args.load is None or args.predict is None:
+        raise InputError("--load DIR and --predict FILE|FOLDER|- go together; give both")
+    alien = sorted(args.given - PREDICTION - SHARED)
+    if alien:
+        raise InputError(
+            f"{alien[0]} does not apply to a saved ensemble, which keeps what it was trained "
+            "with; leave it out"
+        )
+    if args.impl == "cython":
+        for name in _arrays.KERNELS:
+            _arrays.kernel(name)
+    progress = Progress(quiet=args.quiet)
+    out = args.out if "--out" in args.given else Path("predictions")
+    ensemble = TiledEnsemble.load(
+        args.load,
+        weights=None if args.weights == "auto" else args.weights,
+        device=_resolve_device(args.device),
+        batch_size=args.batch_size,
+        allow_version_change=args.allow_version_change,
+        progress=progress.stage(f"check the ensemble {args.load}"),
+        say=progress.note,
+    )
+    if ensemble.thresholds is None:
+        progress.note("the ensemble has no thresholds: scores only, no verdicts and no pictures")
+    else:
+        progress.note(describe(ensemble.thresholds))
+    make_folder(out)
+    options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads)
+    with OutputLock(out):
+        count = run_predict(ensemble, args.predict, out, options, progress)
+    parts = [f"{count[key]} {key}" for key in ("normal", "anomalous", "unknown") if count[key]]
+    if count["errors"]:
+        parts.append(f"{count['errors']} could not be read")
+    print(f"{sum(count.values())} images: {', '.join(parts)}; see {out / 'predictions.csv'}")
+    return EXIT_INPUT if count["errors"] else 0
+
+
+def _given(argv):
+    """The options of a command line, without their values."""
+    return {word.partition("=")[0] for word in argv if word.startswith("--") and word != "--"}
+
+
 def explain_image(args):
     """Walk one image through one setup, a picture per stage, and print what was written.
 
@@ -324,6 +404,9 @@ def explain_image(args):
 
 def _prepare(args, progress):
     """What the options name: setups, archs, categories, the backbone and Options."""
+    alien = sorted(args.given & PREDICTION)
+    if alien:
+        raise InputError(f"{alien[0]} needs a saved ensemble; name its folder with --load")
     if args.impl == "cython":  # a missing kernel is found now, not after the training
         for name in _arrays.KERNELS:
             _arrays.kernel(name)

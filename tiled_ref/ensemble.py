@@ -311,6 +311,7 @@ class TiledEnsemble:
         batch_size=None,
         allow_version_change=False,
         progress=None,
+        say=None,
     ):
         """The ensemble that `save`, or a run with --save, has written. Nothing is executed.
 
@@ -327,6 +328,8 @@ class TiledEnsemble:
             Load it although another version of torch trained it.
         progress : callable, optional
             progress(done, total), as the files are compared with their digests.
+        say : callable, optional
+            See `weights.find_weights`.
 
         Returns
         -------
@@ -347,16 +350,17 @@ class TiledEnsemble:
         options = {name: getattr(manifest, name) for name in KEPT}
         options["batch_size"] = batch_size or manifest.batch_size
         weights = weights or manifest.weights
+        if backbone is None:
+            backbone = ResNet18Features(find_weights(weights, say=say).state_dict)
         try:
             ensemble = cls(
-                manifest.setup, manifest.arch, backbone=backbone, weights=weights, device=device,
-                **options,
+                manifest.setup, manifest.arch, backbone=backbone, weights=manifest.weights,
+                device=device, **options,
             )  # fmt: skip
             model = ensemble.make_model()
         except TypeError as error:  # a switch that the architecture has not
             raise InputError(f"the ensemble's manifest is not understood: {error}") from error
         saved.check_backbone(manifest, ensemble.backbone)
-        ensemble.weights = manifest.weights
         ensemble.states = saved.load_states(manifest, model, progress)
         ensemble.thresholds = manifest.thresholds
         return ensemble

@@ -377,7 +377,15 @@ def _extent(font):
 
 
 def read_images(
-    samples, size, *, antialias=False, cache_dir=None, budget=BUDGET, threads=None, progress=None
+    samples,
+    size,
+    *,
+    antialias=False,
+    cache_dir=None,
+    budget=BUDGET,
+    threads=None,
+    progress=None,
+    failed=None,
 ):
     """Decode and resize every image once.
 
@@ -400,6 +408,9 @@ def read_images(
         on the result.
     progress : callable, optional
         progress(done, total) after every image, in this thread.
+    failed : callable, optional
+        failed(k, error) is told of sample k that cannot be read, from any thread; its image is
+        black. Without it the InputError is raised.
 
     Returns
     -------
@@ -415,7 +426,14 @@ def read_images(
     images = _allocate((len(samples), 3, *size), budget, cache_dir)
 
     def read(k):
-        image = resize_image(samples[k].read_image(), size, antialias)  # (H, W, 3)
+        try:
+            image = resize_image(samples[k].read_image(), size, antialias)  # (H, W, 3)
+        except InputError as error:
+            if failed is None:
+                raise
+            failed(k, error)
+            images[k] = 0
+            return
         images[k] = image.transpose(2, 0, 1)
         forget_pages(images)
 
