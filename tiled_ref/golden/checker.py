@@ -173,22 +173,22 @@ def likely_causes(stage, results, bundle, cases):
     ranked = []
     for place, confusion in enumerate(stage.confusions):
         wrong = _Wrong(stage, confusion, bundle, cases)
-        explained = [_explains(wrong(r), r) for r in bad]
-        n = sum(explained)
+        left = [_left(wrong(r), r) for r in bad]
+        n = sum(part <= EXPLAINED for part in left)
         if not n:
             continue
         denied = sum(_visible(wrong(r), r) for r in good)
         if denied and n == len(bad):
             denied += 0.5  # it should have been seen elsewhere as well
-        ranked.append((denied > 0, len(bad) - n + denied, place, confusion.sentence, n))
-    ranked.sort(key=lambda row: row[:3])
+        ranked.append((denied > 0, len(bad) - n + denied, sum(left), place, confusion.sentence, n))
+    ranked.sort(key=lambda row: row[:4])
     sentences = []
-    for contradicted, _, _, sentence, n in ranked:
+    for contradicted, _, _, _, sentence, n in ranked:
         if n < len(bad) or contradicted:
             sentence += f" (explains {n} of {len(bad)} differing outputs)"
         if sentence not in sentences:
             sentences.append(sentence)
-    if ranked and not ranked[0][0] and ranked[0][4] == len(bad):
+    if ranked and not ranked[0][0] and ranked[0][5] == len(bad):
         return sentences
     return sentences + _looks(bad)
 
@@ -210,15 +210,18 @@ class _Wrong:
         return None if value is None else np.asarray(value)
 
 
-def _explains(wrong, result):
-    """Whether the port's numbers are the mistake's, and the mistake's not the reference's."""
-    if wrong is None or wrong.shape != result.port.shape or not wrong.size:
-        return False
+def _left(wrong, result):
+    """How much of the way from the reference to the mistake is left between the mistake and
+    the port: 0 where the port's numbers are the mistake's; 1 where they are not at all."""
+    if wrong is None or wrong.shape != result.port.shape or not _visible(wrong, result):
+        return 1.0
     left = float(differences(result.port, wrong).mean())
-    if wrong.shape != result.reference.shape:
-        return left <= 1e-3 * float(np.abs(wrong.astype(np.float64)).mean())
-    way = float(differences(result.reference, wrong).mean())
-    return left < np.inf and left <= EXPLAINED * way and _visible(wrong, result)
+    way = float(np.abs(wrong.astype(np.float64)).mean())
+    if wrong.shape == result.reference.shape:
+        way = float(differences(result.reference, wrong).mean())
+    if way == 0 or not np.isfinite(left):
+        return 1.0
+    return min(1.0, left / way) if np.isfinite(way) else 0.0
 
 
 def _visible(wrong, result):

@@ -41,7 +41,7 @@ def drawn():
             "norm_bias": draw.bell(*norm) / 8,
             "conv1_weight": draw.bell(n, half, half, 3, 3) * scale,
             "conv1_bias": draw.bell(n, half) / 8,
-            "conv2_weight": draw.bell(n, channels, half, 3, 3) * scale * 2,
+            "conv2_weight": draw.bell(n, channels, half, 3, 3) * scale * 4,
             "conv2_bias": draw.bell(n, channels) / 8,
             "global_scale": 10 + draw.bell(n, channels) / 4,
             "global_offset": draw.bell(n, channels) / 8,

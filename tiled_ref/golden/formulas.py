@@ -58,22 +58,19 @@ def blur_matrix(n, weights, border="reflect"):
     """A blur of n samples as a matrix. border: "reflect" (mirror, the edge once), "symmetric"
     (the edge twice), "edge" (the edge repeats), "wrap" or "zeros"."""
     radius = len(weights) // 2
+    i, k = np.indices((n, len(weights)))
+    j = i + k - radius
+    weight = np.broadcast_to(weights, j.shape)
+    if border == "reflect":
+        j = j % max(1, 2 * n - 2)
+        j = np.minimum(j, np.maximum(0, 2 * n - 2 - j))
+    elif border == "symmetric":
+        j = np.minimum(j % (2 * n), 2 * n - 1 - j % (2 * n))
+    elif border == "zeros":
+        weight = np.where((j >= 0) & (j < n), weight, 0.0)
+    j = j % n if border == "wrap" else np.clip(j, 0, n - 1)
     matrix = np.zeros((n, n))
-    for i in range(n):
-        for k, weight in enumerate(weights):
-            j = i + k - radius
-            if border == "reflect":
-                j = 0 if n == 1 else j % (2 * n - 2)
-                j = min(j, 2 * n - 2 - j)
-            elif border == "symmetric":
-                j = min(j % (2 * n), 2 * n - 1 - j % (2 * n))
-            elif border == "edge":
-                j = min(max(j, 0), n - 1)
-            elif border == "wrap":
-                j %= n
-            elif not 0 <= j < n:
-                continue
-            matrix[i, j] += weight
+    np.add.at(matrix, (i, j), weight)
     return matrix
 
 

@@ -7,7 +7,7 @@ from ..models import padim as model
 from . import formulas
 from .compare import EXACT, close
 from .numbers import Numbers
-from .postprocessing import BLUR_CONFUSIONS, blur_switches
+from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
 from .stage import Case, Confusion, Stage
 
 CHANNELS = {"layer1": 4, "layer2": 8, "layer3": 16}  # of the bundle's backbone
@@ -268,7 +268,7 @@ MAP = Stage(
         Confusion("bilinear enlargement with align_corners", {"enlarged": {"align_corners": True}}),
         Confusion("nearest enlargement instead of bilinear", {"enlarged": {"mode": "nearest"}}),
         Confusion("the map is not blurred", {"blurred": False}),
-        *(Confusion(c.sentence, {"how": c.switches}) for c in BLUR_CONFUSIONS),
+        *(Confusion(c.sentence, {"how": c.switches}) for c in MAP_BLUR_CONFUSIONS),
     ),
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from . import formulas
 from .compare import EXACT, close
 from .numbers import Numbers
 from .padim import Given, layers_of, places, tensor
-from .postprocessing import BLUR_CONFUSIONS, blur_switches
+from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
 from .stage import Case, Confusion, Stage
 
 SIGMA = model.SIGMA
@@ -95,13 +95,13 @@ def _parameters_cases():
     for name, n, d, k, count, include, flags in (
         ("excluded", 60, 8, 5, 12, False, ()),
         ("included", 60, 8, 5, 12, True, ("start_included",)),
-        ("duplicates", 24, 6, 6, 10, False, ("duplicates", "ties")),
+        ("duplicates", 24, 6, 6, 14, False, ("duplicates", "ties")),
         ("all", 7, 4, 3, 7, False, ()),
     ):
         draw = Numbers(f"patchcore.parameters/{'excluded' if name == 'included' else name}")
         patches = draw.bell(n, d)
         if name == "duplicates":
-            patches = draw.integers(3, n, d).astype(np.float32)
+            patches = draw.integers(3, 8, d)[draw.integers(8, n)].astype(np.float32)
         projection = draw.integers(3, k, d).astype(np.float64) - 1
         inputs = {
             "patches": patches,
@@ -243,7 +243,7 @@ MAP = Stage(
         Confusion("bilinear enlargement with align_corners instead of nearest", {"mode": "bilinear", "align_corners": True}),
         Confusion("nearest enlargement takes floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", {"mode": "nearest_centre"}),
         Confusion("the map is not blurred", {"blurred": False}),
-        *(Confusion(c.sentence, {"how": c.switches}) for c in BLUR_CONFUSIONS),
+        *(Confusion(c.sentence, {"how": c.switches}) for c in MAP_BLUR_CONFUSIONS),
     ),
 )  # fmt: skip
 

@@ -219,6 +219,10 @@ BLUR_CONFUSIONS = (
 )  # fmt: skip
 
 
+# With sigma 4 a half of it is its root.
+MAP_BLUR_CONFUSIONS = tuple(c for c in BLUR_CONFUSIONS if c.switches != {"factor": "root"})
+
+
 def blur_switches(sigma, factor=1.0, span=None, **switches):
     """Switches of BLUR_CONFUSIONS as arguments of formulas.blur."""
     sigma = sigma**0.5 if factor == "root" else sigma * factor

@@ -318,7 +318,7 @@ def _backbone(inputs):
 
 
 def _backbone_formula(inputs, order=1, **switches):
-    x = torch.from_numpy(np.ascontiguousarray(inputs["images"][:, ::order])).double()
+    x = tensor(np.ascontiguousarray(inputs["images"][:, ::order])).double()
     tensors = {k: tensor(v).double() for k, v in inputs["weights"].items()}
     return {f"layer{k}": v.numpy() for k, v in enumerate(_features(x, tensors, **switches), 1)}
 

@@ -10,7 +10,7 @@ from .compare import boundary, close
 from .fastflow import Counted, adam
 from .numbers import Numbers
 from .padim import CHANNELS, Given, given_layers, layers_of, places, score_stage, tensor
-from .postprocessing import BLUR_CONFUSIONS, blur_switches
+from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
 from .small_model import WIDTH, drawn, packed, unpacked
 from .stage import Case, Confusion, Stage, Weights
 
@@ -286,7 +286,7 @@ MAP = Stage(
         Confusion("the cosine itself instead of 1 less the cosine", {"one_less": False}),
         Confusion("the dot product: vectors are not divided by their lengths", {"dot": True}),
         Confusion("the map is not blurred", {"blurred": False}),
-        *(Confusion(c.sentence, {"how": c.switches}) for c in BLUR_CONFUSIONS),
+        *(Confusion(c.sentence, {"how": c.switches}) for c in MAP_BLUR_CONFUSIONS),
     ),
 )  # fmt: skip
 
