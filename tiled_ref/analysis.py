@@ -181,7 +181,7 @@ def analyse(maps, scores, images, setup, options):
             lambda: zip(maps, masks()), CURVE_POINTS, impl=options.impl, threads=options.threads
         )
     if category.has_masks and labels.any():
-        recall = region_recall(maps, category.test, fpr_thresholds, options)
+        recall = region_recall(maps, images, fpr_thresholds, options)
     return CellAnalysis(
         scores=scores,
         threshold=threshold,
@@ -260,7 +260,7 @@ def fpr_edge(normal, edges, fpr):
     return float(edges[fits[0]]) if fits.size else float("inf")
 
 
-def region_recall(maps, samples, thresholds, options):
+def region_recall(maps, images, thresholds, options):
     """The part of each defect that is found at each threshold, float32 (R, thresholds).
 
     Defects are the regions of the masks at the images' own sizes, so that they are the same
@@ -268,10 +268,10 @@ def region_recall(maps, samples, thresholds, options):
     image file takes the value of the map's pixel that it lies in.
     """
     parts = [np.zeros((0, len(thresholds)), np.float32)]
-    for image_map, sample in zip(maps, samples):
+    for k, (image_map, sample) in enumerate(zip(maps, images.category.test)):
         if not sample.label:
             continue
-        regions = _regions(sample, options)
+        regions = _regions(images.original_mask(k), options)
         found = np.stack([image_map >= threshold for threshold in thresholds], -1)  # (H, W, T)
         rows, cols = np.nonzero(regions)
         numbers = regions[rows, cols] - 1
@@ -330,10 +330,10 @@ def save_images(folder, images, setup, options):
         mask = np.zeros(small, bool)
         ratio = 0.0
         if sample.label and category.has_masks:
-            full = image_data.read_mask_original(sample)
+            full = images.original_mask(k)
             mask = reduce_any(full, small)
             ratio = float(image_data.resize_mask(full, RATIO_SIZE).mean())
-            areas = np.bincount(_regions(sample, options).ravel())[1:]
+            areas = np.bincount(_regions(full, options).ravel())[1:]
             region_image += [k] * len(areas)
             region_area += areas.tolist()
         masks.append(mask)
@@ -413,8 +413,7 @@ def _cuts(n, m):
     return np.arange(m) * n // m
 
 
-def _regions(sample, options):
-    mask = image_data.read_mask_original(sample)
+def _regions(mask, options):
     return metrics.label_regions(mask[None], impl=options.impl, threads=options.threads)[0]
 
 

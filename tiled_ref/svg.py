@@ -311,6 +311,16 @@ def document(body, width, height, title=""):
     )
 
 
+def inline(text):
+    """An SVG file as part of a page: its colours are left to the page's style sheet.
+
+    See style_sheet; the class of the element is "chart".
+    """
+    start = text.index("<style>")
+    stop = text.index("</style>") + len("</style>")
+    return text[:start].replace("<svg ", '<svg class="chart" ', 1) + text[stop:]
+
+
 def page(charts, columns, title, note=""):
     """Several charts of equal size in rows, under one title; returns an SVG file."""
     width, height = charts[0].width, charts[0].height

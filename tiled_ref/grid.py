@@ -1,0 +1,183 @@
+"""A grid of cells: data sets, categories, architectures, setups, seeds, one after the other.
+
+A category is decoded once, shared by all its cells and released before the next. A cell that
+fails is reported and the others go on; the exit status says so at the end. Finished cells
+are taken as they are where options.resume says so (`experiment.run_cell`).
+"""
+
+import time
+import traceback
+from dataclasses import dataclass
+
+from .errors import InputError
+from .experiment import CategoryImages, run_cell
+from .progress import duration
+
+# Seconds of one architecture relative to PaDiM's, per tile and image: only the first estimate,
+# before a cell of that architecture has been timed.
+FIRST_GUESS = {"padim": 1.0, "patchcore": 3.0, "fastflow": 12.0, "reverse_distillation": 10.0}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that failed: its name, the error, and whether the user's input is to blame."""
+
+    cell: str
+    error: BaseException
+
+    @property
+    def is_input(self):
+        return isinstance(self.error, InputError | MemoryError) or out_of_memory(self.error)
+
+    def __str__(self):
+        if out_of_memory(self.error):
+            return f"{self.cell}: {memory_sentence(self.error)}"
+        if self.is_input:
+            return f"{self.cell}: {self.error}"
+        return f"{self.cell}: {type(self.error).__name__}: {self.error}; --debug shows where"
+
+
+def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, cell=run_cell):
+    """Run every cell of a grid.
+
+    Parameters
+    ----------
+    plan : sequence of (dataset, category, load)
+        load() returns the data.Category; it is called when its turn comes.
+    archs, setups, seeds : sequences of str, Setup, int
+    backbone : ResNet18Features
+    options : experiment.Options
+    progress : Progress
+    debug : bool
+        Show the traceback of a failure.
+    cell : callable
+        What runs one cell, with the parameters of experiment.run_cell.
+
+    Returns
+    -------
+    (results, failures): dicts as run_cell returns them, in the order of the plan, and a list
+    of Failure.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Nothing else: what a cell raises becomes a Failure.
+    """
+    results, failures = [], []
+    clock = Eta(len(plan), archs, setups, len(seeds))
+    n_cells = len(plan) * len(archs) * len(setups) * len(seeds)
+    for dataset, name, load in plan:
+        try:
+            images = CategoryImages(load(), options, progress)
+        except Exception as error:  # noqa: BLE001  every failure is reported, none hidden
+            failures.append(_failed(f"{dataset} {name}", error, progress, debug))
+            clock.skip_category()
+            continue
+        for arch in archs:
+            for setup in setups:
+                for seed in seeds:
+                    title = f"{dataset} {name} {arch} {setup.name} seed {seed}"
+                    started = time.monotonic()
+                    try:
+                        results.append(
+                            cell(setup, arch, images, seed, backbone, options, progress)
+                        )
+                    except Exception as error:  # noqa: BLE001  as above
+                        failures.append(_failed(title, error, progress, debug))
+                    clock.done(arch, setup, time.monotonic() - started)
+                    if n_cells > 1:
+                        progress.note(f"cells: {clock.count}/{n_cells} done{clock.left()}")
+        del images  # before the next category is decoded
+    return results, failures
+
+
+def exit_status(failures):
+    """0 without failures, 2 where options or files are to blame for all of them, else 1."""
+    if not failures:
+        return 0
+    return 2 if all(failure.is_input for failure in failures) else 1
+
+
+class Eta:
+    """How long the cells that are left will take.
+
+    Parameters: n_categories; archs; setups, Setup; n_seeds.
+
+    A cell's work is its tiles' pixels. Its seconds per work are those measured of the same
+    architecture; of others, scaled by FIRST_GUESS, until there are such. Cells that were
+    taken as finished or failed at once would spoil the estimate and do not count: those of
+    less than a twentieth of the time expected.
+    """
+
+    def __init__(self, n_categories, archs, setups, n_seeds):
+        self.count = 0
+        self._left = {
+            (arch, setup.name): n_categories * n_seeds for arch in archs for setup in setups
+        }
+        self._work = {setup.name: _work(setup) for setup in setups}
+        self._per_category = len(archs) * len(setups) * n_seeds
+        self._n_seeds = n_seeds
+        self._measured = {}  # arch -> [seconds, work]
+
+    def done(self, arch, setup, seconds):
+        """A cell ended after these seconds."""
+        self.count += 1
+        self._left[arch, setup.name] -= 1
+        expected = self._seconds(arch, setup.name)
+        if expected is None or seconds > 0.05 * expected:
+            total = self._measured.setdefault(arch, [0.0, 0.0])
+            total[0] += seconds
+            total[1] += self._work[setup.name]
+
+    def skip_category(self):
+        """A whole category failed."""
+        self.count += self._per_category
+        for key in self._left:
+            self._left[key] -= self._n_seeds
+
+    def seconds_left(self):
+        """An estimate in seconds, None before anything was measured."""
+        if not self._measured:
+            return None
+        return sum(n * self._seconds(arch, setup) for (arch, setup), n in self._left.items())
+
+    def left(self):
+        """Such as ", about 3 min 20 s left"; empty where nothing is known or nothing left."""
+        seconds = self.seconds_left()
+        return f", about {duration(seconds)} left" if seconds else ""
+
+    def _seconds(self, arch, setup):
+        if arch in self._measured:
+            seconds, work = self._measured[arch]
+            return self._work[setup] * seconds / work
+        if not self._measured:
+            return None
+        seconds = sum(total[0] for total in self._measured.values())
+        work = sum(FIRST_GUESS.get(a, 1.0) * total[1] for a, total in self._measured.items())
+        return self._work[setup] * FIRST_GUESS.get(arch, 1.0) * seconds / work
+
+
+def _work(setup):
+    """Pixels of all tiles of an image."""
+    return setup.n_tiles * setup.tile_size[0] * setup.tile_size[1]
+
+
+def _failed(title, error, progress, debug):
+    failure = Failure(title, error)
+    if debug:
+        traceback.print_exception(error)
+    progress.note(f"failed: {failure}")
+    return failure
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory ran out, on the host or on the device."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def memory_sentence(error):
+    """What the user reads when memory ran out."""
+    return (
+        f"out of memory ({str(error).partition('. ')[0]}); choose a smaller --batch-size, "
+        "--tile-size or --image-size"
+    )
