@@ -20,10 +20,14 @@ ctypedef unsigned long long key_t
 
 cdef enum:
     PIECE = 64  # pixels looked at together
-    BUFFER = 1024  # scores counted together
     MARK_BIT = 31  # of a table's counts
+    UNUSED = 16  # places of a table for pixels that do not count
 
 cdef unsigned int MARK = <unsigned int> 1 << MARK_BIT
+
+ctypedef fused count_t:
+    unsigned int
+    long long
 
 
 cdef inline key_t key_of(floating score) noexcept nogil:
@@ -120,20 +124,22 @@ def label_runs(const mask_t[:, ::1] mask, int[:, ::1] runs, int[::1] labels):
                     x += 1
                 runs[run, 0] = start
                 runs[run, 1] = row + <int> x
-                labels[run] = run
+                b = run
                 # Runs above that touch: start <= my stop and stop >= my start, a row lower.
                 while k < first and runs[k, 1] + width < start:
                     k += 1
                 touch = k
                 while touch < first and runs[touch, 0] + width <= runs[run, 1]:
                     a = root_of(labels, touch)
-                    b = root_of(labels, run)
                     # The smaller root wins, so a root is the first run of its region.
                     if a < b:
-                        labels[b] = a
+                        if b != run:
+                            labels[b] = a
+                        b = a
                     else:
                         labels[a] = b
                     touch += 1
+                labels[run] = b
                 run += 1
         if run != n_runs:
             raise ValueError("label_runs: fewer runs than labels")
@@ -301,16 +307,19 @@ def make_distinct(floating[::1] values, int[::1] stops):
             stops[n] = <int> (k + 1)
 
 
-def mark(const floating[::1] values, floating start, int shift, unsigned int[::1] table):
-    """Mark the buckets that hold one of ascending values together with other scores.
+# A table counts scores in buckets: bucket b is for the keys whose difference from that of
+# `start`, shifted right by `shift`, is b. Its last bucket is for all scores outside; it is
+# followed by UNUSED places that are not read, several of them, so that the processor need
+# not wait for one count to be written before it writes the next.
 
-    table (B,): bucket b < B - 1 is for the keys whose difference from that of start, shifted
-    right, is b; the last one is for all other scores and is always marked. With shift 0 a
-    bucket is for one score and needs no mark.
+def mark(const floating[::1] values, floating start, int shift, unsigned int[::1] table):
+    """Mark the buckets in which one of the ascending values is not alone.
+
+    These are, unless shift is 0, all that hold a value; and the one for what is outside.
     """
-    cdef Py_ssize_t k, bucket, last = table.shape[0] - 1
+    cdef Py_ssize_t k, last = table.shape[0] - UNUSED - 1
     cdef key_t first = key_of(start)
-    check_table(table, shift)
+    check_table(table, start, shift)
     with nogil:
         table[last] |= MARK
         if shift:
@@ -318,73 +327,130 @@ def mark(const floating[::1] values, floating start, int shift, unsigned int[::1
                 table[bucket_of(values[k], start, first, shift, last)] |= MARK
 
 
-cdef int check_table(const unsigned int[::1] table, int shift) except -1:
-    if table.shape[0] < 1 or not 0 <= shift < 64:
-        raise ValueError("aupro: no table or bad shift")
+cdef int check_table(const unsigned int[::1] table, floating start, int shift) except -1:
+    """A table with a last bucket, whose buckets do not reach beyond the keys there are."""
+    cdef key_t most = (<key_t> 0 - 1) >> (64 - 8 * sizeof(floating))
+    if not UNUSED < table.shape[0] <= 0x7fffffff:
+        raise ValueError("aupro: table too short or long")
+    if not 0 <= shift < 8 * <int> sizeof(floating):
+        raise ValueError("aupro: bad shift")
+    if <key_t> (table.shape[0] - UNUSED - 1) > (most - key_of(start)) >> shift:
+        raise ValueError("aupro: table beyond the scores")
     return 0
 
 
 cdef inline Py_ssize_t bucket_of(floating score, floating start, key_t first, int shift,
                                  Py_ssize_t last) noexcept nogil:
-    """The bucket of a score, `last` outside the table."""
     cdef key_t bucket = (key_of(score) - first) >> shift
     return last if score < start or bucket > <key_t> last else <Py_ssize_t> bucket
 
 
+cdef inline void find_buckets(const floating* scores, Py_ssize_t n, floating low, floating high,
+                              floating start, int shift, int last, int* buckets) noexcept nogil:
+    """Buckets of n scores, as `bucket_of`; of those outside low..high some place unused.
+
+    In vectors, hence without a branch and with signed integers, which they can compare: the
+    difference from the key of start, less half the range of the keys. A score below start
+    then becomes larger than every other, and all beyond the table are cut to its last bucket.
+    """
+    cdef Py_ssize_t k
+    cdef floating value
+    cdef int bits, beyond, inside, bias, most, half = <int> (<unsigned int> 1 << 31)
+    cdef long long long_bits, long_beyond, long_bias, long_most
+    cdef long long long_half = <long long> (<key_t> 1 << 63)
+    value = start + <floating> 0.0
+    if floating is float:
+        memcpy(&bits, &value, 4)
+        bits ^= (bits >> 31) & ~half
+        bias = <int> (<unsigned int> bits + <unsigned int> half)
+        most = <int> ((<unsigned int> last << shift) + <unsigned int> half)
+        for k in range(n):
+            value = scores[k] + <floating> 0.0
+            memcpy(&bits, &value, 4)
+            bits ^= (bits >> 31) & ~half
+            bits = <int> (<unsigned int> bits - <unsigned int> bias)
+            beyond = -<int> (bits > most)
+            bits = (most & beyond) | (bits & ~beyond)
+            bits = <int> ((<unsigned int> bits - <unsigned int> half) >> shift)
+            inside = -<int> (scores[k] >= low) & -<int> (scores[k] <= high)
+            buckets[k] = (bits & inside) | ((last + 1 + <int> (k % UNUSED)) & ~inside)
+    else:
+        memcpy(&long_bits, &value, 8)
+        long_bits ^= (long_bits >> 63) & ~long_half
+        long_bias = <long long> (<key_t> long_bits + <key_t> long_half)
+        long_most = <long long> ((<key_t> last << shift) + <key_t> long_half)
+        for k in range(n):
+            value = scores[k] + <floating> 0.0
+            memcpy(&long_bits, &value, 8)
+            long_bits ^= (long_bits >> 63) & ~long_half
+            long_bits = <long long> (<key_t> long_bits - <key_t> long_bias)
+            long_beyond = -<long long> (long_bits > long_most)
+            long_bits = (long_most & long_beyond) | (long_bits & ~long_beyond)
+            bits = <int> ((<key_t> long_bits - <key_t> long_half) >> shift)
+            inside = -<int> (scores[k] >= low) & -<int> (scores[k] <= high)
+            buckets[k] = (bits & inside) | ((last + 1 + <int> (k % UNUSED)) & ~inside)
+
+
 def place(const floating[::1] scores, floating low, floating high, floating start, int shift,
           unsigned int[::1] table, floating[::1] aside, Py_ssize_t n):
-    """Count the scores in low..high of a map in the table (see `mark`).
+    """Count the scores in low..high of a map in the table.
 
     Those in marked buckets are also appended to aside[:n], which must have room for the
     whole map. Returns the new n; -1 where a score is NaN, with counts in the table that
     mean nothing.
     """
-    cdef Py_ssize_t from_, stop = 0, n_pixels = scores.shape[0], k, kept = 0, bucket
-    cdef Py_ssize_t last = table.shape[0] - 1
-    cdef int any_high, nan = 0
+    cdef Py_ssize_t begin = 0, length, n_pixels = scores.shape[0], k
+    cdef int last = <int> (table.shape[0] - UNUSED - 1), any_high, nan = 0, any_last
+    cdef int buckets[PIECE]
     cdef unsigned int count
-    cdef key_t first = key_of(start)
-    cdef floating buffer[BUFFER + PIECE]
-    check_table(table, shift)
+    check_table(table, start, shift)
     if n < 0 or n_pixels > aside.shape[0] - n:
         raise ValueError("place: no room")
     with nogil:
-        while stop < n_pixels:
-            from_ = stop
-            stop = from_ + PIECE if from_ + PIECE < n_pixels else n_pixels
+        while begin < n_pixels:
+            length = PIECE if begin + PIECE <= n_pixels else n_pixels - begin
             # Most pieces lie below what matters: one comparison a pixel, made in vectors.
             # A NaN is not below.
             any_high = 0
-            for k in range(from_, stop):
+            for k in range(begin, begin + length):
                 any_high |= not scores[k] < low
-            if any_high:
-                for k in range(from_, stop):
-                    nan |= scores[k] != scores[k]
-                # Without a branch: write every score, step on where it matters.
-                for k in range(from_, stop):
-                    buffer[kept] = scores[k]
-                    kept += (scores[k] >= low) & (scores[k] <= high)
-            if kept >= BUFFER or stop == n_pixels:
-                for k in range(kept):
-                    bucket = bucket_of(buffer[k], start, first, shift, last)
-                    count = table[bucket]
-                    table[bucket] = count + 1
-                    aside[n] = buffer[k]
+            if not any_high:
+                begin += length
+                continue
+            for k in range(begin, begin + length):
+                nan |= scores[k] != scores[k]
+            find_buckets(&scores[begin], length, low, high, start, shift, last, buckets)
+            if shift:
+                # Without a branch: write every score, step on where it is marked.
+                for k in range(length):
+                    count = table[buckets[k]]
+                    table[buckets[k]] = count + 1
+                    aside[n] = scores[begin + k]
                     n += count >> MARK_BIT
-                kept = 0
+            else:
+                any_last = 0
+                for k in range(length):
+                    any_last |= buckets[k] == last
+                for k in range(length):
+                    table[buckets[k]] += 1
+                if any_last:  # seldom, and no other bucket is marked
+                    for k in range(length):
+                        aside[n] = scores[begin + k]
+                        n += buckets[k] == last
+            begin += length
     return -1 if nan else n
 
 
 def count_table(const floating[::1] values, floating start, int shift,
-                const unsigned int[::1] table, long long[::1] counts):
+                const unsigned int[::1] table, count_t[::1] counts):
     """Add what the unmarked buckets of the table hold to counts (2 n + 1,), as `tally` does.
 
     The table was marked for these ascending distinct values (n,).
     """
-    cdef Py_ssize_t i, bucket = 0, at, n = values.shape[0], last = table.shape[0] - 1
+    cdef Py_ssize_t i, bucket = 0, at, n = values.shape[0], last = table.shape[0] - UNUSED - 1
     cdef key_t first = key_of(start)
     cdef long long total
-    check_table(table, shift)
+    check_table(table, start, shift)
     if counts.shape[0] != 2 * n + 1:
         raise ValueError("count_table: counts must have 2 n + 1 places")
     with nogil:
@@ -397,9 +463,8 @@ def count_table(const floating[::1] values, floating start, int shift,
             while bucket < at:
                 total += unmarked(table[bucket])
                 bucket += 1
-            counts[2 * i] += total
-            if i < n and shift == 0 and bucket == at and bucket < last and not (
-                    values[i] < start):
+            counts[2 * i] += <count_t> total
+            if i < n and shift == 0 and bucket == at and at < last and values[i] >= start:
                 counts[2 * i + 1] += table[bucket]
                 bucket += 1
 
@@ -409,7 +474,7 @@ cdef inline unsigned int unmarked(unsigned int count) noexcept nogil:
     return count & ((count >> MARK_BIT) - 1)
 
 
-def tally(const floating[::1] values, const floating[::1] scores, long long[::1] counts):
+def tally(const floating[::1] values, const floating[::1] scores, count_t[::1] counts):
     """Where ascending scores stand among ascending distinct values (n,).
 
     counts (2 n + 1,): [2 i + 1] is added the number of scores equal to value i, [2 i] of
@@ -423,15 +488,15 @@ def tally(const floating[::1] values, const floating[::1] scores, long long[::1]
             before = k
             while k < n_scores and scores[k] < values[i]:
                 k += 1
-            counts[2 * i] += k - before
+            counts[2 * i] += <count_t> (k - before)
             before = k
             while k < n_scores and scores[k] == values[i]:
                 k += 1
-            counts[2 * i + 1] += k - before
-        counts[2 * n] += n_scores - k
+            counts[2 * i + 1] += <count_t> (k - before)
+        counts[2 * n] += <count_t> (n_scores - k)
 
 
-def climb(const int[::1] regions, const int[::1] stops, const long long[::1] counts,
+def climb(const int[::1] regions, const int[::1] stops, const count_t[::1] counts,
           const int[::1] areas, unsigned int[::1] rests, long long unit,
           Py_ssize_t start, Py_ssize_t stop, long long[::1] state, long long[:, ::1] points):
     """Curve points of the values stop - 1 down to start.

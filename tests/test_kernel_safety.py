@@ -96,7 +96,7 @@ def test_label_runs_by_hand():
 
 RUNS = np.array([[0, 1], [2, 3], [5, 6]], I32)
 ONES = np.ones(3, I32)
-TABLE = np.zeros(4, np.uint32)
+TABLE = np.zeros(20, np.uint32)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,13 @@ TABLE = np.zeros(4, np.uint32)
         ("sort_pass", (F(3), F(3, I32), 0, F(3), F(3, I32), F(7, int)), "not a power of two"),
         ("make_distinct", (np.array([1.0, 2.0]), F(1, I32)), "no room"),
         ("mark", (SCORES[0], 0.0, 64, TABLE), "bad shift"),
-        ("mark", (SCORES[0], 0.0, 0, TABLE[:0]), "no table"),
+        ("mark", (SCORES[0], 0.0, 0, TABLE[:16]), "table too short"),
         ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE, F(4), 2), "no room"),
         ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE, F(9), -1), "no room"),
-        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE[:0], F(9), 0), "no table"),
+        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE[:16], F(9), 0), "table too short"),
         ("place", (SCORES[0], 0.0, 9.0, 0.0, -1, TABLE, F(9), 0), "bad shift"),
+        ("place", (SCORES[0], 0.0, 9.0, np.inf, 63, TABLE, F(9), 0), "beyond the scores"),
+        ("mark", (SCORES[0], np.nan, 51, TABLE), "beyond the scores"),
         ("count_table", (F(3), 0.0, 0, TABLE, np.zeros(6, int)), "2 n . 1 places"),
         ("count_table", (F(3), 0.0, 64, TABLE, np.zeros(7, int)), "bad shift"),
         ("tally", (F(3), F(4), np.zeros(6, int)), "2 n . 1 places"),

@@ -399,8 +399,8 @@ def test_memory_of_arrays(fraction):
 def test_memory_of_a_stream():
     """What grows with the number of images is what is ordered: the anomalous pixels.
 
-    40 more images (42 MB of maps) add 210,000 anomalous pixels, at about 40 bytes each.
-    Measured: 7.0 MiB.
+    40 more images (40 MiB of maps) add 210,000 anomalous pixels, at about 30 bytes each, and
+    fill the buffers. Measured: 12.8 MiB.
     """
     few, many = (memory_of(n, 0.02, "stream") for n in (20, 60))
-    assert many["grown"] - few["grown"] < 14 * 2**20
+    assert many["grown"] - few["grown"] < 20 * 2**20

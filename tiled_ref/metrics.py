@@ -15,7 +15,7 @@ given at once or image by image.
 
 Two implementations give these integers: the specification `_points_numpy` (and
 `_label_numpy`), and the kernels of `kernels/aupro.pyx`, driven by `_KernelPoints`, which
-order only the pixels that can matter below the FPR limit.
+count the pixels that can matter below the FPR limit and order the anomalous ones only.
 
 Source: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec Anomaly
 Detection Dataset", IJCV 129 (2021), Sec. 5.3: PRO = 1/R sum_k |P_k and Q_k| / |Q_k| with
@@ -38,13 +38,14 @@ LABELS = (*_arrays.MASKS, np.dtype(np.int32), np.dtype(np.int64))
 # Memory of the kernel path. A slab of scores is ordered at a time; it holds at most so many
 # anomalous pixels that this budget is kept.
 STREAM_BUDGET = 512 * 2**20  # bytes, for a stream
-ARRAY_BUDGET = 1.0  # times the bytes of the scores, for arrays
+ARRAY_BUDGET = 1.2  # times the bytes of the scores, for arrays
 SMALLEST_SLAB = 2**16  # anomalous pixels; below that a budget is not worth further passes
 POINTS_AT_ONCE = 2**16  # curve points made at a time
 SPLIT_BITS = 12  # buckets of a histogram that cuts slabs
-TABLE_BITS = 20  # buckets in which a thread counts pixels, the most
+TABLE_BITS = 21  # buckets in which a thread counts pixels, the most
+TABLE_TAIL = 17  # places of a table beyond its buckets, see kernels/aupro.pyx
 COUNTED_AT_ONCE = 2**31 - 1  # pixels, so that no bucket's count meets its mark
-SORTED_AT_ONCE = 2**21  # pixels that a thread sorts in one go
+SORTED_AT_ONCE = 2**20  # pixels that a thread sorts in one go
 SAMPLE_STEP = 199  # one of so many pixels tells roughly where the FPR limit lies
 RADIX_BITS = 11  # per pass of the sort
 
@@ -231,7 +232,7 @@ def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None):
         pairs() returns a fresh iterator over (map, mask) of one image each, the same images
         in the same order each time: map (H, W) float32 or float64, mask (H, W) bool or
         uint8, sizes may differ from image to image. It is called twice; more often where
-        the anomalous pixels alone exceed the memory budget (11 million with two threads).
+        the anomalous pixels alone exceed the memory budget (25 million with two threads).
         At most `threads` + 1 images are held at a time.
     fpr_limit, impl, threads
         See `aupro`. With impl="numpy" all anomalous pixels are held at once.
@@ -272,8 +273,8 @@ def roc_curve(maps, masks, max_points=1000, impl="cython", threads=None):
 def pixel_curves(pairs, max_points=1000, impl="cython", threads=None):
     """PRO and ROC curves of a set given image by image, thinned without changing the area.
 
-    Parameters: max_points, at least 16, the most points a curve may have; pairs, impl and
-    threads as in `pixel_metrics`.
+    Parameters: max_points, at least 16, the most points a curve may have; the others as in
+    `pixel_metrics`.
     Returns (pro, roc), two Curve from (0, 0) to (1, 1). The curve is cut into short pieces;
     of each piece the first and the last point are kept and one point is put between them
     such that the area under the piece stays the same. Their area up to 1 is that of the
@@ -629,7 +630,7 @@ class _KernelPoints:
         """Anomalous pixels that a slab may hold."""
         # A score and its region, twice while they are sorted; afterwards, instead of the
         # second, its stop and two counters.
-        bytes_each = dtype.itemsize + 4 + max(dtype.itemsize + 4, 4 + 16)
+        bytes_each = dtype.itemsize + 4 + max(dtype.itemsize + 4, 4 + 8)
         left = self.images.budget - 8 * n_regions  # areas and rests
         left -= self.threads * (SORTED_AT_ONCE * dtype.itemsize + (4 << TABLE_BITS))
         return max(SMALLEST_SLAB, left // bytes_each)
@@ -789,9 +790,10 @@ class _KernelPoints:
 
     def _count_normals(self, low, high, distinct, stops):
         """Normal pixels in low..high by their place among the distinct scores (2 n + 1,)."""
-        counts = np.zeros(2 * distinct.size + 1, np.int64)
-        table = self._table(low, high, distinct)
-        buffers = _Buffers(lambda: _Tally(self.kernel, low, high, distinct, table, counts, lock))
+        counter = np.uint32 if self.n_pixels < 2**32 else np.int64
+        counts = np.zeros(2 * distinct.size + 1, counter)
+        buckets = self._buckets(low, high)
+        buffers = _Buffers(lambda: _Tally(self.kernel, low, high, buckets, distinct, counts, lock))
         lock = threading.Lock()
 
         def visit(item):
@@ -802,13 +804,13 @@ class _KernelPoints:
 
         _arrays.run_threads(visit, self.images.walk(), self.threads)
         _arrays.run_threads(_Tally.flush, buffers.made, self.threads)
-        counts[1::2] -= np.diff(stops, prepend=np.int32(0))
+        counts[1::2] -= np.diff(stops, prepend=np.int32(0)).astype(counter)
         return counts
 
-    def _table(self, low, high, distinct):
-        """(start, shift, buckets uint32 (B,) all empty, marked): see `place` of the kernels.
+    def _buckets(self, low, high):
+        """(start, shift, number) of the buckets of a table, see kernels/aupro.pyx.
 
-        The buckets reach from the lowest to nearly the highest scores of the sample that lie
+        They reach from the lowest to nearly the highest scores of the sample that lie
         in low..high; what lies outside is sorted.
         """
         inside = self.sample[np.searchsorted(self.sample, low) :]
@@ -819,9 +821,8 @@ class _KernelPoints:
         span = _key(stop) - _key(start)
         bits = min(TABLE_BITS, max(6, self.n_pixels.bit_length() - 2))
         shift = max(0, span.bit_length() - bits)
-        table = np.zeros((span >> shift) + 2, np.uint32)
-        self.kernel.mark(distinct, start, shift, table)
-        return start, shift, table
+        beyond = 2 ** (8 * self.dtype.itemsize) - 1 - _key(start)  # keys that there are
+        return start, shift, min((span >> shift) + 1, beyond >> shift)
 
 
 class _Tally:
@@ -832,11 +833,12 @@ class _Tally:
     scores instead, as many at a time as fit in the cache.
     """
 
-    def __init__(self, kernel, low, high, distinct, table, counts, lock):
+    def __init__(self, kernel, low, high, buckets, distinct, counts, lock):
         self.kernel, self.low, self.high, self.distinct = kernel, low, high, distinct
-        self.start, self.shift, self.empty = table
+        self.start, self.shift, number = buckets
         self.counts, self.lock = counts, lock  # of all threads
-        self.table, self.placed = self.empty.copy(), 0
+        self.table, self.placed = np.zeros(number + TABLE_TAIL, np.uint32), 0
+        self.kernel.mark(distinct, self.start, self.shift, self.table)
         self.aside, self.n = np.empty(0, distinct.dtype), 0
 
     def add(self, scores, n_pixels):
@@ -868,7 +870,8 @@ class _Tally:
             self.kernel.count_table(
                 self.distinct, self.start, self.shift, self.table, self.counts
             )
-        self.table[:], self.placed = self.empty, 0
+        self.table[:], self.placed = 0, 0
+        self.kernel.mark(self.distinct, self.start, self.shift, self.table)
 
     def flush(self):
         """Count everything."""
