@@ -15,6 +15,7 @@ from . import merging, render, smoothing
 from .backbone import FEATURE_STRIDE
 from .data.images import (
     decode_image, encode_jpeg, encode_png, read_images, read_masks, resize_image,
+    text_coverage,
 )  # fmt: skip
 from .data.samples import NORMAL
 from .ensemble import LocationImages, TiledEnsemble
@@ -27,7 +28,8 @@ BUILT_IN = "builtin"  # the IMAGE that stands for the data set's first defective
 N_JUDGES = 4  # normal and as many defective images on which the threshold is chosen
 GAP = 8  # px between the tiles of a picture
 MAX_SIDE = 1024  # px, pictures are reduced to this
-OVERVIEW_SIDE = 240  # px, height of the pictures of the overview
+OVERVIEW_SIDE = 200  # px, height of the pictures of the overview
+TITLE = 22  # px, height of the line above each of them
 PAPER = np.uint8(255)  # grey level between tiles
 
 
@@ -322,20 +324,32 @@ def _text(size):
     return f"{size[0]} x {size[1]}"
 
 
-def overview(stages, side=OVERVIEW_SIDE):
-    """Image, tiles, tile maps, smoothed map and mask in one row.
+def overview(stages, side=OVERVIEW_SIDE, per_row=6):
+    """All stages on one sheet, numbered and named.
 
-    Parameters: stages, list of Stage as walk returns; side, height in pixels.
-    Returns uint8 (side, width, 3).
+    Parameters: stages, list of Stage as walk returns; side, height of each picture in pixels;
+    per_row, pictures in a row.
+    Returns uint8 (height, width, 3).
     """
-    chosen = ("image", "tiles", "tile-maps", "smoothed-map", "mask")
-    pictures = []
-    for stage in stages:
-        if stage.name in chosen:
-            h, w = stage.picture.shape[:2]
-            pictures.append(resize_image(stage.picture, (side, round(w * side / h)), True))
-            pictures.append(np.full((side, GAP, 3), PAPER))
-    return np.concatenate(pictures[:-1], axis=1)
+    panels = []
+    for number, stage in enumerate(stages, start=1):
+        h, w = stage.picture.shape[:2]
+        picture = resize_image(stage.picture, (side, max(1, round(w * side / h))), antialias=True)
+        title = text_coverage(f"{number} {stage.name}", TITLE)[:, : picture.shape[1]]
+        panel = np.full((side + TITLE + GAP, picture.shape[1], 3), PAPER)
+        panel[:TITLE, : title.shape[1]] -= title[:, :, None]
+        panel[TITLE : TITLE + side] = picture
+        panels.append(panel)
+    rows = [panels[k : k + per_row] for k in range(0, len(panels), per_row)]
+    width = max(sum(p.shape[1] + GAP for p in row) for row in rows) - GAP
+    sheet = np.full((len(rows) * (side + TITLE + GAP), width, 3), PAPER)
+    for k, row in enumerate(rows):
+        left = 0
+        for panel in row:
+            top = k * panel.shape[0]
+            sheet[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
+            left += panel.shape[1] + GAP
+    return sheet
 
 
 def write_walk(stages, folder, title):
@@ -352,7 +366,7 @@ def write_walk(stages, folder, title):
         with atomic_write(folder / name, "wb") as file:
             file.write(encode_png(_reduced(stage.picture)))
     with atomic_write(folder / "overview.jpg", "wb") as file:
-        file.write(encode_jpeg(overview(stages), 90))
+        file.write(encode_jpeg(overview(stages), 85))
     with atomic_write(folder / "index.html") as file:
         file.write(_page(stages, names, title))
     return names
@@ -383,7 +397,7 @@ def _page(stages, names, title):
         "<style>body { font: 16px/1.5 sans-serif; max-width: 1060px; margin: 2em auto; "
         "padding: 0 1em } img { max-width: 100% }</style>\n"
         f"<h1>{html.escape(title)}</h1>\n"
-        '<p><img src="overview.jpg" alt="image, tiles, tile maps, smoothed map, mask"></p>\n'
+        '<p><img src="overview.jpg" alt="all stages"></p>\n'
         + "".join(parts)
         + "</html>\n"
     )

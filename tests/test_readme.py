@@ -1,0 +1,255 @@
+"""Everything in the README that can be run is run, and prints what it says."""
+
+import csv
+import doctest
+import importlib.util
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from readme import block, blocks, commands, readme
+from sources import ROOT, SOURCES
+from tiled_ref import cli
+from tiled_ref.data.images import encode_png
+from tiled_ref.setups import SETUPS
+from toys import toy_category
+
+COMMANDS = list(commands())
+# What the program is asked for in the tests instead of hours of training.
+QUICK = ["--weights", "random", "--device", "cpu"]
+TRAINING = ["--steps", "1", "--batch-size", "4", "--seed", "1"]
+
+
+def program(words):
+    """The arguments of run.py or tiled-ref in a command, None for other commands."""
+    for name in ("run.py", "tiled-ref"):
+        if name in words:
+            return words[words.index(name) + 1 :]
+    return None
+
+
+def sources_of(words):
+    """The file whose options a `python FILE` or `python -m MODULE` command uses, or None."""
+    if words[:2] == ["python", "-m"]:
+        spec = importlib.util.find_spec(words[2])
+        assert spec is not None, words[2]
+        if words[2].partition(".")[0] != "tiled_ref":
+            return None
+        folder = ROOT.joinpath(*words[2].split("."))
+        return folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")
+    if words[0] == "python" and words[1].endswith(".py"):
+        return ROOT / words[1]
+    return None
+
+
+@pytest.mark.parametrize("words, environment, line", COMMANDS, ids=lambda v: str(v)[:40])
+def test_every_command_exists_with_its_options(words, environment, line):
+    arguments = program(words)
+    if arguments is not None:
+        cli.build_parser().parse_args(arguments)
+        return
+    if words[0] == "pip":
+        assert words[1] in ("install", "wheel")
+        return
+    if words[0] == "bash":
+        assert (ROOT / words[1]).is_file()
+        return
+    assert words[0] == "python", f"line {line} of the README: {words}"
+    source = sources_of(words)
+    if source is not None:
+        text = source.read_text("utf-8")
+        flags = {w.partition("=")[0] for w in words[2:] if w.startswith("--")}
+        known = {"--inplace", "--force"} if words[1] == "setup.py" else set()
+        assert all(flag in known or f'"{flag}"' in text for flag in flags), words
+
+
+class Toys:
+    """Stands in for the built-in data set: the same categories, pictures of 64 px."""
+
+    DEFAULT_CATEGORY = "board"
+
+    @staticmethod
+    def categories(root=None):
+        return "board", "bolt", "weave"
+
+    @staticmethod
+    def load(root, name):
+        return replace(toy_category(3, 2, 2, side=64), dataset="synthetic", name=name)
+
+
+def write(folder, samples):
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for k, sample in enumerate(samples):
+        paths.append(folder / f"{k:03d}.png")
+        paths[-1].write_bytes(encode_png(sample.read_image()))
+    return paths
+
+
+def write_masks(folder, samples, ending):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, sample in enumerate(samples):
+        mask = sample.read_mask().astype(np.uint8) * 255
+        (folder / f"{k:03d}{ending}").write_bytes(encode_png(mask))
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with all that the README's commands name, small; and small setups."""
+    toy = toy_category(3, 2, 2, side=64)
+    good = [s for s in toy.test if not s.label]
+    bad = [s for s in toy.test if s.label]
+    for base in ("parts", "MVTEC/screw"):
+        write(tmp_path / base / "train/good", toy.train)
+        write(tmp_path / base / "test/good", good)
+        write(tmp_path / base / "test/scratch", bad)
+        write_masks(tmp_path / base / "ground_truth/scratch", bad, "_mask.png")
+    visa = tmp_path / "VISA"
+    rows = []
+    for split, label, samples in (
+        ("train", "normal", toy.train), ("test", "normal", good), ("test", "anomaly", bad)
+    ):  # fmt: skip
+        for path in write(visa / f"pcb3/Data/Images/{split}-{label}", samples):
+            mask = f"pcb3/Data/Masks/{path.name}" if label == "anomaly" else ""
+            rows.append(["pcb3", split, label, path.relative_to(visa).as_posix(), mask])
+    write_masks(visa / "pcb3/Data/Masks", bad, ".png")
+    (visa / "split_csv").mkdir()
+    with open(visa / "split_csv" / "1cls.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["object", "split", "label", "image", "mask"], *rows])
+    (tmp_path / "photo.png").write_bytes(encode_png(bad[0].read_image()))
+    write(tmp_path / "new", bad)
+    small = {
+        name: replace(
+            setup,
+            image_size=tuple(side // 8 for side in setup.image_size),
+            tile_size=tuple(side // 8 for side in setup.tile_size),
+            stride=tuple(side // 8 for side in setup.stride),
+        )
+        for name, setup in SETUPS.items()
+    }
+    monkeypatch.setattr(cli, "SETUPS", small)
+    monkeypatch.setitem(cli.DATASETS, "synthetic", Toys)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def quick(arguments):
+    """A command's arguments, with small sizes, random weights and little training."""
+    arguments = list(arguments)
+    for flag, size in (("--image-size", "64"), ("--tile-size", "32"), ("--stride", "16")):
+        if flag in arguments:
+            arguments[arguments.index(flag) + 1] = size
+    if "--seed" in arguments:  # the last one given counts
+        arguments += TRAINING
+    elif "--load" not in arguments and "--list" not in arguments:
+        arguments += TRAINING[:4]
+    return arguments + QUICK
+
+
+def test_the_programs_commands_run_on_small_data(workplace, capsys):
+    """One after the other, because some need what an earlier one has saved."""
+    ran = set()
+    for words, _, line in COMMANDS:
+        arguments = program(words)
+        if arguments is None or words[0] == "torchrun" or tuple(arguments) in ran:
+            continue
+        status = cli.main(quick(arguments))
+        out, err = capsys.readouterr()
+        assert status == 0, f"line {line} of the README, {' '.join(words)}: {err}"
+        assert out.strip(), words
+        ran.add(tuple(arguments))
+    assert len(ran) >= 6
+
+
+def test_the_table_of_the_main_job_has_the_columns_that_the_readme_shows(workplace, capsys):
+    after = readme().partition("The main job ends with")[2]
+    header, dashes, row = re.search(r"```\n(.*?)```", after, re.S)[1].splitlines()[:3]
+    assert cli.main(quick(["--setup", "ENS9"])) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == header.split()
+    assert set(dashes) == {"-", " "} and set(printed[1]) == {"-", " "}
+    assert printed[2].split()[:4] == row.split()[:4] == ["board", "padim", "ENS9", "42"]
+
+
+@pytest.mark.parametrize("python", blocks("python"), ids=lambda b: f"line {b.line}")
+def test_python_blocks_run_and_print_what_they_say(python, monkeypatch):
+    monkeypatch.setattr("tiled_ref.models.MODELS", dict(cli.MODELS))
+    if ">>>" not in python.text:
+        exec(compile(python.text, f"README.md:{python.line}", "exec"), {})
+        return
+    test = doctest.DocTestParser().get_doctest(python.text, {}, "README.md", None, python.line)
+    report = []
+    result = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert result.attempted > 0 and result.failed == 0, "".join(report)
+
+
+def test_every_block_says_its_language_or_is_shown_output():
+    assert {b.language for b in blocks()} <= {"sh", "python", "bibtex", ""}
+    for unknown in blocks(""):
+        assert not re.match(r"\s*(pip|python|tiled-ref|bash) ", unknown.text), unknown
+
+
+@pytest.mark.parametrize(
+    "mark, words",
+    [("ci: main", "python run.py --setup ENS9"), ("ci: test", "python -m pytest")],
+)
+def test_the_readme_has_the_two_commands_that_ci_types(mark, words):
+    assert words in block(mark).text and "pip install -e" in block(mark).text
+
+
+def test_every_option_in_the_readme_exists():
+    options = set(cli.build_parser()._option_string_actions)
+    lines = [line for line in readme().splitlines() if re.search(r"run\.py |tiled-ref --", line)]
+    used = {word for line in lines for word in re.findall(r"(?<![\w-])--[a-z-]+", line)}
+    assert used and used <= options | {"--nproc-per-node", "--nnodes"}
+
+
+def test_every_file_named_in_the_readme_exists():
+    names = re.findall(r"`((?:tests|bench|kernels|tiled_ref)/[\w/.-]+\.\w+)`", readme())
+    names += re.findall(r"\]\(((?!#|http)[^)]+)\)", readme())
+    assert len(names) > 10
+    for name in names:
+        assert (ROOT / name).is_file(), name
+
+
+def test_every_link_inside_the_readme_has_its_heading():
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", readme(), re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", readme())) <= anchors
+
+
+def test_every_test_named_in_the_readme_exists():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", readme())
+    assert len(named) > 10
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"
+
+
+def test_every_function_in_the_table_of_equations_exists():
+    """`tiling.TileGrid.window`, `.tile_at`, `PatchCore.embed`: the last word is defined."""
+    table = readme().partition("## Equation, function, test")[2].partition("\n## ")[0]
+    defined = {
+        name
+        for path in SOURCES
+        for name in re.findall(r"(?:def|class) (\w+)", path.read_text("utf-8"))
+    }
+    cells = [line.split(" | ")[2] for line in table.splitlines() if line.count(" | ") == 3]
+    names = [n for cell in cells[1:] for n in re.findall(r"`([\w.]+)`", cell)]
+    assert len(names) > 20 and [n for n in names if n.rpartition(".")[2] not in defined] == []
+
+
+def test_the_picture_is_small():
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme()):
+        assert (ROOT / name).stat().st_size < 150_000
+
+
+def test_the_package_holds_its_data_files_and_every_package_folder():
+    folders = {p.parent.relative_to(ROOT).as_posix() for p in SOURCES}
+    text = (ROOT / "setup.py").read_text("utf-8")
+    for folder in folders:
+        assert f'"{folder.replace("/", ".")}"' in text
+    assert (ROOT / "tiled_ref" / "paper_results.csv").is_file()
