@@ -277,6 +277,21 @@ def test_device_algorithm_chooses_distinct_points_among_ties():
         assert sorted(chosen.tolist()) == list(range(len(points)))
 
 
+def test_progress_rises_to_the_count_and_says_so_once(tiny_sizes, rng):
+    points = rng.standard_normal((150, 20)).astype(np.float32)
+    tensor = torch.from_numpy(points)
+    for choose in (
+        lambda progress: k_centre_greedy(points, 90, 7, progress=progress),
+        lambda progress: k_centre_greedy(points, 90, 7, impl="numpy", progress=progress),
+        lambda progress: k_centre_greedy_device(tensor, 90, 7, pool=10, progress=progress),
+    ):
+        calls = []
+        choose(lambda *call: calls.append(call))
+        done = [call[0] for call in calls]
+        assert {total for _, total in calls} == {90}
+        assert len(calls) > 2 and done == sorted(done) and done.count(90) == 1 == 90 / done[-1]
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_device_algorithm_on_cuda(rng):

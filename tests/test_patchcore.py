@@ -71,8 +71,9 @@ def test_bank_is_eq_4_reduced_by_eq_5(tiny_backbone, pictures):
     # The patches are those of Eq. 3, all positions of the feature map.
     calls = []
     model = PatchCore(tiny_backbone, (64, 64), seed=42, device="cpu", batch_size=5)
-    model.fit(Images(pictures), progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(5, 12), (10, 12), (12, 12)]
+    model.fit(Images(pictures), progress=lambda *call: calls.append(call))
+    assert calls[:3] == [(5, 12), (10, 12), (12, 12)]
+    assert calls[3] == (0, 76, "coreset") and calls[-1] == (76, 76, "coreset")
     parts = [model.embed(pictures[k : k + 5]) for k in (0, 5, 10)]
     table = torch.from_numpy(rows_of(torch.cat(parts))).flatten(0, 1)
     assert model.grid == (8, 8)

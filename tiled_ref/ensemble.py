@@ -224,7 +224,7 @@ class TiledEnsemble:
         """Train one model per location on normal images and keep what it learnt.
 
         Parameters: images, see `data.inputs.as_samples`, of any size; progress, if given, is
-        called as progress(location, "fit", done, total).
+        called as progress(location, "fit", done, total), or with the name of a part of it.
         Returns self.
         Raises InputError for images that are none, or too few for the architecture.
         """
@@ -376,9 +376,9 @@ class TiledEnsemble:
         Parameters: images uint8 (N, 3, H, W); progress as in `fit`.
         """
 
-        def report(done, total):
+        def report(done, total, part="fit"):
             if progress:
-                progress(location, "fit", done, total)
+                progress(location, part, done, total)
 
         report(0, len(images))
         model = self.make_model()

@@ -10,7 +10,8 @@ and offers
                       learn what is normal. len(images) is N, the number of images, and
                       images[indices], for a list of ints, is a batch: float32 (B, 3, h, w),
                       normalised, on the device. progress(done, total), if given, is called
-                      as the work goes on
+                      as the work goes on; progress(done, total, name) in a part of the work
+                      that counts something else
     predict(batch)    (B, 3, h, w) -> maps (B, H, W) float32 and scores (B,) float32: Eq. 4 of
                       the paper, A_ij, s_ij = M_ij(T_ij). The same as head(features(batch))
     features(batch)   list of tensors (B, ...): the part that is the same in every model

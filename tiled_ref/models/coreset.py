@@ -82,7 +82,7 @@ def project(table, matrix, budget=2**26):
     return out
 
 
-def select_coreset(table, ratio, seed, start="excluded", impl="cython"):
+def select_coreset(table, ratio, seed, start="excluded", impl="cython", progress=None):
     """Rows of the table that make up the coreset, in the order in which they are chosen.
 
     Parameters
@@ -95,21 +95,25 @@ def select_coreset(table, ratio, seed, start="excluded", impl="cython"):
         drawn.
     start : {"excluded", "included"}
     impl : {"cython", "numpy"}, for a table on the CPU
+    progress : callable, optional
+        progress(done, total) as rows are chosen.
 
     Returns
     -------
     int64 (max(1, int(ratio * N)),), on the table's device
     """
     n = len(table)
+    count = max(1, int(ratio * n))
+    if progress:
+        progress(0, count)
     rng = np.random.default_rng(seed)
     matrix = sparse_projection(table.shape[1], projected_dimensions(n), rng)
     first = int(rng.integers(n))
     points = project(table, matrix)  # (N, d)
-    count = max(1, int(ratio * n))
-    include = start == "included"
+    options = dict(include_first=start == "included", progress=progress)
     if table.device.type == "cpu":
-        return k_centre_greedy(points, count, first, include_first=include, impl=impl)
-    return k_centre_greedy_device(points, count, first, include_first=include)
+        return k_centre_greedy(points, count, first, impl=impl, **options)
+    return k_centre_greedy_device(points, count, first, **options)
 
 
 def squared_distances(points, centre):
@@ -128,7 +132,9 @@ def squared_distances(points, centre):
     return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
 
 
-def k_centre_greedy(points, count, first, include_first=False, impl="cython", threads=None):
+def k_centre_greedy(
+    points, count, first, include_first=False, impl="cython", threads=None, progress=None
+):
     """Choose `count` points, each the farthest from those chosen before it.
 
     Roth et al. Sec. 3.2, the greedy approximation of Eq. 5: with d_i the squared distance
@@ -149,6 +155,8 @@ def k_centre_greedy(points, count, first, include_first=False, impl="cython", th
         Equal indices. "numpy" takes count passes over all points.
     threads : int, optional
         See tiled_ref._arrays.thread_count. No influence on the result.
+    progress : callable, optional
+        progress(done, count), again and again until done is count.
 
     Returns
     -------
@@ -171,11 +179,12 @@ def k_centre_greedy(points, count, first, include_first=False, impl="cython", th
     if not np.isfinite(extremes).all():
         raise InputError("points must be finite: the features hold a NaN or an infinity")
     search = _plain if impl == "numpy" else _lazy
-    return _arrays.like(search(array, count, first, include_first, threads), points)
+    chosen = search(array, count, first, include_first, threads, progress or _silent)
+    return _arrays.like(chosen, points)
 
 
 def k_centre_greedy_device(
-    points, count, first, include_first=False, pool=MAX_COMPETING, budget=2**28
+    points, count, first, include_first=False, pool=MAX_COMPETING, budget=2**28, progress=None
 ):
     """k_centre_greedy for points that stay where they are, on any device.
 
@@ -184,7 +193,7 @@ def k_centre_greedy_device(
     in float64, in chunks. No point leaves the device but the chosen one's number.
 
     Parameters: points float32 (N, d), any device, finite; count, first and include_first as
-    in k_centre_greedy; pool, points that compete; budget, bytes of a chunk.
+    in k_centre_greedy; pool, points that compete; budget, bytes of a chunk; progress as there.
     Returns int64 (count,), distinct, on the device.
     Raises InputError as k_centre_greedy does.
     Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on float64 points less their mean,
@@ -236,6 +245,7 @@ def k_centre_greedy_device(
             competing[best] = -1.0
         minimum[rows] = competing
         apply(chosen[before:done])
+        (progress or _silent)(done, count)
     return chosen
 
 
@@ -261,7 +271,11 @@ def _check(shape, count, first):
         raise InputError(f"first must be a row of the {shape[0]} points, not {first}")
 
 
-def _plain(points, count, first, include_first, threads):
+def _silent(done, total):
+    """Progress that nobody wants to see."""
+
+
+def _plain(points, count, first, include_first, threads, progress):
     """The specification: one pass over all points for every centre."""
     points = np.asfortranarray(points)  # the same values; squared_distances reads columns
     chosen = np.empty(count, np.int64)
@@ -274,10 +288,11 @@ def _plain(points, count, first, include_first, threads):
         chosen[step] = best
         minimum = np.minimum(minimum, squared_distances(points, best))
         minimum[best] = -1.0  # below every distance: never chosen again
+        progress(step + 1, count)
     return chosen
 
 
-def _lazy(points, count, first, include_first, threads):
+def _lazy(points, count, first, include_first, threads, progress):
     """The plain algorithm's indices with lazy minima and a filter; see the module."""
     kernel = _arrays.kernel("_kcenter")
     with workers(threads) as pool:
@@ -287,6 +302,7 @@ def _lazy(points, count, first, include_first, threads):
             search.applied[:] = 1
         while search.done < count:
             search.round()
+            progress(search.done, count)
         return search.chosen
 
 

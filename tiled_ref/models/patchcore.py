@@ -124,7 +124,8 @@ class PatchCore:
     def fit(self, images, progress=None):
         """Fill the memory bank (Roth et al. Eq. 4) and reduce it to its coreset (Eq. 5).
 
-        Parameters: images and progress, see tiled_ref.models.
+        Parameters: images and progress, see tiled_ref.models; progress counts images, then,
+        as the part "coreset", the patches kept.
         Raises InputError without images, KernelNotBuiltError without the kernel.
         """
         n_images = len(images)
@@ -146,7 +147,10 @@ class PatchCore:
             row += len(patches)
             if progress:
                 progress(batch[-1] + 1, n_images)
-        self.chosen = select_coreset(table, self.ratio, self.seed, self.start, self.impl)
+        self.chosen = select_coreset(
+            table, self.ratio, self.seed, self.start, self.impl,
+            progress and (lambda done, total: progress(done, total, "coreset")),
+        )  # fmt: skip
         self.bank = table[self.chosen]  # (M, 384)
         self.index = None
 
