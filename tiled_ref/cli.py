@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import sys
 import traceback
 from dataclasses import dataclass
@@ -9,17 +10,18 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _arrays
+from . import __version__, _arrays, grid
 from .backbone import ResNet18Features
 from .data import DATASETS
 from .distributed import Alone, RankError, find_ranks
 from .ensemble import TiledEnsemble
-from .errors import InputError, KernelNotBuiltError
+from .errors import InputError, KernelNotBuiltError, one_line
 from .experiment import (
-    METRIC_SIZES, CategoryImages, Options, gather_results, run_cell, versions,
+    METRIC_SIZES, Options, gather_results, run_cell, versions,
 )  # fmt: skip
 from .explain import BUILT_IN, explain, write_walk
 from .files import make_folder
+from .html_report import write_report
 from .models import MODELS
 from .predict import MAPS, PICTURES, PredictOptions, run_predict
 from .progress import Progress
@@ -39,11 +41,14 @@ examples:
       all six setups of the paper on MVTec AD screw, three seeds, beside the paper's numbers
   torchrun --nproc-per-node 4 run.py --setup ENS9
       the locations shared out over four processes, each on its own GPU if there are as many
+  tiled-ref --setup all --arch all --dataset mvtec visa --root DIR DIR --category all \\
+            --seed 42 5125 33 --report
+      the paper's tables and figures and report.html; goes on where it was interrupted
   tiled-ref --setup ENS9 --dataset folder --root DIR --image-size 2048 --tile-size 256
       your own images (DIR/train/..., DIR/test/good/..., DIR/test/<defect>/...)
 
-Exit status: 0 done, 1 another process of a shared run failed, 2 something is wrong with an
-option or a file, 130 interrupted.
+Exit status: 0 done, 1 a cell failed unexpectedly or another process of a shared run did,
+2 something is wrong with an option or a file, 130 interrupted.
 """
 
 
@@ -114,7 +119,7 @@ def main(argv=None):
     except (InputError, KernelNotBuiltError) as error:
         if args.debug:
             traceback.print_exc()
-        ranks.fail(str(error))
+        ranks.fail(one_line(error))
         return EXIT_INPUT
     except RankError as error:
         ranks.fail(str(error), about_other=True)
@@ -178,10 +183,14 @@ def build_parser():
 
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--dataset", default="synthetic", choices=list(DATASETS), metavar="NAME",
+        "--dataset", nargs="+", default=["synthetic"], choices=list(DATASETS), metavar="NAME",
         help=f"{', '.join(DATASETS)} (default synthetic, generated on the fly)",
     )  # fmt: skip
-    group.add_argument("--root", type=Path, metavar="DIR", help="folder of the data set")
+    group.add_argument(
+        "--root", nargs="+", action="extend", type=Path, metavar="DIR",
+        help="folder of the data set; of several data sets one folder each, in the order of "
+        "--dataset, or one that holds them all",
+    )  # fmt: skip
     group.add_argument(
         "--category", nargs="+", metavar="NAME",
         help="categories of the data set or all (default: board for synthetic, else all)",
@@ -292,6 +301,11 @@ def build_parser():
     group.add_argument(
         "--save", action="store_true", help="keep the trained ensembles, see --load"
     )
+    group.add_argument(
+        "--report", action="store_true",
+        help="write the paper's tables and figures and report.html of all that is in --out to "
+        "OUT/report; what is finished there with the same options is not computed again",
+    )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -302,26 +316,31 @@ def run(args):
     ranks = args.ranks
     progress = Progress(quiet=args.quiet or not ranks.is_main)
     setups, archs, categories, backbone, options = _prepare(args, progress)
-    results = []
     with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
-        ranks.start(options.device, args.out, _description(args, options))
-        for category in categories:
-            images = CategoryImages(category, options, progress)
-            for arch in archs:
-                for setup in setups:
-                    for seed in args.seed:
-                        results.append(
-                            run_cell(setup, arch, images, seed, backbone, options, progress)
-                        )
+        ranks.start(options.device, args.out, _description(args, options), progress.note)
+        results, failures = grid.run(
+            categories, archs, setups, args.seed, backbone, options, progress,
+            debug=args.debug, cell=run_cell,
+        )  # fmt: skip
         ranks.finish()
-        if ranks.size > 1 and ranks.is_main:
+        if not ranks.is_main:
+            return 0
+        if ranks.size > 1:
             results = gather_results(categories, archs, setups, args.seed, options)
-    if not ranks.is_main:
-        return 0
-    print(result_table(results))
-    if not args.quiet:
+        if results:
+            print(result_table(results))
+        if args.report and results:
+            progress.note("report: tables, figures, report.html")
+            page, notes = write_report(args.out)
+            for note in notes:
+                progress.note(f"report: {note}")
+    if results and not args.quiet:
         print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")
-    return 0
+        if args.report:
+            print(f"Report: {page}, tables and figures beside it")
+    for failure in failures:
+        print(f"tiled-ref: error: {failure}", file=sys.stderr)
+    return grid.exit_status(failures)
 
 
 PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
@@ -391,7 +410,7 @@ def explain_image(args):
         if len(values) > 1:
             raise InputError(f"--explain walks one image once: give one {flag}, not {len(values)}")
     title, stages = explain(
-        args.explain, categories[0], setups[0], archs[0], args.seed[0], backbone, options, progress
+        args.explain, categories[0].load(), setups[0], archs[0], args.seed[0], backbone, options, progress
     )
     folder = args.out / "explain"
     names = write_walk(stages, folder, title)
@@ -415,8 +434,7 @@ def _prepare(args, progress):
         for name in _expand(args.setup, SETUPS)
     ]
     archs = _expand(args.arch, MODELS)
-    data = DATASETS[args.dataset]
-    categories = [data.load(args.root, name) for name in _categories(args, data)]
+    categories = _categories(args)
     device = args.ranks.device(_resolve_device(args.device))
     if device.type == "cuda":  # float32 means float32, as on the CPU
         torch.backends.cudnn.allow_tf32 = False
@@ -438,8 +456,9 @@ def _prepare(args, progress):
         threads=args.threads,
         weights_digest=weights.digest,
         switches=_switches(args),
-        resume=args.resume or args.ranks.restarted,
+        resume=args.resume or args.report or args.ranks.restarted,
         save=args.save,
+        report=args.report,
         validation=args.validation,
         percentile=args.percentile,
         ranks=args.ranks,
@@ -449,7 +468,8 @@ def _prepare(args, progress):
 
 def _description(args, options):
     """What ranks of one run must have in common, as text."""
-    given = {key: value for key, value in vars(args).items() if key not in ("ranks", "command")}
+    own = {"ranks", "command", "out", "root", "device", "threads", "quiet", "debug"}
+    given = {key: value for key, value in vars(args).items() if key not in own | {"given"}}
     return repr([sorted(given.items()), options.weights_digest, versions()])
 
 
@@ -475,11 +495,56 @@ def _expand(names, known):
     return list(known) if "all" in names else list(dict.fromkeys(names))
 
 
-def _categories(args, data):
-    if args.category is None:
-        default = getattr(data, "DEFAULT_CATEGORY", None)
-        return [default] if default else data.categories(args.root)
-    return data.categories(args.root) if "all" in args.category else _expand(args.category, ())
+def _categories(args):
+    """The categories that the options name, as grid.Planned."""
+    names = _expand(args.dataset, ())
+    roots = _roots(names, args.root)
+    planned = []
+    for name in names:
+        data, root = DATASETS[name], roots[name]
+        if args.category is None:
+            default = getattr(data, "DEFAULT_CATEGORY", None)
+            chosen = [default] if default else data.categories(root)
+        elif "all" in args.category:
+            chosen = data.categories(root)
+        else:
+            known = data.categories(root)
+            chosen = [c for c in _expand(args.category, ()) if c in known]
+            if len(names) == 1 and len(chosen) < len(set(args.category)):
+                chosen = _expand(args.category, ())
+                data.load(root, next(c for c in chosen if c not in known))  # says what is wrong
+            if not chosen:
+                raise InputError(
+                    f"none of --category {' '.join(args.category)} is in the data set {name}; "
+                    f"it has: {', '.join(known)}"
+                )
+        planned += [grid.Planned(name, c, functools.partial(data.load, root, c)) for c in chosen]
+    unknown = set(args.category or ()) - {"all"} - {entry.name for entry in planned}
+    if unknown and "all" not in args.category:
+        raise InputError(f"there is no category {min(unknown)!r} in {', '.join(names)}")
+    return planned
+
+
+def _roots(names, roots):
+    """Data set -> its folder, None where none was given.
+
+    Several data sets on disk have a folder each, in their order, or share one: then a data
+    set's folder is that of its name below it if there is one, else the folder itself.
+    """
+    on_disk = [name for name in names if name != "synthetic"]
+    found = dict.fromkeys(names)
+    if not roots or not on_disk:
+        return found
+    if len(roots) == len(on_disk):
+        return found | dict(zip(on_disk, roots))
+    if len(roots) > 1:
+        given = ", ".join(map(str, roots))
+        raise InputError(
+            f"--root names {len(roots)} folders ({given}) for {len(on_disk)} data sets "
+            f"({', '.join(on_disk)}); give one folder each, in their order, or one for all"
+        )
+    root = roots[0]
+    return found | {name: root / name if (root / name).is_dir() else root for name in on_disk}
 
 
 def _switches(args):

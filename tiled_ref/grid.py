@@ -7,6 +7,7 @@ are taken as they are where options.resume says so (`experiment.run_cell`).
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import InputError
@@ -16,6 +17,16 @@ from .progress import duration
 # Seconds of one architecture relative to PaDiM's, per tile and image: only the first estimate,
 # before a cell of that architecture has been timed.
 FIRST_GUESS = {"padim": 1.0, "patchcore": 3.0, "fastflow": 12.0, "reverse_distillation": 10.0}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A category that is to be run: names of its data set and itself, and load(), which
+    returns the data.Category."""
+
+    dataset: str
+    name: str
+    load: Callable
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
 
     Parameters
     ----------
-    plan : sequence of (dataset, category, load)
-        load() returns the data.Category; it is called when its turn comes.
+    plan : sequence of Planned
+        A category is loaded when its turn comes.
     archs, setups, seeds : sequences of str, Setup, int
     backbone : ResNet18Features
     options : experiment.Options
@@ -60,31 +71,35 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
 
     Raises
     ------
-    KeyboardInterrupt
-        Nothing else: what a cell raises becomes a Failure.
+    KeyboardInterrupt, and what the only cell of a grid raises. What one of several cells
+    raises becomes a Failure, unless several processes share the run (options.ranks): then
+    they have to stop together.
     """
     results, failures = [], []
     clock = Eta(len(plan), archs, setups, len(seeds))
     n_cells = len(plan) * len(archs) * len(setups) * len(seeds)
-    for dataset, name, load in plan:
+    isolated = Exception if n_cells > 1 and options.ranks.size == 1 else ()
+    for entry in plan:
+        where = f"{entry.dataset} {entry.name}"
         try:
-            images = CategoryImages(load(), options, progress)
-        except Exception as error:  # noqa: BLE001  every failure is reported, none hidden
-            failures.append(_failed(f"{dataset} {name}", error, progress, debug))
+            images = CategoryImages(entry.load(), options, progress)
+        except isolated as error:
+            failures.append(_failed(where, error, progress, debug))
             clock.skip_category()
             continue
         for arch in archs:
             for setup in setups:
                 for seed in seeds:
-                    title = f"{dataset} {name} {arch} {setup.name} seed {seed}"
                     started = time.monotonic()
+                    seconds = None
                     try:
-                        results.append(
-                            cell(setup, arch, images, seed, backbone, options, progress)
-                        )
-                    except Exception as error:  # noqa: BLE001  as above
+                        result = cell(setup, arch, images, seed, backbone, options, progress)
+                        seconds = max(time.monotonic() - started, _recorded(result))
+                        results.append(result)
+                    except isolated as error:
+                        title = f"{where} {arch} {setup.name} seed {seed}"
                         failures.append(_failed(title, error, progress, debug))
-                    clock.done(arch, setup, time.monotonic() - started)
+                    clock.done(arch, setup, seconds)
                     if n_cells > 1:
                         progress.note(f"cells: {clock.count}/{n_cells} done{clock.left()}")
         del images  # before the next category is decoded
@@ -104,9 +119,8 @@ class Eta:
     Parameters: n_categories; archs; setups, Setup; n_seeds.
 
     A cell's work is its tiles' pixels. Its seconds per work are those measured of the same
-    architecture; of others, scaled by FIRST_GUESS, until there are such. Cells that were
-    taken as finished or failed at once would spoil the estimate and do not count: those of
-    less than a twentieth of the time expected.
+    architecture; of others, scaled by FIRST_GUESS, until there are such. A cell that was
+    taken as finished counts with the seconds that its result tells, one that failed not at all.
     """
 
     def __init__(self, n_categories, archs, setups, n_seeds):
@@ -120,11 +134,10 @@ class Eta:
         self._measured = {}  # arch -> [seconds, work]
 
     def done(self, arch, setup, seconds):
-        """A cell ended after these seconds."""
+        """A cell ended after these seconds; None where they say nothing."""
         self.count += 1
         self._left[arch, setup.name] -= 1
-        expected = self._seconds(arch, setup.name)
-        if expected is None or seconds > 0.05 * expected:
+        if seconds:
             total = self._measured.setdefault(arch, [0.0, 0.0])
             total[0] += seconds
             total[1] += self._work[setup.name]
@@ -155,6 +168,10 @@ class Eta:
         seconds = sum(total[0] for total in self._measured.values())
         work = sum(FIRST_GUESS.get(a, 1.0) * total[1] for a, total in self._measured.items())
         return self._work[setup] * FIRST_GUESS.get(arch, 1.0) * seconds / work
+
+
+def _recorded(result):
+    return sum(result[key] for key in ("seconds_train", "seconds_test", "seconds_score"))
 
 
 def _work(setup):

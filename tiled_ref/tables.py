@@ -13,6 +13,7 @@ Standard deviations are over seeds, with n - 1, as the paper's are over its thre
 import csv
 import io
 import math
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -596,8 +597,16 @@ def _name(number, name):
 
 
 def file_name(text):
-    """A text as part of a file name: other than letters, digits, "-" and "_" become "_"."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
+    """A text as part of a file name.
+
+    Other than ASCII letters, digits, "-" and "_" become "_", and then a checksum is put
+    behind, so that different texts stay different.
+
+    >>> file_name("mvtec_screw"), file_name("a b"), file_name("a/b")
+    ('mvtec_screw', 'a_b-806c5cd3', 'a_b-07f4401c')
+    """
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
+    return plain if plain == text else f"{plain}-{zlib.crc32(text.encode()):08x}"
 
 
 def _titled(number, title):
