@@ -83,8 +83,7 @@ def merge(many):
 def in_code():
     """Citations of the package: citation -> files."""
     return merge(
-        places(path.read_text("utf-8"), path, path.relative_to(ROOT).as_posix())
-        for path in SOURCES
+        places(path.read_text("utf-8"), path, path.relative_to(ROOT).as_posix()) for path in SOURCES
     )
 
 

@@ -3,6 +3,7 @@
     python tests/mutants.py                  run all mutants of tests/mutants_table.py
     python tests/mutants.py --only untile    those with the word in their file or test
     python tests/mutants.py --list           say what there is
+    python tests/mutants.py --markdown       the same as a table
 
 Each mutant changes one place of one file in a temporary copy of the source tree. A mutated
 kernel is rebuilt there. The named test must fail by an assertion or error, not by a failed
@@ -23,7 +24,7 @@ from mutants_table import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("kernels", "tiled_ref", "tests", "setup.py", "pyproject.toml", "MANIFEST.in",
-          "README.md", "LICENSE", "run.py")  # fmt: skip
+          "README.md", "LICENSE", "run.py", "bench", ".ci")  # fmt: skip
 TIMEOUT = 120  # seconds
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 
@@ -88,12 +89,27 @@ def kill(mutant, tree):
             module.write_bytes(kept)
 
 
+def markdown(mutants):
+    """A Markdown table: file, the change, the test that notices it."""
+
+    def code(text):
+        return "`` " + " ".join(text.split()).replace("|", "\\|") + " ``" if text.strip() else ""
+
+    lines = ["| file | was | becomes | noticed by |", "|---|---|---|---|"]
+    lines += [f"| {file} | {code(old)} | {code(new)} | {name} |" for file, old, new, name in mutants]
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", metavar="WORD", help="in the file's or the test's name")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--markdown", action="store_true", help="print a table and stop")
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if args.only is None or args.only in m[0] or args.only in m[3]]
+    if args.markdown:
+        print(markdown(chosen))
+        return 0
     if args.list or not chosen:
         for file, old, new, name in chosen:
             print(f"{file}\n  - {old}\n  + {new}\n  {name}")

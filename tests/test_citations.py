@@ -12,7 +12,6 @@ from tiled_ref.data import images
 from tiled_ref.models import fastflow, padim, patchcore, reverse_distillation
 
 
-
 def default(function, name):
     """The default value of a parameter."""
     return inspect.signature(function).parameters[name].default

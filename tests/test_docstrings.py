@@ -164,7 +164,7 @@ def test_arrays_have_shape_and_dtype():
     for name in documented(FUNCTIONS):
         module = ast.get_docstring(ast.parse(name.path.read_text("utf-8")))
         for p in () if re.search(DELEGATES, name.doc) else set(name.parameters) & ARRAYS:
-            after = [m[1] for m in re.finditer(rf"\b{p}\b(?=(.{{0,300}}))", context(name), re.S)]
+            after = [m[1] for m in re.finditer(rf"\b{p}\b(?=(.{{0,300}}))", context(name), re.DOTALL)]
             first_line = name.doc.splitlines()[0]
             if not any(re.search(f"{SHAPE}|{ELSEWHERE}", text) for text in [*after, first_line]):
                 lacking.append(f"{name.text}: shape of {p}")
@@ -190,6 +190,11 @@ def test_what_is_raised_is_said():
         for node in name.own(ast.Raise):
             call = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             kind = ast.unparse(call).rpartition(".")[2] if call is not None else ""
-            if kind and kind[0].isupper() and kind not in context(name) and kind != "NotImplementedError":
+            if (
+                kind
+                and kind[0].isupper()
+                and kind not in context(name)
+                and kind != "NotImplementedError"
+            ):
                 lacking.append(f"{name.text}: {kind}")
     assert lacking == []

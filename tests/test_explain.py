@@ -87,6 +87,16 @@ def test_the_mask_is_what_reaches_the_best_f1_on_the_other_images(walked):
     assert f1(threshold) >= max(f1(v) for v in np.quantile(maps[1:], np.linspace(0, 1, 60))) - 1e-3
 
 
+def test_the_mask_holds_the_threshold_itself(tiny_backbone):
+    """Walked and judged by one and the same normal image: its largest value alone is in."""
+    train = toy_images()
+    ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
+    none = np.zeros((1, 96, 96), bool)
+    stages = explain.walk(train[0], train, ensemble, Options(), train[:1], none)
+    largest = stages[-2].array == stages[-2].array.max()
+    assert np.array_equal(stages[-1].array, largest)
+
+
 def test_pictures_are_made_of_the_arrays(walked):
     by_name = walked[0]
     assert np.array_equal(by_name["image"].picture, by_name["image"].array.transpose(1, 2, 0))

@@ -165,7 +165,7 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
 
 def test_the_table_of_the_main_job_has_the_columns_that_the_readme_shows(workplace, capsys):
     after = readme().partition("The main job ends with")[2]
-    header, dashes, row = re.search(r"```\n(.*?)```", after, re.S)[1].splitlines()[:3]
+    header, dashes, row = re.search(r"```\n(.*?)```", after, re.DOTALL)[1].splitlines()[:3]
     assert cli.main(quick(["--setup", "ENS9"])) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == header.split()
@@ -217,7 +217,7 @@ def test_every_file_named_in_the_readme_exists():
 def test_every_link_inside_the_readme_has_its_heading():
     anchors = {
         re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", readme(), re.M)
+        for title in re.findall(r"^#+ (.*)$", readme(), re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", readme())) <= anchors
 

@@ -397,7 +397,5 @@ def _page(stages, names, title):
         "<style>body { font: 16px/1.5 sans-serif; max-width: 1060px; margin: 2em auto; "
         "padding: 0 1em } img { max-width: 100% }</style>\n"
         f"<h1>{html.escape(title)}</h1>\n"
-        '<p><img src="overview.jpg" alt="all stages"></p>\n'
-        + "".join(parts)
-        + "</html>\n"
+        '<p><img src="overview.jpg" alt="all stages"></p>\n' + "".join(parts) + "</html>\n"
     )
