@@ -23,3 +23,16 @@ class KernelNotBuiltError(ImportError):
             f"the compiled kernel tiled_ref.{module} is missing; build it with "
             f"`{self.BUILD_COMMAND}` (or `pip install -e .`), or choose impl='numpy'"
         )
+
+
+def one_line(text):
+    r"""Text without the characters that would break a line or a terminal.
+
+    Parameters: text, anything with a str, such as an exception that names a file.
+    Returns str, what is not printable written as an escape.
+
+    >>> one_line("a\nb")
+    'a\\nb'
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(escaped)

@@ -26,7 +26,7 @@ from .data import images as image_data
 from .data.disk import IMAGE_ENDINGS, FileSample, printable
 from .data.samples import NORMAL
 from .ensemble import merge
-from .errors import InputError
+from .errors import InputError, one_line
 from .files import atomic_write, make_folder
 from .models.maps import upsample_bilinear
 from .normalization import normalize
@@ -411,16 +411,6 @@ def enlarge(image_map, size):
     if image_map.shape == tuple(size):
         return image_map
     return upsample_bilinear(torch.from_numpy(image_map)[None], tuple(size))[0].numpy()
-
-
-def one_line(text):
-    """Text without the characters that would break a line or a terminal.
-
-    >>> one_line("a\\nb")
-    'a\\\\nb'
-    """
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(escaped)
 
 
 def _within(values, box):

@@ -120,7 +120,7 @@ def _reading(path, read):
     except Exception as error:  # zipfile and NumPy raise many types over a damaged file
         raise InputError(
             f"the file {name} is damaged or was not written by this program "
-            f"({str(error) or type(error).__name__}); restore it from a copy, or train again"
+            f"({_short(error)}); restore it from a copy, or train again"
         ) from error
 
 

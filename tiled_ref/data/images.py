@@ -9,6 +9,7 @@ import io
 import math
 import mmap
 import os
+import stat
 import tempfile
 import threading
 import warnings
@@ -29,6 +30,10 @@ STD = (0.229, 0.224, 0.225)
 
 BUDGET = 2 * 2**30  # bytes of images held in memory; beyond it they go to a file
 MAX_THREADS = 8  # decoding; each thread holds one image at its original size
+
+# What a file is taken for, whatever its name; others of Pillow's many kinds run programs (EPS),
+# or are containers without a bound.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
 
 _OPEN_LOCK = threading.Lock()
 _ORIENTATION = 0x0112  # EXIF tag
@@ -118,11 +123,16 @@ class _reading:
 
     def __enter__(self):
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode) and not os.path.isdir(self.path):
+                # A pipe or a device might never end.
+                raise InputError(f"{os.fspath(self.path)} is no regular file, so no image")
             # PIL warns of images above half its limit, which is a normal size here. Warning
             # filters are global to the process, hence the lock; only the header is read.
             with _OPEN_LOCK, warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                self.image = Image.open(self.path)
+                warnings.simplefilter("ignore")  # what matters is an exception
+                self.image = Image.open(self.path, formats=FORMATS)
+        except InputError:
+            raise
         except Exception as error:
             raise self._explained(error) from error
         return self.image
@@ -145,12 +155,14 @@ class _reading:
             return InputError(f"there is not enough memory to decode the image {name}")
         if isinstance(error, OSError) and error.errno is not None:
             return InputError(f"the image {name} cannot be read: {error.strerror}")
+        if "\0" in name:
+            return InputError(f"the image name {name!r} holds a null character")
         if os.path.getsize(name) == 0:
             return InputError(f"the image {name} is empty (0 bytes); replace or remove it")
         if self.image is None:
             return InputError(
-                f"the file {name} is not an image, or of a kind that Pillow does not read; "
-                "replace or remove it"
+                f"the file {name} is not an image, or not of a kind that is read "
+                f"({', '.join(FORMATS)}); replace or remove it"
             )
         return InputError(
             f"the image {name} is damaged ({str(error) or type(error).__name__}); "
