@@ -67,19 +67,16 @@ def _one_thread():
 
 
 def _export(folder, stages, models, command):
-    if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        raise InputError(
-            f"the folder {folder} is not empty and holds no golden files; name another one"
-        )
-    _remove_arrays(folder)
+    old = _old_files(folder)
+    files = {}  # path: bytes; nothing is written before everything is computed
     entries = {
         model: {
-            name: _write(folder, f"models/{model}/{name}.npy", tensor, inline=0)
+            name: _write(files, f"models/{model}/{name}.npy", tensor, inline=0)
             for name, tensor in sorted(tensors.items())
         }
         for model, tensors in sorted(models.items())
     }
-    listed = [_write_stage(folder, stage, models) for stage in stages]
+    listed = [_write_stage(files, stage, models) for stage in stages]
     used = {flag for stage in listed for case in stage["cases"] for flag in case["flags"]}
     manifest = {
         "format": FORMAT,
@@ -99,57 +96,58 @@ def _export(folder, stages, models, command):
         "stages": listed,
     }
     for name in DOCUMENTS:
-        text = (resources.files(__package__) / name).read_text("utf-8")
-        with atomic_write(folder / name) as file:
-            file.write(text)
-    with atomic_write(folder / "cases.txt") as file:
-        for stage in listed:
-            for case in stage["cases"]:
-                file.write(_case_text(stage["name"], case))
+        files[name] = (resources.files(__package__) / name).read_bytes()
+    cases = [_case_text(stage["name"], case) for stage in listed for case in stage["cases"]]
+    files["cases.txt"] = "".join(cases).encode()
+    for file in old:  # the manifest first: half a bundle has none
+        file.unlink(missing_ok=True)
+    for path, data in files.items():
+        npy.write_bytes(folder / path, data)
     with atomic_write(folder / "manifest.json") as file:
         json.dump(manifest, file, indent=1, allow_nan=False)
         file.write("\n")
     return manifest
 
 
-def _remove_arrays(folder):
-    """Remove what an earlier export wrote, so that nothing stale stays."""
+def _old_files(folder):
+    """What an earlier export wrote, the manifest first; InputError where that is not clear."""
     manifest = folder / "manifest.json"
-    if manifest.is_file():
-        try:
-            bundle = Bundle(folder)
-        except InputError as error:
+    if not manifest.is_file():
+        if any(folder.iterdir()):
             raise InputError(
-                f"the folder {folder} holds a bundle that cannot be read, so its files cannot be "
-                "replaced; remove the folder or name another one"
-            ) from error
-        manifest.unlink()  # first: half a bundle has none
-        for path in sorted(bundle.paths()):
-            file = bundle.path(path)
-            if file.is_file():
-                file.unlink()
+                f"the folder {folder} is not empty and holds no golden files; name another one"
+            )
+        return []
+    try:
+        bundle = Bundle(folder)
+    except InputError as error:
+        raise InputError(
+            f"the folder {folder} holds a bundle that cannot be read, so its files cannot be "
+            "replaced; remove the folder or name another one"
+        ) from error
+    return [manifest, *(bundle.path(path) for path in sorted(bundle.paths()))]
 
 
-def _write_stage(folder, stage, models):
+def _write_stage(files, stage, models):
     return {
         "name": stage.name,
         "title": stage.title,
         "function": stage.function,
         "source": stage.source,
-        "cases": [_write_case(folder, stage, case, models) for case in stage.cases()],
+        "cases": [_write_case(files, stage, case, models) for case in stage.cases()],
     }
 
 
-def _write_case(folder, stage, case, models):
+def _write_case(files, stage, case, models):
     where = f"{stage.name}/{case.name}"
     inputs = {}
     for name, value in case.inputs.items():
         if isinstance(value, Weights):
             inputs[name] = {"model": value.model}
         elif isinstance(value, File):
-            inputs[name] = _write_file(folder, f"{where}.in.{value.name}", value.data)
+            inputs[name] = _write_file(files, f"{where}.in.{value.name}", value.data)
         else:
-            inputs[name] = _write(folder, f"{where}.in.{name}.npy", value)
+            inputs[name] = _write(files, f"{where}.in.{name}.npy", value)
     given = {
         name: models[value.model] if isinstance(value, Weights) else value
         for name, value in case.inputs.items()
@@ -158,7 +156,7 @@ def _write_case(folder, stage, case, models):
     outputs = {}
     for name, value in results.items():
         rule = case.compare.get(name, stage.outputs[name])
-        entry = _write(folder, output_path(stage.name, case.name, name), value)
+        entry = _write(files, output_path(stage.name, case.name, name), value)
         entry["compare"] = {**rule.as_json(), **_measure(where, name, value, truth[name], rule)}
         outputs[name] = entry
     return {
@@ -199,15 +197,16 @@ def output_path(stage, case, name):
     return f"{stage}/{case}.out.{name}.npy"
 
 
-def _write(folder, path, array, inline=INLINE):
+def _write(files, path, array, inline=INLINE):
     array = np.asarray(array)
     entry = {"dtype": array.dtype.newbyteorder("<").str, "shape": list(array.shape)}
+    data = npy.encode(array)
     if array.size <= inline:
         entry["values"] = [_json_number(value) for value in array.reshape(-1).tolist()]
-        entry["sha256"] = npy.sha256(npy.encode(array))
     else:
         entry["path"] = path
-        entry["sha256"] = npy.write(folder / path, array)
+        files[path] = data
+    entry["sha256"] = npy.sha256(data)
     return entry
 
 
@@ -235,8 +234,8 @@ def _case_text(stage, case):
     return "\n".join(lines) + "\n"
 
 
-def _write_file(folder, path, data):
-    npy.write_bytes(folder / path, data)
+def _write_file(files, path, data):
+    files[path] = data
     return {"path": path, "bytes": len(data), "sha256": npy.sha256(data)}
 
 
@@ -274,7 +273,7 @@ class Bundle:
         self.digest = npy.sha256(data)
         try:
             self.manifest = json.loads(data.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._damaged(f"not complete JSON: {error}") from error
         self._check()
         self._arrays, self._outputs = {}, None
@@ -386,12 +385,13 @@ class Bundle:
                     self._check_entry(entry)
             names = set()
             for stage in manifest["stages"]:
+                stage["title"]
                 for case in stage["cases"]:
                     name = f"{stage['name']}/{case['name']}"
                     if name in names or not all(NAME.fullmatch(p) for p in name.split("/", 1)):
                         raise ValueError(f"the case {name!r}")
                     names.add(name)
-                    for key, entry in case["inputs"].items():
+                    for entry in case["inputs"].values():
                         if "model" in entry:
                             manifest["models"][entry["model"]]
                         else:

@@ -236,8 +236,10 @@ def _visible(wrong, result):
 
 def _absent(results):
     statuses = {r.status for r in results if not r.ok}
+    if all(r.status == "missing" for r in results):
+        return ["the port wrote none of the files; --stage leaves out what is not ported yet"]
     if statuses == {"missing"}:
-        return ["the port wrote no such file"]
+        return ["the port did not write all files"]
     return ["a file could not be read"] if "unreadable" in statuses else []
 
 

@@ -16,6 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 
+NUMBERS = {  # that a class has
+    "exact": (),
+    "ulp": ("ulps",),
+    "close": ("rtol", "atol"),
+    "boundary": ("rtol", "atol", "cap", "limit"),
+}
+
+
 @dataclass(frozen=True)
 class Compare:
     """A compare class and its numbers; see the module."""
@@ -29,22 +37,27 @@ class Compare:
 
     def as_json(self):
         """The manifest's entry."""
-        keys = {"exact": (), "ulp": ("ulps",), "close": ("rtol", "atol"),
-                "boundary": ("rtol", "atol", "cap", "limit")}[self.kind]  # fmt: skip
-        return {"class": self.kind, **{key: getattr(self, key) for key in keys}}
+        return {"class": self.kind, **{key: getattr(self, key) for key in NUMBERS[self.kind]}}
 
     @staticmethod
     def from_json(entry):
-        """The inverse of as_json; other keys are ignored. KeyError for what is missing."""
-        keys = {"exact": (), "ulp": ("ulps",), "close": ("rtol", "atol"),
-                "boundary": ("rtol", "atol", "cap", "limit")}[entry["class"]]  # fmt: skip
-        return Compare(entry["class"], **{key: entry[key] for key in keys})
+        """The inverse of as_json; other keys are ignored.
+
+        KeyError for what is missing, ValueError or TypeError for what is no such thing.
+        """
+        kind = entry["class"]
+        if kind not in NUMBERS:
+            raise ValueError(f"the compare class {kind!r}")
+        numbers = {key: float(entry[key]) for key in NUMBERS[kind]}
+        if not all(0 <= value < np.inf for value in numbers.values()):
+            raise ValueError(f"the tolerance {entry!r}")
+        return Compare(kind, **numbers)
 
     def __str__(self):
         if self.kind == "exact":
             return "exact"
         if self.kind == "ulp":
-            return f"ulp({self.ulps})"
+            return f"ulp({self.ulps:g})"
         if self.kind == "close":
             return f"close(rtol {self.rtol:g}, atol {self.atol:g})"
         return (
@@ -101,8 +114,8 @@ def compare(port, reference, rule):
     if rule.kind == "exact":
         beyond = difference != 0
     elif rule.kind == "ulp":
-        # Kinds that differ: the port's numbers are rounded to the reference's.
-        steps = ulps_apart(port.astype(reference.dtype), reference)
+        with np.errstate(over="ignore"):  # a port in float64 is rounded to the reference's kind
+            steps = ulps_apart(port.astype(reference.dtype), reference)
         beyond = steps > rule.ulps
     else:
         with np.errstate(all="ignore"):

@@ -1,6 +1,7 @@
 """The stages before the models: decoding, resizing, normalising, tiling, features."""
 
-import io
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,7 +57,10 @@ def _decode_cases():
 
 
 def _decode(inputs):
-    return {"image": images.decode_image(io.BytesIO(inputs["image"].data))}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / inputs["image"].name
+        path.write_bytes(inputs["image"].data)
+        return {"image": images.decode_image(path)}
 
 
 def _decode_formula(inputs, ycc=True, **switches):
@@ -314,7 +318,7 @@ def _backbone_cases():
 def _backbone(inputs):
     with torch.no_grad():
         layers = small_model.backbone(inputs["weights"])(tensor(inputs["images"]))
-    return {f"layer{k}": layer.numpy() for k, layer in enumerate(layers, start=1)}
+    return {f"layer{k}": layer.contiguous().numpy() for k, layer in enumerate(layers, start=1)}
 
 
 def _backbone_formula(inputs, order=1, **switches):
@@ -354,7 +358,10 @@ def _features(
     x = pool(x, 3, 2, pool_pad)
     layers = []
     for name, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2)):
-        x = block(x, name, stride)
+        if f"{name}.conv1" in tensors:
+            x = block(x, name, stride)
+        else:  # ResNet-18 has two blocks
+            x = block(block(x, f"{name}.0", stride), f"{name}.1", 1)
         layers.append(x)
     return layers
 

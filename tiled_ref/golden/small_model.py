@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from ..backbone import ResNet18Features
 from .numbers import Numbers
 
 WIDTH = 4  # channels of layer1; layer2 has twice, layer3 four times as many
@@ -50,11 +51,13 @@ def _shortcut(n_in, n_out):
     return nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride=2, bias=False), nn.BatchNorm2d(n_out))
 
 
-def backbone(tensors, dtype=torch.float32):
-    """SmallResNet with the weights of a bundle."""
+def backbone(tensors):
+    """The network of a bundle's weights: SmallResNet, or ResNet-18 where they are its."""
+    if "layer1.0.conv1" in tensors:
+        return ResNet18Features(unpacked(tensors))
     net = SmallResNet()
     net.load_state_dict(unpacked(tensors), assign=True)
-    return net.to(dtype)
+    return net
 
 
 def unpacked(tensors):
@@ -76,9 +79,9 @@ def packed(state):
     for name, value in state.items():
         module, _, part = name.rpartition(".")
         if part == "running_mean":
-            tensors[module] = torch.stack([state[f"{module}.{p}"] for p in BN]).numpy()
-        elif part == "weight" and value.ndim > 1:
-            tensors[module] = value.contiguous().numpy()
+            tensors[module] = torch.stack([state[f"{module}.{p}"].detach() for p in BN]).numpy()
+        elif part == "weight" and value.ndim == 4:
+            tensors[module] = value.detach().contiguous().numpy()
     return tensors
 
 
