@@ -7,6 +7,7 @@ Python validates before it calls them; these are the kernels' own checks. The de
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,50 @@ def test_climb_refuses(changes, sentence):
     assert climb()[2].tolist() == [12, 16]  # half of region 0 and region 1; then all
     with pytest.raises(ValueError, match=sentence):
         climb(**changes)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_keep_the_order_and_hold_few_items(threads):
+    held, most, lock = set(), [0], threading.Lock()
+
+    def items():
+        for k in range(40):
+            held.add(k)
+            with lock:
+                most[0] = max(most[0], len(held))
+            yield k
+
+    def square(k):
+        held.discard(k)
+        return k * k
+
+    assert _arrays.run_threads(square, items(), threads) == [k * k for k in range(40)]
+    assert most[0] <= threads
+    assert _arrays.run_threads(square, [], threads) == []
+
+
+def test_threads_raise_the_error_of_the_first_item():
+    """Item 0 fails last, after item 1; items after a failure are not begun."""
+    failed, begun = threading.Event(), []
+
+    def fail(k):
+        begun.append(k)
+        if k == 0:
+            failed.wait()
+            raise ValueError("item 0")
+        failed.set()
+        raise ValueError(f"item {k}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        _arrays.run_threads(fail, range(1000), 2)
+    assert len(begun) < 1000
+
+    def broken():
+        yield 1
+        raise KeyError("the iterator itself")
+
+    with pytest.raises(KeyError, match="the iterator itself"):
+        _arrays.run_threads(str, broken(), 3)
 
 
 def test_missing_kernel_names_the_command():

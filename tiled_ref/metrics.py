@@ -39,7 +39,7 @@ LABELS = (*_arrays.MASKS, np.dtype(np.int32), np.dtype(np.int64))
 # anomalous pixels that this budget is kept.
 STREAM_BUDGET = 512 * 2**20  # bytes, for a stream
 ARRAY_BUDGET = 1.2  # times the bytes of the scores, for arrays
-SMALLEST_SLAB = 2**16  # anomalous pixels; below that a budget is not worth further passes
+SMALLEST_SLAB = 2**20  # anomalous pixels; below that a budget is not worth further passes
 POINTS_AT_ONCE = 2**16  # curve points made at a time
 SPLIT_BITS = 12  # buckets of a histogram that cuts slabs
 TABLE_BITS = 21  # buckets in which a thread counts pixels, the most
