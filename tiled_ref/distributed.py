@@ -49,8 +49,11 @@ FOLDER_SECONDS = 30  # for a file to appear on another machine
 POLL_SECONDS = 0.05
 
 
-class RankError(Exception):
-    """Another rank failed or died. The message is one sentence that says which and why."""
+class RankError(BaseException):
+    """Another rank failed or died. The message is one sentence that says which and why.
+
+    As KeyboardInterrupt it ends the run, and is no Exception that a single cell may raise.
+    """
 
 
 def find_ranks():
@@ -80,10 +83,10 @@ class Alone:
         """What function() returns; rank 0 calls it before the others do."""
         return function()
 
-    def start(self, device, out, description):
+    def start(self, device, out, description, say):
         """Make sure that all ranks are there and about to do the same."""
 
-    def cell(self, name):
+    def cell(self, name, identity):
         """The share in a cell."""
         return WholeCell()
 
@@ -136,16 +139,17 @@ class Ranks:
         self._local_rank = int(os.environ["LOCAL_RANK"])
         self._local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         self._own_device = False
-        self._failed = False
         self._checked = time.monotonic()
         self._beats = {}  # rank -> (last heartbeat, when it came)
         signal.signal(signal.SIGTERM, _terminate)
         timeout = timedelta(seconds=JOIN_SECONDS)
         store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        self._store = dist.PrefixStore(f"tiled-ref/{restarts}", store)
-        self._store.set_timeout(timeout)
-        self._store.set(f"place/{self.rank}", json.dumps([_machine(), os.getpid(), socket.gethostname()]))
-        self._store.wait([f"place/{k}" for k in range(self.size)])
+        store = dist.PrefixStore(f"tiled-ref/{restarts}", store)
+        store.set_timeout(timeout)
+        self._store = _Store(store)
+        place = [_machine(), os.getpid(), socket.gethostname()]
+        self._store.set(f"place/{self.rank}", json.dumps(place))
+        self._store.wait(*(f"place/{k}" for k in range(self.size)))
         self._places = [json.loads(self._store.get(f"place/{k}")) for k in range(self.size)]
         self._left = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
@@ -167,7 +171,8 @@ class Ranks:
                 if self.is_main:
                     self._store.set("reported", "")
                 else:
-                    self._wait(lambda: self._has("reported"), False, REPORT_SECONDS)
+                    self._wait(lambda: self._store.has("reported"), False, REPORT_SECONDS)
+                self._leave(REPORT_SECONDS)
                 raise
 
     def device(self, device):
@@ -181,34 +186,39 @@ class Ranks:
     def main_first(self, function):
         """What function() returns; the other ranks call it when rank 0 is through."""
         if not self.is_main:
-            self._wait(lambda: self._has("first"))
+            self._wait(lambda: self._store.has("first"))
         value = function()
         if self.is_main:
             self._store.set("first", "")
         return value
 
-    def start(self, device, out, description):
+    def start(self, device, out, description, say):
         """Make sure that all ranks are there, see the same folder and run the same.
 
         Parameters: device; out, Path of the results, locked by rank 0; description, a text
-        that is equal in all ranks that compute the same.
+        that is equal in all ranks that compute the same; say(text) tells the user.
         Raises InputError where a rank differs or does not see out.
         """
         nccl = self._own_device and dist.is_nccl_available()
-        backend = "nccl" if "gloo" not in self._gather("ready", "nccl" if nccl else "gloo") else "gloo"
+        wanted = self._gather("ready", "nccl" if nccl else "gloo")
+        backend = "gloo" if "gloo" in wanted else "nccl"
         if len({machine for machine, _, _ in self._places}) == 1 and sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names need not resolve
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("group", self._store),
+            store=dist.PrefixStore("group", self._store.store),
             rank=self.rank,
             world_size=self.size,
             timeout=timedelta(seconds=SILENCE_SECONDS),
         )
         self._compare(description, device if backend == "nccl" else torch.device("cpu"))
         self._check_folder(out)
+        say(
+            f"{self.size} processes ({backend}) share the tile locations, with "
+            f"{torch.get_num_threads()} torch threads each; only the progress of rank 0 is shown"
+        )
 
     def _compare(self, description, device):
         digest = hashlib.sha256(description.encode()).digest()
@@ -252,9 +262,12 @@ class Ranks:
 
     # ------------------------------------------------------------------- the work of a run
 
-    def cell(self, name):
-        """This rank's share in the cell of that name."""
-        return SharedCell(self, name)
+    def cell(self, name, identity):
+        """This rank's share in the cell of that name; identity, JSON values that decide results.
+
+        Raises InputError where the ranks' identities differ, on `is_finished`.
+        """
+        return SharedCell(self, name, identity)
 
     def check(self):
         """Raise RankError if another rank has failed or died; looks once a second."""
@@ -270,16 +283,21 @@ class Ranks:
 
     def close(self):
         """Leave; rank 0 last, because the key-value store may be its own."""
-        if self._failed:
-            return
         if dist.is_initialized():
             dist.destroy_process_group()
+        self._leave(SILENCE_SECONDS)
+
+    def _leave(self, seconds):
+        """Say good-bye; rank 0 waits so long for the others, unless torchrun keeps the store."""
         self._left.set()
         self._heart.join()
         self._store.set(f"left/{self.rank}", "")
-        if self.is_main:
-            self._wait(lambda: self._has(*(f"left/{k}" for k in range(self.size))), check=False,
-                       seconds=SILENCE_SECONDS)  # fmt: skip
+        if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            others = range(1, self.size)
+            self._wait(
+                lambda: all(self._store.has(f"left/{k}") or self._is_dead(k) for k in others),
+                check=False, seconds=seconds,
+            )  # fmt: skip
 
     # -------------------------------------------------------------------- when things go wrong
 
@@ -292,21 +310,22 @@ class Ranks:
         Parameters: sentence; lead, what is printed before it; about_other, whether another
         rank's failure is the reason.
         """
-        self._failed = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             if not about_other:
                 self._store.set(f"error/{self.rank}", sentence)
             if not self.is_main and not self._is_dead(0):
-                self._wait(lambda: self._has("reported"), False, REPORT_SECONDS)
-            if self._store.add("reporters", 1) > 1:
-                return
-            if not self.is_main and not about_other:
-                sentence = f"{self._name(self.rank)}: {sentence}"
-            print(f"{lead}{sentence}", file=sys.stderr, flush=True)
-            self._store.set("reported", "")
-        except RuntimeError:  # the key-value store has gone with the process that served it
-            print(f"{lead}{self._name(self.rank)}: {sentence}", file=sys.stderr, flush=True)
+                self._wait(lambda: self._store.has("reported"), False, REPORT_SECONDS)
+            if self._store.add("reporters", 1) == 1:
+                if not self.is_main and not about_other:
+                    sentence = f"{self._name(self.rank)}: {sentence}"
+                print(f"{lead}{sentence}", file=sys.stderr, flush=True)
+                self._store.set("reported", "")
+            self._leave(REPORT_SECONDS)
+        except RankError:  # the key-value store has gone with the process that served it
+            before = self._places[: self.rank]
+            if not any(m == _machine() and _is_running(process) for m, process, _ in before):
+                print(f"{lead}{self._name(self.rank)}: {sentence}", file=sys.stderr, flush=True)
 
     def interrupted(self, sentence):
         """As fail, when a signal ends the run: because of another rank's end, or a user's wish."""
@@ -319,8 +338,8 @@ class Ranks:
     def _trouble(self):
         """A sentence about another rank that failed or died; "" if none did."""
         for k in range(self.size):
-            if k != self.rank and self._has(f"error/{k}"):
-                return f"{self._name(k)}: {self._store.get(f'error/{k}').decode()}"
+            if k != self.rank and self._store.has(f"error/{k}"):
+                return f"{self._name(k)}: {self._store.get(f'error/{k}')}"
         for k in range(self.size):
             if k != self.rank and self._is_dead(k):
                 return (
@@ -333,14 +352,14 @@ class Ranks:
     def _is_dead(self, rank):
         machine, process, _ = self._places[rank]
         if machine == _machine():
-            return not _is_running(process) and not self._has(f"left/{rank}")
+            return not _is_running(process) and not self._store.has(f"left/{rank}")
         now = time.monotonic()
-        beat = self._store.get(f"beat/{rank}") if self._has(f"beat/{rank}") else b""
+        beat = self._store.get(f"beat/{rank}") if self._store.has(f"beat/{rank}") else ""
         last, when = self._beats.get(rank, (None, now))
         if beat != last:
             self._beats[rank] = beat, now
             return False
-        return now - when > SILENCE_SECONDS and not self._has(f"left/{rank}")
+        return now - when > SILENCE_SECONDS and not self._store.has(f"left/{rank}")
 
     def _beat(self):
         """Tell the ranks on other machines, again and again, that this one is alive."""
@@ -349,7 +368,7 @@ class Ranks:
             count += 1
             try:
                 self._store.set(f"beat/{self.rank}", str(count))
-            except RuntimeError:  # the main thread meets the same and reports it
+            except RankError:  # the main thread meets the same and reports it
                 return
 
     # ------------------------------------------------------------------------------ helpers
@@ -358,15 +377,12 @@ class Ranks:
         hosts = {host for _, _, host in self._places}
         return f"rank {rank}" + (f" on {self._places[rank][2]}" if len(hosts) > 1 else "")
 
-    def _has(self, *keys):
-        return self._store.check(list(keys))
-
     def _gather(self, name, value):
         """Give a value under this name and wait for the others'; a list in order of the ranks."""
         self._store.set(f"{name}/{self.rank}", value)
         keys = [f"{name}/{k}" for k in range(self.size)]
-        self._wait(lambda: self._has(*keys))
-        return [self._store.get(key).decode() for key in keys]
+        self._wait(lambda: self._store.has(*keys))
+        return [self._store.get(key) for key in keys]
 
     def _wait(self, condition, check=True, seconds=float("inf")):
         """Wait until condition() is true, at most for some seconds; returns whether it is.
@@ -383,6 +399,47 @@ class Ranks:
         return True
 
 
+class _Store:
+    """The key-value store of torch.distributed, with text for values and RankError for errors.
+
+    Parameters: store, a torch.distributed.Store.
+    """
+
+    def __init__(self, store):
+        self.store = store
+
+    def has(self, *keys):
+        """Whether all keys have a value."""
+        return self._try(self.store.check, list(keys))
+
+    def get(self, key):
+        """The value of a key, which has one."""
+        return self._try(self.store.get, key).decode()
+
+    def set(self, key, value):
+        """Give a key its value."""
+        self._try(self.store.set, key, value)
+
+    def add(self, key, number):
+        """Add to the number of a key, 0 at first, in one step; returns the sum."""
+        return self._try(self.store.add, key, number)
+
+    def wait(self, *keys):
+        """Wait until all keys have a value, as long as the store's timeout allows."""
+        self._try(self.store.wait, list(keys))
+
+    @staticmethod
+    def _try(function, *args):
+        try:
+            return function(*args)
+        except RuntimeError as error:
+            raise RankError(
+                "lost the connection to the other processes, because the one that kept it has "
+                f"ended (torchrun, or rank 0): {str(error).splitlines()[0]}; what was complete is "
+                "kept, and the same command with --resume goes on, with any number of processes"
+            ) from error
+
+
 class SharedCell:
     """One rank's share in a cell, see the module. As WholeCell.
 
@@ -390,21 +447,30 @@ class SharedCell:
     it completed the last location, so that it merges and scores.
     """
 
-    def __init__(self, ranks, name):
+    def __init__(self, ranks, name, identity):
         self._ranks = ranks
-        self._store = dist.PrefixStore(f"cell/{name}", ranks._store)
+        self._identity = json.loads(json.dumps(identity))
+        self._store = _Store(dist.PrefixStore(f"cell/{name}", ranks._store.store))
         self.opens = self._store.add("came", 1) == 1
         self.finishes = False
 
     def opened(self, finished=False):
         """The cell's folder is ready, or there is nothing left to compute."""
-        self._store.set("open", "finished" if finished else "")
+        if self.opens:
+            self._store.set("open", json.dumps([finished, self._identity]))
 
     @property
     def is_finished(self):
         """Whether there is nothing left to compute; waits for the rank that opens the cell."""
-        self._ranks._wait(lambda: self._store.check(["open"]))
-        return self._store.get("open") == b"finished"
+        self._ranks._wait(lambda: self._store.has("open"))
+        finished, theirs = json.loads(self._store.get("open"))
+        differ = [key for key, value in self._identity.items() if theirs.get(key) != value]
+        if differ:
+            raise InputError(
+                f"this process would compute something else than the others ({', '.join(differ)} "
+                "differ); start all with the same images, weights and options"
+            )
+        return finished
 
     def take(self, locations, peak):
         """Yield the locations to be done here, each done when the next one is asked for."""
@@ -426,7 +492,7 @@ class SharedCell:
     def peak(self, peak):
         """PeakMemory.read of the process that needed most."""
         keys = [f"peak/{k}" for k in range(self._ranks.size)]
-        others = [json.loads(self._store.get(key)) for key in keys if self._store.check([key])]
+        others = [json.loads(self._store.get(key)) for key in keys if self._store.has(key)]
         return max([peak.read(), *others], key=lambda read: read["peak_memory_bytes"])
 
 
