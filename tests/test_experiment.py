@@ -103,18 +103,25 @@ def test_what_is_undefined_is_none(tiny_backbone):
 def test_every_image_is_decoded_once_per_size(tiny_backbone, monkeypatch):
     """Not once per tile model, setup or seed."""
     reads = []
-    original = image_data.read_images
+    original = image_data.read_images_at
 
-    def read_images(samples, size, **kwargs):
-        reads.append((len(samples), size))
-        return original(samples, size, **kwargs)
+    def read_images_at(samples, sizes, **kwargs):
+        reads.append((len(samples), *sizes))
+        return original(samples, sizes, **kwargs)
 
-    monkeypatch.setattr(image_data, "read_images", read_images)
+    monkeypatch.setattr(image_data, "read_images_at", read_images_at)
     images = CategoryImages(toy_category(), Options(), QUIET)
     for setup in (ENS, ST):
         for seed in (42, 33):
             run_cell(setup, "padim", images, seed, tiny_backbone, Options(), QUIET)
     assert reads == [(6, (96, 96)), (8, (96, 96))]
+    reads.clear()
+    images = CategoryImages(toy_category(), Options(), QUIET)
+    images.expect([(96, 96), (64, 64)])
+    small = images.images("test", (64, 64))
+    assert images.images("test", (96, 96)).shape[2:] == (96, 96)
+    assert reads == [(8, (64, 64), (96, 96))]
+    assert (small == image_data.read_images(images.category.test, (64, 64))).all()
 
 
 def test_results_are_written_with_full_precision(tiny_backbone, tmp_path):

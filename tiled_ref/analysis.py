@@ -17,13 +17,13 @@ from . import metrics
 from .data import images as image_data
 from .errors import InputError
 from .files import atomic_write
-from .normalization import f1_threshold, normalize
+from .normalization import normalize
 
 SCHEMA = 1
 MAP_SIDE = 128  # longest side of a kept heat map and mask, pixels
-THUMBNAIL_SIDE = 288  # longest side of a kept image, pixels
+THUMBNAIL_SIDE = 320  # longest side of a kept image, pixels
 JPEG_QUALITY = 82
-CURVE_POINTS = 400
+CURVE_POINTS = 240
 FPRS = (0.001, 0.01, 0.05)  # of pixels, at which the recall of defects is told
 REPORT_FPR = 0.01  # the one that tables and figures show
 BINS = 1 << 16  # of the score histogram behind pixel thresholds: 1/65536 of the range apart
@@ -40,10 +40,10 @@ class CellAnalysis:
     scores : float64 (N,)
         Raw image scores.
     threshold : float
-        Of image scores, with the best F1 (`normalization.f1_threshold`).
+        Of image scores, see `validation.find_thresholds`.
     pixel_threshold, low, high : float
-        Of raw maps: the threshold with the best F1 over all pixels (the maximum of the normal
-        images where no mask says otherwise), the least and the largest value.
+        Of raw maps: the threshold (the largest value where there is none), the least and the
+        largest value.
     maps : uint8 (N, h, w)
         Block means of the maps, normalised as `normalization.normalize` does, 0 to 255; 128
         and above is at or above the threshold.
@@ -109,13 +109,15 @@ class CategoryImages:
 # ------------------------------------------------------------------------------- one cell
 
 
-def save_analysis(folder, maps, scores, images, setup, options):
+def save_analysis(folder, maps, scores, images, setup, options, thresholds):
     """Write analysis.npz of a cell.
 
     Parameters: folder of the cell; maps (N, H, W) raw, scores (N,) raw; images, an
-    experiment.CategoryImages; setup; options, an experiment.Options.
+    experiment.CategoryImages; setup; options, an experiment.Options; thresholds, as
+    validation.find_thresholds returns them.
+    Raises InputError where the file cannot be written.
     """
-    analysis = analyse(maps, scores, images, setup, options)
+    analysis = analyse(maps, scores, images, setup, options, thresholds)
     arrays = {
         "schema": np.int64(SCHEMA),
         "scores": analysis.scores,
@@ -159,12 +161,11 @@ def load_analysis(folder):
         raise _damaged(path, error) from error
 
 
-def analyse(maps, scores, images, setup, options):
+def analyse(maps, scores, images, setup, options, thresholds):
     """CellAnalysis of raw maps (N, H, W) and scores (N,); other parameters as save_analysis."""
     category = images.category
     scores = np.asarray(scores, np.float64)
     labels = np.array([sample.label for sample in category.test], np.uint8)
-    threshold, _ = f1_threshold(scores, labels)
     low, high = value_range(maps)
 
     def masks():
@@ -172,7 +173,8 @@ def analyse(maps, scores, images, setup, options):
 
     normal, anomalous = histograms(zip(maps, masks(), labels), low, high)
     edges = bin_edges(low, high)
-    pixel_threshold = best_f1_edge(normal, anomalous, edges)
+    pixel = thresholds["pixel"]
+    pixel_threshold = high if pixel is None else pixel["threshold"]
     fpr_thresholds = np.array([fpr_edge(normal, edges, fpr) for fpr in FPRS])
     pixel_roc = pro = None
     recall = np.zeros((0, len(FPRS)), np.float32)
@@ -184,7 +186,7 @@ def analyse(maps, scores, images, setup, options):
         recall = region_recall(maps, images, fpr_thresholds, options)
     return CellAnalysis(
         scores=scores,
-        threshold=threshold,
+        threshold=thresholds["image"]["threshold"],
         pixel_threshold=pixel_threshold,
         low=low,
         high=high,
@@ -233,27 +235,14 @@ def histograms(triples, low, high):
     return normal, anomalous
 
 
-def best_f1_edge(normal, anomalous, edges):
-    """The bin edge with the best F1 of "value >= edge is anomalous", the smallest of equals.
-
-    Without anomalous pixels the upper edge of the highest bin with a normal pixel.
-
-    >>> n, a = np.zeros((2, BINS), np.int64); n[:2] = 5; a[1] = 1; a[7] = 4
-    >>> best_f1_edge(n, a, np.arange(BINS))
-    2.0
-    """
-    total = anomalous.sum()
-    if not total:
-        return fpr_edge(normal, edges, 0.0)
-    hits = anomalous[::-1].cumsum()[::-1]  # at or above each edge
-    called = hits + normal[::-1].cumsum()[::-1]
-    return float(edges[np.argmax(2 * hits / (called + total))])
-
-
 def fpr_edge(normal, edges, fpr):
     """The smallest bin edge at or above which at most the part `fpr` of normal pixels lies.
 
     Infinity where even the highest bin holds more.
+
+    >>> counts = np.zeros(BINS, np.int64); counts[0] = 98; counts[5] = counts[9] = 1
+    >>> fpr_edge(counts, np.arange(BINS), 0.01), fpr_edge(counts, np.arange(BINS), 0.5)
+    (6.0, 1.0)
     """
     above = normal[::-1].cumsum()[::-1]
     fits = np.flatnonzero(above <= fpr * normal.sum())

@@ -110,7 +110,7 @@ class Options:
 
 
 class CategoryImages:
-    """The images and masks of one category, each decoded once per size and then kept.
+    """The images and masks of one category, decoded once and kept at every size asked for.
 
     Parameters: category, a data.Category; options; progress.
 
@@ -127,23 +127,30 @@ class CategoryImages:
         self.category = self.plan.category
         self._options = options
         self._progress = progress
+        self._expected = ()
         self._images = {}
         self._masks = {}
         self._packed = {}  # number of a test image -> bits and shape of its mask
 
+    def expect(self, sizes):
+        """The sizes (H, W) that will be asked for: what is decoded is resized to all of them."""
+        self._expected = tuple(sizes)
+
     def images(self, split, size):
         """uint8 (N, 3, H, W) of split "train" or "test"; a memory map beyond IMAGE_BUDGET."""
-        key = split, size
-        if key not in self._images:
-            stage = self._progress.stage(f"{self.category.name}: decode {split} at {_text(size)}")
-            self._images[key] = image_data.read_images(
+        if (split, size) not in self._images:
+            sizes = [size, *(s for s in self._expected if (split, s) not in self._images)]
+            sizes = list(dict.fromkeys(sizes))
+            text = " and ".join(map(_text, sizes))
+            arrays = image_data.read_images_at(
                 getattr(self.category, split),
-                size,
+                sizes,
                 antialias=self._options.antialias,
                 budget=IMAGE_BUDGET,
-                progress=stage,
+                progress=self._progress.stage(f"{self.category.name}: decode {split} at {text}"),
             )
-        return self._images[key]
+            self._images |= {(split, s): images for s, images in zip(sizes, arrays)}
+        return self._images[split, size]
 
     def masks(self, size):
         """The masks bool (H, W) of the test images in their order, to be looped over.
@@ -209,10 +216,11 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
 
     Returns
     -------
-    dict, or None in a rank that is not the last to work on the cell. What metrics.json holds: metrics as fractions (None where undefined), counts,
+    dict, what metrics.json holds: metrics as fractions (None where undefined), counts,
     seconds, bytes, and what produced them. Written to
     OUT/<dataset>/<category>/<arch>/<setup>/seed<k>/metrics.json, and OUT/results.csv brought
-    up to date, if options.out is given.
+    up to date, if options.out is given. None in a process that shares the run with others, one
+    of which finishes the cell.
 
     Raises
     ------
@@ -239,7 +247,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     reported = images.reported
     identity = cell_identity(ensemble, images, options)
     folder = cell_folder(options.out, category, arch, setup, seed)
-    cell = options.ranks.cell(f"{category.dataset} {title}")
+    cell = options.ranks.cell(f"{category.dataset} {title}", identity)
     if not cell.opens and cell.is_finished:
         return None
     if options.resume and cell.opens and folder is not None:
@@ -301,6 +309,8 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             "thresholds": ensemble.thresholds,
             "impl": options.impl,
             "device": device_name(options.device),
+            "n_processes": options.ranks.size,
+            "torch_threads": torch.get_num_threads(),
             "versions": versions(),
         }
         if options.save and folder is not None:
@@ -312,7 +322,9 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         if options.report and folder is not None:
             stage = progress.stage(f"{title}: analyse")
             analysis.save_images(folder.parents[2], reported, setup, options)
-            analysis.save_analysis(folder, maps, scores, reported, setup, options)
+            analysis.save_analysis(
+                folder, maps, scores, reported, setup, options, ensemble.thresholds
+            )
             stage(len(scores), len(scores))
         if options.out is not None:
             save_result(result, options.out, table=options.ranks.is_main)

@@ -55,17 +55,20 @@ class Figure:
 class Collection:
     """All finished cells below OUT that have what a report needs.
 
-    Parameters: out, Path. Attributes: results, list of dicts of all finished cells, sorted by
-    path; folders, Path of each; without, folders of cells without analysis.npz.
+    Parameters: out, Path. Attributes: results, list of dicts of all finished cells, in the
+    order of tables; folders, Path of each; without, folders of cells without analysis.npz.
     Raises InputError for a metrics.json that is none.
     """
 
     def __init__(self, out):
         self.out = out
         self.results, self.folders, self.without = [], [], []
-        for path in sorted(out.glob("*/*/*/*/seed*/metrics.json")):
-            self.results.append(read_result(path))
-            self.folders.append(path.parent)
+        paths = sorted(out.glob("*/*/*/*/seed*/metrics.json"))
+        found = [(read_result(path), path.parent) for path in paths]
+        places = _places([result for result, _ in found])
+        for result, folder in sorted(found, key=lambda pair: places(pair[0])):
+            self.results.append(result)
+            self.folders.append(folder)
         self._analyses, self._images = {}, {}
         for k, folder in enumerate(self.folders):
             try:
@@ -116,6 +119,8 @@ class Collection:
 def all_figures(collection):
     """Every figure that the cells allow, list of Figure, and notes on those left out."""
     figures, notes = [], []
+    if not collection.results:
+        return figures, notes
     for make in (memory, resolution, defect_performance, latency, ratios):
         made = make(collection)
         figures += made.figures
@@ -250,12 +255,13 @@ def latency(collection):
         setups = list(dict.fromkeys(row["setup"] for row in mine))
         archs = ordered(mine, "arch", ARCHS)
         charts = [
-            svg.Chart(title, "setup", label, x_names=setups, width=560, log_y=log)
-            for title, label, log in (
-                ("Latency, one image", "latency in ms", True),
-                ("Throughput", "images per second", True),
+            svg.Chart(title, "setup", label, x_names=setups, width=560, log_y=True,
+                      y_range=_decades([row[key] for row in mine if row[key] is not None]))
+            for title, label, key in (
+                ("Latency, one image", "latency in ms", "latency_ms"),
+                ("Throughput", "images per second", "images_per_second"),
             )
-        ]
+        ]  # fmt: skip
         width = 0.8 / len(archs)
         for k, arch in enumerate(archs):
             for chart, key in zip(charts, ("latency_ms", "images_per_second")):
@@ -271,6 +277,14 @@ def latency(collection):
         )  # fmt: skip
         figures.append(Figure(name, title, svg.page(charts, 2, title)))
     return _Made(figures, [])
+
+
+def _decades(values):
+    """Whole powers of ten that enclose positive values, so that bars start at a round number."""
+    if not values:
+        return 1.0, 10.0
+    low, high = math.floor(math.log10(min(values)) - 0.05), math.ceil(math.log10(max(values)))
+    return 10.0**low, 10.0 ** max(high, low + 1)
 
 
 def read_pipeline(path):
@@ -497,7 +511,7 @@ def histograms(cells, collection):
         chart.upright(analysis.threshold, "threshold")
         charts.append(chart)
     title = f"Image scores: {ARCHS.get(arch, arch)} on {category}"
-    note = f"Seed {cells[0][0]['seed']}. Threshold: best F1 on these images."
+    note = f"Seed {cells[0][0]['seed']}."
     return [
         Figure(_file(f"scores_{dataset}_{category}_{arch}"), title,
                svg.page(charts, 3, title, note), dataset, category, arch)
@@ -599,6 +613,24 @@ def _write_text(out, text, top, left, height=16):
 
 
 # ------------------------------------------------------------------------- what they share
+
+
+def _places(results):
+    """A sort key of results: data set, category, architecture and setup as tables order them."""
+    datasets, archs = ordered(results, "dataset", DATASETS), ordered(results, "arch", ARCHS)
+    setups = setup_names(results)
+    categories = {
+        name: category_names(name, [r for r in results if r["dataset"] == name])
+        for name in datasets
+    }
+
+    def key(r):
+        return (
+            datasets.index(r["dataset"]), categories[r["dataset"]].index(r["category"]),
+            archs.index(r["arch"]), setups.index(r["setup"]), r["seed"],
+        )  # fmt: skip
+
+    return key
 
 
 def _first_seeds(cells):

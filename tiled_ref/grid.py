@@ -66,8 +66,8 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
 
     Returns
     -------
-    (results, failures): dicts as run_cell returns them, in the order of the plan, and a list
-    of Failure.
+    (results, failures): dicts as run_cell returns them, in the order of the plan, without
+    those that another process finishes, and a list of Failure.
 
     Raises
     ------
@@ -83,6 +83,7 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
         where = f"{entry.dataset} {entry.name}"
         try:
             images = CategoryImages(entry.load(), options, progress)
+            images.expect(dict.fromkeys(setup.image_size for setup in setups))
         except isolated as error:
             failures.append(_failed(where, error, progress, debug))
             clock.skip_category()
@@ -94,8 +95,9 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
                     seconds = None
                     try:
                         result = cell(setup, arch, images, seed, backbone, options, progress)
-                        seconds = max(time.monotonic() - started, _recorded(result))
-                        results.append(result)
+                        if result is not None:  # else another process finishes the cell
+                            seconds = max(time.monotonic() - started, _recorded(result))
+                            results.append(result)
                     except isolated as error:
                         title = f"{where} {arch} {setup.name} seed {seed}"
                         failures.append(_failed(title, error, progress, debug))

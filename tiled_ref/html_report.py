@@ -26,6 +26,13 @@ from .tables import (
 
 TITLE = "Tiled ensemble: results"
 MAP_QUALITY = 80
+THRESHOLDS = {  # validation.MODES
+    "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
+    "paper, so the verdicts are flattered; --validation split and none are honest.",
+    "split": "Verdicts: the thresholds come from one half of the test images; metrics and "
+    "pictures are of the other half.",
+    "none": "Verdicts: the thresholds come from training images held out, without any defect.",
+}
 GALLERY_BYTES = 40 << 20  # of pictures in the page; beyond it the smallest errors are left out
 
 
@@ -61,11 +68,12 @@ def page(collection, tables, figures, notes):
     for figure in figures:
         if not isinstance(figure.data, str):
             continue  # picture grids: the page has the pictures themselves
+        wide = " wide" if svg.file_width(figure.data) > 800 else ""
+        chart = f'<div class="figure{wide}">{svg.inline(figure.data)}</div>'
         if figure.category is None:
-            overview.append(f'<div class="figure">{svg.inline(figure.data)}</div>')
+            overview.append(chart)
         else:
-            key = figure.dataset, figure.category, figure.arch
-            charts.setdefault(key, []).append(svg.inline(figure.data))
+            charts.setdefault((figure.dataset, figure.category, figure.arch), []).append(chart)
     data = {
         "summary": summary(collection.results),
         "setups": setup_names(collection.results),
@@ -313,4 +321,6 @@ def differing_options(results):
         paper.categories(r["dataset"]) for r in results
     ):
         notes.append("Cells with random weights are not compared with the paper.")
+    for mode in sorted({r["thresholds"]["mode"] for r in results if "thresholds" in r}):
+        notes.append(THRESHOLDS[mode])
     return notes

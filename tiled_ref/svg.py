@@ -7,6 +7,7 @@ legend has rows of its own above the axes, so that it never covers data.
 """
 
 import math
+import re
 from xml.sax.saxutils import escape
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -71,7 +72,7 @@ def linear_ticks(low, high, target=5):
 
 
 def log_ticks(low, high):
-    """Powers of ten from low to high; with 2 and 5 between them where the range is short."""
+    """Powers of ten from low to high; with others between them where the range is short."""
     decades = math.log10(high / low)
     factors = (1,) if decades > 4 else (1, 3) if decades > 2.2 else (1, 2, 5)
     ticks = [
@@ -79,7 +80,8 @@ def log_ticks(low, high):
         for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
         for factor in factors
     ]
-    return [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    return ticks if len(ticks) >= 3 else [tick for tick in linear_ticks(low, high) if tick > 0]
 
 
 class Chart:
@@ -181,19 +183,14 @@ class Chart:
         self._items.append(draw)
 
     def upright(self, x, label):
-        """A thin line across the chart at x, with a text beside its upper end."""
+        """A thin dashed line across the chart at x, with its text in the legend."""
         self._xs.append(float(x))
+        self._legend.append((label, 0, "rule"))
 
         def draw(place):
             a, _ = place(x, self._y_bottom)
-            left, top, right, bottom = self._box
-            fits = a + 6 + text_width(label, TICK) <= right
-            anchor = "" if fits else ' text-anchor="end"'
-            return (
-                f'<path class="soft-line" d="M{_n(a)} {_n(top)}V{_n(bottom)}" '
-                f'stroke="{LIGHT["soft"]}" stroke-dasharray="4 3" fill="none"/>'
-                + _text(label, a + (6 if fits else -6), top + 12, TICK, "soft", anchor)
-            )
+            _, top, _, bottom = self._box
+            return _rule(f"M{_n(a)} {_n(top)}V{_n(bottom)}")
 
         self._items.append(draw)
 
@@ -321,6 +318,11 @@ def inline(text):
     return text[:start].replace("<svg ", '<svg class="chart" ', 1) + text[stop:]
 
 
+def file_width(text):
+    """The width in px of an SVG file of this module."""
+    return float(re.search(r'width="([0-9.]+)"', text)[1])
+
+
 def page(charts, columns, title, note=""):
     """Several charts of equal size in rows, under one title; returns an SVG file."""
     width, height = charts[0].width, charts[0].height
@@ -388,6 +390,13 @@ def _path(d, name):
     return f'<path class="{name}-line" d="{d}" stroke="{LIGHT[name]}" fill="none"/>'
 
 
+def _rule(d):
+    return (
+        f'<path class="ink-line" d="{d}" stroke="{LIGHT["ink"]}" stroke-width="1.4" '
+        'stroke-dasharray="4 3" fill="none"/>'
+    )
+
+
 def _text(text, x, y, size, name, more=""):
     if not text:
         return ""
@@ -423,6 +432,8 @@ def _mark(x, y, series, size=4.0, name=None):
 
 def _sample(x, y, series, kind):
     """What stands before a legend's text."""
+    if kind == "rule":
+        return _rule(f"M{_n(x)} {_n(y)}h27")
     if kind == "bar":
         return (
             f'<rect class="f{_k(series)}" x="{_n(x + 6)}" y="{_n(y - 6)}" width="16" height="12" '

@@ -2,7 +2,7 @@
 (() => {
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const state = {category: 0, arch: null, setup: null, verdict: "all", defect: "", fade: 25, truth: true,
+const state = {category: 0, arch: null, setup: null, verdict: "all", defect: "", fade: 20, truth: true,
   order: [], card: null, at: 0};
 const make = (tag, name, text) => {
   const node = document.createElement(tag);
@@ -220,15 +220,15 @@ const drawGallery = () => {
   const left = category() && category().omitted;
   $("count").textContent = !category() ? "No cell has pictures: run with --report." :
     !one ? "This setup was not run here." :
-    found.length + " of " + cards.length + " images shown; " + counts.fn + " false negatives, " +
-    counts.fp + " false positives" + (left ? "; " + left + " further images, with smaller errors, " +
+    "Images shown: " + found.length + " of " + cards.length + ". False negatives: " + counts.fn +
+    ", false positives: " + counts.fp + (left ? "; " + left + " further images, with smaller errors, " +
     "are left out to keep this file small" : "") + ".";
 };
 const drawCharts = () => {
   const one = category();
   $("curves-of").textContent = one ? one.title + ", " + (data.archs[state.arch] || "") : "";
   const html = one ? one.charts[state.arch] || [] : [];
-  $("charts").innerHTML = html.map((text) => "<div class=figure>" + text + "</div>").join("");
+  $("charts").innerHTML = html.join("");
 };
 
 // ------------------------------------------------------------------------------- choosing
@@ -376,7 +376,7 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-setFade(25);
+setFade(20);
 setTruth(true);
 chooseCategory(0);
 root.dataset.ready = "yes";

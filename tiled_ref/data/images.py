@@ -4,11 +4,13 @@ Every image is decoded and resized once per run, into one uint8 array (N, 3, H, 
 which all tiles are cut.
 """
 
+import errno
 import inspect
 import io
 import math
 import mmap
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -434,23 +436,51 @@ def read_images(
         From reading a sample (of several, the first in order); for a cache folder without
         enough space.
     """
+    (images,) = read_images_at(
+        samples, [size], antialias=antialias, cache_dir=cache_dir, budget=budget,
+        threads=threads, progress=progress, failed=failed,
+    )  # fmt: skip
+    return images
+
+
+def read_images_at(
+    samples,
+    sizes,
+    *,
+    antialias=False,
+    cache_dir=None,
+    budget=BUDGET,
+    threads=None,
+    progress=None,
+    failed=None,
+):
+    """Decode every image once and resize it to each of several sizes.
+
+    Parameters: sizes, sequence of (H, W) in pixels; budget, of the array of each size; the
+    others as in read_images.
+    Returns a list with the array of read_images for each size.
+    Raises InputError as read_images does.
+    """
     samples = list(samples)
-    images = _allocate((len(samples), 3, *size), budget, cache_dir)
+    arrays = [_allocate((len(samples), 3, *size), budget, cache_dir) for size in sizes]
 
     def read(k):
         try:
-            image = resize_image(samples[k].read_image(), size, antialias)  # (H, W, 3)
+            image = samples[k].read_image()
+            resized = [resize_image(image, size, antialias) for size in sizes]  # (H, W, 3)
         except InputError as error:
             if failed is None:
                 raise
             failed(k, error)
-            images[k] = 0
+            for images in arrays:
+                images[k] = 0
             return
-        images[k] = image.transpose(2, 0, 1)
-        forget_pages(images)
+        for images, pixels in zip(arrays, resized):
+            images[k] = pixels.transpose(2, 0, 1)
+            forget_pages(images)
 
     _each(read, len(samples), threads, progress)
-    return images
+    return arrays
 
 
 def read_masks(samples, size, *, threads=None):
@@ -522,6 +552,9 @@ def _allocate(shape, budget, cache_dir):
     folder = os.fspath(cache_dir or tempfile.gettempdir())
     try:
         os.makedirs(folder, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if n_bytes > free:  # the attempt would fill the disk before it fails
+            raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
         with tempfile.TemporaryFile(dir=folder, prefix="tiled-ref-") as file:
             # Reserve the space now: a full disk would kill the process in mid-run.
             if hasattr(os, "posix_fallocate"):
