@@ -12,13 +12,13 @@ from sources import MODULES, ROOT, SOURCES, module_of
 # Parameters that are arrays or tensors wherever they occur: their shape must be stated.
 ARRAYS = {
     "maps", "scores", "masks", "mask", "tiles", "images", "image", "batch", "labels", "features",
-    "embedding", "picture", "array", "values", "table", "patches", "distances", "z", "log_det",
+    "embedding", "picture", "array", "values", "patches", "distances", "z", "log_det",
     "encoded", "decoded", "x", "y", "mean", "precision",
 }  # fmt: skip
-SHAPE = r"\([^()]*(?:[A-Za-z]|\.\.\.)[^()]*\)"  # such as (N, H, W)
+SHAPE = r"\([^()]*(?:[A-Za-z]|\.\.\.|\d,)[^()]*\)"  # such as (N, H, W)
 DTYPE = r"float|uint8|int64|bool|dtype|integer|ints?\b|complex|str\b|callable|list|sequence"
 ELSEWHERE = r"\b(?:see|as in|as for|as)\b [`\w]"  # the docstring sends the reader on
-RESULT = r"Returns|Yields|->|>>>"
+RESULT = r"Returns|Yields?\b|->|>>>"
 DELEGATES = r"(?:Parameters\b[^.:]*:|the others) (?:see|as in) `"  # all parameters at once
 
 
@@ -77,13 +77,7 @@ def public_names():
     return functions, classes
 
 
-UNFINISHED = (
-    "analysis", "store", "tables", "golden", "saved", "svg", "validation", "render", "paper",
-    "figures", "predict", "engine", "report", "normalization", "filter", "ensemble", "experiment",
-)  # fmt: skip
 FUNCTIONS, CLASSES = public_names()
-FUNCTIONS = [n for n in FUNCTIONS if not set(n.text.split(".")) & set(UNFINISHED)]
-CLASSES = [n for n in CLASSES if not set(n.text.split(".")) & set(UNFINISHED)]
 
 
 def inherited(name):

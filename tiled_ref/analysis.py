@@ -112,8 +112,8 @@ class CategoryImages:
 def save_analysis(folder, maps, scores, images, setup, options, thresholds):
     """Write analysis.npz of a cell.
 
-    Parameters: folder of the cell; maps (N, H, W) raw, scores (N,) raw; images, an
-    experiment.CategoryImages; setup; options, an experiment.Options; thresholds, as
+    Parameters: folder of the cell; maps float32 (N, H, W) and scores float32 (N,), raw; images
+    as in experiment.run_cell, setup; options, an experiment.Options; thresholds, as
     validation.find_thresholds returns them.
     Raises InputError where the file cannot be written.
     """
@@ -215,8 +215,9 @@ def bin_edges(low, high):
 
 
 def histograms(triples, low, high):
-    """Counts of normal and of anomalous pixels per bin, int64 (BINS,) each.
+    """How many normal and how many anomalous pixels lie in each bin of map values.
 
+    Returns two int64 (BINS,).
     Parameters: triples (map (H, W), mask bool (H, W) or None, label) of each image; low and
     high as of value_range. Without a mask the pixels of a normal image are normal, and those
     of an anomalous one unknown and not counted.
@@ -238,7 +239,8 @@ def histograms(triples, low, high):
 def fpr_edge(normal, edges, fpr):
     """The smallest bin edge at or above which at most the part `fpr` of normal pixels lies.
 
-    Infinity where even the highest bin holds more.
+    Parameters: normal, counts int64 (BINS,); edges, lower ends of the bins, float (BINS,).
+    Returns a float, infinity where even the highest bin holds more.
 
     >>> counts = np.zeros(BINS, np.int64); counts[0] = 98; counts[5] = counts[9] = 1
     >>> fpr_edge(counts, np.arange(BINS), 0.01), fpr_edge(counts, np.arange(BINS), 0.5)
@@ -250,9 +252,10 @@ def fpr_edge(normal, edges, fpr):
 
 
 def region_recall(maps, images, thresholds, options):
-    """The part of each defect that is found at each threshold, float32 (R, thresholds).
+    """The part of each defect that is found at each threshold.
 
-    Defects are the regions of the masks at the images' own sizes, so that they are the same
+    Parameters: maps float32 (N, H, W); images as in experiment.run_cell; thresholds, floats.
+    Returns float32 (R, len(thresholds)). Defects are the regions of the masks at the images' own sizes, so that they are the same
     for every setup, also where shrinking to the setup's size made one vanish. A pixel of the
     image file takes the value of the map's pixel that it lies in.
     """
@@ -276,6 +279,8 @@ def region_recall(maps, images, thresholds, options):
 
 def image_roc(scores, labels):
     """The ROC curve of image scores, every distinct score a point; None where undefined.
+
+    Parameters: scores (N,) float; labels (N,) int, 0 normal.
 
     >>> image_roc(np.array([1.0, 2.0, 3.0]), np.array([0, 1, 1]))
     Curve(fpr=array([0., 0., 0., 1.]), height=array([0. , 0.5, 1. , 1. ]))
@@ -389,7 +394,8 @@ def reduce_mean(values):
 def reduce_any(mask, size):
     """A mask at another size; a pixel is True where any pixel in it is, so no defect is lost.
 
-    Enlarging takes the nearest pixel.
+    Parameters: mask bool (h, w); size (H, W). Returns bool (H, W). Enlarging takes the nearest
+    pixel.
     """
     if mask.shape[0] < size[0] or mask.shape[1] < size[1]:
         return image_data.resize_mask(mask, size)

@@ -443,6 +443,9 @@ class _Store:
 class SharedCell:
     """One rank's share in a cell, see the module. As WholeCell.
 
+    Parameters: ranks, the processes; name of the cell, the same in all; identity, what it
+    computes, a dict that must be the same in all.
+    Raises InputError from is_finished where the identities differ.
     Attributes: opens, whether this rank came first and prepares the folder; finishes, whether
     it completed the last location, so that it merges and scores.
     """

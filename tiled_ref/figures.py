@@ -524,7 +524,7 @@ def histograms(cells, collection):
 def picture_grid(collection, dataset, arch):
     """Figs. 12-17: a defective image of every category, with heat map and mask of each setup.
 
-    The image is drawn at random with a seed made of data set and category, so it is the same
+    Parameters: collection, a Collection. The image is drawn at random with a seed made of data set and category, so it is the same
     for every architecture. Returns [] where no category has a defective image.
     """
     cells = collection.cells(dataset=dataset, arch=arch)

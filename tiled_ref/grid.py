@@ -21,8 +21,8 @@ FIRST_GUESS = {"padim": 1.0, "patchcore": 3.0, "fastflow": 12.0, "reverse_distil
 
 @dataclass(frozen=True)
 class Planned:
-    """A category that is to be run: names of its data set and itself, and load(), which
-    returns the data.Category."""
+    """A category that is to be run: dataset and name, the names of its data set and itself, and
+    load(), which returns the data.Category."""
 
     dataset: str
     name: str
@@ -38,6 +38,7 @@ class Failure:
 
     @property
     def is_input(self):
+        """Whether the user can mend it: a file, an option, or memory."""
         return isinstance(self.error, InputError | MemoryError) or out_of_memory(self.error)
 
     def __str__(self):

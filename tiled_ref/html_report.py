@@ -101,7 +101,7 @@ def _asset(name):
 
 
 def script_json(data):
-    """JSON that may stand in a <script>: no character of it can end the element.
+    """JSON of data that may stand in a <script>: no character of it can end the element.
 
     >>> script_json({"name": "</script><b>&"})
     '{"name":"\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e\\\\u0026"}'
@@ -167,9 +167,10 @@ def _number(number):
 
 
 def gallery(collection, charts, budget=GALLERY_BYTES):
-    """What the page's pictures are made of: a dict per category, see report.js.
+    """What the page's pictures are made of.
 
-    Where all pictures together exceed `budget` bytes, of every category the same part is kept,
+    Parameters: collection, a figures.Collection; charts, see the caller; budget, bytes.
+    Returns a list with a dict per category, see report.js. Where all pictures together exceed `budget` bytes, of every category the same part is kept,
     the worst errors first: an image's error is the worst of its setups.
     """
     categories = []
@@ -204,9 +205,10 @@ def gallery(collection, charts, budget=GALLERY_BYTES):
 
 
 def severity(labels, cells):
-    """How wrong each image is at worst, float64 (N,): above 0 an error of some setup.
+    """How wrong each image is at worst.
 
-    The distance of the score from the threshold, on the wrong side, in units of the cell's
+    Parameters: labels (N,), 0 normal; cells, architecture -> setup -> analysis.
+    Returns float64 (N,), above 0 where some setup errs: the distance of the score from the threshold, on the wrong side, in units of the cell's
     range of scores.
     """
     worst = np.full(len(labels), -np.inf)

@@ -273,8 +273,8 @@ def roc_curve(maps, masks, max_points=1000, impl="cython", threads=None):
 def pixel_curves(pairs, max_points=1000, impl="cython", threads=None):
     """PRO and ROC curves of a set given image by image, thinned without changing the area.
 
-    Parameters: max_points, at least 16, the most points a curve may have; the others as in
-    `pixel_metrics`.
+    Parameters: max_points, at least 16, the most points a curve may have; pairs, impl and
+    threads as in `pixel_metrics`.
     Returns (pro, roc), two Curve from (0, 0) to (1, 1). The curve is cut into short pieces;
     of each piece the first and the last point are kept and one point is put between them
     such that the area under the piece stays the same. Their area up to 1 is that of the

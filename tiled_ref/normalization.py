@@ -125,6 +125,7 @@ def percentile_threshold(scores, percentile):
 
     Parameters: scores (n,) float, finite, at least one; percentile, 0 < percentile <= 100.
     Returns a Python float. NumPy calls this method "inverted_cdf".
+    Raises InputError without scores.
 
     >>> percentile_threshold(np.array([5.0, 1.0, 3.0, 4.0]), 75)
     4.0

@@ -27,7 +27,8 @@ ROUNDING = 0.1
 
 @dataclass(frozen=True)
 class Printed:
-    """A number of the paper: value and std, fractions; std None where the paper gives none."""
+    """A number of the paper: number of its table; value and std, fractions; std None where the
+    paper gives none."""
 
     table: int
     value: float
@@ -36,7 +37,8 @@ class Printed:
 
 @dataclass(frozen=True)
 class Slip:
-    """A printed average that is not the mean of the printed categories, in percent."""
+    """A printed average that is not the mean of the printed categories: the table's number,
+    what is printed and what is recomputed, in percent."""
 
     table: int
     dataset: str

@@ -25,7 +25,7 @@ from . import render
 from .data import images as image_data
 from .data.disk import IMAGE_ENDINGS, FileSample, printable
 from .data.samples import NORMAL
-from .ensemble import merge
+from .engine import Engine
 from .errors import InputError, one_line
 from .files import atomic_write, make_folder
 from .models.maps import upsample_bilinear
@@ -60,30 +60,38 @@ class PredictOptions:
         Of which images mask, overlay and contours are drawn, at the image's own size.
     impl, threads
         See `merging.untile_average`.
+    memory : None, "low", "resident" or int
+        See `engine`; None keeps all models in memory where they fit a budget.
     """
 
     maps: str = None
     pictures: str = "anomalous"
     impl: str = "cython"
     threads: int = None
+    memory: object = None
 
 
 class Predictor:
     """The models of an ensemble, ready for one batch of images after another.
 
     Parameters: ensemble, a fitted or loaded TiledEnsemble; impl and threads, see
-    `merging.untile_average`; budget, bytes of models that stay in memory (all or none of them).
+    `merging.untile_average`; budget, bytes of models that stay in memory (all or none of them)
+    where memory is None; memory, see `engine`.
     """
 
-    def __init__(self, ensemble, impl="cython", threads=None, budget=RESIDENT_BUDGET):
+    def __init__(
+        self, ensemble, impl="cython", threads=None, budget=RESIDENT_BUDGET, memory=None
+    ):
         if len(ensemble.states) < ensemble.setup.n_models:
             raise InputError("the ensemble has not been trained; call fit before predict")
         self.ensemble = ensemble
-        self.impl, self.threads = impl, threads
-        first = ensemble.states[ensemble.grid.locations()[0]]
-        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in first.values())
-        self.resident = n_bytes * ensemble.setup.n_models <= budget
-        self._models = {}
+        if memory is None:
+            first = ensemble.states[ensemble.grid.locations()[0]]
+            n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in first.values())
+            fits = n_bytes * ensemble.setup.n_models <= budget
+            memory = "resident" if fits and ensemble.device.type == "cpu" else "low"
+        self.engine = Engine(ensemble, memory, impl=impl, threads=threads)
+        self.resident = not self.engine.visitors
 
     @property
     def batch(self):
@@ -92,29 +100,11 @@ class Predictor:
         tiles = grid.rows * grid.cols * grid.tile_size[0] * grid.tile_size[1]
         per_image = 3 * height * width + 4 * tiles + 3 * 4 * height * width
         most = LARGEST_BATCH if self.resident else 1 << 16
-        return max(1, min(most, BATCH_BUDGET // per_image))
+        return max(1, min(self.engine.plan.batch or most, BATCH_BUDGET // per_image))
 
     def __call__(self, images):
         """Raw maps float32 (B, H, W) and scores float32 (B,) of images uint8 (B, 3, H, W)."""
-        ensemble = self.ensemble
-        maps, scores = ensemble.allocate(len(images))
-        for i, j in ensemble.grid.locations():
-            model = self._model((i, j))
-            ensemble.predict_location(model, images, (i, j), maps[i, j], scores[i, j])
-        return merge(
-            maps, scores, ensemble.grid,
-            score=ensemble.score, width=ensemble.seam_width, sigma=ensemble.seam_sigma,
-            impl=self.impl, threads=self.threads,
-        )  # fmt: skip
-
-    def _model(self, location):
-        if location in self._models:
-            return self._models[location]
-        model = self.ensemble.make_model()
-        model.load_state(self.ensemble.states[location])
-        if self.resident:
-            self._models[location] = model
-        return model
+        return self.engine.predict(images)
 
 
 def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
@@ -228,7 +218,7 @@ def _unreadable(error):
 
 
 def output_name(index, path):
-    """A name for what is written of an image: unique by its number, safe on any system.
+    """A name for what is written of an image: unique by its number index, safe on any system.
 
     >>> output_name(7, "line 3/ué part.png")
     '000007_u__part'
@@ -281,7 +271,9 @@ def run_predict(ensemble, source, out, options, progress=None, stdin=None):
     count = {"normal": 0, "anomalous": 0, "unknown": 0, "errors": 0}
     stage = progress.stage(f"predict with {ensemble.arch} {ensemble.setup.name}")
     stage(0, len(samples))
-    predictor = Predictor(ensemble, options.impl, options.threads)
+    predictor = Predictor(ensemble, options.impl, options.threads, memory=options.memory)
+    if isinstance(options.memory, int):
+        progress.note(predictor.engine.plan.describe())
     with (
         _Table(out / "predictions", COLUMNS) as table,
         _Table(out / "regions", REGION_COLUMNS) as regions,

@@ -117,7 +117,7 @@ def with_color_bar(picture, low=0.0, high=1.0, marks=(), title=""):
 
 
 def number(value):
-    """A number as few characters: three significant digits.
+    """The text of a value: three significant digits.
 
     >>> number(0.5), number(1234.5), number(0.00012)
     ('0.5', '1.23e+03', '0.00012')

@@ -21,6 +21,7 @@ from .data.disk import printable
 from .errors import InputError
 from .files import atomic_write, make_folder, sync_folder
 from .models import MODELS
+from .precision import PRECISIONS
 from .setups import Setup
 from .weights import tensors_digest
 
@@ -127,7 +128,7 @@ def _reading(path, read):
 def open_regular(path, follow=True):
     """Open a file for reading bytes; OSError for anything but a regular file.
 
-    A pipe or a device would be read for ever. Without follow a link is refused as well, which
+    Returns the open file. A pipe or a device would be read for ever. Without follow a link is refused as well, which
     could lead anywhere.
     """
     if not follow and os.path.islink(path):
@@ -311,6 +312,7 @@ def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions
         "switches": ensemble.switches,
         "seed": ensemble.seed,
         "batch_size": ensemble.batch_size,
+        "precision": ensemble.precision,
         "antialias": ensemble.antialias,
         "score": ensemble.score,
         "seam_width": ensemble.seam_width,
@@ -328,9 +330,12 @@ def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest.json that has been checked; the fields are those of `write_manifest`.
+    """A manifest.json that has been checked.
 
-    files: location -> StateFile.
+    Parameters: setup, arch, switches, seed, batch_size, what TiledEnsemble is made with;
+    precision, antialias, score, seam_width, seam_sigma, as in experiment.Options; weights, their kind, and
+    backbone_digest of their tensors; thresholds as of validation.find_thresholds, or None;
+    category, what was trained on; versions of the packages; files, location -> StateFile.
     """
 
     setup: Setup
@@ -342,6 +347,7 @@ class Manifest:
     score: str
     seam_width: float
     seam_sigma: float
+    precision: str
     weights: str
     backbone_digest: str
     thresholds: dict
@@ -404,8 +410,9 @@ def read_manifest(folder):
 class States(collections.abc.Mapping):
     """Location -> state of its model, read from the files of an ensemble when asked for.
 
-    What fits the budget of bytes stays in memory, from the first location on; the rest is
-    read again each time. Every file has been compared with its digest before.
+    Parameters: manifest, a Manifest; model, a model of the kind whose states they are; budget,
+    bytes: what fits stays in memory, from the first location on; the rest is read again each
+    time. Every file has been compared with its digest before.
     """
 
     def __init__(self, manifest, model, budget=RESIDENT_BUDGET):
@@ -555,6 +562,9 @@ def _checked_manifest(folder, content):
         switches=switches,
         seed=_entry(content, "seed", int, lambda value: 0 <= value < 2**63),
         batch_size=_entry(content, "batch_size", int, lambda value: 1 <= value <= 1 << 16),
+        precision=_entry(content, "precision", str, lambda value: value in PRECISIONS)
+        if "precision" in content
+        else "float32",
         antialias=_entry(content, "antialias", bool),
         score=_entry(content, "score", str, lambda value: value in ("mean", "max")),
         seam_width=float(_entry(content, "seam_width", finite, lambda value: 0 <= value <= 1)),

@@ -125,6 +125,7 @@ class RowFile:
         self._name, self.complete = self.path, True
 
     def close(self):
+        """Close the file, whatever has been written to it."""
         self._file.close()
 
     def discard(self):
@@ -205,15 +206,17 @@ class CellStore:
         return self.partial / "ensemble"
 
     def has_model(self, location):
+        """Whether what location (i, j) learnt has been kept."""
         return self.folder is not None and self._model(location).is_file()
 
     def save_model(self, location, state, seconds):
-        """Keep what a location learnt, and the seconds it took."""
+        """Keep what a location learnt, and the seconds it took; state None keeps those alone."""
         self._memory["fit", location] = seconds
         if self.folder is not None:
             with atomic_write(self._piece("fit", location, ".json")) as file:
                 json.dump({"seconds": seconds}, file)
-            write_tensors(self._model(location), state)
+            if state is not None:
+                write_tensors(self._model(location), state)
 
     def load_model(self, location):
         """The state that save_model got, as CPU tensors."""
@@ -225,6 +228,7 @@ class CellStore:
             self._model(location).unlink(missing_ok=True)
 
     def has_prediction(self, location):
+        """Whether the maps and scores of location (i, j) have been kept."""
         if self.folder is None:
             return ("scores", location) in self._memory
         return self._piece("scores", location, ".npz").is_file()

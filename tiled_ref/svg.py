@@ -41,7 +41,7 @@ def text_width(text, size=TEXT):
 
 
 def number(value):
-    """A tick's text: no exponent between 0.001 and 100,000, a true minus sign.
+    """The text of a tick's value: no exponent between 0.001 and 100,000, a true minus sign.
 
     >>> number(0.30000000000000004), number(20000), number(1e-5), number(-1.5)
     ('0.3', '20,000', '1e\N{MINUS SIGN}5', '\N{MINUS SIGN}1.5')
@@ -120,7 +120,7 @@ class Chart:
     # ------------------------------------------------------------------ what it shows
 
     def line(self, x, y, label=None, series=0, marks=False, width=2.0, dash=True):
-        """A line through points; `series` chooses colour, dash and mark."""
+        """A line through points x, y, floats (n,); `series` chooses colour, dash and mark."""
         x, y = _floats(x), _floats(y)
         self._see(x, y, label, series, "marked line" if marks else "line")
 
@@ -136,7 +136,7 @@ class Chart:
         self._items.append(draw)
 
     def points(self, x, y, label=None, series=0, names=None, size=4.0):
-        """Marks; `names` become tooltips."""
+        """Marks at x, y, floats (n,); `names` become tooltips."""
         x, y = _floats(x), _floats(y)
         self._see(x, y, label, series, "mark")
         names = names or [None] * len(x)
@@ -147,7 +147,7 @@ class Chart:
         )
 
     def band(self, x, low, high, series=0):
-        """The area between two lines, pale."""
+        """The area between two lines over x, floats (n,), pale."""
         x, low, high = _floats(x), _floats(low), _floats(high)
         self._see(x + x, low + high, None, series, "band")
 

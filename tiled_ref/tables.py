@@ -83,7 +83,12 @@ class Table:
 
 @dataclass
 class Number:
-    """One number of a table: value and std in the unit it is shown in, and its comparison."""
+    """One number of a table and its comparison.
+
+    Parameters: value and std, in the unit of the table, None where there are none; seeds and
+    categories, how many it is the mean of; complete, see below; rank, 1 for the best of its
+    group; paper and paper_std, the paper's number in the same unit.
+    """
 
     value: float = None
     std: float = None
@@ -96,12 +101,14 @@ class Number:
 
     @property
     def difference(self):
+        """Ours minus the paper's, in the table's unit; None where one is missing."""
         if self.value is None or self.paper is None:
             return None
         return self.value - self.paper
 
     @property
     def in_stds(self):
+        """The difference in standard deviations of the paper; None without them."""
         return self.difference / self.paper_std if self.paper_std and self.difference else None
 
 
@@ -228,7 +235,8 @@ def cell_number(dataset, arch, category, setup, metric, results):
 def mean_number(dataset, arch, setup, metric, names, results):
     """Number of a setup over the categories `names`, in percent.
 
-    The mean of the categories' means over their seeds. The standard deviation is that of the
+    Parameters: names, categories; results, dicts as of experiment.run_cell.
+    Returns a Number: the mean of the categories' means over their seeds. The standard deviation is that of the
     seeds' means over the categories, of those seeds that have every category. Beside it
     stands the paper's average where `names` are all of the paper's categories, else the mean
     of its numbers for these, for which it gives no spread.
@@ -372,8 +380,9 @@ def _setup_table(number, title, results, value, theirs, unit, notes):
 
 
 def defect_sizes(dataset, arch, analyses):
-    """Recall of defects by their size: size classes x setups; None without defects.
+    """Recall of defects by their size.
 
+    Returns a Table, size classes x setups; None without defects.
     Parameters: analyses, pairs (result, defects), defects a dict with "area" int (R,) in
     pixels of the image file and "recall" float (R, len(FPRS)), one pair per category, setup
     and seed.

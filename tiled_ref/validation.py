@@ -134,7 +134,11 @@ def find_thresholds(plan, maps, scores, masks=None, percentile=100.0):
 
 
 def thresholds_of(mode, maps, scores, labels, deciding, masks=None, percentile=100.0):
-    """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending."""
+    """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending.
+
+    Parameters: mode, percentile, Returns and Raises: see `find_thresholds` (InputError where a
+    score is not finite); maps (N, H, W) and scores (N,) float; masks bool (N, H, W) or None.
+    """
     mine = scores[deciding]
     if not np.isfinite(mine).all():
         raise InputError("an image score is not finite, so there is no threshold")

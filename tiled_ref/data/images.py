@@ -456,8 +456,8 @@ def read_images_at(
 ):
     """Decode every image once and resize it to each of several sizes.
 
-    Parameters: sizes, sequence of (H, W) in pixels; budget, of the array of each size; the
-    others as in read_images.
+    Parameters: samples, antialias, cache_dir and failed as in read_images; sizes, sequence of
+    (H, W) in pixels; budget, of the array of each size.
     Returns a list with the array of read_images for each size.
     Raises InputError as read_images does.
     """

@@ -17,6 +17,8 @@ PREFIX = 64  # columns kept, the most
 class Filter:
     """Short vectors w whose distances never exceed those of the points.
 
+    Parameters: points float32 (N, D); pool, a ThreadPoolExecutor that computes them.
+
     With mu the mean of a sample, sigma a power of two that brings the entries of x - mu
     between -1 and 1, V (d, p) the leading principal axes of the sample with |V| <= 1, and
     x' = sigma (x - mu):
