@@ -29,10 +29,11 @@ def one_line(text):
     r"""Text without the characters that would break a line or a terminal.
 
     Parameters: text, anything with a str, such as an exception that names a file.
-    Returns str, what is not printable written as an escape.
+    Returns str, what is not printable, and bytes of a file name that are no UTF-8, written as
+    an escape.
 
     >>> one_line("a\nb")
     'a\\nb'
     """
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(escaped)
+    text = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

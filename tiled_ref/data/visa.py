@@ -9,6 +9,7 @@ image, with paths relative to the root:
 """
 
 import csv
+from pathlib import Path
 
 from ..errors import InputError
 from .disk import FileSample, check_category, check_root, folders
@@ -65,6 +66,9 @@ def load(root, name):
         if label == ANOMALOUS and (row["split"] == "train" or not row["mask"]):
             problem = "has no mask" if not row["mask"] else "is a training image"
             raise InputError(f"the anomalous image {row['image']} on {where} {problem}")
+        for text in (row["image"], row["mask"]):
+            if Path(text).is_absolute() or ".." in Path(text).parts:
+                raise InputError(f"{text!r} on {where} leads out of --root {root}; correct the line")
         path = root / row["image"]
         mask = root / row["mask"] if label == ANOMALOUS else None
         for file in (path, mask):
