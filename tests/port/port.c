@@ -585,7 +585,8 @@ static double sample(const Array *im, long y, long x, long H, long W, long chann
     double cx = ((double)x + 0.5) * (double)im->shape[1] / (double)W - 0.5;
     for (long a = 0; a < im->shape[0]; a++)
         for (long b = 0; b < im->shape[1]; b++) {
-            double w = fmax(0, 1 - fabs((double)a - cy) / sy) * fmax(0, 1 - fabs((double)b - cx) / sx);
+            double w = fmax(0, 1 - fabs((double)a - cy) / sy)
+                     * fmax(0, 1 - fabs((double)b - cx) / sx);
             weights += w;
             total += w * im->v[(a * im->shape[1] + b) * 3 + channel];
         }

@@ -22,7 +22,9 @@ def build_parser():
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("export", help="write a bundle of golden files")
-    one.add_argument("folder", metavar="DIR", help="where to; what an earlier export wrote there is replaced")
+    one.add_argument(
+        "folder", metavar="DIR", help="where to; what an earlier export wrote there is replaced"
+    )
     one.add_argument(
         "--weights",
         metavar="imagenet|FILE",
@@ -30,16 +32,21 @@ def build_parser():
         "genuine weights, found or downloaded (imagenet), or of a file",
     )
     two = commands.add_parser("check", help="compare a port's outputs with a bundle")
-    two.add_argument("folder", metavar="DIR", help="the port's outputs, <stage>/<case>.out.<name>.npy")
+    two.add_argument(
+        "folder", metavar="DIR", help="the port's outputs, <stage>/<case>.out.<name>.npy"
+    )
     two.add_argument(
         "--reference",
         metavar="DIR",
         help="the bundle to compare with; default: tests/golden of the source tree",
     )
     two.add_argument(
-        "--stage", action="append", nargs="+", metavar="STAGE",
+        "--stage",
+        action="append",
+        nargs="+",
+        metavar="STAGE",
         help="compare these stages only; padim stands for all that start with padim.",
-    )  # fmt: skip
+    )
     two.add_argument("--json", metavar="FILE", help="write the report to a JSON file too")
     return parser
 
@@ -74,7 +81,9 @@ def run_check(options):
     """The command check; returns 0 where everything agrees, else 1."""
     folder = Path(options.folder)
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; name the one your port wrote its outputs to")
+        raise InputError(
+            f"there is no folder {folder}; name the one your port wrote its outputs to"
+        )
     if options.reference is None and not (COMMITTED / "manifest.json").is_file():
         raise InputError(
             "there are no golden files beside the package; export a bundle with python -m "
@@ -88,7 +97,9 @@ def run_check(options):
     sys.stdout.write(as_text(found, extra, bundle))
     if options.json:
         with atomic_write(options.json) as file:
-            json.dump(as_json(found, extra, bundle, folder, status), file, indent=1, allow_nan=False)
+            json.dump(
+                as_json(found, extra, bundle, folder, status), file, indent=1, allow_nan=False
+            )
             file.write("\n")
     return status
 

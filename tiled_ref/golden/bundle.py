@@ -173,7 +173,9 @@ def _measure(where, name, value, truth, rule):
     rounded up to two digits; for a boundary also the share beyond close."""
     value, truth = np.asarray(value), np.asarray(truth)
     if value.shape != truth.shape:
-        raise RuntimeError(f"{where}/{name}: the formula gives shape {truth.shape}, not {value.shape}")
+        raise RuntimeError(
+            f"{where}/{name}: the formula gives shape {truth.shape}, not {value.shape}"
+        )
     cast = truth.astype(value.dtype)
     verdict = compare(cast if rule.kind in ("exact", "ulp") else truth, value, rule)
     if not verdict.ok:
@@ -276,7 +278,7 @@ class Bundle:
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"not complete JSON: {error}") from error
         self._check()
-        self._arrays, self._outputs = {}, None
+        self._arrays, self._inputs, self._outputs = {}, {}, None
 
     @property
     def stages(self):
@@ -305,14 +307,17 @@ class Bundle:
         if self._outputs is None:
             self._outputs = {
                 (s["name"], c["name"], key): entry
-                for s in self.stages for c in s["cases"] for key, entry in c["outputs"].items()
-            }  # fmt: skip
+                for s in self.stages
+                for c in s["cases"]
+                for key, entry in c["outputs"].items()
+            }
         entry = self._outputs.get((stage, case, name))
         return None if entry is None else self.array(entry)
 
     def array(self, entry):
-        """The array, or the bytes of a file that is not an array, of a manifest's entry.
+        """What an entry of the manifest stands for.
 
+        Returns an array, or the bytes of a file that is no array.
         Raises InputError where it is missing, or its SHA-256, kind of number or shape are not
         those of the manifest.
         """
@@ -344,15 +349,18 @@ class Bundle:
             values = np.array([float(v) if isinstance(v, str) else v for v in entry["values"]])
             array = values.astype(entry["dtype"]).reshape(entry["shape"])
         except (ValueError, TypeError, OverflowError) as error:
-            raise self._damaged(f"the values {entry['values']} are not {entry['dtype']} of shape "
-                                f"{entry['shape']}") from error  # fmt: skip
+            raise self._damaged(
+                f"the values {entry['values']} are not {entry['dtype']} of shape {entry['shape']}"
+            ) from error
         if npy.sha256(npy.encode(array)) != entry["sha256"]:
             raise self._damaged(f"the values {entry['values']} have not the SHA-256 stated")
         return array
 
     def inputs(self, case):
-        """The inputs of a case as Stage.compute takes them."""
-        inputs = {}
+        """The inputs of a case of this manifest as Stage.compute takes them."""
+        if id(case) in self._inputs:
+            return self._inputs[id(case)]
+        inputs = self._inputs[id(case)] = {}
         for name, entry in case["inputs"].items():
             if "model" in entry:
                 tensors = self.manifest["models"][entry["model"]]

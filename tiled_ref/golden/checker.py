@@ -20,9 +20,12 @@ FIRST = 4  # values shown side by side
 
 @dataclass
 class Result:
-    """One compared output: a port's array (None where missing), the reference, a verdict.
+    """One compared output.
 
-    status: "ok", "differs", "missing", "unreadable" or "shape".
+    case, output: names. rule: its compare class. reference: the bundle's array. port: the
+    port's array, None where missing. status: "ok", "differs", "missing", "unreadable" or
+    "shape"; message: a sentence where it is one of the last three. verdict: compare.Verdict,
+    None where there was nothing to compare.
     """
 
     case: str
@@ -42,7 +45,11 @@ class Result:
 
 @dataclass
 class StageResult:
-    """All outputs of a stage, and what a failure looks like. causes: sentences, best first."""
+    """A stage after the comparison.
+
+    name, title: as in the bundle. results: list of Result, all outputs. causes: sentences on
+    what may be wrong where it is not ok, the likeliest first.
+    """
 
     name: str
     title: str
@@ -90,8 +97,10 @@ def check(port_folder, bundle, stages, chosen=None):
         found.append(result)
     known = bundle.paths() | {
         output_path(stage["name"], case["name"], name)
-        for stage in bundle.stages for case in stage["cases"] for name in case["outputs"]
-    }  # fmt: skip
+        for stage in bundle.stages
+        for case in stage["cases"]
+        for name in case["outputs"]
+    }
     present = (p.relative_to(port_folder).as_posix() for p in port_folder.rglob("*.npy"))
     return found, sorted(path for path in present if path not in known)
 
@@ -159,7 +168,11 @@ def _compare_output(result, port, stage):
 
 
 def likely_causes(stage, results, bundle, cases):
-    """Sentences that name what may be wrong, the likeliest first.
+    """Sentences that name what may be wrong.
+
+    Parameters: stage, a Stage; results, its list of Result; bundle, the reference; cases,
+    the manifest's cases by name.
+    Returns list of str, the likeliest first; empty where nothing can be said.
 
     A known mistake counts where, for the outputs that differ, what it computes is nearer than
     EXPLAINED of the way to the port, and, for those that are equal, it changes nothing. Those
@@ -263,20 +276,27 @@ def _looks(bad):
             return [sentence]
     with np.errstate(all="ignore"):
         ratio = port[reference != 0] / reference[reference != 0]
-        if ratio.size > 1 and np.ptp(ratio) <= 1e-3 * abs(ratio.mean()):
+        spread = np.ptp(ratio) if ratio.size > 1 else np.inf
+        if spread <= 1e-3 * abs(ratio.mean()) and spread < 0.1 * abs(ratio.mean() - 1):
             return [f"every number is {ratio.mean():.6g} times the reference"]
         offset = port - reference
         if offset.size > 1 and np.ptp(offset) <= 1e-3 * abs(offset.mean()):
             return [f"every number is the reference plus {offset.mean():.6g}"]
         for sentence, view in (
             ("numbers are squares of the reference: a square root is missing", reference**2),
-            ("numbers are square roots of the reference: a square root too many", np.sqrt(np.abs(reference))),
-        ):  # fmt: skip
+            (
+                "numbers are square roots of the reference: a square root too many",
+                np.sqrt(np.abs(reference)),
+            ),
+        ):
             if _same(port, view) and not _same(view, reference):
                 return [sentence]
     size = float(np.abs(reference[np.isfinite(reference)]).max(initial=0))
     if result.verdict.difference < 2e-3 * size:
-        return ["differences are small beside the numbers: rounding, half precision, or another order of sums"]  # fmt: skip
+        return [
+            "differences are small beside the numbers: rounding, half precision, or another "
+            "order of sums"
+        ]
     return []
 
 
@@ -326,7 +346,9 @@ def count(found):
 
 def _says_something(reference):
     """A single number, or numbers that are not all the same."""
-    return reference.size == 1 or (reference.size > 1 and bool((reference != reference.flat[0]).any()))
+    return reference.size == 1 or (
+        reference.size > 1 and bool((reference != reference.flat[0]).any())
+    )
 
 
 def first_failing(found):
@@ -405,7 +427,9 @@ def as_text(found, extra, bundle):
     )
     if extra:
         shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
-        lines.append(f"{len(extra)} files are not part of the bundle and were not compared: {shown}")
+        lines.append(
+            f"{len(extra)} files are not part of the bundle and were not compared: {shown}"
+        )
     failing = first_failing(found)
     if failing is None:
         lines.append(f"OK: all {len(found)} stages agree with {bundle.folder}")
@@ -456,5 +480,3 @@ def _output_lines(result):
         f"{verdict.n_beyond} of {verdict.n} beyond what is allowed"
     )
     return lines
-
-

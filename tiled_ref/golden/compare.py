@@ -26,7 +26,8 @@ NUMBERS = {  # that a class has
 
 @dataclass(frozen=True)
 class Compare:
-    """A compare class and its numbers; see the module."""
+    """A compare class and its numbers: kind, and ulps, rtol, atol, cap, limit where it has
+    them; see the module."""
 
     kind: str
     ulps: int = 0

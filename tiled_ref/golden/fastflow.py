@@ -60,7 +60,10 @@ def _fastflow(inputs, size=(SIZE, SIZE), steps=1):
     if "weights" in inputs:
         state = {}
         for k, name in enumerate(CHANNELS):
-            own = {part: inputs["weights"][f"{name}.{part}"] for part in (*PARTS, "norm_weight", "norm_bias")}
+            own = {
+                part: inputs["weights"][f"{name}.{part}"]
+                for part in (*PARTS, "norm_weight", "norm_bias")
+            }
             for part in ("norm_weight", "norm_bias"):
                 state[f"{k}.{part}"] = tensor(own[part])
             for part, inner in PARTS.items():
@@ -118,9 +121,22 @@ def _embedding_formula(inputs, **switches):
 
 
 def _flow(
-    x, own, axes=(1, 2, 3), biased=True, eps=1e-5, clamp=2.0, damping=0.1, squash=torch.tanh, back=False,
-    swapped=False, exchanged=False, beta=0.5, last_relu=False, global_part=True, permuted=True,
-):  # fmt: skip
+    x,
+    own,
+    axes=(1, 2, 3),
+    biased=True,
+    eps=1e-5,
+    clamp=2.0,
+    damping=0.1,
+    squash=torch.tanh,
+    back=False,
+    swapped=False,
+    exchanged=False,
+    beta=0.5,
+    last_relu=False,
+    global_part=True,
+    permuted=True,
+):
     """LayerNorm and eight blocks in plain calls, float64; see FORMAT.md. Switches are mistakes."""
     mean = x.mean(axes, keepdim=True)
     var = x.var(axes, unbiased=not biased, keepdim=True)
@@ -151,21 +167,26 @@ def _flow(
 
 
 FLOW_CONFUSIONS = (
-    Confusion("the permutation is applied backwards: channel k goes to order[k] instead of coming from it", {"back": True}),
+    Confusion(
+        "the permutation is applied backwards: channel k goes to order[k], not the reverse",
+        {"back": True},
+    ),
     Confusion("channels are not permuted", {"permuted": False}),
     Confusion("LayerNorm over channels only instead of the whole map", {"axes": (1,)}),
     Confusion("LayerNorm over positions only instead of the whole map", {"axes": (2, 3)}),
     Confusion("LayerNorm with the unbiased variance (N - 1) instead of N", {"biased": False}),
     Confusion("the scale's logarithm is not clamped by 2 tanh", {"squash": lambda a: a / 2}),
     Confusion("the clamp is 1 instead of 2", {"clamp": 1.0}),
-    Confusion("the clamp is 2 * 0.636 atan instead of 2 tanh", {"squash": lambda a: 0.636 * torch.atan(a)}),
+    Confusion(
+        "the clamp is 2 * 0.636 atan instead of 2 tanh", {"squash": lambda a: 0.636 * torch.atan(a)}
+    ),
     Confusion("the subnet's output is not multiplied by 0.1", {"damping": 1.0}),
     Confusion("the halves are exchanged: the second scales the first", {"swapped": True}),
     Confusion("scale and shift of the subnet's output are exchanged", {"exchanged": True}),
     Confusion("the softplus of the global scale has beta 1 instead of 0.5", {"beta": 1.0}),
     Confusion("global scale and offset are left out", {"global_part": False}),
     Confusion("a ReLU after the subnet's last convolution", {"last_relu": True}),
-)  # fmt: skip
+)
 
 EMBEDDING = Stage(
     "fastflow.embedding",
@@ -208,7 +229,7 @@ def _parameters(inputs):
 
 
 class Counted:
-    """Images for fit whose batches are their places."""
+    """n images for fit whose batches are their places, for Given."""
 
     def __init__(self, n):
         self.n = n
@@ -221,9 +242,17 @@ class Counted:
 
 
 def _parameters_formula(
-    inputs, decay=model.WEIGHT_DECAY, rate=RATE, half=0.5, determinant=True, decoupled=False, mean=True,
-    steps=None, betas=(0.9, 0.999), corrected=True,
-):  # fmt: skip
+    inputs,
+    decay=model.WEIGHT_DECAY,
+    rate=RATE,
+    half=0.5,
+    determinant=True,
+    decoupled=False,
+    mean=True,
+    steps=None,
+    betas=(0.9, 0.999),
+    corrected=True,
+):
     """The steps in float64, Adam written out."""
     values = {
         k: tensor(v).double() if v.dtype.kind == "f" else tensor(v)
@@ -254,13 +283,13 @@ def _parameters_formula(
     return {**result, **{k: values[k].detach().numpy() for k in names}}
 
 
-def adam(
-    value, gradient, moments, step, rate, betas, decay=0.0, decoupled=False, corrected=True
-):
+def adam(value, gradient, moments, step, rate, betas, decay=0.0, decoupled=False, corrected=True):
     """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
 
-    Returns ((m, v), value). decay is added to the gradient, or where `decoupled`, which is a
-    mistake here, taken off the value.
+    Parameters: value, gradient, float64 tensors; moments, m and v of the step before; step,
+    from 1; rate, the learning rate; betas; decay, times the value added to the gradient, or,
+    where `decoupled`, taken off the value; corrected, whether the moments' bias is.
+    Returns ((m, v), value).
     """
     value = value.detach()
     if decoupled:
@@ -287,14 +316,19 @@ PARAMETERS = Stage(
     {
         "loss_before": close(1e-5, 1e-3),
         "loss_after": close(1e-5, 1e-2),
-        **{f"{name}.{part}": TRAINED for name in CHANNELS
-           for part in (*(p for p in PARTS if p != "order"), "norm_weight", "norm_bias")},
+        **{
+            f"{name}.{part}": TRAINED
+            for name in CHANNELS
+            for part in (*(p for p in PARTS if p != "order"), "norm_weight", "norm_bias")
+        },
     },
     _parameters_cases,
     _parameters,
     _parameters_formula,
     (
-        Confusion("the logarithm of the determinant is missing in the loss", {"determinant": False}),
+        Confusion(
+            "the logarithm of the determinant is missing in the loss", {"determinant": False}
+        ),
         Confusion("the factor 0.5 of the squares is missing in the loss", {"half": 1.0}),
         Confusion("the learning rate is ten times too high", {"rate": 10 * RATE}),
         Confusion("the learning rate is ten times too low", {"rate": 0.1 * RATE}),
@@ -302,7 +336,7 @@ PARAMETERS = Stage(
         Confusion("Adam without the correction of its moments' bias", {"corrected": False}),
         Confusion("plain signs of the gradient: Adam's first beta is 0", {"betas": (0.0, 0.999)}),
     ),
-)  # fmt: skip
+)
 
 
 # --------------------------------------------------------------------------- map and score
@@ -334,8 +368,15 @@ def _map(inputs):
 
 
 def _map_formula(
-    inputs, combine=np.mean, layers=np.mean, sign=-1.0, power=True, mode="bilinear", root=False, **switches
-):  # fmt: skip
+    inputs,
+    combine=np.mean,
+    layers=np.mean,
+    sign=-1.0,
+    power=True,
+    mode="bilinear",
+    root=False,
+    **switches,
+):
     size = [int(v) for v in inputs["size"]]
     maps = []
     for k in (1, 2, 3):
@@ -366,7 +407,7 @@ MAP = Stage(
         Confusion("bilinear enlargement with align_corners", {"align_corners": True}),
         Confusion("nearest enlargement instead of bilinear", {"mode": "nearest"}),
     ),
-)  # fmt: skip
+)
 
 SCORE = score_stage(
     "fastflow.score", "tiled_ref.models.fastflow.FastFlow.predict", "Rolih et al. Eq. 4"

@@ -95,10 +95,12 @@ def grid_counts(grid):
 
 
 def cut(images, grid, exchanged=False, column_major=False, fill=0, at_end=True):
-    """Tiles (rows, cols, N, C, h, w) of (N, C, H, W), padded by `fill`.
+    """Tiles of images, padded by `fill`.
 
-    exchanged: stride and tile size exchanged; at_end False: the last tiles are shifted back
-    into the image instead.
+    Parameters: images (N, C, H, W), any dtype; grid. exchanged: stride and tile size
+    exchanged; column_major: the order of the tiles; at_end False: the last tiles are shifted
+    back into the image.
+    Returns (rows, cols, N, C, h, w), dtype of images.
     """
     H, W, h, w, sh, sw = (int(v) for v in grid)
     rows, cols = grid_counts(grid)
@@ -167,7 +169,9 @@ def seam_mask(grid, width, both=False, exchanged=False, **switches):
     return rows[:, None] & cols if both else rows[:, None] | cols
 
 
-def smooth(maps, grid, width, sigma, everywhere=False, nowhere=False, outside=False, mask=None, **switches):
+def smooth(
+    maps, grid, width, sigma, everywhere=False, nowhere=False, outside=False, mask=None, **switches
+):
     """(N, H, W) blurred inside the band. mask: switches of seam_mask; the others of blur."""
     blurred = blur(maps, sigma, **switches)
     inside = seam_mask(grid, width, **(mask or {}))
@@ -217,7 +221,9 @@ def label(masks, connectivity=8, column_major=False, per_image=False):
     if column_major:
         return label(masks.swapaxes(1, 2), connectivity, per_image=per_image).swapaxes(1, 2)
     labels, found = np.zeros(masks.shape, np.int32), 0
-    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if connectivity == 8 or dy * dx == 0]
+    around = [
+        (dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if connectivity == 8 or dy * dx == 0
+    ]
     for k, y, x in zip(*np.nonzero(masks)):
         if labels[k, y, x]:
             continue
@@ -235,7 +241,8 @@ def label(masks, connectivity=8, column_major=False, per_image=False):
 
 
 def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0):
-    """Share of the pairs that an anomalous score wins; a tie counts `tie`."""
+    """Share of the pairs that an anomalous score wins; a tie counts `tie`;
+    scores (n,) and labels (n,), float."""
     scores = np.asarray(scores, np.float64).reshape(-1)
     labels = np.asarray(labels).reshape(-1) > strict_label
     labels = ~labels if flipped else labels
@@ -262,15 +269,26 @@ def aupro(
 ):
     """Area under the curve of the mean overlap of regions against the FPR, up to a limit.
 
-    ties: "merged", or "first" and "last": equal scores are single points in the order of the
-    pixels, or in the opposite one. interpolate: False ends at the last point within the limit.
+    Parameters: maps (N, H, W) float; masks (N, H, W), anomalous where not 0; limit of the FPR.
+    connectivity: 8 or 4. divide: by the limit. ties: "merged", or "first" and "last":
+    equal scores are single points in the order of the pixels, or in the opposite one.
+    interpolate: False ends at the last point within the limit.
     over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of regions.
     per_image: mean of the images' own areas. strict: a pixel is found where its score is above
     the threshold. points: thresholds evenly spaced from lowest to highest score.
+    Returns float; NaN where there is no region or no normal pixel.
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks) != 0
-    settings = dict(connectivity=connectivity, ties=ties, divide=divide, interpolate=interpolate,
-                    over=over, per_pixel=per_pixel, strict=strict, points=points)  # fmt: skip
+    settings = dict(
+        connectivity=connectivity,
+        ties=ties,
+        divide=divide,
+        interpolate=interpolate,
+        over=over,
+        per_pixel=per_pixel,
+        strict=strict,
+        points=points,
+    )
     if per_image:
         chosen = [k for k in range(len(maps)) if masks[k].any() and not masks[k].all()]
         areas = [aupro(maps[k : k + 1], masks[k : k + 1], limit, **settings) for k in chosen]
@@ -290,7 +308,9 @@ def aupro(
     x, y = np.cumsum(false[order]), np.cumsum(share[order])
     x /= masks.size if over == "all" else false.sum()
     if points is not None:
-        place = np.searchsorted(-scores[order], -np.linspace(scores.max(), scores.min(), points), "right")
+        place = np.searchsorted(
+            -scores[order], -np.linspace(scores.max(), scores.min(), points), "right"
+        )
         x, y = x[place - 1], y[place - 1]
     elif ties == "merged":
         end = np.append(scores[order][1:] != scores[order][:-1], True)

@@ -8,12 +8,21 @@ import numpy as np
 
 from ..errors import InputError
 
-DTYPES = {"|b1": "bool", "|u1": "uint8", "<i4": "int32", "<i8": "int64", "<f4": "float32",
-          "<f8": "float64"}  # fmt: skip
+DTYPES = {
+    "|b1": "bool",
+    "|u1": "uint8",
+    "<i4": "int32",
+    "<i8": "int64",
+    "<f4": "float32",
+    "<f8": "float64",
+}
 
 
 def encode(array):
-    """The bytes of a .npy file. Raises TypeError for a kind of number that is not in DTYPES."""
+    """The bytes of a .npy file of an array (...) of one of the DTYPES.
+
+    Raises TypeError for another dtype.
+    """
     array = np.asarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     if array.dtype.str not in DTYPES:
@@ -24,14 +33,15 @@ def encode(array):
 
 
 def write(path, array):
-    """Write an array; returns the SHA-256 of the file in hexadecimal."""
+    """Write an array (...) of any dtype of DTYPES; returns the file's SHA-256 in hexadecimal."""
     data = encode(array)
     write_bytes(path, data)
     return sha256(data)
 
 
 def write_bytes(path, data):
-    """Write a file, with the folder it lies in. Raises InputError where that fails.
+    """Write data, bytes, to a file, with the folder it lies in. Raises InputError where that
+    fails.
 
     Hundreds of small files are not brought to the disk one by one: what makes them a bundle
     is the manifest, which is removed first and written last, and holds their digests.
@@ -61,7 +71,9 @@ def read_bytes(path):
 def decode(data, path):
     """The array in the bytes of a .npy file of version 1.0.
 
-    Nothing is allocated beyond the bytes given, and no object is ever unpickled.
+    Parameters: data, bytes; path, for messages.
+    Returns a read-only array. Nothing is allocated beyond the bytes given, and no object is
+    ever unpickled.
     Raises InputError, naming `path`, for anything but a complete little-endian array in
     C order of one of the DTYPES.
     """
@@ -73,7 +85,9 @@ def decode(data, path):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
     except Exception as error:  # NumPy raises ValueError, SyntaxError, TokenError and others
         text = " ".join(str(error).split())
-        raise InputError(f"{path} is not a .npy file of version 1.0 ({text}); write it again") from error
+        raise InputError(
+            f"{path} is not a .npy file of version 1.0 ({text}); write it again"
+        ) from error
     if dtype.str not in DTYPES:
         raise InputError(
             f"{path} holds numbers of the kind {dtype.str}; golden files are one of "

@@ -106,15 +106,19 @@ EMBEDDING = Stage(
     _embedding_formula,
     (
         Confusion("bilinear enlargement instead of nearest", {"mode": "bilinear"}),
-        Confusion("bilinear enlargement with align_corners instead of nearest",
-                  {"mode": "bilinear", "align_corners": True}),
+        Confusion(
+            "bilinear enlargement with align_corners instead of nearest",
+            {"mode": "bilinear", "align_corners": True},
+        ),
         Confusion("the channels are sorted: their order is that of the list", {"sort": True}),
         Confusion("the layers are concatenated in the opposite order", {"order": "reversed"}),
         Confusion("the first channels are taken instead of the chosen ones", {"order": "first"}),
-        Confusion("nearest enlargement takes floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)",
-                  {"mode": "nearest_centre"}),
+        Confusion(
+            "nearest enlargement takes floor((i + 0.5) n_in / n_out), not floor(i n_in / n_out)",
+            {"mode": "nearest_centre"},
+        ),
     ),
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------------------- parameters
@@ -175,10 +179,12 @@ PARAMETERS = Stage(
         Confusion("0.1 is added to the diagonal instead of 0.01", {"epsilon": 0.1}),
         Confusion("the covariance is not inverted", {"inverse": lambda c: c}),
         Confusion("the mean is not subtracted", {"centred": False}),
-        Confusion("variances only: the covariance between channels is left out", {"inverse": _diagonal}),
+        Confusion(
+            "variances only: the covariance between channels is left out", {"inverse": _diagonal}
+        ),
         Confusion("rows and columns of the positions are exchanged", {"swapped": True}),
     ),
-)  # fmt: skip
+)
 
 
 # --------------------------------------------------------------------------- map and score
@@ -230,8 +236,15 @@ def _map(inputs):
 
 
 def _map_formula(
-    inputs, root=True, centred=True, precise=True, column_major=False, enlarged=None, blurred=True, how=None
-):  # fmt: skip
+    inputs,
+    root=True,
+    centred=True,
+    precise=True,
+    column_major=False,
+    enlarged=None,
+    blurred=True,
+    how=None,
+):
     x = inputs["embedding"].astype(np.float64)  # (B, D, hf, wf)
     n, d, hf, wf = x.shape
     mean = inputs["mean"].astype(np.float64).reshape(hf, wf, d)
@@ -264,13 +277,16 @@ MAP = Stage(
         Confusion("no square root: the squared Mahalanobis distance", {"root": False}),
         Confusion("the mean is not subtracted", {"centred": False}),
         Confusion("the Euclidean distance: the inverse covariance is left out", {"precise": False}),
-        Confusion("rows and columns of the positions are exchanged (column-major order)", {"column_major": True}),
+        Confusion(
+            "rows and columns of the positions are exchanged (column-major order)",
+            {"column_major": True},
+        ),
         Confusion("bilinear enlargement with align_corners", {"enlarged": {"align_corners": True}}),
         Confusion("nearest enlargement instead of bilinear", {"enlarged": {"mode": "nearest"}}),
         Confusion("the map is not blurred", {"blurred": False}),
         *(Confusion(c.sentence, {"how": c.switches}) for c in MAP_BLUR_CONFUSIONS),
     ),
-)  # fmt: skip
+)
 
 
 def score_stage(name, function, source):
@@ -281,11 +297,15 @@ def score_stage(name, function, source):
         tied = draw.integers(4, 2, 5, 6).astype(np.float32)
         return [
             Case("maps", {"map": draw.uniform(3, 7, 9)}, ("several", "not_square")),
-            Case("negative", {"map": draw.uniform(2, 4, 4) - 1}, ("negative", "several"),
-                 "a maximum that starts from 0 is wrong here"),
+            Case(
+                "negative",
+                {"map": draw.uniform(2, 4, 4) - 1},
+                ("negative", "several"),
+                "a maximum that starts from 0 is wrong here",
+            ),
             Case("ties", {"map": tied}, ("ties", "several")),
             Case("one_pixel", {"map": draw.uniform(1, 1, 1)}, ("one_pixel",)),
-        ]  # fmt: skip
+        ]
 
     def formula(inputs, combine=np.max, start=None):
         maps = inputs["map"].astype(np.float64)

@@ -1,7 +1,6 @@
 """The stages of PatchCore: embedding, fitted parameters, tile map, tile score."""
 
 import numpy as np
-import torch
 
 from ..models import coreset
 from ..models import patchcore as model
@@ -55,7 +54,9 @@ def _local_mean(x, count_outside=True, how="mean"):
     return total / (9 if count_outside else sum(inside[a, b] for a, b in shifts))
 
 
-def _embedding_formula(inputs, pooled=True, after=False, mode="bilinear", reverse=False, pool=None, **switches):
+def _embedding_formula(
+    inputs, pooled=True, after=False, mode="bilinear", reverse=False, pool=None, **switches
+):
     layers = [inputs["layer2"], inputs["layer3"]]
     if pooled and not after:
         layers = [_local_mean(x, **(pool or {})) for x in layers]
@@ -75,7 +76,10 @@ EMBEDDING = Stage(
     _embedding,
     _embedding_formula,
     (
-        Confusion("the mean divides by the neighbours inside the map instead of by 9", {"pool": {"count_outside": False}}),
+        Confusion(
+            "the mean divides by the neighbours inside the map instead of by 9",
+            {"pool": {"count_outside": False}},
+        ),
         Confusion("no mean over neighbours", {"pooled": False}),
         Confusion("the sum of the neighbours: not divided by 9", {"pool": {"how": "sum"}}),
         Confusion("the maximum over neighbours instead of the mean", {"pool": {"how": "max"}}),
@@ -84,7 +88,7 @@ EMBEDDING = Stage(
         Confusion("align_corners in the enlargement of layer3", {"align_corners": True}),
         Confusion("layer3 is put before layer2", {"reverse": True}),
     ),
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------------------- parameters
@@ -159,14 +163,21 @@ PARAMETERS = Stage(
     _parameters_formula,
     (
         Confusion("distances are taken before the projection", {"projected": False}),
-        Confusion("the random start is taken for the first member, which it is only where include_first says so", {"include": True}),
-        Confusion("the random start is never a member, although include_first says so", {"include": False}),
+        Confusion(
+            "the random start is always the first member, although include_first says otherwise",
+            {"include": True},
+        ),
+        Confusion(
+            "the random start is never a member, although include_first says so", {"include": False}
+        ),
         Confusion("the nearest patch is chosen instead of the farthest", {"nearest": True}),
         Confusion("the start is patch 0 instead of the given one", {"first": 0}),
-        Confusion("the last of equally distant patches is chosen instead of the first", {"last": True}),
+        Confusion(
+            "the last of equally distant patches is chosen instead of the first", {"last": True}
+        ),
         Confusion("patches are chosen more than once", {"again": True}),
     ),
-)  # fmt: skip
+)
 
 
 # --------------------------------------------------------------------------- map and score
@@ -212,7 +223,9 @@ def _distances(inputs):
     return np.sqrt(np.square(x - inputs["bank"]).sum(-1))
 
 
-def _map_formula(inputs, root=True, combine=np.min, mode="nearest", blurred=True, how=None, metric=2, **switches):
+def _map_formula(
+    inputs, root=True, combine=np.min, mode="nearest", blurred=True, how=None, metric=2, **switches
+):
     distances = combine(_distances(inputs), axis=-1)
     if metric == 1:
         x = inputs["embedding"].astype(np.float64).transpose(0, 2, 3, 1)[:, :, :, None]
@@ -238,14 +251,22 @@ MAP = Stage(
         Confusion("no square root: the squared distance", {"root": False}),
         Confusion("the mean distance to the bank instead of the smallest", {"combine": np.mean}),
         Confusion("the largest distance to the bank instead of the smallest", {"combine": np.max}),
-        Confusion("the sum of absolute differences instead of the Euclidean distance", {"metric": 1}),
+        Confusion(
+            "the sum of absolute differences instead of the Euclidean distance", {"metric": 1}
+        ),
         Confusion("bilinear enlargement instead of nearest", {"mode": "bilinear"}),
-        Confusion("bilinear enlargement with align_corners instead of nearest", {"mode": "bilinear", "align_corners": True}),
-        Confusion("nearest enlargement takes floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", {"mode": "nearest_centre"}),
+        Confusion(
+            "bilinear enlargement with align_corners instead of nearest",
+            {"mode": "bilinear", "align_corners": True},
+        ),
+        Confusion(
+            "nearest enlargement takes floor((i + 0.5) n_in / n_out), not floor(i n_in / n_out)",
+            {"mode": "nearest_centre"},
+        ),
         Confusion("the map is not blurred", {"blurred": False}),
         *(Confusion(c.sentence, {"how": c.switches}) for c in MAP_BLUR_CONFUSIONS),
     ),
-)  # fmt: skip
+)
 
 
 def _score_cases():
@@ -302,11 +323,14 @@ SCORE = Stage(
     _score_formula,
     (
         Confusion("no re-weighting: the largest distance itself", {"weighted": False}),
-        Confusion("the neighbours of the patch instead of those of its nearest bank vector", {"around": "patch"}),
+        Confusion(
+            "the neighbours of the patch instead of those of its nearest bank vector",
+            {"around": "patch"},
+        ),
         Confusion("the softmax itself instead of 1 less the softmax", {"kind": "itself"}),
         Confusion("the softmax of squared distances", {"squared": True}),
         Confusion("the nearest bank vector is not counted among its own neighbours", {"extra": 1}),
     ),
-)  # fmt: skip
+)
 
 STAGES = (EMBEDDING, PARAMETERS, MAP, SCORE)

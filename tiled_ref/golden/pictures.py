@@ -47,8 +47,15 @@ def _stored(data):
 
 
 def read_png(
-    data, blend=None, colours=True, orient=True, low_byte=False, high_byte=False, bgr=False, scale=True
-):  # fmt: skip
+    data,
+    blend=None,
+    colours=True,
+    orient=True,
+    low_byte=False,
+    high_byte=False,
+    bgr=False,
+    scale=True,
+):
     """uint8 (h, w, 3) of a file that `png` wrote. Switches: blend, the grey over which alpha
     is blended; colours False takes palette numbers for grey; orient False ignores EXIF; low_byte
     and high_byte take one byte of 16 bits; bgr; scale False leaves 16-bit grey unscaled."""
@@ -104,12 +111,15 @@ def jpeg(blocks):
     parts = [
         (0xE0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0"),
         (0xDB, b"\0" + b"\x08" * 64),
-        (0xC0, struct.pack(">BHHB", 8, 8 * rows, 8 * cols, n)
-         + b"".join(bytes([k + 1, 0x11, 0]) for k in range(n))),
+        (
+            0xC0,
+            struct.pack(">BHHB", 8, 8 * rows, 8 * cols, n)
+            + b"".join(bytes([k + 1, 0x11, 0]) for k in range(n)),
+        ),
         (0xC4, b"\0" + bytes([0, 0, 0, len(_DC)] + 12 * [0]) + bytes(_DC)),
         (0xC4, b"\x10" + bytes([1] + 15 * [0]) + b"\0"),  # the code 0 ends a block
         (0xDA, bytes([n]) + b"".join(bytes([k + 1, 0]) for k in range(n)) + b"\0\x3f\0"),
-    ]  # fmt: skip
+    ]
     bits, before = [], [0] * n
     for block in blocks.reshape(-1, n).tolist():
         for k, value in enumerate(block):
@@ -122,7 +132,9 @@ def jpeg(blocks):
             bits.append("0")
     text = "".join(bits)
     text += "1" * (-len(text) % 8)
-    scan = bytes(int(text[k : k + 8], 2) for k in range(0, len(text), 8)).replace(b"\xff", b"\xff\0")
+    scan = bytes(int(text[k : k + 8], 2) for k in range(0, len(text), 8)).replace(
+        b"\xff", b"\xff\0"
+    )
     head = b"".join(
         b"\xff" + bytes([mark]) + struct.pack(">H", len(body) + 2) + body for mark, body in parts
     )

@@ -17,7 +17,7 @@ def grid_array(image, tile, stride):
 
 
 def tile_grid(array):
-    """The TileGrid of such an array."""
+    """The TileGrid of such an array, int64 (6,): H, W, h, w, s_h, s_w."""
     H, W, h, w, sh, sw = (int(v) for v in array)
     return TileGrid((H, W), (h, w), (sh, sw))
 
@@ -67,10 +67,15 @@ UNTILE = Stage(
         Confusion("the sum of the tiles is not divided by their count", {"divide": False}),
         Confusion("the largest value where tiles overlap instead of the mean", {"combine": "max"}),
         Confusion("the last tile overwrites the others instead of the mean", {"combine": "last"}),
-        Confusion("stride and tile size are exchanged: tiles are laid side by side", {"exchanged": True}),
-        Confusion("rows and columns of the tiles are exchanged (column-major order)", {"column_major": True}),
+        Confusion(
+            "stride and tile size are exchanged: tiles are laid side by side", {"exchanged": True}
+        ),
+        Confusion(
+            "rows and columns of the tiles are exchanged (column-major order)",
+            {"column_major": True},
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def _mean_score_cases():
@@ -110,9 +115,11 @@ MEAN_SCORE = Stage(
         Confusion("the sum of the tiles' scores: not divided by their count", {"combine": np.sum}),
         Confusion("the median of the tiles' scores instead of the mean", {"combine": np.median}),
         Confusion("the smallest of the tiles' scores instead of the mean", {"combine": np.min}),
-        Confusion("the axis of the images is taken for the first, not the last", {"images_last": False}),
+        Confusion(
+            "the axis of the images is taken for the first, not the last", {"images_last": False}
+        ),
     ),
-)  # fmt: skip
+)
 
 
 # ------------------------------------------------------------------------------ smoothing
@@ -149,12 +156,15 @@ _MASK_CONFUSIONS = (
     ("the band lies on one side of the border only", {"sides": 1}),
     ("the edge of the image is taken for a border", {"image_edge": True}),
     ("only the starts of tiles are borders, their ends are forgotten", {"borders": "starts"}),
-    ("borders are multiples of the tile size, as if tiles did not overlap", {"borders": "tile multiples"}),
+    (
+        "borders are multiples of the tile size, as if tiles did not overlap",
+        {"borders": "tile multiples"},
+    ),
     ("stride and tile size are exchanged: the band is a fraction of the stride", {"of": "stride"}),
     ("the band is a fraction of the image instead of the tile", {"of": "image"}),
     ("rows and columns are exchanged", {"exchanged": True}),
     ("only where a row band and a column band cross", {"both": True}),
-)  # fmt: skip
+)
 
 SEAM_MASK = Stage(
     "seam_mask",
@@ -183,7 +193,9 @@ def _smoothing_cases():
     flags = ("reflect", "smaller_than_radius", "not_square", "several")
     cases.append(Case("smaller_than_radius", inputs, flags))
     draw = Numbers("smoothing/float64")
-    inputs = _smoothing_inputs(draw.uniform(1, 24, 24).astype(np.float64) / 3, grid_array(24, 12, 12))
+    inputs = _smoothing_inputs(
+        draw.uniform(1, 24, 24).astype(np.float64) / 3, grid_array(24, 12, 12)
+    )
     cases.append(Case("float64", inputs, ("reflect",)))
     return cases
 
@@ -204,19 +216,28 @@ def _smoothing(inputs):
 
 
 BLUR_CONFUSIONS = (
-    Confusion("the mirrored border repeats the edge pixel (symmetric instead of reflect)", {"border": "symmetric"}),
-    Confusion("the edge pixel is repeated beyond the border instead of reflect", {"border": "edge"}),
+    Confusion(
+        "the mirrored border repeats the edge pixel (symmetric instead of reflect)",
+        {"border": "symmetric"},
+    ),
+    Confusion(
+        "the edge pixel is repeated beyond the border instead of reflect", {"border": "edge"}
+    ),
     Confusion("zeros beyond the border instead of reflect", {"border": "zeros"}),
     Confusion("the border wraps around instead of reflect", {"border": "wrap"}),
-    Confusion("the radius of the blur is int(3 sigma + 0.5) instead of int(4 sigma + 0.5)", {"span": 3}),
-    Confusion("the radius of the blur is int(2 sigma + 0.5) instead of int(4 sigma + 0.5)", {"span": 2}),
+    Confusion(
+        "the radius of the blur is int(3 sigma + 0.5) instead of int(4 sigma + 0.5)", {"span": 3}
+    ),
+    Confusion(
+        "the radius of the blur is int(2 sigma + 0.5) instead of int(4 sigma + 0.5)", {"span": 2}
+    ),
     Confusion("sigma is halved", {"factor": 0.5}),
     Confusion("sigma is doubled", {"factor": 2.0}),
     Confusion("sigma is taken for a variance", {"factor": "root"}),
     Confusion("the weights are not normalised to a sum of 1", {"normalised": False}),
     Confusion("the blur runs down the columns only", {"axes": "rows"}),
     Confusion("the blur runs along the rows only", {"axes": "cols"}),
-)  # fmt: skip
+)
 
 
 # With sigma 4 a half of it is its root.
@@ -232,7 +253,9 @@ def blur_switches(sigma, factor=1.0, span=None, **switches):
 
 
 def _smoothing_formula(inputs, **switches):
-    own = {k: switches.pop(k) for k in ("everywhere", "nowhere", "outside", "mask") if k in switches}
+    own = {
+        k: switches.pop(k) for k in ("everywhere", "nowhere", "outside", "mask") if k in switches
+    }
     how = blur_switches(float(inputs["sigma"]), **switches)
     return {
         "maps": formulas.smooth(
@@ -279,11 +302,18 @@ def _threshold_cases():
             (),
             "F1 is 2/3 at the thresholds 1 and 4: the first, which is smaller, is taken",
         ),
-        Case("all_equal", {"scores": np.full(5, 0.5), "labels": _bytes(0, 1, 0, 1, 1)},
-             ("ties", "all_equal")),
-        Case("no_anomalous", {"scores": good, "labels": _bytes(0, 0, 0, 0)}, ("no_anomalous",),
-             "there is no output f1"),
-    ]  # fmt: skip
+        Case(
+            "all_equal",
+            {"scores": np.full(5, 0.5), "labels": _bytes(0, 1, 0, 1, 1)},
+            ("ties", "all_equal"),
+        ),
+        Case(
+            "no_anomalous",
+            {"scores": good, "labels": _bytes(0, 0, 0, 0)},
+            ("no_anomalous",),
+            "there is no output f1",
+        ),
+    ]
     return cases
 
 
@@ -317,14 +347,16 @@ THRESHOLD = Stage(
         *formulas.f1_threshold(inputs["scores"], inputs["labels"], **s)
     ),
     (
-        Confusion("> instead of >=: the threshold itself is not called anomalous", {"strict": True}),
+        Confusion(
+            "> instead of >=: the threshold itself is not called anomalous", {"strict": True}
+        ),
         Confusion("the last of equally good thresholds instead of the first", {"last": True}),
         Confusion("the middle between two scores instead of a score", {"midpoint": True}),
         Confusion("labels are exchanged: 0 is taken for anomalous", {"flipped": True}),
         Confusion("F2 instead of F1", {"beta": 2.0}),
         Confusion("F0.5 instead of F1", {"beta": 0.5}),
     ),
-)  # fmt: skip
+)
 
 
 def _normalisation_cases():
@@ -333,9 +365,11 @@ def _normalisation_cases():
     return [
         _normalisation_case("map", values, 1.75, 0.25, 3.5, ("several", "clamped")),
         _normalisation_case("threshold_is_a_half", np.array([0.0, 2, 3]), 2.0, 0.0, 4.0),
-        _normalisation_case("clamped", np.array([-9.0, -1, 0, 1, 9]), 0.0, -1.0, 1.0, ("clamped", "negative")),
+        _normalisation_case(
+            "clamped", np.array([-9.0, -1, 0, 1, 9]), 0.0, -1.0, 1.0, ("clamped", "negative")
+        ),
         _normalisation_case("no_range", np.array([0.0, 1, 2]), 1.0, 1.0, 1.0, ("no_range",)),
-    ]  # fmt: skip
+    ]
 
 
 def _normalisation_case(name, values, threshold, minimum, maximum, flags=()):
@@ -359,10 +393,12 @@ NORMALISATION = Stage(
     (
         Confusion("no clamp to [0, 1]", {"clamp": False}),
         Confusion("0.5 is not added", {"shift": 0.0}),
-        Confusion("min-max normalisation: the minimum is subtracted, not the threshold", {"centre": False}),
+        Confusion(
+            "min-max normalisation: the minimum is subtracted, not the threshold", {"centre": False}
+        ),
         Confusion("divided by the maximum instead of maximum - minimum", {"spread": False}),
     ),
-)  # fmt: skip
+)
 
 
 # -------------------------------------------------------------------------------- metrics
@@ -396,11 +432,15 @@ def _region_cases():
         Case("spiral", {"masks": SPIRAL}, (), "one region whose ends meet late in the scan"),
         Case("sparse", {"masks": sparse}, ("several", "touching_regions", "not_square")),
         Case("dense", {"masks": dense}, ("several", "touching_regions", "not_square")),
-        Case("class_numbers", {"masks": numbers}, ("touching_regions",),
-             "whatever is not 0 is anomalous: 1, 7 and 255 are not classes"),
+        Case(
+            "class_numbers",
+            {"masks": numbers},
+            ("touching_regions",),
+            "whatever is not 0 is anomalous: 1, 7 and 255 are not classes",
+        ),
         Case("empty", {"masks": np.zeros((2, 5, 4), np.uint8)}, ("empty_mask", "several")),
         Case("full", {"masks": np.ones((1, 3, 5), np.uint8)}, ("full_mask",)),
-    ]  # fmt: skip
+    ]
 
 
 REGIONS = Stage(
@@ -413,11 +453,17 @@ REGIONS = Stage(
     lambda inputs: {"labels": metrics.label_regions(inputs["masks"])},
     lambda inputs, **s: {"labels": formulas.label(inputs["masks"], **s)},
     (
-        Confusion("4-connectivity instead of 8: regions that touch at a corner are separated", {"connectivity": 4}),
+        Confusion(
+            "4-connectivity instead of 8: regions that touch at a corner are separated",
+            {"connectivity": 4},
+        ),
         Confusion("numbers start at 1 again in every image", {"per_image": True}),
-        Confusion("rows and columns are exchanged: regions are numbered down the columns", {"column_major": True}),
+        Confusion(
+            "rows and columns are exchanged: regions are numbered down the columns",
+            {"column_major": True},
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def _auroc_cases():
@@ -428,18 +474,32 @@ def _auroc_cases():
     masks = _labels(maps, draw)
     infinite = np.array([1, np.inf, -np.inf, np.inf, 0, -np.inf])
     return [
-        Case("by_hand", {"scores": np.array([0.1, 0.4, 0.4, 0.8]), "labels": _bytes(0, 0, 1, 1)},
-             ("ties",), "3 pairs won and a tie of 4: 0.875"),
+        Case(
+            "by_hand",
+            {"scores": np.array([0.1, 0.4, 0.4, 0.8]), "labels": _bytes(0, 0, 1, 1)},
+            ("ties",),
+            "3 pairs won and a tie of 4: 0.875",
+        ),
         Case("images", {"scores": plain, "labels": _labels(plain, draw)}),
         Case("ties", {"scores": tied, "labels": _labels(tied / 6, draw)}, ("ties",)),
-        Case("all_equal", {"scores": np.zeros(6), "labels": _bytes(0, 0, 1, 1, 1, 0)},
-             ("ties", "all_equal")),
-        Case("infinite", {"scores": infinite, "labels": _bytes(0, 1, 0, 0, 1, 1)},
-             ("infinite", "ties", "negative")),
+        Case(
+            "all_equal",
+            {"scores": np.zeros(6), "labels": _bytes(0, 0, 1, 1, 1, 0)},
+            ("ties", "all_equal"),
+        ),
+        Case(
+            "infinite",
+            {"scores": infinite, "labels": _bytes(0, 1, 0, 0, 1, 1)},
+            ("infinite", "ties", "negative"),
+        ),
         Case("class_numbers", {"scores": plain[:8], "labels": _bytes(0, 2, 0, 1, 9, 0, 0, 3)}),
-        Case("pixels", {"scores": maps.reshape(-1), "labels": masks.reshape(-1)}, (),
-             "pixel AUROC is the same on the pixels of all images"),
-    ]  # fmt: skip
+        Case(
+            "pixels",
+            {"scores": maps.reshape(-1), "labels": masks.reshape(-1)},
+            (),
+            "pixel AUROC is the same on the pixels of all images",
+        ),
+    ]
 
 
 AUROC = Stage(
@@ -479,19 +539,35 @@ def _aupro_cases():
     all_or_none[0] = 1
     all_or_none[1, 2, 2] = 1
     return [
-        _aupro_case("by_hand", by_hand, by_hand_masks, 0.5, ("limit_between_points",),
-                    "4 normal pixels, regions {5} and {3}: points (0, 1/2), (1/4, 1/2), (1/4, 1), "
-                    "(1/2, 1); the area up to 1/2 is 3/8, divided by 1/2 is 3/4"),
-        _aupro_case("several", better, masks, 0.3, ("several", "empty_mask", "limit_between_points")),
+        _aupro_case(
+            "by_hand",
+            by_hand,
+            by_hand_masks,
+            0.5,
+            ("limit_between_points",),
+            "4 normal pixels, regions {5} and {3}: points (0, 1/2), (1/4, 1/2), (1/4, 1), "
+            "(1/2, 1); the area up to 1/2 is 3/8, divided by 1/2 is 3/4",
+        ),
+        _aupro_case(
+            "several", better, masks, 0.3, ("several", "empty_mask", "limit_between_points")
+        ),
         _aupro_case("small_limit", better, masks, 0.05, ("several", "limit_between_points")),
         _aupro_case("whole", maps, masks, 1.0, ("several", "limit_one")),
         _aupro_case("ties", tied, masks, 0.3, ("ties", "several", "limit_between_points")),
         _aupro_case("two_values", step, masks, 0.3, ("ties", "several", "limit_between_points")),
-        _aupro_case("all_equal", np.zeros((1, 5, 5), np.float32), _text("##...", "##...", ".....", ".....", "....#"),
-                    0.3, ("ties", "all_equal", "limit_between_points"), "a straight line: half the limit"),
+        _aupro_case(
+            "all_equal",
+            np.zeros((1, 5, 5), np.float32),
+            _text("##...", "##...", ".....", ".....", "....#"),
+            0.3,
+            ("ties", "all_equal", "limit_between_points"),
+            "a straight line: half the limit",
+        ),
         _aupro_case("corners", corner, DIAGONAL, 0.3, ("touching_regions",)),
-        _aupro_case("infinite", mixed, all_or_none, 0.3, ("infinite", "negative", "full_mask", "several")),
-    ]  # fmt: skip
+        _aupro_case(
+            "infinite", mixed, all_or_none, 0.3, ("infinite", "negative", "full_mask", "several")
+        ),
+    ]
 
 
 def _aupro_case(name, maps, masks, limit, flags=(), comment=""):
@@ -514,19 +590,35 @@ AUPRO = Stage(
     lambda inputs, **s: {"aupro": np.float64(formulas.aupro(*_set(inputs), **s))},
     (
         Confusion("the area is not divided by the FPR limit", {"divide": False}),
-        Confusion("4-connectivity instead of 8: regions that touch at a corner are separated", {"connectivity": 4}),
+        Confusion(
+            "4-connectivity instead of 8: regions that touch at a corner are separated",
+            {"connectivity": 4},
+        ),
         Confusion("ties are not merged: equal scores are points of their own", {"ties": "first"}),
         Confusion("ties are not merged: equal scores are points of their own", {"ties": "last"}),
-        Confusion("no interpolation at the FPR limit: the curve ends at the last point before it", {"interpolate": False}),
+        Confusion(
+            "no interpolation at the FPR limit: the curve ends at the last point before it",
+            {"interpolate": False},
+        ),
         Confusion("the FPR is taken over all pixels instead of the normal ones", {"over": "all"}),
         Confusion("recall of pixels instead of the mean over regions", {"per_pixel": True}),
-        Confusion("the mean of the images' own areas instead of one curve of the set", {"per_image": True}),
+        Confusion(
+            "the mean of the images' own areas instead of one curve of the set", {"per_image": True}
+        ),
         Confusion("> instead of >=: the lowest scores are never found", {"strict": True}),
         Confusion("100 evenly spaced thresholds instead of all scores", {"points": 100}),
         Confusion("200 evenly spaced thresholds instead of all scores", {"points": 200}),
     ),
-)  # fmt: skip
+)
 
 STAGES = (
-    UNTILE, MEAN_SCORE, SEAM_MASK, SMOOTHING, THRESHOLD, NORMALISATION, REGIONS, AUROC, AUPRO,
-)  # fmt: skip
+    UNTILE,
+    MEAN_SCORE,
+    SEAM_MASK,
+    SMOOTHING,
+    THRESHOLD,
+    NORMALISATION,
+    REGIONS,
+    AUROC,
+    AUPRO,
+)

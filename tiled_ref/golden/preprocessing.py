@@ -40,14 +40,21 @@ def _decode_cases():
         ("grey_alpha", pictures.png(colour[..., 2:], pictures.GREY_ALPHA), ("grey", "alpha")),
         ("alpha", pictures.png(colour, pictures.RGBA), ("alpha", "not_square")),
         ("palette", pictures.png(numbers, pictures.PALETTE, palette), ("palette",)),
-        ("palette_alpha", pictures.png(numbers, pictures.PALETTE, palette, [0, 99, 255]),
-         ("palette", "alpha")),
+        (
+            "palette_alpha",
+            pictures.png(numbers, pictures.PALETTE, palette, [0, 99, 255]),
+            ("palette", "alpha"),
+        ),
         ("grey_16", pictures.png(wide[..., :1], pictures.GREY), ("grey", "sixteen_bit")),
         ("rgb_16", pictures.png(wide, pictures.RGB), ("sixteen_bit",)),
-        ("turned", pictures.png(colour[..., :3], pictures.RGB, orientation=6), ("rotated", "not_square")),
+        (
+            "turned",
+            pictures.png(colour[..., :3], pictures.RGB, orientation=6),
+            ("rotated", "not_square"),
+        ),
         ("upside_down", pictures.png(colour[..., :3], pictures.RGB, orientation=3), ("rotated",)),
         ("one_pixel", pictures.png(colour[:1, :1, :3], pictures.RGB), ("one_pixel",)),
-    ]  # fmt: skip
+    ]
     cases = [Case(name, {"image": File("image.png", data)}, flags) for name, data, flags in files]
     for name in ("jpeg", "jpeg_grey"):
         data = File("image.jpg", pictures.jpeg(_jpeg_blocks(name)))
@@ -87,12 +94,14 @@ DECODE = Stage(
         Confusion("alpha is blended over white instead of dropped", {"blend": 255}),
         Confusion("numbers of the palette are taken for grey values", {"colours": False}),
         Confusion("EXIF orientation is ignored", {"orient": False}),
-        Confusion("16-bit grey: the high byte is taken instead of (v + 128) / 257", {"high_byte": True}),
+        Confusion(
+            "16-bit grey: the high byte is taken instead of (v + 128) / 257", {"high_byte": True}
+        ),
         Confusion("16 bits: the low byte is taken (byte order)", {"low_byte": True}),
         Confusion("16-bit grey is cut off at 255 instead of scaled", {"scale": False}),
         Confusion("Y, Cb, Cr of a JPEG file are taken for red, green, blue", {"ycc": False}),
     ),
-)  # fmt: skip
+)
 
 
 # -------------------------------------------------------------------------------- resize
@@ -129,7 +138,9 @@ def _resize(inputs):
     return {"image": images.resize_image(inputs["image"], _size(inputs))}
 
 
-def _resize_formula(inputs, mode="bilinear", rounding=np.rint, box=False, channels=None, **switches):
+def _resize_formula(
+    inputs, mode="bilinear", rounding=np.rint, box=False, channels=None, **switches
+):
     image = inputs["image"].transpose(2, 0, 1)
     size = _size(inputs)
     if box:
@@ -165,10 +176,12 @@ RESIZE = Stage(
         Confusion("nearest neighbour (centres) instead of bilinear", {"mode": "nearest_centre"}),
         Confusion("the mean over areas instead of bilinear", {"box": True}),
         Confusion("values are cut off instead of rounded", {"rounding": np.floor}),
-        Confusion("halves are rounded up instead of to even", {"rounding": lambda v: np.floor(v + 0.5)}),
+        Confusion(
+            "halves are rounded up instead of to even", {"rounding": lambda v: np.floor(v + 0.5)}
+        ),
         Confusion("BGR instead of RGB", {"channels": -1}),
     ),
-)  # fmt: skip
+)
 
 
 def _resize_mask_cases():
@@ -199,11 +212,16 @@ RESIZE_MASK = Stage(
     lambda inputs: {"mask": images.resize_mask(inputs["mask"], _size(inputs))},
     _resize_mask_formula,
     (
-        Confusion("floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", {"mode": "nearest_centre"}),
-        Confusion("bilinear, and whatever is above 0 is anomalous", {"mode": "bilinear", "level": 1e-9}),
+        Confusion(
+            "floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)",
+            {"mode": "nearest_centre"},
+        ),
+        Confusion(
+            "bilinear, and whatever is above 0 is anomalous", {"mode": "bilinear", "level": 1e-9}
+        ),
         Confusion("bilinear, and what is above a half is anomalous", {"mode": "bilinear"}),
     ),
-)  # fmt: skip
+)
 
 
 # ----------------------------------------------------------------------------- normalise
@@ -238,16 +256,21 @@ NORMALISE = Stage(
     _normalise_formula,
     (
         Confusion("BGR instead of RGB", {"order": -1}),
-        Confusion("mean and standard deviation of red and blue are exchanged (BGR)",
-                  {"mean": images.MEAN[::-1], "std": images.STD[::-1]}),
+        Confusion(
+            "mean and standard deviation of red and blue are exchanged (BGR)",
+            {"mean": images.MEAN[::-1], "std": images.STD[::-1]},
+        ),
         Confusion("not divided by 255", {"scale": 1.0}),
         Confusion("divided by 256 instead of 255", {"scale": 256.0}),
         Confusion("the mean is not subtracted", {"mean": _ZERO}),
         Confusion("not divided by the standard deviation", {"std": _ONE}),
         Confusion("neither mean nor standard deviation are used", {"mean": _ZERO, "std": _ONE}),
-        Confusion("a mean and standard deviation of 0.5 instead of ImageNet's", {"mean": _HALF, "std": _HALF}),
+        Confusion(
+            "a mean and standard deviation of 0.5 instead of ImageNet's",
+            {"mean": _HALF, "std": _HALF},
+        ),
     ),
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------------------------- tile
@@ -291,12 +314,17 @@ TILE = Stage(
     _tile_formula,
     (
         Confusion("stride and tile size are exchanged", {"exchanged": True}),
-        Confusion("rows and columns of the tiles are exchanged (column-major order)", {"column_major": True}),
-        Confusion("the last tiles are shifted back into the image instead of padded", {"at_end": False}),
+        Confusion(
+            "rows and columns of the tiles are exchanged (column-major order)",
+            {"column_major": True},
+        ),
+        Confusion(
+            "the last tiles are shifted back into the image instead of padded", {"at_end": False}
+        ),
         Confusion("the edge is repeated beyond the image instead of zeros", {"edge": True}),
         Confusion("ones beyond the image instead of zeros", {"fill": 1}),
     ),
-)  # fmt: skip
+)
 
 
 # ------------------------------------------------------------------------------ backbone
@@ -328,8 +356,17 @@ def _backbone_formula(inputs, order=1, **switches):
 
 
 def _features(
-    x, tensors, eps=1e-5, batch=False, pool_pad=1, late=False, stride_first=True, shortcut=True, mean=False, relu=True
-):  # fmt: skip
+    x,
+    tensors,
+    eps=1e-5,
+    batch=False,
+    pool_pad=1,
+    late=False,
+    stride_first=True,
+    shortcut=True,
+    mean=False,
+    relu=True,
+):
     """The backbone in plain calls, float64. Switches are mistakes: eps of the batch
     normalisation; batch, its statistics from the batch; pool_pad; late, the ReLU before the
     sum; stride_first False, the stride in the second convolution; shortcut False; mean, an
@@ -377,15 +414,25 @@ BACKBONE = Stage(
     _backbone_formula,
     (
         Confusion("BGR instead of RGB", {"order": -1}),
-        Confusion("batch normalisation uses the batch's statistics instead of the stored ones", {"batch": True}),
-        Confusion("the epsilon of the batch normalisation is 0.001 instead of 0.00001", {"eps": 1e-3}),
+        Confusion(
+            "batch normalisation uses the batch's statistics instead of the stored ones",
+            {"batch": True},
+        ),
+        Confusion(
+            "the epsilon of the batch normalisation is 0.001 instead of 0.00001", {"eps": 1e-3}
+        ),
         Confusion("the maximum after the stem is not padded", {"pool_pad": 0}),
         Confusion("a mean instead of a maximum after the stem", {"mean": True}),
-        Confusion("the ReLU comes before the sum with the shortcut instead of after", {"late": True}),
-        Confusion("stride 2 in the second convolution of a block instead of the first", {"stride_first": False}),
+        Confusion(
+            "the ReLU comes before the sum with the shortcut instead of after", {"late": True}
+        ),
+        Confusion(
+            "stride 2 in the second convolution of a block instead of the first",
+            {"stride_first": False},
+        ),
         Confusion("the shortcuts are not added", {"shortcut": False}),
         Confusion("no ReLU after the first convolution", {"relu": False}),
     ),
-)  # fmt: skip
+)
 
 STAGES = (DECODE, RESIZE, RESIZE_MASK, NORMALISE, TILE, BACKBONE)

@@ -9,7 +9,7 @@ from . import formulas
 from .compare import boundary, close
 from .fastflow import Counted, adam
 from .numbers import Numbers
-from .padim import CHANNELS, Given, given_layers, layers_of, places, score_stage, tensor
+from .padim import Given, given_layers, layers_of, places, score_stage, tensor
 from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
 from .small_model import WIDTH, drawn, packed, unpacked
 from .stage import Case, Confusion, Stage, Weights
@@ -62,9 +62,18 @@ def _embedding_formula(inputs, **switches):
 
 
 def _student(
-    layers, weights, training=False, running=None, eps=1e-5, cut="end", order=(0, 1, 2), turned=False,
-    shortcut=True, relu_between=True, late=False,
-):  # fmt: skip
+    layers,
+    weights,
+    training=False,
+    running=None,
+    eps=1e-5,
+    cut="end",
+    order=(0, 1, 2),
+    turned=False,
+    shortcut=True,
+    relu_between=True,
+    late=False,
+):
     """Bottleneck and decoder in plain calls, float64; see FORMAT.md. training: the batch's
     statistics; running: a dict that then takes the new running mean and variance. The other
     switches are mistakes: eps of the batch normalisation; cut, which end is cut off; order of the
@@ -74,11 +83,19 @@ def _student(
     def normalised(x, name):
         weight, bias, mean, var = weights[name]
         if running is not None:
-            of_batch = x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3), unbiased=running["unbiased"])
+            of_batch = (
+                x.detach().mean((0, 2, 3)),
+                x.detach().var((0, 2, 3), unbiased=running["unbiased"]),
+            )
             keep = 1 - running["momentum"]
-            new = [keep * old + (1 - keep) * now for old, now in zip((mean.detach(), var.detach()), of_batch)]
+            new = [
+                keep * old + (1 - keep) * now
+                for old, now in zip((mean.detach(), var.detach()), of_batch)
+            ]
             running[name] = torch.stack(new)
-        return F.batch_norm(x, mean.detach().clone(), var.detach().clone(), weight, bias, training, 0.1, eps)
+        return F.batch_norm(
+            x, mean.detach().clone(), var.detach().clone(), weight, bias, training, 0.1, eps
+        )
 
     def resized(x, name, how):
         if how == "up":
@@ -124,16 +141,31 @@ EMBEDDING = Stage(
     _embedding,
     _embedding_formula,
     (
-        Confusion("batch normalisation uses the batch's statistics instead of the stored ones", {"training": True}),
-        Confusion("the epsilon of the batch normalisation is 0.001 instead of 0.00001", {"eps": 1e-3}),
-        Confusion("what the decoder has too much is cut off at the top and left instead of bottom and right", {"cut": "start"}),
+        Confusion(
+            "batch normalisation uses the batch's statistics instead of the stored ones",
+            {"training": True},
+        ),
+        Confusion(
+            "the epsilon of the batch normalisation is 0.001 instead of 0.00001", {"eps": 1e-3}
+        ),
+        Confusion(
+            "what the decoder has too much is cut off at the top and left, not bottom and right",
+            {"cut": "start"},
+        ),
         Confusion("the layers are concatenated in the opposite order", {"order": (2, 1, 0)}),
-        Confusion("the kernels of the transposed convolutions are turned by 180 degrees", {"turned": True}),
+        Confusion(
+            "the kernels of the transposed convolutions are turned by 180 degrees", {"turned": True}
+        ),
         Confusion("the shortcuts are not added", {"shortcut": False}),
-        Confusion("the ReLU comes before the sum with the shortcut instead of after", {"late": True}),
-        Confusion("no ReLU after the convolutions of stride 2 that fuse the layers", {"relu_between": False}),
+        Confusion(
+            "the ReLU comes before the sum with the shortcut instead of after", {"late": True}
+        ),
+        Confusion(
+            "no ReLU after the convolutions of stride 2 that fuse the layers",
+            {"relu_between": False},
+        ),
     ),
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------------------- parameters
@@ -165,9 +197,16 @@ def _cosine_distance(e, d, eps=1e-8):
 
 
 def _parameters_formula(
-    inputs, rate=RATE, betas=model.BETAS, steps=None, corrected=True, flat=False, unbiased=True,
-    momentum=0.1, layers_mean=False,
-):  # fmt: skip
+    inputs,
+    rate=RATE,
+    betas=model.BETAS,
+    steps=None,
+    corrected=True,
+    flat=False,
+    unbiased=True,
+    momentum=0.1,
+    layers_mean=False,
+):
     """The steps in float64, Adam written out."""
     values = {k: tensor(v).double() for k, v in inputs["weights"].items()}
     layers = [tensor(layer).double() for layer in given_layers(inputs)]
@@ -185,7 +224,9 @@ def _parameters_formula(
     for step in range(1, (int(inputs["steps"]) if steps is None else steps) + 1):
         leaves = {k: v.detach().requires_grad_() for k, v in values.items()}
         running = {"unbiased": unbiased, "momentum": momentum}
-        gradients = torch.autograd.grad(loss(leaves, training=True, running=running), list(leaves.values()))
+        gradients = torch.autograd.grad(
+            loss(leaves, training=True, running=running), list(leaves.values())
+        )
         for k, gradient in zip(values, gradients):
             moments[k], values[k] = adam(
                 values[k], gradient, moments[k], step, rate, betas, corrected=corrected
@@ -218,11 +259,16 @@ PARAMETERS = Stage(
         Confusion("one step instead of two", {"steps": 1}),
         Confusion("Adam without the correction of its moments' bias", {"corrected": False}),
         Confusion("one cosine of the flattened maps instead of one per position", {"flat": True}),
-        Confusion("the running variance takes the biased variance (N) instead of N - 1", {"unbiased": False}),
-        Confusion("the running statistics take 0.9 of the batch's instead of 0.1", {"momentum": 0.9}),
+        Confusion(
+            "the running variance takes the biased variance (N) instead of N - 1",
+            {"unbiased": False},
+        ),
+        Confusion(
+            "the running statistics take 0.9 of the batch's instead of 0.1", {"momentum": 0.9}
+        ),
         Confusion("the loss is the mean over layers instead of the sum", {"layers_mean": True}),
     ),
-)  # fmt: skip
+)
 
 
 # --------------------------------------------------------------------------- map and score
@@ -253,8 +299,15 @@ def _map(inputs):
 
 
 def _map_formula(
-    inputs, combine=np.prod, align_corners=True, mode="bilinear", one_less=True, dot=False, blurred=True, how=None
-):  # fmt: skip
+    inputs,
+    combine=np.prod,
+    align_corners=True,
+    mode="bilinear",
+    one_less=True,
+    dot=False,
+    blurred=True,
+    how=None,
+):
     maps = []
     for e, d in zip(given_layers(inputs), (inputs[name] for name in DECODED)):
         e, d = torch.from_numpy(np.array(e)).double(), torch.from_numpy(np.array(d)).double()
@@ -288,7 +341,7 @@ MAP = Stage(
         Confusion("the map is not blurred", {"blurred": False}),
         *(Confusion(c.sentence, {"how": c.switches}) for c in MAP_BLUR_CONFUSIONS),
     ),
-)  # fmt: skip
+)
 
 SCORE = score_stage(
     "reverse_distillation.score",

@@ -40,7 +40,8 @@ class SmallResNet(nn.Module):
         self.eval()
 
     def forward(self, images):
-        """(B, 3, h, w) -> [(B, 4, h/4, w/4), (B, 8, h/8, w/8), (B, 16, h/16, w/16)], rounded up."""
+        """float32 (B, 3, h, w) -> [(B, 4, h/4, w/4), (B, 8, h/8, w/8), (B, 16, h/16, w/16)],
+        rounded up."""
         x = nn.functional.max_pool2d(self.bn1(self.conv1(images)).relu(), 3, 2, 1)
         layer1 = self.layer1(x)
         layer2 = self.layer2(layer1)
@@ -104,6 +105,10 @@ def drawn(module, name):
 def _normalisation(draw, channels):
     """weight around 1, bias and mean around 0, variance in [0.5, 1.5): float32 (4, C)."""
     eighth = np.float32(0.125)
-    rows = [1 + draw.bell(channels) * eighth, draw.bell(channels) * eighth,
-            draw.bell(channels) * eighth, np.float32(0.5) + draw.uniform(channels)]  # fmt: skip
+    rows = [
+        1 + draw.bell(channels) * eighth,
+        draw.bell(channels) * eighth,
+        draw.bell(channels) * eighth,
+        np.float32(0.5) + draw.uniform(channels),
+    ]
     return np.stack(rows).astype(np.float32)

@@ -25,7 +25,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class File:
-    """As an input of a case: a file that is not an array, such as an image."""
+    """As an input of a case: a file that is not an array, such as an image: its name, and its
+    bytes as data."""
 
     name: str
     data: bytes
