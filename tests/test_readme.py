@@ -214,6 +214,14 @@ def test_every_file_named_in_the_readme_exists():
         assert (ROOT / name).is_file(), name
 
 
+def test_every_module_is_on_the_map_of_the_rooms():
+    rooms = readme().partition("## The rooms")[2].partition("\n## ")[0]
+    golden = ROOT / "tiled_ref" / "golden"
+    names = {p.name for p in SOURCES if golden not in p.parents} | {"golden/"}
+    assert sorted(name for name in names if name not in rooms) == []
+    assert set(re.findall(r"\b(\w+\.py)\b", rooms)) <= names | {"run.py"}
+
+
 def test_every_link_inside_the_readme_has_its_heading():
     anchors = {
         re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
