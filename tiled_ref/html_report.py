@@ -305,7 +305,8 @@ def cell_html(text):
 
 def differing_options(results):
     """Sentences on options in which the cells differ, so that nobody compares the unlike."""
-    keys = ("weights", "antialias", "score", "seam_width", "seam_sigma", "metric_size", "torch")
+    keys = ("weights", "antialias", "score", "seam_width", "seam_sigma", "metric_size", "precision",
+            "torch")  # fmt: skip
     notes = []
     for key in keys:
         values = sorted({str(r.get(key)) for r in results})

@@ -139,6 +139,9 @@ class RowFile:
 OUT_REMEDY = "choose another --out or make room, and go on with --resume"
 
 
+WHERE_SAME = "where-same"  # resume what has the same identity, start the rest over
+
+
 class CellStore:
     """The pieces of one cell, as a context manager that closes their files.
 
@@ -148,8 +151,9 @@ class CellStore:
         The cell's folder; None keeps all in memory, and nothing outlives the process.
     identity : dict
         JSON values that decide the results: options, images, versions.
-    resume : bool
-        Keep the pieces of an earlier, unfinished run. Otherwise they are removed.
+    resume : bool or WHERE_SAME
+        Keep the pieces of an earlier, unfinished run. Otherwise they are removed. WHERE_SAME
+        keeps them where they have the same identity and removes them where not.
     note : callable, optional
         note(text) tells the user what was found.
     joins : bool
@@ -178,6 +182,8 @@ class CellStore:
         if joins:
             self.published = not self.ensemble_folder.is_dir()
             return
+        if self.partial.is_dir() and resume == WHERE_SAME:
+            resume = _fits(run, identity, note)
         if self.partial.is_dir() and resume:
             _check_identity(run, identity)
             note(f"{self.folder}: resumed, {self._count()} tile locations are done")
@@ -364,6 +370,16 @@ def _lock(file):
     except BlockingIOError:
         return False
     except PermissionError:  # how msvcrt says that another process holds it
+        return False
+    return True
+
+
+def _fits(path, identity, note):
+    """Whether an unfinished run can be resumed; if not, note is told why."""
+    try:
+        _check_identity(path, identity)
+    except InputError as error:
+        note(f"starting over: {str(error).partition('; use the same')[0]}")
         return False
     return True
 
