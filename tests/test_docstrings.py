@@ -13,11 +13,11 @@ from sources import MODULES, ROOT, SOURCES, module_of
 ARRAYS = {
     "maps", "scores", "masks", "mask", "tiles", "images", "image", "batch", "labels", "features",
     "embedding", "picture", "array", "values", "patches", "distances", "z", "log_det",
-    "encoded", "decoded", "x", "y", "mean", "precision",
+    "encoded", "decoded", "x", "y",
 }  # fmt: skip
 SHAPE = r"\([^()]*(?:[A-Za-z]|\.\.\.|\d,)[^()]*\)"  # such as (N, H, W)
 DTYPE = r"float|uint8|int64|bool|dtype|integer|ints?\b|complex|str\b|callable|list|sequence"
-ELSEWHERE = r"\b(?:see|as in|as for|as)\b [`\w]"  # the docstring sends the reader on
+ELSEWHERE = r"\b(?:see|as in|as for|as)\b [`\w]|CategoryImages"  # the docstring sends the reader on
 RESULT = r"Returns|Yields?\b|->|>>>"
 DELEGATES = r"(?:Parameters\b[^.:]*:|the others) (?:see|as in) `"  # all parameters at once
 

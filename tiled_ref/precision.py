@@ -1,0 +1,87 @@
+"""Networks in fewer bits, on demand: mixed precision and compilation of what is not learnt from
+statistics.
+
+The convolutional networks (backbone, flows, decoder) run under torch.autocast; statistics,
+distances, likelihoods and training in float32, as always.
+"""
+
+import contextlib
+
+import torch
+
+from .errors import InputError
+
+PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def check_precision(precision, device):
+    """Raise InputError for a precision that the device does not have.
+
+    Parameters: precision, a key of PRECISIONS; device, a torch.device.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"the precision must be one of {', '.join(PRECISIONS)}, not {precision!r}"
+        )
+    if precision == "float16" and device.type != "cuda":
+        raise InputError(
+            f"--precision float16 needs a CUDA device, not {device}; use bfloat16 or float32"
+        )
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError(
+            f"--precision bfloat16: {torch.cuda.get_device_name(device)} has no bfloat16; use "
+            "float16 or float32"
+        )
+
+
+class MixedPrecision(torch.nn.Module):
+    """A backbone whose layers are computed in fewer bits and handed on in float32.
+
+    Parameters: backbone; precision, a key of PRECISIONS other than float32.
+    """
+
+    def __init__(self, backbone, precision):
+        super().__init__()
+        self.backbone = backbone
+        self.dtype = PRECISIONS[precision]
+        if hasattr(backbone, "channels"):
+            self.channels = backbone.channels
+
+    def forward(self, images):
+        """images float32 (B, 3, h, w) -> layers as the backbone's, float32."""
+        with torch.autocast(images.device.type, self.dtype):
+            layers = self.backbone(images)
+        return [layer.float() for layer in layers]
+
+
+def autocast_of(backbone, device):
+    """The context in which networks that go with this backbone predict."""
+    if isinstance(backbone, MixedPrecision):
+        return torch.autocast(torch.device(device).type, backbone.dtype)
+    return contextlib.nullcontext()
+
+
+class Compiled(torch.nn.Module):
+    """A backbone compiled by torch.compile, at its first use for each shape of its input.
+
+    Parameters: backbone. Raises InputError where torch cannot compile here.
+    """
+
+    def __init__(self, backbone):
+        super().__init__()
+        device = next(backbone.parameters()).device
+        try:
+            torch.compile(lambda x: x * 2 + 1)(torch.ones(2, device=device))
+        except Exception as error:  # torch raises many types, all of which say it cannot compile
+            raise InputError(
+                "--compile: torch cannot compile here "
+                f"({str(error).strip().splitlines()[0]}); leave it out"
+            ) from error
+        self.backbone = backbone
+        self._call = torch.compile(backbone)
+        if hasattr(backbone, "channels"):
+            self.channels = backbone.channels
+
+    def forward(self, images):
+        """images float32 (B, 3, h, w) -> layers as the backbone's, float32."""
+        return self._call(images)
