@@ -268,7 +268,9 @@ def test_bad_command_lines_are_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     assert "not empty" in refused(capsys, "export", tmp_path)
     assert "genuine" in refused(capsys, "export", nowhere, "--weights", "random")
-    assert "missing.pth" in refused(capsys, "export", nowhere, "--weights", tmp_path / "missing.pth")
+    assert "missing.pth" in refused(
+        capsys, "export", nowhere, "--weights", tmp_path / "missing.pth"
+    )
     assert not nowhere.exists()
 
 

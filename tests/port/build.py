@@ -1,7 +1,7 @@
 """Building and running the C port, and the deliberate mistakes in it.
 
-    python tests/port/build.py            build, run and check the port
-    python tests/port/build.py 11         the same with mistake 11
+python tests/port/build.py            build, run and check the port
+python tests/port/build.py 11         the same with mistake 11
 """
 
 import os

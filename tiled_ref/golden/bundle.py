@@ -302,14 +302,15 @@ class Bundle:
                 entries += [*case["inputs"].values(), *case["outputs"].values()]
         return {entry["path"] for entry in entries if "path" in entry}
 
-    def output(self, stage, case, name):
-        """The array of an output, or None where this bundle has none of that name."""
+    def small_output(self, stage, case, name):
+        """The array of an output that lies in the manifest itself, or None."""
         if self._outputs is None:
             self._outputs = {
                 (s["name"], c["name"], key): entry
                 for s in self.stages
                 for c in s["cases"]
                 for key, entry in c["outputs"].items()
+                if "values" in entry
             }
         entry = self._outputs.get((stage, case, name))
         return None if entry is None else self.array(entry)

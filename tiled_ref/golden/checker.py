@@ -133,7 +133,7 @@ class _Port:
         file = self.file(stage, case, name)
         if file.is_file():
             return npy.read(file)
-        return self.bundle and self.bundle.output(stage, case, name)
+        return self.bundle and self.bundle.small_output(stage, case, name)
 
     def file(self, stage, case, name):
         """Where the output should lie."""

@@ -92,7 +92,7 @@ class Verdict:
     ok; n, numbers compared; n_beyond, those beyond the tolerance; worst, index of the largest
     difference (None without numbers); difference, the absolute difference there (inf where
     only one of the two is finite); ulps, the largest distance in representable numbers
-    (floats of one kind only, else None).
+    (floats of one kind only, else None; None as well where only one of two is a NaN).
     """
 
     ok: bool
@@ -132,7 +132,7 @@ def compare(port, reference, rule):
         n_beyond,
         tuple(int(k) for k in np.unravel_index(place, difference.shape)),
         float(difference.flat[place]),
-        None if steps is None else int(min(steps.max(), 2**62)),
+        None if steps is None or np.isinf(steps).any() else int(steps.max()),
     )
 
 
