@@ -68,7 +68,9 @@ def load(root, name):
             raise InputError(f"the anomalous image {row['image']} on {where} {problem}")
         for text in (row["image"], row["mask"]):
             if Path(text).is_absolute() or ".." in Path(text).parts:
-                raise InputError(f"{text!r} on {where} leads out of --root {root}; correct the line")
+                raise InputError(
+                    f"{text!r} on {where} leads out of --root {root}; correct the line"
+                )
         path = root / row["image"]
         mask = root / row["mask"] if label == ANOMALOUS else None
         for file in (path, mask):

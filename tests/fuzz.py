@@ -1,0 +1,285 @@
+"""Mutated image files, manifests, tensor files and tables: each works or is an InputError.
+
+    python tests/fuzz.py --seed 0 --cases 2000
+    python tests/fuzz.py --seed 0 --only 1234        one case again, with its traceback
+
+Every case is a function of the seed and its number alone. A case fails where anything else than
+an InputError comes out, where its sentence is longer than LONGEST, where it takes more than
+SECONDS or where the process grows by more than MEMORY. The suite runs some of them.
+"""
+
+import argparse
+import json
+import random
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zlib
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tiled_ref.backbone import ResNet18Features
+from tiled_ref.data import visa
+from tiled_ref.data.images import decode_image, decode_mask, image_size
+from tiled_ref.ensemble import TiledEnsemble
+from tiled_ref.errors import InputError, one_line
+from tiled_ref.memory import PeakMemory
+from tiled_ref.saved import layout, read_tensors, write_tensors
+from tiled_ref.setups import SETUPS
+from tiled_ref.weights import random_weights
+
+SECONDS = 30  # of one case, far above the slowest, so that a busy machine fails nothing
+MEMORY = 2 << 30  # bytes: the largest image that is not refused, decoded, and a copy of it
+LONGEST = 1000  # characters of a sentence
+NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**32 - 1)
+VALUES = (
+    None, True, False, 0, -1, 1, 1.5, 2**31, 10**18, 10**400, 1e308, "", "x", "../../x", "\0",
+    "\ud800", [], [0], [[]], {}, {"a": 1}, [1, 2, 3], "9" * 5000,
+)  # fmt: skip
+
+
+class Fuzz:
+    """The seeds of the mutations, made once in a folder.
+
+    Parameters: folder to work in; seed.
+    """
+
+    def __init__(self, folder, seed):
+        self.folder, self.seed = Path(folder), seed
+        picture = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
+        self.images = []
+        for mode in ("RGB", "L", "P", "1"):
+            for ending in ("png", "bmp", "tif", "gif", "jpg", "webp"):
+                if ending in ("jpg", "webp") and mode in ("P", "1"):
+                    continue
+                path = self.folder / f"seed.{ending}"
+                exif = Image.Exif()
+                exif[0x0112] = 6
+                known = {"exif": exif} if ending in ("png", "tif", "jpg") else {}
+                Image.fromarray(picture).convert(mode).save(path, **known)
+                self.images.append((ending, path.read_bytes()))
+        write_tensors(
+            self.folder / "seed.npz",
+            {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True]), "c": torch.tensor(1)},
+        )
+        self.tensors = (self.folder / "seed.npz").read_bytes()
+        backbone = ResNet18Features(random_weights().state_dict)
+        setup = SETUPS["ENS4"].with_sizes((32, 32), (16, 16))
+        ensemble = TiledEnsemble(setup, backbone=backbone, weights="random")
+        ensemble.fit(picture[None, :, :, :].repeat(3, axis=0))
+        ensemble.calibrate(picture[None])
+        ensemble.save(self.folder / "ensemble")
+        self.backbone = backbone
+        self.manifest = (self.folder / "ensemble/manifest.json").read_bytes()
+        root = self.folder / "visa"
+        for name in ("pcb1", "split_csv"):
+            (root / name).mkdir(parents=True)
+        lines = ["object,split,label,image,mask"]
+        for k in range(3):
+            (root / f"pcb1/{k}.png").write_bytes(self.images[0][1])
+            label = "anomaly" if k == 2 else "normal"
+            mask = "pcb1/0.png" if k == 2 else ""
+            lines.append(f"pcb1,{'test' if k else 'train'},{label},pcb1/{k}.png,{mask}")
+        self.table = "\n".join(lines).encode()
+
+    def kinds(self):
+        """Name -> function(random) that makes one mutated input and reads it."""
+        return {
+            "image": self.image, "manifest": self.json, "manifest bytes": self.json_bytes,
+            "tensors": self.npz, "table": self.csv,
+        }  # fmt: skip
+
+    def run(self, case):
+        """One case: (kind, "read" or "refused", sentence); raises what should not happen."""
+        rng = random.Random(f"{self.seed} {case}")
+        kinds = self.kinds()
+        kind = list(kinds)[case % len(kinds)]
+        try:
+            kinds[kind](rng)
+        except InputError as error:
+            sentence = one_line(error)
+            if len(sentence) > LONGEST:
+                raise AssertionError(f"a sentence of {len(sentence)} characters") from error
+            return kind, "refused", sentence
+        return kind, "read", ""
+
+    def image(self, rng):
+        ending, data = rng.choice(self.images)
+        data = mutated(data, rng, head=rng.random() < 0.7)
+        if ending == "png" and rng.random() < 0.7:
+            data = with_checksums(data)
+        path = self.folder / f"case.{ending}"
+        path.write_bytes(data)
+        reader = rng.choice((decode_image, decode_mask, image_size))
+        result = reader(path)
+        if reader is decode_image:
+            assert result.dtype == np.uint8 and result.ndim == 3 and result.shape[2] == 3
+        elif reader is decode_mask:
+            assert result.dtype == bool and result.ndim == 2
+
+    def json(self, rng):
+        content = json.loads(self.manifest)
+        for _ in range(rng.randint(1, 2)):
+            change(content, rng)
+        self._load(json.dumps(content).encode("utf-8", "replace"))
+
+    def json_bytes(self, rng):
+        self._load(mutated(self.manifest, rng, text=True))
+
+    def _load(self, data):
+        (self.folder / "ensemble/manifest.json").write_bytes(data)
+        ensemble = TiledEnsemble.load(
+            self.folder / "ensemble", backbone=self.backbone, allow_version_change=True
+        )
+        image = np.zeros((1, 3, 8, 8), np.uint8)
+        if max(ensemble.setup.image_size) <= 256:  # an honest setup, only larger: not tried out
+            ensemble.predict(image)
+
+    def npz(self, rng):
+        path = self.folder / "case.npz"
+        path.write_bytes(mutated(self.tensors, rng))
+        layout(path)
+        for tensor in read_tensors(path).values():
+            assert tensor.device.type == "cpu"
+
+    def csv(self, rng):
+        path = self.folder / "visa/split_csv/1cls.csv"
+        path.write_bytes(mutated(self.table, rng, text=True))
+        category = visa.load(self.folder / "visa", "pcb1")
+        assert category.train and category.test
+
+
+LETTERS = b"0123456789.-+eE,:;\"'{}[]/\\ \n\0\xff"
+
+
+def mutated(data, rng, head=False, text=False):
+    """Bytes with a few changes; head: within the first 64 bytes; text: mostly to letters that
+    mean something in JSON and CSV."""
+    data = bytearray(data)
+    byte = (lambda: rng.choice(LETTERS)) if text else (lambda: rng.randrange(256))
+    for _ in range(rng.randint(1, 2 if text else 4)):
+        end = min(len(data), 64) if head else len(data)
+        at = rng.randrange(max(1, end))
+        kind = rng.randrange(7)
+        if kind == 0 and data:
+            data[min(at, len(data) - 1)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at : at + 1] = bytes([byte()])
+        elif kind == 2 and text:
+            data[at : at + 1] = str(rng.choice(NUMBERS)).encode()
+        elif kind == 2:
+            form = rng.choice(("<I", ">I", "<H", ">H"))
+            number = rng.choice(NUMBERS) % (1 << 8 * struct.calcsize(form))
+            data[at : at + struct.calcsize(form)] = struct.pack(form, number)
+        elif kind == 3:
+            del data[at : at + rng.randint(1, 8)]
+        elif kind == 4:
+            data[at:at] = bytes(byte() for _ in range(rng.randint(1, 8)))
+        elif kind == 5:
+            other = rng.randrange(len(data) or 1)
+            data[at:at] = data[other : other + rng.randint(1, 32)]
+        elif rng.random() < 0.3:
+            del data[at:]
+    return bytes(data)
+
+
+def with_checksums(data):
+    """A PNG file whose chunks have the right checksums, so that more of it is looked at."""
+    out, at = data[:8], 8
+    while at + 12 <= len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        if at + 12 + size > len(data):
+            break
+        body = data[at + 4 : at + 8 + size]
+        out += data[at : at + 4] + body + struct.pack(">I", zlib.crc32(body))
+        at += 12 + size
+    return out + data[at:]
+
+
+def change(content, rng):
+    """Replace, remove or rename one entry somewhere in a JSON value."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        if not keys:
+            return
+        key = rng.choice(keys)
+        if isinstance(content[key], (dict, list)) and content[key] and rng.random() < 0.8:
+            content = content[key]
+            continue
+        kind = rng.randrange(4)
+        if kind < 2:
+            content[key] = rng.choice(VALUES)
+        elif kind == 2:
+            del content[key]
+        elif isinstance(content, dict):
+            content[str(rng.choice(VALUES))[:50]] = content.pop(key)
+        else:
+            content.append(content[key])
+        return
+
+
+def fuzz(folder, seed, cases, say=None):
+    """Run cases; returns (Counter of (kind, outcome), list of (case, what went wrong))."""
+    source = Fuzz(folder, seed)
+    counts, failures = Counter(), []
+    slowest = largest = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for case in cases:
+            peak = PeakMemory("cpu")
+            before, start = peak.read()["peak_memory_bytes"], time.monotonic()
+            try:
+                kind, outcome, _ = source.run(case)
+            except Exception as error:
+                counts["any", "FAILED"] += 1
+                failures.append((case, f"{type(error).__name__}: {error}"))
+                continue
+            counts[kind, outcome] += 1
+            seconds = time.monotonic() - start
+            grown = 0 if peak.since_start else peak.read()["peak_memory_bytes"] - before
+            slowest, largest = max(slowest, seconds), max(largest, grown)
+            if seconds > SECONDS:
+                failures.append((case, f"took {seconds:.0f} s"))
+            if grown > MEMORY:
+                failures.append((case, f"took {grown:,} bytes"))
+    if say:
+        say(f"slowest case {slowest:.2f} s, largest growth {largest / 2**20:.0f} MiB")
+    return counts, failures
+
+
+def main():
+    """Print what came out; the exit status is 1 where something failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--only", type=int, help="one case, with its traceback")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.only is not None:
+            try:
+                print(*Fuzz(folder, args.seed).run(args.only))
+            except Exception:
+                traceback.print_exc()
+                return 1
+            return 0
+        counts, failures = fuzz(folder, args.seed, range(args.cases), print)
+    for (kind, outcome), n in sorted(counts.items()):
+        print(f"{kind:16} {outcome:8} {n}")
+    for case, text in failures:
+        print(f"case {case}: {text}")
+    print(f"{args.cases} cases, seed {args.seed}: {len(failures)} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
