@@ -14,6 +14,7 @@ from . import __version__, _arrays, grid
 from .backbone import ResNet18Features
 from .data import DATASETS
 from .distributed import Alone, RankError, find_ranks
+from .engine import parse_memory
 from .ensemble import TiledEnsemble
 from .errors import InputError, KernelNotBuiltError, one_line
 from .experiment import (
@@ -23,11 +24,12 @@ from .explain import BUILT_IN, explain, write_walk
 from .files import make_folder
 from .html_report import write_report
 from .models import MODELS
+from .precision import PRECISIONS
 from .predict import MAPS, PICTURES, PredictOptions, run_predict
 from .progress import Progress
 from .report import result_table, text_table
 from .setups import SETUPS
-from .store import OutputLock
+from .store import WHERE_SAME, OutputLock
 from .validation import MODES, describe
 from .weights import find_weights
 
@@ -290,6 +292,19 @@ def build_parser():
         help="compiled kernels, or their NumPy specification with the same bits (default cython)",
     )  # fmt: skip
     group.add_argument(
+        "--memory", type=_memory, metavar="low|resident|BYTES",
+        help="low: one tile location on the device at a time; resident: all of them, the tiles "
+        "of an image as one batch; or a cap such as 2GiB, within which the sizes are planned "
+        "(default low)",
+    )  # fmt: skip
+    group.add_argument(
+        "--precision", choices=[*PRECISIONS], metavar="|".join(PRECISIONS),
+        help="of the networks; statistics and distances stay in float32 (default float32)",
+    )  # fmt: skip
+    group.add_argument(
+        "--compile", action="store_true", help="compile the backbone with torch.compile"
+    )
+    group.add_argument(
         "--threads", type=_positive, metavar="N",
         help=f"threads of the kernels (default 2, or {_arrays.THREADS_VARIABLE})",
     )  # fmt: skip
@@ -346,12 +361,14 @@ def run(args):
 PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
 SHARED = {
     "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
+    "--memory", "--precision", "--compile",
 }  # fmt: skip
 
 
 def predict_images(args):
-    """Score images by a saved ensemble; returns 2 if one of them could not be read.
+    """Score images by a saved ensemble.
 
+    Parameters: args, of build_parser. Returns the exit status, 2 if an image could not be read.
     Raises InputError for options that do not go together, and as `TiledEnsemble.load` and
     `predict.run_predict` do.
     """
@@ -374,6 +391,8 @@ def predict_images(args):
         device=_resolve_device(args.device),
         batch_size=args.batch_size,
         allow_version_change=args.allow_version_change,
+        precision=args.precision,
+        compile=args.compile,
         progress=progress.stage(f"check the ensemble {args.load}"),
         say=progress.note,
     )
@@ -382,7 +401,9 @@ def predict_images(args):
     else:
         progress.note(describe(ensemble.thresholds))
     make_folder(out)
-    options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads)
+    options = PredictOptions(
+        args.save_maps, args.pictures, args.impl, args.threads, args.memory
+    )
     with OutputLock(out):
         count = run_predict(ensemble, args.predict, out, options, progress)
     parts = [f"{count[key]} {key}" for key in ("normal", "anomalous", "unknown") if count[key]]
@@ -445,6 +466,9 @@ def _prepare(args, progress):
     options = Options(
         out=args.out,
         device=device,
+        memory=args.memory or "low",
+        precision=args.precision or "float32",
+        compile=args.compile,
         weights=weights.kind,
         batch_size=args.batch_size,
         antialias=args.antialias,
@@ -456,7 +480,7 @@ def _prepare(args, progress):
         threads=args.threads,
         weights_digest=weights.digest,
         switches=_switches(args),
-        resume=args.resume or args.report or args.ranks.restarted,
+        resume=args.resume or args.ranks.restarted or (WHERE_SAME if args.report else False),
         save=args.save,
         report=args.report,
         validation=args.validation,
@@ -577,6 +601,13 @@ def _device(text):
     if kind == "cuda" and (not index or index.isascii() and index.isdigit()):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+
+def _memory(text):
+    try:
+        return parse_memory(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _natural(text):

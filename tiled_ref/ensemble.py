@@ -17,6 +17,7 @@ from .data.images import forget_pages, normalize
 from .data.inputs import as_images
 from .errors import InputError
 from .models import MODELS
+from .precision import Compiled, MixedPrecision, check_precision
 from .setups import SETUPS
 from .weights import find_weights
 
@@ -109,6 +110,10 @@ class TiledEnsemble:
         How tile scores become an image score (Eq. 5; "max" is the switch).
     seam_width, seam_sigma : float
         See `smoothing.smooth_seams`.
+    precision : {"float32", "bfloat16", "float16"}
+        Of the networks, see `precision`.
+    compile : bool
+        Compile the backbone with torch.compile; rounding differs.
 
     Attributes
     ----------
@@ -161,6 +166,8 @@ class TiledEnsemble:
         score="mean",
         seam_width=0.1,
         seam_sigma=2.0,
+        precision="float32",
+        compile=False,
     ):
         if arch not in MODELS:
             raise InputError(
@@ -185,6 +192,13 @@ class TiledEnsemble:
         self.weights = weights if weights in ("imagenet", "random") else None
         self.antialias, self.score = antialias, score
         self.seam_width, self.seam_sigma = seam_width, seam_sigma
+        check_precision(precision, self.device)
+        self.precision, self.compile = precision, bool(compile)
+        self.network = self.backbone
+        if compile:
+            self.network = Compiled(self.network)
+        if precision != "float32":
+            self.network = MixedPrecision(self.network, precision)
         self.states = {}
         self.thresholds = None
 
@@ -198,17 +212,22 @@ class TiledEnsemble:
         """Parameters of all models as Table 3 counts them: the backbone once per model."""
         return self.make_model().n_parameters * self.setup.n_models
 
-    def make_model(self):
-        """A fresh model for any location, seeded."""
+    def n_stored_parameters(self, n_images):
+        """Numbers that are really kept: those of the backbone once, for each location what its
+        model learns from n_images, statistics included."""
+        backbone = sum(p.numel() for p in self.backbone.parameters())
+        return backbone + self.make_model().n_learnt(n_images) * self.setup.n_models
+
+    def make_model(self, **overrides):
+        """A fresh model for any location, seeded; overrides, keyword arguments for this one."""
         tiled_input = self.setup.kind == "ST"
         return MODELS[self.arch](
-            self.backbone,
+            self.network,
             self.grid.tile_size,
             seed=self.seed,
             device=self.device,
             untile=FeatureUntiler(self.setup.input_grid) if tiled_input else None,
-            batch_size=self.batch_size,
-            **self.switches,
+            **{"batch_size": self.batch_size, **self.switches, **overrides},
         )
 
     def location_images(self, images, location):
@@ -287,9 +306,10 @@ class TiledEnsemble:
         return self
 
     def verdicts(self, scores):
-        """Whether images are anomalous: bool, True at or above the threshold.
+        """Which images are anomalous.
 
         Parameters: scores (N,), raw, as `predict` returns them.
+        Returns bool (N,), True at or above the threshold.
         Raises InputError where no thresholds have been decided.
         """
         if self.thresholds is None:
@@ -309,6 +329,8 @@ class TiledEnsemble:
         weights=None,
         device="cpu",
         batch_size=None,
+        precision=None,
+        compile=False,
         allow_version_change=False,
         progress=None,
         say=None,
@@ -322,8 +344,8 @@ class TiledEnsemble:
             The one it was trained with; by default made of weights.
         weights : str, optional
             See `weights.find_weights`; by default those that it was trained with.
-        device, batch_size
-            As of TiledEnsemble; the batch size by default that of the training.
+        device, batch_size, precision, compile
+            As of TiledEnsemble; batch size and precision by default those of the training.
         allow_version_change : bool
             Load it although another version of torch trained it.
         progress : callable, optional
@@ -349,6 +371,7 @@ class TiledEnsemble:
             )
         options = {name: getattr(manifest, name) for name in KEPT}
         options["batch_size"] = batch_size or manifest.batch_size
+        options["precision"], options["compile"] = precision or manifest.precision, compile
         weights = weights or manifest.weights
         if backbone is None:
             backbone = ResNet18Features(find_weights(weights, say=say).state_dict)
@@ -370,10 +393,11 @@ class TiledEnsemble:
         shape = self.grid.rows, self.grid.cols, n
         return np.empty((*shape, *self.grid.tile_size), np.float32), np.empty(shape, np.float32)
 
-    def fit_location(self, images, location, progress=None):
+    def fit_location(self, images, location, progress=None, model=None):
         """Eq. 3 for one location: a model trained on its tiles, on the device.
 
-        Parameters: images uint8 (N, 3, H, W); progress as in `fit`.
+        Parameters: images uint8 (N, 3, H, W); progress as in `fit`; model, one of make_model
+        with overrides.
         """
 
         def report(done, total, part="fit"):
@@ -381,17 +405,24 @@ class TiledEnsemble:
                 progress(location, part, done, total)
 
         report(0, len(images))
-        model = self.make_model()
+        model = model or self.make_model()
         model.fit(self.location_images(images, location), progress=report)
         return model
 
-    def predict_location(self, model, images, location, maps, scores, progress=None):
-        """Eq. 4 for one location: fills maps (N, h, w) and scores (N,) on the host."""
+    def predict_location(
+        self, model, images, location, maps, scores, progress=None, batch_size=None
+    ):
+        """Eq. 4 for one location: fills maps (N, h, w) and scores (N,) on the host.
+
+        Parameters: model, trained; images uint8 (N, 3, H, W); location (i, j); maps and scores;
+        progress as in `fit`; batch_size, by default the ensemble's.
+        """
         source = self.location_images(images, location)
         if progress:
             progress(location, "predict", 0, len(source))
-        for start in range(0, len(source), self.batch_size):
-            stop = min(start + self.batch_size, len(source))
+        step = batch_size or self.batch_size
+        for start in range(0, len(source), step):
+            stop = min(start + step, len(source))
             batch_maps, batch_scores = model.predict(source[list(range(start, stop))])
             maps[start:stop] = batch_maps.cpu().numpy()
             scores[start:stop] = batch_scores.cpu().numpy()

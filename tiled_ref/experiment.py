@@ -27,6 +27,7 @@ import torchvision
 from . import __version__, analysis, metrics, validation
 from .data import images as image_data
 from .distributed import Alone
+from .engine import MODES, Residents, make_plan
 from .ensemble import TiledEnsemble, merge_rows
 from .errors import InputError
 from .files import atomic_write
@@ -74,7 +75,7 @@ class Options:
         See `merging.untile_average`.
     switches : dict
         Architecture name -> keyword arguments of its model.
-    resume : bool
+    resume : bool or store.WHERE_SAME
         Go on with unfinished cells, and take finished ones as they are.
     save : bool
         Keep the trained ensemble in the cell's folder.
@@ -84,6 +85,10 @@ class Options:
         Which images decide the thresholds; see `validation.plan`.
     percentile : float
         Of the scores of normal images, the threshold where there is no defective one.
+    memory : "low", "resident" or int
+        How many locations are on the device at a time, or a cap in bytes; see `engine`.
+    precision, compile
+        See TiledEnsemble.
     ranks : distributed.Alone or distributed.Ranks
         The processes that share the run.
     """
@@ -106,6 +111,9 @@ class Options:
     report: bool = False
     validation: str = "same-as-test"
     percentile: float = 100.0
+    memory: object = "low"
+    precision: str = "float32"
+    compile: bool = False
     ranks: Alone = field(default_factory=Alone, compare=False)
 
 
@@ -243,6 +251,8 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         score=options.score,
         seam_width=options.seam_width,
         seam_sigma=options.seam_sigma,
+        precision=options.precision,
+        compile=options.compile,
     )
     reported = images.reported
     identity = cell_identity(ensemble, images, options)
@@ -264,13 +274,16 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     clock = _Clock()
     peak = PeakMemory(options.device)
     n_test = len(category.test)
+    if category.has_masks:  # a bad mask is found now, not after the training
+        images.masks(setup.image_size)
     with CellStore(folder, identity, options.resume, progress.note, not cell.opens) as store:
         cell.opened()
         show = cell.watch(location_progress(progress, title, ensemble.grid))
-        for location in cell.take(ensemble.grid.locations(), peak):
+        plan = plan_cell(ensemble, images, options, progress, title)
+        for group in cell.take(plan.groups(ensemble.grid.locations()), peak):
             train = images.images("train", setup.image_size)
             test = images.images("test", setup.image_size)
-            run_location(ensemble, location, train, test, store, options, show)
+            run_locations(ensemble, group, train, test, store, plan, options, show)
         if not cell.finishes:
             return None  # the rank that completes the last location goes on
 
@@ -298,6 +311,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             "seed": seed,
             **result,
             "n_parameters": ensemble.n_parameters,
+            "n_stored_parameters": ensemble.n_stored_parameters(len(category.train)),
             "n_models": setup.n_models,
             "n_train": len(category.train),
             "n_test": len(scores),
@@ -308,6 +322,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             **identity,
             "thresholds": ensemble.thresholds,
             "impl": options.impl,
+            "memory": options.memory,
             "device": device_name(options.device),
             "n_processes": options.ranks.size,
             "torch_threads": torch.get_num_threads(),
@@ -350,30 +365,79 @@ class Rows:
         return self.rows[int(self.chosen[key])]
 
 
-def run_location(ensemble, location, train, test, store, options, show=None):
-    """Train and test the model of one location, as far as `store` does not hold it yet.
+def plan_cell(ensemble, images, options, progress, title):
+    """The engine.Plan of a cell; one with a cap is told to the user.
 
-    Parameters: ensemble; location (i, j); train and test uint8 (N, 3, H, W); store, a
-    CellStore; options; show as `progress` of TiledEnsemble.fit.
+    Parameters: ensemble; images, a CategoryImages; options; progress; title, of the cell.
     """
-    kept = store.published or store.has_model(location) or not options.save
-    if store.has_prediction(location) and kept:
+    if options.memory in MODES:
+        return make_plan(ensemble, options.memory)
+    train = images.images("train", ensemble.setup.image_size)
+    test = images.images("test", ensemble.setup.image_size)
+    plan = make_plan(ensemble, options.memory, train, len(test))
+    progress.note(f"{title}: {plan.describe()}")
+    return plan
+
+
+def run_locations(ensemble, group, train, test, store, plan, options, show=None):
+    """Train and test the models of some locations, as far as `store` does not hold them yet.
+
+    Parameters: ensemble; group, a list of locations (i, j) that are on the device together;
+    train and test uint8 (N, 3, H, W); store, a CellStore; plan, an engine.Plan; options; show
+    as `progress` of TiledEnsemble.fit.
+
+    The model of a location that predicts at once is written only for --save: without it a
+    crash costs that location.
+    """
+
+    def is_done(location):
+        kept = store.published or store.has_model(location) or not options.save
+        return store.has_prediction(location) and kept
+
+    group = [location for location in group if not is_done(location)]
+    if not group:
         return
     clock = _Clock()
-    if store.has_model(location):
-        model = ensemble.make_model()
-        model.load_state(store.load_model(location))
-    else:
-        with clock("train", options.device):
-            model = ensemble.fit_location(train, location, show)
-        store.save_model(location, model.state(), clock["train"])
-    maps = store.new_maps(maps_name(location), (len(test), *ensemble.grid.tile_size))
-    scores = np.empty(len(test), np.float32)
+    models = []
+    for location in group:
+        model = ensemble.make_model(**plan.fit_overrides)
+        if store.has_model(location):
+            model.load_state(store.load_model(location))
+        else:
+            with clock("train", options.device):
+                ensemble.fit_location(train, location, show, model)
+            state = model.state() if options.save or len(group) > 1 else None
+            store.save_model(location, state, clock.pop("train"))
+        models.append(model)
+    maps = [
+        store.new_maps(maps_name(location), (len(test), *ensemble.grid.tile_size))
+        for location in group
+    ]
+    scores = np.empty((len(group), len(test)), np.float32)
     with clock("test", options.device):
-        ensemble.predict_location(model, test, location, maps, scores, show)
-    store.save_prediction(location, maps, scores, clock["test"])
-    if not options.save:
-        store.drop_model(location)
+        if len(group) == 1:
+            ensemble.predict_location(
+                models[0], test, group[0], maps[0], scores[0], show, plan.batch
+            )
+        else:
+            predict_together(ensemble, group, models, test, maps, scores, plan, show)
+    for k, location in enumerate(group):
+        store.save_prediction(location, maps[k], scores[k], clock["test"] / len(group))
+        if not options.save:
+            store.drop_model(location)
+
+
+def predict_together(ensemble, group, models, test, maps, scores, plan, show=None):
+    """Fill maps, a list of (N, h, w), and scores (L, N) of locations that are on the device.
+
+    Parameters: as of run_locations; models, trained, one per location of the group.
+    """
+    residents = Residents(ensemble, group, models=models)
+    place = {location: k for k, location in enumerate(group)}
+    for location, rows, *prediction in residents.predict(test, plan.batch):
+        maps[place[location]][rows], scores[place[location], rows] = prediction
+        if show:
+            show(location, "predict", rows.stop, len(test))
 
 
 def _merge(grid, store, out, options, progress):
@@ -410,6 +474,8 @@ def cell_identity(ensemble, images, options):
         "metric_size": options.metric_size,
         "validation": options.validation,
         "percentile": options.percentile,
+        "precision": ensemble.precision,
+        "compile": ensemble.compile,
         "switches": ensemble.switches,
         "weights": options.weights,
         "weights_digest": options.weights_digest,
@@ -420,8 +486,9 @@ def cell_identity(ensemble, images, options):
 
 
 def finished_result(folder, identity, options, digest):
-    """The metrics.json of a finished cell as a dict, if it has this identity; else None.
+    """What a finished cell has left.
 
+    Returns its metrics.json as a dict if it has this identity, else None.
     Parameters: folder of the cell; identity, see cell_identity; options; digest of the images
     that the metrics are of.
     Raises InputError for a file that is no result.
@@ -554,6 +621,10 @@ class _Clock:
 
     def __getitem__(self, name):
         return self._seconds[name]
+
+    def pop(self, name):
+        """The seconds of a name, which then start anew."""
+        return self._seconds.pop(name)
 
     @contextmanager
     def __call__(self, name, device=None):

@@ -2,8 +2,11 @@
 
 import resource
 import sys
+import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory:
@@ -57,3 +60,57 @@ def _peak_resident():
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes():
+    """What the process holds now; its peak where the system does not say."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+    except FileNotFoundError:  # not Linux
+        pass
+    return _peak_resident()
+
+
+class TensorMeter(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make and that are alive, as a context.
+
+    Only tensors made inside it, each storage once, whatever device it is on; scratch memory
+    that a single operation frees before it returns is not seen.
+
+    Attributes
+    ----------
+    alive, peak : int, bytes
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        before = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and _storage(tensor) not in before:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage):
+        key, n_bytes = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.alive += n_bytes
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, key, n_bytes)
+
+    def _forget(self, key, n_bytes):
+        self._known.discard(key)
+        self.alive -= n_bytes
+
+
+def _storage(tensor):
+    return tensor.untyped_storage()._cdata

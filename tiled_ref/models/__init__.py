@@ -18,6 +18,7 @@ and offers
     head(features)    maps and scores: the part that was learnt. An image's bits do not depend
                       on the others of its batch on a CPU
     n_parameters      learnable parameters as Table 3 of the paper counts them (int)
+    n_learnt(n)       numbers that a model keeps after training on n images, beside the backbone
     state()           dict of CPU tensors that differ from model to model
     load_state(state) the inverse of state()
     BATCH_SIZE        images per batch in the paper's evaluation, the default of batch_size

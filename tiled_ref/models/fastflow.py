@@ -23,7 +23,9 @@ import torch.nn.functional as F
 
 from ..backbone import FEATURE_STRIDE, channels_of, in_company
 from ..errors import InputError
+from ..precision import autocast_of
 from .cached import BUDGET, batches, encoder_features
+from .joint import joint, part_of, stack_states
 from .maps import upsample_bilinear
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -111,6 +113,10 @@ class FastFlow:
         fixed = sum(2 * block.order.numel() ** 2 for flow in self.flows for block in flow.blocks)
         return frozen + learnt + fixed
 
+    def n_learnt(self, n_images):
+        """Numbers kept after training: weights and the order of the channels."""
+        return sum(value.numel() for value in self.flows.state_dict().values())
+
     def fit(self, images, progress=None):
         """Maximise the likelihood of normal features, `steps` times Adam.
 
@@ -163,9 +169,29 @@ class FastFlow:
         """Layers of the backbone -> hidden variables z, lists of (B, C, hf, wf)."""
 
         def flows(layers):
-            return [flow(x)[0] for flow, x in zip(self.flows, layers)]
+            with autocast_of(self.backbone, self.device):
+                return [flow(x)[0].float() for flow, x in zip(self.flows, layers)]
 
         return in_company(flows, layers, layers[-1][0].numel() // 2)
+
+    @torch.no_grad()
+    def joint_head(self, states):
+        """The head of several models at once, their flows batched by torch.func.vmap.
+
+        Parameters: states, a list of L states, which end up on the device together.
+        Returns a function of features, each (L * B, C, hf, wf), location-major, that gives maps
+        (L * B, H, W) and scores (L * B,).
+        """
+        stacked = stack_states(states, self.device)
+
+        def hidden(tensors, layers):
+            with autocast_of(self.backbone, self.device):
+                return [
+                    torch.func.functional_call(flow, part_of(tensors, f"{k}."), (x,))[0].float()
+                    for k, (flow, x) in enumerate(zip(self.flows, layers))
+                ]
+
+        return joint(hidden, stacked, len(states), self._maps)
 
     def _maps(self, parts):
         """Maps and scores of hidden variables, which come in parts."""

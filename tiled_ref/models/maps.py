@@ -8,6 +8,14 @@ from ..backbone import in_company
 from ..gaussian import gaussian_taps, reflected
 
 
+def placed(value, device, old=None):
+    """A tensor on a device, in the memory of `old` if that has its shape and is not on the host,
+    so that what a model holds is on a device once while another location's takes its place."""
+    if old is None or device.type == "cpu" or old.shape != value.shape:
+        return value.to(device)
+    return old.copy_(value)
+
+
 def upsample_bilinear(maps, size):
     """(B, hf, wf) -> (B, *size), bilinear with half-pixel centres (align_corners False)."""
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

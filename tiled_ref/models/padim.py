@@ -12,6 +12,7 @@ beside this file:
                                                                       -> mahalanobis
 """
 
+import math
 import random
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 
 from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
 from ..errors import InputError
-from .maps import gaussian_blur, upsample_bilinear
+from .maps import gaussian_blur, placed, upsample_bilinear
 
 N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
 D = 100  # channels drawn at random for ResNet-18, Defard et al. Sec. IV-B (PaDiM-R18-Rd100)
@@ -66,7 +67,7 @@ class Padim:
     BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
     CHUNK = 8  # images or tiles per pass through the backbone: its activations fit the caches
-    INVERSE_CHUNK = 512  # covariance matrices inverted at a time
+    INVERSE_CHUNK = {"cpu": 32, "cuda": 512}  # covariance matrices inverted at a time
 
     def __init__(
         self, backbone, output_size, *, seed, device, untile=None, batch_size=None, n_channels=D
@@ -84,6 +85,12 @@ class Padim:
     def n_parameters(self):
         """Parameters of the backbone up to layer3: Gaussians are not counted (Table 3)."""
         return sum(p.numel() for p in self.backbone.parameters())
+
+    def n_learnt(self, n_images):
+        """Numbers kept after training: a mean and an inverse covariance at every position."""
+        positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
+        d = len(self.channels)
+        return positions * (d + d * d)
 
     def embed(self, images):
         """Patch embeddings (Defard et al. Sec. III-A).
@@ -147,9 +154,9 @@ class Padim:
                 progress(n, len(images))
         self.mean = mean.float()
         self.precision = torch.empty_like(scatter, dtype=torch.float32)
-        chunks = zip(scatter.split(self.INVERSE_CHUNK), self.precision.split(self.INVERSE_CHUNK))
-        for chunk, out in chunks:
-            covariance = chunk / (n - 1)
+        size = self.INVERSE_CHUNK.get(self.device.type, len(scatter))
+        for chunk, out in zip(scatter.split(size), self.precision.split(size)):
+            covariance = chunk.div_(n - 1)
             covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
             out.copy_(torch.cholesky_inverse(torch.linalg.cholesky(covariance)))
 
@@ -172,9 +179,39 @@ class Padim:
         """Maps and scores, see predict, of features(images)."""
         x = by_position(features[0], torch.float32)  # (P, B, D)
         distances = mahalanobis(x, self.mean, self.precision).T  # (B, P)
+        return self._maps(distances)
+
+    def _maps(self, distances):
+        """Distances (B, P) -> maps (B, H, W) and scores (B,)."""
         maps = distances.reshape(-1, *self.grid)  # (B, hf, wf)
         maps = gaussian_blur(upsample_bilinear(maps, self.output_size), SIGMA)  # (B, H, W)
         return maps, maps.amax((1, 2))
+
+    @torch.no_grad()
+    def joint_head(self, states):
+        """The head of several models at once, one product over all their L * P positions.
+
+        Parameters: states, a list of L states, which end up on the device together.
+        Returns a function of features (L * B, D, hf, wf), location-major, that gives maps
+        (L * B, H, W) and scores (L * B,).
+        """
+        n_locations, size = len(states), states[0]["precision"].shape  # (P, D, D)
+        mean = torch.empty(n_locations, *size[:2], device=self.device)
+        precision = torch.empty(n_locations, *size, device=self.device)
+        for k, state in enumerate(states):
+            mean[k], precision[k] = state["mean"], state["precision"]
+        self.grid = tuple(states[0]["grid"].tolist())
+        self.channels = states[0]["channels"].to(self.device)
+
+        @torch.no_grad()
+        def head(features):
+            x = features[0].unflatten(0, (n_locations, -1))  # (L, B, D, hf, wf)
+            x = x.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (L * P, B, D)
+            distances = mahalanobis(x, mean.flatten(0, 1), precision.flatten(0, 1))  # (L * P, B)
+            distances = distances.unflatten(0, (n_locations, -1)).transpose(1, 2)  # (L, B, P)
+            return self._maps(distances.flatten(0, 1))
+
+        return head
 
     def state(self):
         """What fit found, on the CPU: mean, precision, channels, grid."""
@@ -187,8 +224,8 @@ class Padim:
 
     def load_state(self, state):
         """The inverse of state()."""
-        self.mean = state["mean"].to(self.device)
-        self.precision = state["precision"].to(self.device)
+        self.mean = placed(state["mean"], self.device, self.mean)
+        self.precision = placed(state["precision"], self.device, self.precision)
         self.channels = state["channels"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
 

@@ -12,13 +12,15 @@ Detection", CVPR 2022, arXiv:2106.08265. Read Sec. 3 beside this file:
     3.3  Eq. 7    s* re-weighted by the neighbourhood of m*         -> reweight
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHANNELS, FEATURE_STRIDE
+from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
 from ..errors import InputError
 from .coreset import select_coreset
-from .maps import gaussian_blur
+from .maps import gaussian_blur, placed
 from .neighbours import NearestIndex, nearest
 
 N_FEATURES = CHANNELS["layer2"] + CHANNELS["layer3"]  # 384
@@ -100,6 +102,13 @@ class PatchCore:
     def n_parameters(self):
         """Parameters of the backbone up to layer3: a memory has none (Table 3)."""
         return sum(p.numel() for p in self.backbone.parameters())
+
+    def n_learnt(self, n_images):
+        """Numbers kept after training on n_images: the vectors of the bank."""
+        positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
+        channels = channels_of(self.backbone)
+        width = channels["layer2"] + channels["layer3"]
+        return max(1, int(self.ratio * n_images * positions)) * width
 
     def embed(self, images):
         """Locally aware patch features (Roth et al. Sec. 3.1).
@@ -211,7 +220,7 @@ class PatchCore:
 
     def load_state(self, state):
         """The inverse of state()."""
-        self.bank = state["bank"].to(self.device)
+        self.bank = placed(state["bank"], self.device, self.bank)
         self.index = None
         self.chosen = state["chosen"].to(self.device)
         self.grid = tuple(state["grid"].tolist())

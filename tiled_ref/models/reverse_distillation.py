@@ -18,7 +18,9 @@ from torch import nn
 
 from ..backbone import FEATURE_STRIDE, channels_of, in_company
 from ..errors import InputError
+from ..precision import autocast_of
 from .cached import BUDGET, batches, encoder_features
+from .joint import joint, part_of, stack_states
 from .maps import gaussian_blur
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -100,14 +102,21 @@ class ReverseDistillation:
         parameters = [*self.backbone.parameters(), *self.student.parameters()]
         return sum(p.numel() for p in parameters)
 
+    def n_learnt(self, n_images):
+        """Numbers kept after training: weights and the statistics of the batch normalisation."""
+        return sum(value.numel() for value in self.student.state_dict().values())
+
     def decode(self, features):
         """Encoder features -> the decoder's answer to them, both lists of three layers.
 
         Where a side is no multiple of 32 px, the bottleneck rounds its grid up and the decoder
         doubles that: its answer is cut to the encoder's size, at the bottom and at the right.
         """
-        decoded = self.student["decoder"](self.student["bottleneck"](features))
-        return [d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(features, decoded)]
+        return self._cut(features, self.student["decoder"](self.student["bottleneck"](features)))
+
+    @staticmethod
+    def _cut(encoded, decoded):
+        return [d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(encoded, decoded)]
 
     def whole(self, layers):
         """Feature maps of tiles -> of images; the same list where the input is not tiled."""
@@ -173,9 +182,31 @@ class ReverseDistillation:
         chunks = zip(*(layer.split(self.CHUNK) for layer in features))
         return self._maps(self._both(list(chunk)) for chunk in chunks)
 
+    @torch.no_grad()
+    def joint_head(self, states):
+        """The head of several models at once, their students batched by torch.func.vmap.
+
+        Parameters: states, a list of L states, which end up on the device together.
+        Returns a function of features, each (L * B, C, hf, wf), location-major, that gives maps
+        (L * B, H, W) and scores (L * B,).
+        """
+        stacked = stack_states(states, self.device)
+
+        def both(tensors, encoded):
+            with autocast_of(self.backbone, self.device):
+                x = encoded
+                for name in ("bottleneck", "decoder"):
+                    own = part_of(tensors, f"{name}.")
+                    x = torch.func.functional_call(self.student[name], own, (x,))
+            return encoded + [layer.float() for layer in self._cut(encoded, x)]
+
+        return joint(both, stacked, len(states), self._maps)
+
     def _both(self, encoded):
         """Three layers of the encoder -> them and the decoder's answers, six tensors."""
-        return encoded + in_company(self.decode, encoded, encoded[-1][0].numel() // 2)
+        with autocast_of(self.backbone, self.device):
+            decoded = in_company(self.decode, encoded, encoded[-1][0].numel() // 2)
+        return encoded + [layer.float() for layer in decoded]
 
     def _maps(self, parts):
         """Maps and scores of what _both returns, which comes in parts."""
