@@ -11,11 +11,12 @@ from sources import ROOT, SOURCES, module_of
 # golden/, from its neighbours in the same folder; never from its own floor or from above.
 FLOORS = (
     {"tiled_ref", "errors", "backbone", "memory", "progress", "paper", "svg"},
-    {"_arrays", "files", "gaussian", "tiling", "distributed", "report"},
+    {"_arrays", "files", "gaussian", "tiling", "distributed", "report", "precision"},
     {"setups", "weights", "data", "models", "merging", "smoothing", "metrics", "normalization"},
     {"render", "saved", "validation", "analysis"},
     {"ensemble", "store", "tables"},
-    {"experiment", "predict", "engine"},
+    {"engine"},
+    {"experiment", "predict"},
     {"explain", "figures", "grid", "golden", "apidoc"},
     {"html_report"},
     {"cli"},
@@ -23,7 +24,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What a model may know: it sees a batch of small images, and no tiles, files or metrics.
 NARROW = {
-    "models": {"models", "backbone", "errors", "gaussian", "_arrays"},
+    "models": {"models", "backbone", "errors", "gaussian", "precision", "_arrays"},
     "data": {"data", "errors", "files"},
     "merging": {"_arrays", "errors"},
     "smoothing": {"_arrays", "errors", "gaussian"},

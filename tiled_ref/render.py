@@ -284,11 +284,6 @@ def _enclosed(polygon):
     return int(np.sum(col * np.roll(row, -1) - np.roll(col, -1) * row)) / 2
 
 
-# The directions in which an outline runs, the region on its right: east along the top of
-# pixels, south along their right sides, west along the bottom, north along the left.
-_STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
-
-
 def _polygons(labels):
     """(label, int32 (n, 2)) for every closed outline of an image of labels (H, W).
 
