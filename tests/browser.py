@@ -162,6 +162,8 @@ class Browser:
             self.messages.append(json.dumps(parameters["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled":
             self.messages.append(json.dumps(parameters["args"]))
+        elif method == "Page.javascriptDialogOpening":
+            self.messages.append(parameters["message"])
         elif method == "Log.entryAdded":
             self.messages.append(parameters["entry"]["text"])
         elif method == "Network.requestWillBeSent":

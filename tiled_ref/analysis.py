@@ -52,6 +52,8 @@ class CellAnalysis:
     recall : float32 (R, len(FPRS))
         The part of each defect's pixels that is above the threshold of each FPR.
     fpr_thresholds : float64 (len(FPRS),)
+    digest : str
+        `experiment.CategoryImages.digest` of the images.
     """
 
     scores: np.ndarray
@@ -65,10 +67,11 @@ class CellAnalysis:
     pro: metrics.Curve
     recall: np.ndarray
     fpr_thresholds: np.ndarray
+    digest: str
 
 
 @dataclass(frozen=True)
-class CategoryImages:
+class StoredImages:
     """What images.npz holds of the test images of one category.
 
     Parameters
@@ -127,6 +130,7 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds):
         "maps": analysis.maps,
         "recall": analysis.recall,
         "fpr_thresholds": analysis.fpr_thresholds,
+        "digest": np.frombuffer(analysis.digest.encode(), np.uint8),
     }  # fmt: skip
     for name in ("image_roc", "pixel_roc", "pro"):
         curve = getattr(analysis, name)
@@ -138,8 +142,7 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds):
 def is_complete(folder, digest):
     """Whether what a report needs of the cell in this folder is there, of these test images."""
     try:
-        load_analysis(folder)
-        return load_images(folder.parents[2]).digest == digest
+        return load_analysis(folder).digest == load_images(folder.parents[2]).digest == digest
     except InputError:
         return False
 
@@ -156,6 +159,7 @@ def load_analysis(folder):
         return CellAnalysis(
             data["scores"], *map(float, data["thresholds"]), data["maps"],
             **curves, recall=data["recall"], fpr_thresholds=data["fpr_thresholds"],
+            digest=data["digest"].tobytes().decode(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
@@ -198,6 +202,7 @@ def analyse(maps, scores, images, setup, options, thresholds):
         pro=pro,
         recall=recall,
         fpr_thresholds=fpr_thresholds,
+        digest=images.digest,
     )  # fmt: skip
 
 
@@ -354,7 +359,7 @@ def save_images(folder, images, setup, options):
 
 
 def load_images(folder):
-    """CategoryImages of a category's folder; InputError where missing or damaged."""
+    """StoredImages of a category's folder; InputError where missing or damaged."""
     path = folder / IMAGES
     data = _read(path)
     try:
@@ -363,7 +368,7 @@ def load_images(folder):
         blob = data["jpegs"].tobytes()
         jpegs = [blob[end - n : end] for end, n in zip(ends, data["jpeg_sizes"])]
         keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
-        return CategoryImages(
+        return StoredImages(
             text["names"], text["defects"], jpegs=jpegs, digest=text["digest"],
             thumbnail_size=tuple(text["thumbnail_size"]),
             **{key: data[key] for key in keys},

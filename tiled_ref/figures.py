@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import render, svg
-from .analysis import FPRS, REPORT_FPR, load_analysis, load_images
+from .analysis import REPORT_FPR, load_analysis, load_images
 from .data import images as image_data
 from .errors import InputError
 from .experiment import read_result
@@ -56,7 +56,8 @@ class Collection:
     """All finished cells below OUT that have what a report needs.
 
     Parameters: out, Path. Attributes: results, list of dicts of all finished cells, in the
-    order of tables; folders, Path of each; without, folders of cells without analysis.npz.
+    order of tables; folders, Path of each; without, folders of cells without analysis.npz, or of other
+    test images than those of the cell that ran last.
     Raises InputError for a metrics.json that is none.
     """
 
@@ -71,10 +72,16 @@ class Collection:
             self.folders.append(folder)
         self._analyses, self._images = {}, {}
         for k, folder in enumerate(self.folders):
+            result = self.results[k]
+            images = self.images(result["dataset"], result["category"])
             try:
-                self._analyses[k] = load_analysis(folder)
+                analysis = load_analysis(folder)
             except InputError:
+                analysis = None
+            if analysis is None or images is None or analysis.digest != images.digest:
                 self.without.append(folder)
+            else:
+                self._analyses[k] = analysis
 
     def cells(self, **wanted):
         """[(result, CellAnalysis)] of the cells that have these values in their result."""
@@ -85,7 +92,7 @@ class Collection:
         ]
 
     def images(self, dataset, category):
-        """analysis.CategoryImages, None where images.npz is not there."""
+        """analysis.StoredImages, None where images.npz is not there."""
         key = dataset, category
         if key not in self._images:
             try:
@@ -99,9 +106,7 @@ class Collection:
         pairs = []
         for result, analysis in self.cells(**wanted):
             images = self.images(result["dataset"], result["category"])
-            if images is not None and len(images.region_area) == len(analysis.recall):
-                defects = {"area": images.region_area, "recall": analysis.recall}
-                pairs.append((result, defects))
+            pairs.append((result, {"area": images.region_area, "recall": analysis.recall}))
         return pairs
 
     def groups(self):
@@ -489,8 +494,6 @@ def histograms(cells, collection):
     result = cells[0][0]
     dataset, category, arch = result["dataset"], result["category"], result["arch"]
     images = collection.images(dataset, category)
-    if images is None:
-        return []
     charts = []
     for result, analysis in cells:
         chart = svg.Chart(result["setup"], "image score", "images", width=400, height=310)
@@ -532,7 +535,7 @@ def picture_grid(collection, dataset, arch):
     rows = []
     for category in category_names(dataset, [result for result, _ in cells]):
         images = collection.images(dataset, category)
-        if images is None or not images.labels.any():
+        if not images.labels.any():
             continue
         defective = np.flatnonzero(images.labels)
         n = int(defective[random.Random(f"{dataset}/{category}").randrange(len(defective))])

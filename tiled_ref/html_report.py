@@ -21,7 +21,7 @@ from .figures import Collection, _first_seeds
 from .files import atomic_write
 from .report import bytes_text
 from .tables import (
-    ARCHS, DATASETS, all_tables, category_names, cell_number, ordered, setup_names, write_tables,
+    ARCHS, DATASETS, all_tables, cell_number, ordered, setup_names, write_tables,
 )  # fmt: skip
 
 TITLE = "Tiled ensemble: results"
@@ -51,8 +51,8 @@ def write_report(out):
     write_figures(figures, folder)
     for path in collection.without:
         notes.append(
-            f"{path.relative_to(out)} has metrics but no analysis.npz, so it is in the tables "
-            "only; run it again with --report."
+            f"{path.relative_to(out)} has metrics but nothing for pictures of the same test images, "
+            "so it is in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
     path = folder / "report.html"
@@ -184,20 +184,11 @@ def gallery(collection, charts, budget=GALLERY_BYTES):
         title = f"{category} ({DATASETS.get(dataset, dataset)})"
         one = {"title": title, "images": [], "cells": {arch: {} for arch in cells}, "omitted": 0}
         one["charts"] = {arch: charts.get((dataset, category, arch), []) for arch in cells}
-        if images is None:
-            one["cells"] = {}
         categories.append((one, images, cells))
-    worst_first = []
+    size = sum(_picture_bytes(images, cells) for _, images, cells in categories)
+    part = min(1.0, budget / max(1, size))
     for one, images, cells in categories:
-        if images is not None:
-            worst_first.append(np.argsort(-severity(images.labels, cells), kind="stable"))
-    sizes = [_picture_bytes(images, cells) for _, images, cells in categories if images is not None]
-    part = min(1.0, budget / max(1, sum(sizes)))
-    order = iter(worst_first)
-    for one, images, cells in categories:
-        if images is None:
-            continue
-        ranked = next(order)
+        ranked = np.argsort(-severity(images.labels, cells), kind="stable")
         kept = sorted(ranked[: max(1, int(part * len(ranked)))].tolist())
         _fill(one, images, cells, kept)
         one["omitted"] = len(ranked) - len(kept)

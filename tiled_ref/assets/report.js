@@ -262,6 +262,7 @@ const chooseArch = (name) => {
   drawCharts();
 };
 const chooseCategory = (k) => {
+  state.card = null;  // the picture that may be open is of another category
   state.category = k;
   $("category").value = String(k);
   const archs = category() ? Object.keys(data.archs).filter((name) => name in category().cells) : [];

@@ -1,0 +1,188 @@
+"""Figures of a made-up OUT: which there are, what they show, what is left out and said."""
+
+import io
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from made_up import made_up_cell, made_up_result, small
+from tiled_ref import analysis, figures, metrics
+from tiled_ref.errors import InputError
+
+NAME = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """Two categories, two architectures, two setups and a second seed of one cell."""
+    out = tmp_path_factory.mktemp("out")
+    for name in ("one", "two"):
+        category = small(name, n_good=3, n_bad=3)
+        for arch in ("padim", "patchcore"):
+            for setup in ("SM256", "SM512"):
+                made_up_cell(out, category, arch, setup)
+    made_up_cell(out, category, "padim", "SM256", seed=7)
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(out):
+    collection = figures.Collection(out)
+    found, notes = figures.all_figures(collection)
+    return {figure.name: figure for figure in found}, notes, collection
+
+
+def test_every_figure_is_there(made):
+    found, notes, _ = made
+    cells = [f"toys_{c}_{a}" for c in ("one", "two") for a in ("patchcore", "padim")]
+    want = {"figure_05_memory", "figure_07_defect_size", "figure_09_ratios"}
+    for cell in cells:
+        want |= {f"{k}_{cell}" for k in ("figure_06_resolution", "curves", "scores",
+                                          "recall_by_size")}  # fmt: skip
+    for arch in ("patchcore", "padim"):
+        want |= {f"recall_by_size_toys_{arch}", f"pictures_toys_{arch}"}
+    assert set(found) == want
+    assert notes == ["Figure 8 needs pipeline.json in --out, as bench/pipeline.py writes it."]
+    for figure in found.values():
+        if isinstance(figure.data, str):
+            root = ElementTree.fromstring(figure.data)
+            assert "nan" not in figure.data and root.find(f"{NAME}title").text
+
+
+def test_they_are_written_under_their_names_always_the_same(made, tmp_path):
+    found, _, collection = made
+    figures.write_figures(found.values(), tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(found)
+    again, _ = figures.all_figures(figures.Collection(collection.out))
+    assert [(f.name, f.data) for f in again] == [(f.name, f.data) for f in found.values()]
+
+
+def test_picture_grid_holds_image_truth_heat_map_and_mask_side_by_side(made):
+    found, _, collection = made
+    picture = np.asarray(Image.open(io.BytesIO(found["pictures_toys_padim"].data)))
+    step = figures.PANEL + figures.GAP
+    columns = 2 + 2 * 2
+    assert picture.shape[0] == figures.HEADER + 2 * step
+    left = picture.shape[1] - columns * step
+    row = picture[figures.HEADER : figures.HEADER + figures.PANEL, left:]
+    panels = [row[:, k * step : k * step + figures.PANEL] for k in range(columns)]
+    assert (np.unique(panels[3].reshape(-1, 3)).tolist()) in ([0, 255], [0], [255])  # a mask
+    images = collection.images("toys", "one")
+    # ground truth is the image with an outline: equal far from the defect
+    same = (panels[0] == panels[1]).all(2)
+    assert 0.6 < same.mean() < 1
+    assert images.labels.sum() == 3
+
+
+def test_the_picture_shown_does_not_depend_on_the_architecture(made):
+    found, _, _ = made
+    one, other = (
+        np.asarray(Image.open(io.BytesIO(found[f"pictures_toys_{arch}"].data)))
+        for arch in ("padim", "patchcore")
+    )
+    left = one.shape[1] - 6 * (figures.PANEL + figures.GAP)
+    assert (one[:, left : left + figures.PANEL] == other[:, left : left + figures.PANEL]).all()
+
+
+def test_trend_is_least_squares_with_students_band():
+    """y = 1 + 2 x with residuals -1, 2, -1 at x = 0, 1, 2: slope 2, s^2 = 6 / 1, so at the mean
+    of x the half width is 12.706 sqrt(6 / 3)."""
+    line = figures.trend([0, 1, 2], [0, 5, 4])
+    y, half = line([1.0])
+    assert y[0] == pytest.approx(3) and half[0] == pytest.approx(12.706 * 2**0.5)
+    (low, high), (left, right) = line([0.0, 2.0])
+    assert (low, high) == (pytest.approx(1), pytest.approx(5)) and left == pytest.approx(right)
+    assert left == pytest.approx(12.706 * (6 * (1 / 3 + 1 / 2)) ** 0.5)
+    assert figures.trend([0, 1], [0, 1]) is None and figures.trend([1, 1, 1], [0, 1, 2]) is None
+
+
+def test_points_of_students_t():
+    stats = pytest.importorskip("scipy.stats")
+    for k, value in enumerate(figures.T_95):
+        assert value == pytest.approx(stats.t.ppf(0.975, k + 1), abs=6e-4)
+
+
+test_points_of_students_t = pytest.mark.optional(test_points_of_students_t)
+
+
+def test_curves_end_at_the_limit():
+    curve = metrics.Curve(np.array([0, 0.2, 0.4, 1]), np.array([0, 0.5, 0.7, 1]))
+    x, y = figures._until(curve, 0.3)
+    assert x.tolist() == [0, 0.2, 0.3] and y.tolist() == [0, 0.5, pytest.approx(0.6)]
+
+
+def test_resolution_needs_several_sizes_of_one_kind():
+    def at(side, tile, n_models):
+        return made_up_result(setup="SM256", category="a") | {
+            "image_size": [side] * 2, "tile_size": [tile] * 2, "stride": [tile] * 2,
+            "n_models": n_models,
+        }  # fmt: skip
+
+    series = figures._by_resolution([at(256, 256, 1), at(512, 512, 1), at(512, 256, 4)])
+    assert {kind: list(points) for kind, points in series.items()} == {
+        "single model": [256, 512], "tiled ensemble, tile 256, stride 256": [512],
+    }  # fmt: skip
+    assert series["single model"][256] == (pytest.approx(80), 1.0)
+    assert figures.kind_of(at(512, 256, 1)) == "tiled input, tile 256, stride 256"
+
+
+def test_latency_comes_from_pipeline_json(out, made):
+    _, _, collection = made
+    path = out / figures.PIPELINE
+    rows = [
+        {"arch": arch, "setup": setup, "device": "cpu", "latency_ms": ms, "images_per_second": n}
+        for arch in ("padim", "patchcore") for setup, ms, n in (("SM256", 20, 60), ("ENS9", 190, 7))
+    ]  # fmt: skip
+    try:
+        path.write_text(json.dumps(rows))
+        (figure,) = figures.latency(collection).figures
+        assert figure.name == "figure_08_latency" and "Latency and throughput on cpu" in figure.data
+        assert "ENS9 PaDiM: 190" in figure.data
+        for broken in ("[]", "{", '[{"arch": "padim"}]', json.dumps([rows[0] | {"latency_ms": -1}])):
+            path.write_text(broken)
+            with pytest.raises(InputError, match="pipeline.json is not a list of rows"):
+                figures.latency(collection)
+    finally:
+        path.unlink()
+
+
+def test_ratios_are_means_over_defective_images(made):
+    """A square of 14 x 14 of 96 x 96, resized to 512 x 512."""
+    _, _, collection = made
+    assert figures.ratio_of(collection, "toys", "one") == pytest.approx(14**2 / 96**2, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [{"has_masks": False}, {"n_bad": 0}, {"n_good": 0}])
+def test_what_is_missing_is_left_out_without_a_failure(tmp_path, kind):
+    undefined = {"image_auroc": None, "pixel_aupro": None, "pixel_auroc": None}
+    made_up_cell(tmp_path, small("one", **kind), **undefined)
+    found, notes = figures.all_figures(figures.Collection(tmp_path))
+    names = {figure.name.partition("_toys")[0] for figure in found}
+    assert "figure_05_memory" in names and "scores" in names
+    assert ("pictures" in names) == ("n_bad" not in kind)
+    assert ("recall_by_size" in names) == ("n_good" in kind)
+    assert any("Figure 7" in note for note in notes)
+
+
+def test_cells_without_analysis_are_told(tmp_path):
+    made_up_cell(tmp_path, small("one"))
+    folder = made_up_cell(tmp_path, small("two"))
+    (folder / analysis.ANALYSIS).unlink()
+    collection = figures.Collection(tmp_path)
+    assert collection.without == [folder] and len(collection.results) == 2
+    assert collection.groups() == [("toys", "one", "padim")]
+
+
+def test_defects_of_changed_images_are_not_mixed_with_older_cells(tmp_path):
+    folder = made_up_cell(tmp_path, small("one"))
+    images = folder.parents[2] / analysis.IMAGES
+    kept = images.read_bytes()
+    made_up_cell(tmp_path, small("one", n_bad=2), setup="SM512")
+    collection = figures.Collection(tmp_path)
+    assert [r["setup"] for r, _ in collection.defects()] == ["SM512"]
+    assert kept != images.read_bytes()
+    assert collection.without == [folder]
+    assert any(f.name.startswith("scores") for f in figures.all_figures(collection)[0])
