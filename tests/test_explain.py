@@ -204,6 +204,11 @@ def test_every_architecture_and_every_setup_walks(parts, tmp_path, capsys, arch,
     assert all((tmp_path / "explain" / row.split()[0]).is_file() for row in rows)
 
 
+def test_options_that_do_not_apply_are_refused(parts, tmp_path, capsys):
+    assert run(parts, "--explain", "--save", "--out", tmp_path) == 2
+    assert "--save does not apply to --explain" in capsys.readouterr().err
+
+
 def test_one_image_walks_through_one_setup(parts, tmp_path, capsys):
     assert run(parts, "--explain", "--setup", "ENS4", "ENS9", "--tile-size", 32,
                "--out", tmp_path) == 2  # fmt: skip

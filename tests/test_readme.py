@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from printed import compare, shown
 from readme import block, blocks, commands, readme
 from sources import ROOT, SOURCES
 from tiled_ref import cli
@@ -261,3 +262,20 @@ def test_the_package_holds_its_data_files_and_every_package_folder():
     for folder in folders:
         assert f'"{folder.replace("/", ".")}"' in text
     assert (ROOT / "tiled_ref" / "paper_results.csv").is_file()
+
+
+def test_ci_compares_the_main_jobs_numbers_with_those_shown():
+    """98.0 for 98.1 rounds differently; 97.8 is another result; seconds do not matter."""
+    good = shown()
+    assert len(good) >= 10 and compare(good, good) == []
+    other = list(good)
+    other[4] = f"{float(good[4]) - 0.1:.1f}"
+    other[-1], other[-3] = "9.99", "99.9"
+    assert compare(other, good) == []
+    other[4] = f"{float(good[4]) - 0.2:.1f}"
+    assert compare(other, good) == [f"{other[4]} for {good[4]}"]
+    assert compare(other, good, "random") == []
+    other[2] = "ENS4"
+    assert compare(other, good, "random") == ["ENS4 for ENS9"]
+    text = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert "tests/printed.py" in text

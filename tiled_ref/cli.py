@@ -358,6 +358,9 @@ def run(args):
     return grid.exit_status(failures)
 
 
+NOT_EXPLAINED = {
+    "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
+}  # fmt: skip
 PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
 SHARED = {
     "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
@@ -423,6 +426,9 @@ def explain_image(args):
 
     Raises InputError where the options name several setups, and as explain.explain does.
     """
+    alien = sorted(args.given & NOT_EXPLAINED)
+    if alien:
+        raise InputError(f"{alien[0]} does not apply to --explain, which keeps nothing but pictures")
     progress = Progress(quiet=args.quiet)
     setups, archs, categories, backbone, options = _prepare(args, progress)
     for flag, values in (
@@ -430,8 +436,9 @@ def explain_image(args):
     ):  # fmt: skip
         if len(values) > 1:
             raise InputError(f"--explain walks one image once: give one {flag}, not {len(values)}")
+    category = categories[0].load()
     title, stages = explain(
-        args.explain, categories[0].load(), setups[0], archs[0], args.seed[0], backbone, options, progress
+        args.explain, category, setups[0], archs[0], args.seed[0], backbone, options, progress
     )
     folder = args.out / "explain"
     names = write_walk(stages, folder, title)

@@ -85,6 +85,7 @@ def explain(text, category, setup, arch, seed, backbone, options, progress):
     ensemble = TiledEnsemble(
         setup, arch, backbone=backbone, seed=seed, device=options.device,
         batch_size=options.batch_size, switches=options.switches.get(arch),
+        precision=options.precision, compile=options.compile,
     )  # fmt: skip
     title = f"{name}: {arch}, {setup.name}"
     show = location_progress(progress, title, ensemble.grid)
