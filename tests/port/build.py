@@ -75,6 +75,7 @@ def main():
     """Build, run and check."""
     import tempfile
 
+    sys.path.insert(0, str(SOURCE.parents[2]))  # from a source tree that is not installed
     from tiled_ref.golden.__main__ import main as golden
 
     bug = int(sys.argv[1]) if len(sys.argv) > 1 else 0

@@ -16,6 +16,7 @@ from .compare import Compare, compare, differences
 
 EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
 FIRST = 4  # values shown side by side
+MANY = 10_000  # ulps; beyond that their number tells nothing
 
 
 @dataclass
@@ -472,7 +473,9 @@ def _output_lines(result):
     for name, array in (("reference", result.reference), ("port", result.port)):
         values = " ".join(f"{v:>14.8g}" for v in array.reshape(-1)[:FIRST].tolist())
         lines.append(f"    first values  {name:<9} {values}")
-    steps = "" if verdict.ulps is None else f" ({verdict.ulps} ulp at most)"
+    steps = ""
+    if verdict.ulps is not None and verdict.ulps <= MANY:
+        steps = f" ({verdict.ulps} ulp at most)"
     where = ", ".join(str(k) for k in verdict.worst)
     lines.append(
         f"    largest difference {verdict.difference:.6g} at ({where}): reference "
