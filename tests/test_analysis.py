@@ -120,6 +120,10 @@ def test_maps_are_normalised_so_that_128_is_the_threshold():
     got = analysis.analyse(maps, maps.max((1, 2)), images, SETUPS["SM256"], Options(), GIVEN)
     assert got.maps.shape == (8, 128, 128)
     assert np.unique(got.maps).tolist() == [0, 128, 255]
+    almost = np.nextafter(0.5, 0)
+    shades = analysis.shade(np.array([[almost, 0.5]]), 0.0, 0.5, 1.0)
+    assert shades.tolist() == [[127, 128]]
+    assert analysis.shade(np.array([[1.0, 2.0, 3.0]]), 2.0, 2.0, 2.0).tolist() == [[0, 128, 255]]
     assert (got.maps[0, :64, :100] == 128).all()
     none = GIVEN | {"pixel": None}
     got = analysis.analyse(maps, maps.max((1, 2)), images, SETUPS["SM256"], Options(), none)

@@ -141,7 +141,9 @@ def test_latency_comes_from_pipeline_json(out, made):
         (figure,) = figures.latency(collection).figures
         assert figure.name == "figure_08_latency" and "Latency and throughput on cpu" in figure.data
         assert "ENS9 PaDiM: 190" in figure.data
-        for broken in ("[]", "{", '[{"arch": "padim"}]', json.dumps([rows[0] | {"latency_ms": -1}])):
+        path.write_text(json.dumps({"parts": {}, "rows": []}))  # latency was not measured
+        assert figures.latency(collection).figures == []
+        for broken in ("{", "{}", '[{"arch": "padim"}]', json.dumps([rows[0] | {"latency_ms": -1}])):
             path.write_text(broken)
             with pytest.raises(InputError, match="pipeline.json is not a list of rows"):
                 figures.latency(collection)

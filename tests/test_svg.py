@@ -162,3 +162,9 @@ def test_the_same_chart_has_the_same_bytes():
         return chart.svg()
 
     assert draw() == draw()
+
+
+def test_an_axis_that_counts_has_whole_ticks():
+    chart = svg.Chart("t", "x", "y", x_names=["a", "b", "c"], whole_y=True)
+    chart.bars(range(3), [1, 2, 3])
+    assert {text for text in texts(parsed(chart)) if text[0].isdigit()} == {"0", "1", "2", "3"}

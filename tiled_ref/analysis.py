@@ -17,7 +17,6 @@ from . import metrics
 from .data import images as image_data
 from .errors import InputError
 from .files import atomic_write
-from .normalization import normalize
 
 SCHEMA = 1
 MAP_SIDE = 128  # longest side of a kept heat map and mask, pixels
@@ -45,8 +44,8 @@ class CellAnalysis:
         Of raw maps: the threshold (the largest value where there is none), the least and the
         largest value.
     maps : uint8 (N, h, w)
-        Block means of the maps, normalised as `normalization.normalize` does, 0 to 255; 128
-        and above is at or above the threshold.
+        Block means of the maps, shaded for people (`shade`), 0 to 255; 128 and above is at
+        or above the threshold.
     image_roc, pixel_roc, pro : metrics.Curve or None
         None where a metric is undefined.
     recall : float32 (R, len(FPRS))
@@ -180,6 +179,7 @@ def analyse(maps, scores, images, setup, options, thresholds):
     pixel = thresholds["pixel"]
     pixel_threshold = high if pixel is None else pixel["threshold"]
     fpr_thresholds = np.array([fpr_edge(normal, edges, fpr) for fpr in FPRS])
+    dark = float(edges[np.searchsorted(normal.cumsum(), normal.sum() / 2)])
     pixel_roc = pro = None
     recall = np.zeros((0, len(FPRS)), np.float32)
     if normal.any() and anomalous.any():
@@ -194,9 +194,7 @@ def analyse(maps, scores, images, setup, options, thresholds):
         pixel_threshold=pixel_threshold,
         low=low,
         high=high,
-        maps=np.stack([
-            np.rint(normalize(reduce_mean(m), pixel_threshold, low, high) * 255) for m in maps
-        ]).astype(np.uint8),
+        maps=np.stack([shade(reduce_mean(m), dark, pixel_threshold, high) for m in maps]),
         image_roc=image_roc(scores, labels),
         pixel_roc=pixel_roc,
         pro=pro,
@@ -254,6 +252,28 @@ def fpr_edge(normal, edges, fpr):
     above = normal[::-1].cumsum()[::-1]
     fits = np.flatnonzero(above <= fpr * normal.sum())
     return float(edges[fits[0]]) if fits.size else float("inf")
+
+
+def shade(values, dark, threshold, bright):
+    """Raw values as 8-bit shades for pictures: 0 up to `dark`, 127.5 at the threshold, 255 from
+    `bright`, linear in between and rounded up.
+
+    `normalization.normalize` has the threshold in the middle as well, but one extreme pixel
+    makes its pictures flat. Here `dark` is the median of the normal pixels, so that what is
+    normal stays dark, and `bright` the largest value of all.
+
+    Parameters: values (h, w), any float; dark <= threshold <= bright, else the part between
+    them is empty.
+    Returns uint8 (h, w).
+
+    >>> shade(np.array([[0.0, 1.0, 1.5, 2.0, 6.0, 9.0]]), 1.0, 2.0, 10.0)
+    array([[  0,   0,  64, 128, 192, 240]], dtype=uint8)
+    """
+    below = np.clip((values - dark) / max(threshold - dark, 1e-300), 0, 1)
+    above = np.clip((values - threshold) / max(bright - threshold, 1e-300), 0, 1)
+    # Just below the threshold stays just below 128.
+    shades = np.where(values < threshold, np.minimum(127.5 * below, 127), 127.5 + 127.5 * above)
+    return np.ceil(shades).astype(np.uint8)
 
 
 def region_recall(maps, images, thresholds, options):

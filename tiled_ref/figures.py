@@ -249,11 +249,11 @@ def _resolution_figure(series, dataset, category, arch):
 def latency(collection):
     """Fig. 8: latency and throughput, from OUT/pipeline.json."""
     path = collection.out / PIPELINE
-    if not path.is_file():
+    rows = read_pipeline(path) if path.is_file() else []
+    if not rows:
         return _Made(
             [], [f"Figure 8 needs {PIPELINE} in --out, as bench/pipeline.py writes it."]
         )  # fmt: skip
-    rows = read_pipeline(path)
     figures = []
     for device in sorted({row["device"] for row in rows}):
         mine = [row for row in rows if row["device"] == device]
@@ -293,7 +293,11 @@ def _decades(values):
 
 
 def read_pipeline(path):
-    """The rows of a pipeline.json; InputError where it is not one."""
+    """The rows of a pipeline.json, a list of dicts with PIPELINE_KEYS.
+
+    Parameters: path of a JSON file that holds a list or an object with the list as "rows".
+    Raises InputError where it is not one.
+    """
     try:
         rows = json.loads(path.read_text("utf-8"))
         rows = rows["rows"] if isinstance(rows, dict) else rows
@@ -303,8 +307,6 @@ def read_pipeline(path):
             for key in PIPELINE_KEYS[3:]:
                 if row[key] is not None and not 0 < float(row[key]) < math.inf:
                     raise ValueError(f"{key} is {row[key]}")
-        if not rows:
-            raise ValueError("it has no rows")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} is not a list of rows with {', '.join(PIPELINE_KEYS)} ({error!r}); remove it "
@@ -496,7 +498,9 @@ def histograms(cells, collection):
     images = collection.images(dataset, category)
     charts = []
     for result, analysis in cells:
-        chart = svg.Chart(result["setup"], "image score", "images", width=400, height=310)
+        chart = svg.Chart(
+            result["setup"], "image score", "images", width=400, height=310, whole_y=True
+        )
         edges = np.linspace(analysis.scores.min(), analysis.scores.max(), 25)
         if edges[-1] == edges[0]:
             edges = np.linspace(edges[0] - 0.5, edges[0] + 0.5, 25)

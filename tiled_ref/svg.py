@@ -101,18 +101,21 @@ class Chart:
         Categories instead of numbers: the x of item k is k.
     x_ticks : sequence of float, optional
         Where the ticks of the x axis are.
+    whole_y : bool
+        The y axis counts, so its ticks are whole numbers.
     note : str
         A line below the chart.
     """
 
     def __init__(self, title, x_label, y_label, *, width=640, height=420, x_range=None,
                  y_range=None, log_x=False, log_y=False, x_names=None, x_ticks=None,
-                 note=""):  # fmt: skip
+                 whole_y=False, note=""):  # fmt: skip
         self.title, self.x_label, self.y_label, self.note = title, x_label, y_label, note
         self.width, self.height = width, height
         self.x_range, self.y_range = x_range, y_range
         self.log_x, self.log_y = log_x, log_y
         self.x_names, self.x_ticks = x_names, x_ticks
+        self.whole_y = whole_y
         self._items = []  # (draw function, series, label)
         self._xs, self._ys = [], []
         self._legend = []  # (label, series, kind)
@@ -213,6 +216,8 @@ class Chart:
         y_range = self.y_range or _range(self._ys, self.log_y)
         x_range = self.x_range or self._x_range()
         y_ticks = (log_ticks if self.log_y else linear_ticks)(*y_range)
+        if self.whole_y:
+            y_ticks = [tick for tick in y_ticks if tick == int(tick)]
         y_texts = [number(tick) for tick in y_ticks]
         left = 34 + max([text_width(text, TICK) for text in y_texts], default=20)
         below, x_marks = self._x_marks(x_range, self.width - left - 18)
