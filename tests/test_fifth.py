@@ -92,5 +92,5 @@ def test_it_finds_the_square_and_its_state_is_all_it_needs(model_class, tiny_bac
 
 def test_no_images_are_refused(model_class, tiny_backbone):
     model = model_class(tiny_backbone, (32, 32), seed=0, device="cpu")
-    with pytest.raises(InputError, match="at least one normal training image"):
+    with pytest.raises(InputError, match="needs a normal training image"):
         model.fit(Images(torch.zeros(0, 3, 32, 32)))
