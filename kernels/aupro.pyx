@@ -345,7 +345,7 @@ cdef inline Py_ssize_t bucket_of(floating score, floating start, key_t first, in
     return last if score < start or bucket > <key_t> last else <Py_ssize_t> bucket
 
 
-cdef inline void find_buckets(const floating* scores, Py_ssize_t n, floating low, floating high,
+cdef inline void find_buckets(const floating* scores, int n, floating low, floating high,
                               floating start, int shift, int last, int* buckets) noexcept nogil:
     """Buckets of n scores, as `bucket_of`; of those outside low..high some place unused.
 
@@ -353,7 +353,7 @@ cdef inline void find_buckets(const floating* scores, Py_ssize_t n, floating low
     difference from the key of start, less half the range of the keys. A score below start
     then becomes larger than every other, and all beyond the table are cut to its last bucket.
     """
-    cdef Py_ssize_t k
+    cdef int k
     cdef floating value
     cdef int bits, beyond, inside, bias, most, half = <int> (<unsigned int> 1 << 31)
     cdef long long long_bits, long_beyond, long_bias, long_most
@@ -373,7 +373,7 @@ cdef inline void find_buckets(const floating* scores, Py_ssize_t n, floating low
             bits = (most & beyond) | (bits & ~beyond)
             bits = <int> ((<unsigned int> bits - <unsigned int> half) >> shift)
             inside = -<int> (scores[k] >= low) & -<int> (scores[k] <= high)
-            buckets[k] = (bits & inside) | ((last + 1 + <int> (k % UNUSED)) & ~inside)
+            buckets[k] = (bits & inside) | ((last + 1 + (k & (UNUSED - 1))) & ~inside)
     else:
         memcpy(&long_bits, &value, 8)
         long_bits ^= (long_bits >> 63) & ~long_half
@@ -388,7 +388,7 @@ cdef inline void find_buckets(const floating* scores, Py_ssize_t n, floating low
             long_bits = (long_most & long_beyond) | (long_bits & ~long_beyond)
             bits = <int> ((<key_t> long_bits - <key_t> long_half) >> shift)
             inside = -<int> (scores[k] >= low) & -<int> (scores[k] <= high)
-            buckets[k] = (bits & inside) | ((last + 1 + <int> (k % UNUSED)) & ~inside)
+            buckets[k] = (bits & inside) | ((last + 1 + (k & (UNUSED - 1))) & ~inside)
 
 
 def place(const floating[::1] scores, floating low, floating high, floating start, int shift,
@@ -399,7 +399,8 @@ def place(const floating[::1] scores, floating low, floating high, floating star
     whole map. Returns the new n; -1 where a score is NaN, with counts in the table that
     mean nothing.
     """
-    cdef Py_ssize_t begin = 0, length, n_pixels = scores.shape[0], k
+    cdef Py_ssize_t begin = 0, n_pixels = scores.shape[0], k
+    cdef int length
     cdef int last = <int> (table.shape[0] - UNUSED - 1), any_high, nan = 0, any_last
     cdef int buckets[PIECE]
     cdef unsigned int count
@@ -408,7 +409,7 @@ def place(const floating[::1] scores, floating low, floating high, floating star
         raise ValueError("place: no room")
     with nogil:
         while begin < n_pixels:
-            length = PIECE if begin + PIECE <= n_pixels else n_pixels - begin
+            length = PIECE if begin + PIECE <= n_pixels else <int> (n_pixels - begin)
             # Most pieces lie below what matters: one comparison a pixel, made in vectors.
             # A NaN is not below.
             any_high = 0
@@ -419,7 +420,10 @@ def place(const floating[::1] scores, floating low, floating high, floating star
                 continue
             for k in range(begin, begin + length):
                 nan |= scores[k] != scores[k]
-            find_buckets(&scores[begin], length, low, high, start, shift, last, buckets)
+            if length == PIECE:  # the usual case, compiled for this number
+                find_buckets(&scores[begin], PIECE, low, high, start, shift, last, buckets)
+            else:
+                find_buckets(&scores[begin], length, low, high, start, shift, last, buckets)
             if shift:
                 # Without a branch: write every score, step on where it is marked.
                 for k in range(length):

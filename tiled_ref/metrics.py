@@ -810,17 +810,22 @@ class _KernelPoints:
     def _buckets(self, low, high):
         """(start, shift, number) of the buckets of a table, see kernels/aupro.pyx.
 
-        They reach from the lowest to nearly the highest scores of the sample that lie
-        in low..high; what lies outside is sorted.
+        They hold the scores of the sample that lie in low..high, one score each where that is
+        possible, else nearly all of them; what lies outside is sorted.
         """
         inside = self.sample[np.searchsorted(self.sample, low) :]
         inside = inside[: np.searchsorted(inside, high, "right")]
         if not inside.size:
             inside = np.array([low, high])
-        start, stop = inside[inside.size // 256], inside[-1 - inside.size // 64]
-        span = _key(stop) - _key(start)
         bits = min(TABLE_BITS, max(6, self.n_pixels.bit_length() - 2))
-        shift = max(0, span.bit_length() - bits)
+        for start, stop in (
+            (inside[0], inside[-1]),
+            (inside[inside.size // 256], inside[-1 - inside.size // 64]),
+        ):
+            span = _key(stop) - _key(start)
+            shift = max(0, span.bit_length() - bits)
+            if not shift:
+                break
         beyond = 2 ** (8 * self.dtype.itemsize) - 1 - _key(start)  # keys that there are
         return start, shift, min((span >> shift) + 1, beyond >> shift)
 
