@@ -572,3 +572,24 @@ def test_labels_and_masks_must_fit(fitted):
 def test_unknown_names_are_refused(tiny_backbone, options, sentence):
     with pytest.raises(InputError, match=sentence):
         TiledEnsemble(**{"setup": "ENS4", "backbone": tiny_backbone, **options})
+
+
+def test_an_architecture_of_ones_own_is_saved_and_loaded(tmp_path, tiny_backbone, monkeypatch):
+    """Its layout is not known, and its state before the fit need not exist."""
+    from tiled_ref.models import MODELS
+    from tiled_ref.models.padim import Padim
+
+    class Own(Padim):
+        def state(self):
+            return {"mu": self.mean.cpu(), **{k: v for k, v in super().state().items()}}
+
+    monkeypatch.setitem(MODELS, "own", Own)
+    ensemble = TiledEnsemble(
+        SETUPS["SM256"].with_sizes((32, 32)), "own", backbone=tiny_backbone
+    ).fit(toy_images(3, side=32))
+    ensemble.save(tmp_path / "own")
+    again = load(tmp_path / "own", tiny_backbone)
+    images = toy_images(1, side=32)
+    np.testing.assert_array_equal(again.predict(images)[0], ensemble.predict(images)[0])
+    with pytest.raises(InputError, match="a backbone of its own; give it as backbone="):
+        TiledEnsemble.load(tmp_path / "own")

@@ -449,7 +449,7 @@ def load_states(manifest, model, progress=None, budget=RESIDENT_BUDGET):
     is not that of the manifest.
     """
     wanted = _layout(model)
-    for location, file in manifest.files.items():
+    for location, file in manifest.files.items() if wanted is not None else ():
         for name in sorted({*wanted, *file.tensors}):
             if name not in wanted or name not in file.tensors:
                 has = "lacks" if name in wanted else "has"
@@ -681,24 +681,43 @@ def _check_file(location, file):
 
 def _layout(model):
     """Name -> (dtype, shape) of the tensors of a fitted model, None for a side that depends
-    on the training images."""
-    arch = next(name for name, kind in MODELS.items() if type(model) is kind)
-    if arch in ("padim", "patchcore"):
-        grid = [math.ceil(side / model.STRIDE) for side in model.output_size]
-        if arch == "padim":
-            p, d = math.prod(grid), len(model.channels)
-            own = {"mean": (p, d), "precision": (p, d, d)}
-            whole = {"channels": (d,), "grid": (2,)}
-        else:
-            channels = channels_of(model.backbone)
-            own = {"bank": (None, channels["layer2"] + channels["layer3"])}
-            whole = {"chosen": (None,), "grid": (2,)}
-        layout = {name: ("float32", shape) for name, shape in own.items()}
-        return layout | {name: ("int64", shape) for name, shape in whole.items()}
+    on the training images; None for an architecture that this module does not know, whose
+    tensors are then only bounded by the size of their file."""
+    arch = next((name for name in LAYOUTS if type(model) is MODELS.get(name)), None)
+    return None if arch is None else LAYOUTS[arch](model)
+
+
+def _grid_of(model):
+    """Height and width in positions of the models that keep statistics per position."""
+    return [math.ceil(side / model.STRIDE) for side in model.output_size]
+
+
+def _padim_layout(model):
+    p, d = math.prod(_grid_of(model)), len(model.channels)
+    own = {"mean": ("float32", (p, d)), "precision": ("float32", (p, d, d))}
+    return own | {"channels": ("int64", (d,)), "grid": ("int64", (2,))}
+
+
+def _patchcore_layout(model):
+    channels = channels_of(model.backbone)
+    width = channels["layer2"] + channels["layer3"]
+    own = {"bank": ("float32", (None, width)), "chosen": ("int64", (None,))}
+    return own | {"grid": ("int64", (2,))}
+
+
+def _network_layout(model):
     return {
         name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         for name, tensor in model.state().items()
     }
+
+
+LAYOUTS = {
+    "padim": _padim_layout,
+    "patchcore": _patchcore_layout,
+    "fastflow": _network_layout,
+    "reverse_distillation": _network_layout,
+}
 
 
 def _check_state(model, state, path):
@@ -717,8 +736,10 @@ def _check_state(model, state, path):
         elif name.rpartition(".")[2] in ("order", "back"):  # permutations
             if not torch.equal(tensor.sort().values, torch.arange(len(tensor))):
                 raise wrong(f"no permutation in {name}")
+    if _layout(model) is None:
+        return
     if "grid" in state:
-        grid = [math.ceil(side / model.STRIDE) for side in model.output_size]
+        grid = _grid_of(model)
         if state["grid"].tolist() != grid:
             raise wrong(f"a grid of another size than {grid[0]} x {grid[1]}")
     if "channels" in state:
