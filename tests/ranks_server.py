@@ -25,10 +25,10 @@ from crash_server import make_folder, outcome, states
 from tiled_ref import cli, experiment
 
 OPTIONS = (
-    "--setup", "ENS4", "ST4", "--seed", "1", "2", "--image-size", "32", "--tile-size", "16",
+    "--setup", "ENS4", "ST4", "--seed", "1", "--image-size", "32", "--tile-size", "16",
     "--weights", "random", "--device", "cpu", "--batch-size", "2", "--save",
 )  # fmt: skip
-PATIENCE = 60  # seconds for a case, which takes one or two
+PATIENCE = 150  # seconds for a case, which takes one or two; then it counts as hanging
 
 
 def launch(root, out, *extra, size=2, acts=None, of_rank=None):
@@ -89,19 +89,24 @@ def _answer(pid, texts):
     return {"status": status, "signal": killed, "stdout": stdout, "stderr": stderr}
 
 
-def at_location(number, act):
-    """A function that makes this process call `act` when it starts with its number-th location."""
+def at_location(number, act, marker=None):
+    """A function that makes this process call `act` when it starts with its number-th locations.
+
+    A marker, a Path, is made before that: `act` of another rank may wait for it, see `once`.
+    """
 
     def install():
-        original, count = experiment.run_location, [0]
+        original, count = experiment.run_locations, [0]
 
-        def run_location(*args, **kwargs):
+        def run_locations(*args, **kwargs):
             count[0] += 1
             if count[0] == number:
+                if marker:
+                    marker.touch()
                 act()
             return original(*args, **kwargs)
 
-        experiment.run_location = run_location
+        experiment.run_locations = run_locations
 
     return install
 
@@ -122,15 +127,22 @@ def terminate():  # what torchrun does when the user interrupts it
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def slowly():
-    time.sleep(0.3)
+def once(marker):
+    """An act: wait until another rank has made the marker, so that it gets its locations."""
+
+    def wait():
+        until = time.monotonic() + PATIENCE
+        while not marker.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+
+    return wait
 
 
 def main(folder):
     torch.set_num_threads(1)
     root, out = folder / "parts", folder / "out"
     make_folder(root)
-    report = {}
+    report, marker = {}, folder / "marker"
 
     def run(name, *extra, root=root, **how):
         started = time.monotonic()
@@ -146,19 +158,21 @@ def main(folder):
     def clean():
         for path in sorted(out.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
+        marker.unlink(missing_ok=True)
 
     run("one", size=1)
     clean()
     run("two")
     run("two again", "--resume")
-    clean()
-    run("three", size=3)
     for name, act in (("killed", kill), ("no memory", no_memory), ("mistake", mistake)):
         clean()
-        run(name, acts={1: at_location(2, act), 0: at_location(2, slowly)})
+        run(name, acts={1: at_location(2, act, marker), 0: at_location(2, once(marker))})
     run("resumed by three", "--resume", size=3)
     clean()
-    run("main killed", acts={0: at_location(2, kill), 1: at_location(2, slowly)})
+    run(
+        "main killed",
+        acts={0: at_location(2, kill, marker), 1: at_location(2, once(marker))},
+    )
     run("resumed by one", "--resume", size=1)
     clean()
     run("terminated", acts={k: at_location(2, terminate) for k in range(2)})

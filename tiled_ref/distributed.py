@@ -114,9 +114,9 @@ class WholeCell:
     def opened(self, finished=False):
         """The cell's folder is ready, or there is nothing left to compute."""
 
-    def take(self, locations, peak):
-        """Yield the locations to be done here, each done when the next one is asked for."""
-        yield from locations
+    def take(self, groups, peak):
+        """Yield the groups of locations to be done here, each done when the next is asked for."""
+        yield from groups
 
     def watch(self, show):
         """A progress callback that also notices what happens to the others."""
@@ -475,13 +475,20 @@ class SharedCell:
             )
         return finished
 
-    def take(self, locations, peak):
-        """Yield the locations to be done here, each done when the next one is asked for."""
-        locations = list(locations)
-        while (k := self._store.add("next", 1) - 1) < len(locations):
-            yield locations[k]
+    def take(self, groups, peak):
+        """Yield the groups of locations to be done here, each done when the next is asked for.
+
+        The groups are those of the rank that opened the cell, divided further if they were too
+        few for all ranks to have one.
+        """
+        if self.opens:
+            self._store.set("groups", json.dumps(_divided(groups, self._ranks.size)))
+        self._ranks._wait(lambda: self._store.has("groups"))
+        groups = json.loads(self._store.get("groups"))
+        while (k := self._store.add("next", 1) - 1) < len(groups):
+            yield [tuple(location) for location in groups[k]]
             self._store.set(f"peak/{self._ranks.rank}", json.dumps(peak.read()))
-            self.finishes = self._store.add("done", 1) == len(locations)
+            self.finishes = self._store.add("done", 1) == len(groups)
 
     def watch(self, show):
         """A progress callback that also notices what happens to the others."""
@@ -497,6 +504,13 @@ class SharedCell:
         keys = [f"peak/{k}" for k in range(self._ranks.size)]
         others = [json.loads(self._store.get(key)) for key in keys if self._store.has(key)]
         return max([peak.read(), *others], key=lambda read: read["peak_memory_bytes"])
+
+
+def _divided(groups, size):
+    """The same locations in the same order, no group larger than a fair share of `size` ranks."""
+    groups = [list(group) for group in groups]
+    share = max(1, -(-sum(map(len, groups)) // size))
+    return [group[k : k + share] for group in groups for k in range(0, len(group), share)]
 
 
 def _terminate(signal_number, frame):

@@ -1,0 +1,764 @@
+"""What the whole pipeline costs: latency, throughput, memory, training time.
+
+    python bench/pipeline.py                                   all parts, all architectures
+    python bench/pipeline.py --parts latency memory --archs padim --setups SM256 ST9 ENS9
+    python bench/pipeline.py --device cuda --warmup 1000 --runs 1000     the paper's protocol
+    python bench/pipeline.py --parts peer --peer-python VENV/bin/python
+
+Parts: latency and memory (Figs. 5, 8), training (Table 4), resolution (Fig. 6), images and
+tiles (how the cost grows), peer (anomalib's tiled ensemble beside run.py, end to end).
+
+Protocol of the latency: one image in host memory; timed are the copy to the device, tiling,
+all models, untiling, smoothing, map and score back on the host. Throughput: batches of 16 (8
+for PatchCore). Both modes of the engine are first compared with TiledEnsemble.predict; the
+setups of an architecture then take turns, so that a busy moment hits all of them. Every
+measurement of memory has a process of its own. On a GPU memory is what torch allocated and
+reserved, on a CPU the peak resident set of the process.
+
+What is measured is kept in OUT/pipeline.json, part by part: a part that is measured again
+replaces the old one, the others stay. The tables in bench/README.md are made of that file.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from tiled_ref._arrays import thread_count  # noqa: E402
+from tiled_ref.data import images as image_data  # noqa: E402
+from tiled_ref.data import synthetic  # noqa: E402
+from tiled_ref.engine import Engine  # noqa: E402
+from tiled_ref.ensemble import TiledEnsemble  # noqa: E402
+from tiled_ref.errors import InputError  # noqa: E402
+from tiled_ref.files import atomic_write  # noqa: E402
+from tiled_ref.memory import PeakMemory  # noqa: E402
+from tiled_ref.models import MODELS  # noqa: E402
+from tiled_ref.setups import SETUPS  # noqa: E402
+from tiled_ref.tables import ARCHS as TITLES  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+THROUGHPUT_BATCH = {"patchcore": 8}  # SPEC of the protocol: 16 for the others
+TRAINED = ("fastflow", "reverse_distillation")  # --steps applies to them
+MIB = 1 << 20
+
+
+# ------------------------------------------------------------------- what a process measures
+
+
+def made_ensemble(job, name):
+    """A TiledEnsemble as the job says, not trained, in the setup of that name."""
+    sizes = [job.get(key) for key in ("image_size", "tile_size", "stride")]
+    setup = SETUPS[name]
+    if job["shrink"] > 1:
+        sizes = [tuple(side // job["shrink"] for side in getattr(setup, key))
+                 for key in ("image_size", "tile_size", "stride")]  # fmt: skip
+        sizes[1:] = [None, None] if setup.kind == "SM" else sizes[1:]
+    switches = {"steps": job["steps"]} if job["arch"] in TRAINED else {}
+    return TiledEnsemble(
+        setup.with_sizes(*sizes), job["arch"],
+        weights=job["weights"], device=job["device"], switches=switches,
+    )  # fmt: skip
+
+
+@functools.cache
+def pictures(size, n_train, n_test):
+    """uint8 (n_train, 3, H, W) and (n_test, 3, H, W) of the built-in category board."""
+    category = synthetic.load(None, "board", n_train=n_train, n_good=0, n_defective=n_test)
+    return [image_data.read_images(part, size) for part in (category.train, category.test)]
+
+
+def check_equal(engines, ensemble, images):
+    """The largest deviation from TiledEnsemble.predict; 0 on a CPU, or nothing is timed."""
+    maps, scores = ensemble.predict(images)
+    worst = 0.0
+    for name, engine in engines.items():
+        got, got_scores = engine.predict(images)
+        deviation = max(abs(got - maps).max(), abs(got_scores - scores).max())
+        if ensemble.device.type == "cpu" and deviation > 0:
+            raise SystemExit(f"{ensemble.setup.name}, {name}: off by {deviation}; nothing is timed")
+        worst = max(worst, float(deviation))
+    return worst
+
+
+def timed(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def job_latency(job):
+    """All setups of one architecture, both modes, in turns: a row each."""
+    contenders, deviations = {}, {}
+    batch = THROUGHPUT_BATCH.get(job["arch"], 16)
+    for name in job["setups"]:
+        ensemble = made_ensemble(job, name)
+        train, test = pictures(ensemble.setup.image_size, job["n_train"], 2)
+        ensemble.fit(train)
+        engines = {mode: Engine(ensemble, mode) for mode in job["modes"]}
+        deviations[name] = check_equal(engines, ensemble, test)
+        for mode, engine in engines.items():
+            contenders[name, mode] = engine, test
+    seconds = {key: [] for key in contenders}
+    for k in range(job["warmup"] + job["runs"]):
+        for key, (engine, test) in contenders.items():
+            elapsed = timed(lambda: engine.predict(test[:1]))
+            if k >= job["warmup"]:
+                seconds[key].append(elapsed)
+    rates = {key: [] for key in contenders}
+    for _ in range(job["batches"]):
+        for key, (engine, test) in contenders.items():
+            images = np.resize(test, (batch, *test.shape[1:]))  # the same ones again and again
+            rates[key].append(batch / timed(lambda: engine.predict(images)))
+    return [
+        {
+            "arch": job["arch"],
+            "setup": setup,
+            "memory": mode,
+            "precision": "float32",
+            "latency_ms": 1e3 * statistics.mean(times),
+            "latency_ms_min": 1e3 * min(times),
+            "latency_ms_median": 1e3 * statistics.median(times),
+            "images_per_second": statistics.median(rates[setup, mode]) if job["batches"] else None,
+            "batch": batch,
+            "deviation": deviations[setup],
+        }
+        for (setup, mode), times in seconds.items()
+    ]
+
+
+def job_precision(job):
+    """Latency and deviation of mixed precision beside float32, on a GPU."""
+    rows = []
+    for name in job["setups"]:
+        ensemble = made_ensemble(job, name)
+        train, test = pictures(ensemble.setup.image_size, job["n_train"], 2)
+        ensemble.fit(train)
+        exact_maps, exact_scores = Engine(ensemble, "resident").predict(test)
+        for precision in ("float16", "bfloat16"):
+            engine = Engine(ensemble, "resident", precision=precision)
+            maps, scores = engine.predict(test)
+            times = [timed(lambda: engine.predict(test[:1])) for _ in range(2 * job["runs"])]
+            times = times[job["runs"] :]
+            rows.append({
+                "arch": job["arch"], "setup": name, "memory": "resident", "precision": precision,
+                "latency_ms": 1e3 * statistics.mean(times), "latency_ms_min": 1e3 * min(times),
+                "latency_ms_median": 1e3 * statistics.median(times),
+                "deviation": float(abs(maps - exact_maps).max() / np.ptp(exact_maps)),
+                "deviation_score": float(abs(scores / exact_scores - 1).max()),
+            })  # fmt: skip
+    return rows
+
+
+def job_train(job):
+    """Seconds and memory of training one setup; the ensemble is saved for job_predict."""
+    ensemble = made_ensemble(job, job["setup"])
+    ensemble.make_model()
+    train, _ = pictures(ensemble.setup.image_size, job["n_train"], 1)
+    peak = PeakMemory(ensemble.device)
+    before = peak.read()["peak_memory_bytes"]
+    seconds = timed(lambda: fit_to(ensemble, train, job["folder"]))
+    return [{
+        "arch": job["arch"], "setup": job["setup"], "phase": "training",
+        "seconds": seconds, "n_train": job["n_train"], "before_bytes": before, **peak.read(),
+    }]  # fmt: skip
+
+
+def fit_to(ensemble, train, folder):
+    """Train location by location as a run does: one model at a time, the others on the disk."""
+    for location in ensemble.grid.locations():
+        state = ensemble.fit_location(train, location).state()
+        if folder:
+            ensemble.states[location] = state
+    if folder:
+        ensemble.save(folder)
+
+
+def job_predict(job):
+    """Memory and time of predicting images with a saved ensemble."""
+    ensemble = TiledEnsemble.load(job["folder"], weights=job["weights"], device=job["device"])
+    size = ensemble.setup.image_size
+    _, test = pictures(size, 1, min(job["n_test"], 4))
+    test = np.resize(test, (job["n_test"], *test.shape[1:]))
+    engine = Engine(ensemble, job["memory"])
+    peak = PeakMemory(ensemble.device)
+    before = peak.read()["peak_memory_bytes"]
+    batch = job["batch"]
+    starts = range(0, len(test), batch)
+    seconds = timed(lambda: [engine.predict(test[start : start + batch]) for start in starts])
+    return [{
+        "arch": job["arch"], "setup": job["setup"], "phase": "inference",
+        "memory": job["memory"], "sides": list(size), "n_tiles": ensemble.setup.n_tiles,
+        "seconds": seconds, "n_test": len(test), "batch": batch, "before_bytes": before,
+        **peak.read(),
+    }]  # fmt: skip
+
+
+JOBS = {
+    "latency": job_latency,
+    "precision": job_precision,
+    "train": job_train,
+    "predict": job_predict,
+}
+
+
+def in_own_process(kind, job, limit=None):
+    """The rows of a job, measured in a process of its own; one row with "error" if it fails.
+
+    limit: bytes of address space, so that a job that needs too much fails instead of the machine.
+    """
+    command = [sys.executable, str(Path(__file__).resolve()), "--job", kind, json.dumps(job)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=lambda: limit_memory(limit)
+    )
+    if done.returncode != 0:
+        return [{**job, "error": failure(done)}]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def limit_memory(limit):
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def failure(done):
+    """The last line of what a process said before it failed."""
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return lines[-1][:200]
+
+
+# ------------------------------------------------------------------------------- the parts
+
+
+def part_latency(args):
+    rows = []
+    for arch in args.archs:
+        rows += in_own_process("latency", {
+            **job_of(args, arch), "setups": args.setups, "modes": args.modes,
+            "warmup": args.warmup, "runs": args.runs, "batches": args.batches,
+        })  # fmt: skip
+        if args.device == "cuda":
+            rows += in_own_process(
+                "precision", {**job_of(args, arch), "setups": args.setups, "runs": args.runs}
+            )
+        tell(rows)
+    return rows
+
+
+def part_memory(args):
+    """Training and inference of every setup; the training's seconds are Table 4."""
+    rows = []
+    for arch in args.archs:
+        for setup in args.setups:
+            with tempfile.TemporaryDirectory() as folder:
+                job = {**job_of(args, arch), "setup": setup, "folder": f"{folder}/ensemble"}
+                rows += in_own_process("train", job)
+                if "error" not in rows[-1]:
+                    for mode in args.modes:
+                        batch = THROUGHPUT_BATCH.get(arch, 16)
+                        more = {"memory": mode, "n_test": batch, "batch": batch}
+                        rows += in_own_process("predict", job | more)
+            tell(rows)
+    return rows
+
+
+def part_resolution(args):
+    """Fig. 6: run.py on one category at several resolutions, single model and ensemble."""
+    rows = []
+    for side in args.resolutions:
+        tile = min(args.tile, side)
+        contenders = {"single": ["SM256"]}
+        if side > tile:
+            contenders["ensemble"] = ["ENS4", "--tile-size", str(tile), "--stride", str(tile)]
+        for name, setup in contenders.items():
+            argv = ["--setup", *setup, "--image-size", str(side), *args.data]
+            row = {"resolution": side, "kind": name, "arch": "padim"}
+            rows.append(row | run_py(args, argv))
+            tell(rows)
+    return rows
+
+
+def run_py(args, argv):
+    """What a run of run.py measured; {"error"} if it failed."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [
+            sys.executable, str(ROOT / "run.py"), *argv, "--device", args.device,
+            "--weights", args.weights, "--quiet", "--out", out,
+        ]  # fmt: skip
+        started = time.perf_counter()
+        done = subprocess.run(
+            command, capture_output=True, text=True,
+            preexec_fn=lambda: limit_memory(int(args.memory_limit * 2**30)),
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        if done.returncode != 0:
+            return {"error": failure(done)}
+        (path,) = Path(out).rglob("metrics.json")
+        result = json.loads(path.read_text("utf-8"))
+    keys = (
+        "dataset", "category", "setup", "image_auroc", "pixel_aupro", "n_models", "n_train",
+        "n_test", "seconds_train", "seconds_test", "peak_memory_bytes", "peak_reserved_bytes",
+    )  # fmt: skip
+    return {key: result[key] for key in keys} | {"seconds": seconds}
+
+
+def part_images(args):
+    """ENS9 against the number of images in host memory, in batches."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        job = {**job_of(args, "padim"), "setup": "ENS9", "folder": f"{folder}/ensemble"}
+        trained = in_own_process("train", job)
+        if "error" in trained[0]:
+            return trained
+        for n in args.counts:
+            for mode in args.modes:
+                more = {"memory": mode, "n_test": n, "batch": min(n, 16)}
+                rows += in_own_process("predict", job | more)
+            tell(rows)
+    return rows
+
+
+def part_tiles(args):
+    """An ensemble at tile = stride against the number of tiles, one image at a time."""
+    rows = []
+    for k in range(1, args.max_tiles + 1):
+        tile = [args.tile, args.tile]
+        sizes = {"image_size": [k * args.tile] * 2, "tile_size": tile, "stride": tile}
+        with tempfile.TemporaryDirectory() as folder:
+            job = {**job_of(args, "padim"), "setup": "ENS4", "folder": f"{folder}/ensemble"}
+            job |= sizes | {"shrink": 1}
+            rows += in_own_process("train", job)
+            if "error" not in rows[-1]:
+                for mode in args.modes:
+                    more = {"memory": mode, "n_test": args.runs, "batch": 1}
+                    rows += in_own_process("predict", job | more)
+        tell(rows)
+    return rows
+
+
+def part_peer(args):
+    """run.py and anomalib's tiled ensemble on one folder of images, end to end."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_folder(folder / "parts", *args.peer_images)
+        ours = [
+            sys.executable, str(ROOT / "run.py"), "--dataset", "folder", "--root",
+            str(folder / "parts"), "--setup", "ENS9", "--device", args.device,
+            "--weights", args.weights, "--quiet", "--out", str(folder / "out"),
+        ]  # fmt: skip
+        image, tile, stride = (side // args.shrink for side in (512, 256, 128))
+        if args.shrink > 1:
+            ours += ["--image-size", f"{image}", "--tile-size", f"{tile}", "--stride", f"{stride}"]
+        contenders = {"run.py": ours}
+        if args.peer_python:
+            contenders["anomalib"] = [
+                args.peer_python, str(ROOT / "bench" / "peer_anomalib.py"), str(folder / "parts"),
+                "--image", f"{image}", "--tile", f"{tile}", "--stride", f"{stride}",
+            ]  # fmt: skip
+        for name, command in contenders.items():
+            rows.append({"program": name, "images": args.peer_images, **whole(command, folder)})
+            tell(rows)
+        if not args.peer_python:
+            rows.append({"program": "anomalib", "error": "not measured: no --peer-python"})
+    return rows
+
+
+def whole(command, folder):
+    """Seconds and peak resident bytes of a command, with its own last line."""
+    started = time.perf_counter()
+    with open(folder / "log", "w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        log.seek(0)
+        lines = log.read().strip().splitlines() or [""]
+    if status != 0:
+        return {"error": lines[-1][:200]}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_memory_bytes": usage.ru_maxrss * unit, "said": lines[-1][:200],
+    }  # fmt: skip
+
+
+def write_folder(folder, n_train, n_test, side):
+    """Pictures of the category board as .png files, half of the test images defective."""
+    category = synthetic.load(
+        None, "board", n_train=n_train, n_good=n_test - n_test // 2, n_defective=n_test // 2
+    )
+    for split in ("train", "test"):
+        samples = getattr(category, split)
+        images = image_data.read_images(samples, (side, side), antialias=True)
+        masks = image_data.read_masks(samples, (side, side))
+        for k, (sample, image, mask) in enumerate(zip(samples, images, masks)):
+            kind = "defect" if sample.label else "good"
+            paths = {folder / split / kind / f"{k:03d}.png": image.transpose(1, 2, 0)}
+            if sample.label:
+                paths[folder / "ground_truth" / kind / f"{k:03d}_mask.png"] = mask * np.uint8(255)
+            for path, array in paths.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(image_data.encode_png(np.ascontiguousarray(array)))
+
+
+PARTS = {
+    "latency": part_latency,
+    "memory": part_memory,
+    "resolution": part_resolution,
+    "images": part_images,
+    "tiles": part_tiles,
+    "peer": part_peer,
+}
+
+
+def job_of(args, arch):
+    """What all jobs of an architecture have in common."""
+    return {
+        "arch": arch, "device": args.device, "weights": args.weights, "steps": args.steps,
+        "n_train": args.n_train, "shrink": args.shrink,
+    }  # fmt: skip
+
+
+def tell(rows):
+    """One line on stderr about the row just measured."""
+    row = rows[-1]
+    keys = ("arch", "setup", "kind", "resolution", "program", "memory", "latency_ms_min", "seconds")
+    parts = [f"{key} {row[key]}" for key in keys if row.get(key) is not None]
+    print(f"{', '.join(parts)}{': ' + row['error'] if 'error' in row else ''}",
+          file=sys.stderr, flush=True)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- the tables
+
+
+def mib(row, key="peak_memory_bytes"):
+    value = row.get(key)
+    return "" if value is None else f"{value / MIB:,.0f}"
+
+
+def milliseconds(value):
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def markdown(headers, rows):
+    lines = ["| " + " | ".join(headers) + " |", "|" + "---|" + "--:|" * (len(headers) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def good(rows):
+    return [row for row in rows if "error" not in row]
+
+
+def failures(rows):
+    keys = ("arch", "setup", "resolution", "kind", "program")
+    lines = [
+        f"- {', '.join(str(row[k]) for k in keys if row.get(k))}: {row['error']}"
+        for row in rows if "error" in row
+    ]  # fmt: skip
+    return ["Failed or left out:\n\n" + "\n".join(lines)] if lines else []
+
+
+def latency_tables(rows):
+    """One image and batches; then the ratios that have a target."""
+    exact = [row for row in good(rows) if row["precision"] == "float32"]
+    table = [
+        (f"{TITLES.get(r['arch'], r['arch'])} {r['setup']}", r["memory"],
+         milliseconds(r["latency_ms"]), milliseconds(r["latency_ms_min"]),
+         milliseconds(r["latency_ms_median"]),
+         "" if r["images_per_second"] is None else f"{r['images_per_second']:.2f}")
+        for r in exact
+    ]  # fmt: skip
+    heads = ["", "memory", "mean, ms", "min, ms", "median, ms", "images/s"]
+    blocks = [markdown(heads, table), ratio_table(exact)]
+    mixed = [row for row in good(rows) if row["precision"] != "float32"]
+    if mixed:
+        blocks.append(markdown(
+            ["", "precision", "mean, ms", "min, ms", "off in maps, of their range", "in scores"],
+            [(f"{r['arch']} {r['setup']}", r["precision"], milliseconds(r["latency_ms"]),
+              milliseconds(r["latency_ms_min"]), f"{r['deviation']:.1e}",
+              f"{r['deviation_score']:.1e}") for r in mixed],
+        ))  # fmt: skip
+    return blocks + failures(rows)
+
+
+def ratio_table(rows):
+    """ENS9 / ST9 (resident) and low / resident, of the minima and of the medians."""
+    at = {(r["arch"], r["setup"], r["memory"]): r for r in rows}
+    table = []
+    for arch in dict.fromkeys(r["arch"] for r in rows):
+        limit = 1.3 if arch in TRAINED else 1.15
+        pairs = [("ENS9 / ST9, resident", ("ENS9", "resident"), ("ST9", "resident"), f"<= {limit}")]
+        pairs += [
+            (f"{s}: low / resident", (s, "low"), (s, "resident"), "<= 1.5 on a GPU")
+            for s in ("ENS4", "ENS9")
+        ]
+        for title, above, below, target in pairs:
+            a, b = at.get((arch, *above)), at.get((arch, *below))
+            if a and b:
+                ratios = [f"{a[k] / b[k]:.2f}" for k in ("latency_ms_min", "latency_ms_median")]
+                table.append((f"{TITLES.get(arch, arch)}: {title}", *ratios, target))
+    return markdown(["ratio of latencies", "minima", "medians", "target"], table) if table else ""
+
+
+def memory_tables(rows):
+    rows_ok = good(rows)
+    table = []
+    for r in rows_ok:
+        reserved = mib(r, "peak_reserved_bytes")
+        table.append((
+            f"{TITLES.get(r['arch'], r['arch'])} {r['setup']}",
+            r["phase"] + (f", {r['memory']}" if "memory" in r else ""),
+            mib(r), reserved, mib(r, "before_bytes"),
+            f"{r['seconds']:.1f}" if r["phase"] == "training" else "",
+        ))  # fmt: skip
+    heads = ["", "phase", "peak, MiB", "reserved, MiB", "before it, MiB", "training, s"]
+    at = {(r["arch"], r["setup"], r.get("memory", "training")): r for r in rows_ok}
+    ratios = []
+    for arch in dict.fromkeys(r["arch"] for r in rows_ok):
+        for phase in ("training", "low", "resident"):
+            a, b = at.get((arch, "ENS9", phase)), at.get((arch, "SM256", phase))
+            if a and b:
+                value = a["peak_memory_bytes"] / b["peak_memory_bytes"]
+                target = "<= 1.10 of device memory" if phase == "low" else ""
+                ratios.append((f"{TITLES.get(arch, arch)}: ENS9 / SM256, {phase}", f"{value:.2f}",
+                               target))  # fmt: skip
+    blocks = [markdown(heads, table)]
+    if ratios:
+        blocks.append(markdown(["ratio of peaks", "", "target"], ratios))
+    return blocks + failures(rows)
+
+
+def resolution_tables(rows):
+    percent = lambda value: "" if value is None else f"{100 * value:.1f}"  # noqa: E731
+    table = [
+        (f"{r['resolution']}", f"{r['kind']} ({r['n_models']})", percent(r["pixel_aupro"]),
+         percent(r["image_auroc"]), mib(r), mib(r, "peak_reserved_bytes"),
+         f"{r['seconds_train']:.1f}", f"{r['seconds_test']:.1f}")
+        for r in good(rows)
+    ]  # fmt: skip
+    heads = ["resolution", "kind (models)", "AUPRO", "image AUROC", "peak, MiB", "reserved, MiB",
+             "training, s", "test, s"]  # fmt: skip
+    return [markdown(heads, table), *failures(rows)]
+
+
+def images_tables(rows):
+    table = [
+        (r["n_test"], r["memory"], f"{r['seconds']:.2f}",
+         milliseconds(1e3 * r["seconds"] / r["n_test"]), mib(r), mib(r, "before_bytes"))
+        for r in good(rows)
+    ]  # fmt: skip
+    heads = ["images", "memory", "seconds", "ms an image", "peak, MiB", "before it, MiB"]
+    return [markdown(heads, table), *failures(rows)]
+
+
+def tiles_tables(rows):
+    table = [
+        (r["n_tiles"], r["sides"][0], r["memory"], milliseconds(1e3 * r["seconds"] / r["n_test"]),
+         milliseconds(1e3 * r["seconds"] / r["n_test"] / r["n_tiles"]), mib(r))
+        for r in good(rows) if r["phase"] == "inference"
+    ]  # fmt: skip
+    heads = ["tiles", "image, px", "memory", "ms an image", "ms a tile", "peak, MiB"]
+    return [markdown(heads, table), *failures(rows)]
+
+
+def peer_tables(rows):
+    measured = {r["program"]: r for r in good(rows)}
+    table = [
+        (name, f"{r['seconds']:.1f}", f"{r['cpu_seconds']:.1f}", mib(r))
+        for name, r in measured.items()
+    ]
+    blocks = [markdown(["", "seconds", "CPU seconds", "peak resident, MiB"], table)]
+    if len(measured) == 2:
+        ours, peer = measured["run.py"], measured["anomalib"]
+        faster = peer["seconds"] / ours["seconds"]
+        smaller = ours["peak_memory_bytes"] / peer["peak_memory_bytes"]
+        blocks.append(
+            f"{faster:.1f} times faster (target: 4), {smaller:.2f} of the memory (target: 0.33)."
+        )
+    return blocks + failures(rows)
+
+
+TABLES = {
+    "latency": ("Latency and throughput (Fig. 8)", latency_tables),
+    "memory": ("Memory and training time (Fig. 5, Table 4)", memory_tables),
+    "resolution": ("Resolution (Fig. 6): PaDiM, single model and ensemble", resolution_tables),
+    "images": ("Number of images: PaDiM, ENS9", images_tables),
+    "tiles": ("Number of tiles: PaDiM, tile = stride, one image at a time", tiles_tables),
+    "peer": ("End to end beside anomalib's tiled ensemble: PaDiM, ENS9", peer_tables),
+}
+
+
+def render(parts):
+    """Markdown of all measured parts of one device kind."""
+    blocks = []
+    for name, (title, tables) in TABLES.items():
+        if name in parts:
+            part = parts[name]
+            blocks += [f"### {title}", part["header"], *filter(None, tables(part["rows"]))]
+    return "\n\n".join(blocks)
+
+
+def header(args, part):
+    """Where, when, with what and how often a part was measured."""
+    name = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name()
+    counts = {
+        "latency": f"{args.warmup} warm-up and {args.runs} measured runs of one image, "
+        f"{args.batches} batches; trained on {args.n_train} images",
+        "memory": f"trained on {args.n_train} images, then one batch of 16 (8 for PatchCore)",
+        "resolution": f"{' '.join(args.data) or 'the built-in category board (1024 px)'}; at most "
+        f"{args.memory_limit:g} GiB of address space; tile = stride = {args.tile}",
+        "images": f"trained on {args.n_train} images, batches of at most 16",
+        "tiles": f"tiles of {args.tile} px, trained on {args.n_train} images, {args.runs} images",
+        "peer": "{} training and {} test images of {} x {} px, wall clock of the whole command"
+        .format(*args.peer_images, args.peer_images[-1]),
+    }[part]  # fmt: skip
+    steps = ""
+    if part in ("latency", "memory") and set(args.archs) & set(TRAINED):
+        steps = (
+            f"; FastFlow and Reverse Distillation with {args.steps} training steps, on which "
+            "latency and memory do not depend"
+        )
+    load = f"; load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{datetime.date.today()}, {name}, {os.cpu_count()} cores, {torch.get_num_threads()} torch "
+        f"and {thread_count(None)} kernel threads{load} at the end; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}; "
+        f"{args.weights} weights; {counts}{steps}."
+    )
+
+
+def cpu_name():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def read_kept(path):
+    """What an earlier call kept in pipeline.json."""
+    if not path.is_file():
+        return {"rows": [], "parts": {}}
+    kept = json.loads(path.read_text("utf-8"))
+    if not isinstance(kept, dict) or "parts" not in kept:
+        raise InputError(f"{path} was not written by bench/pipeline.py; choose another --out")
+    return kept
+
+
+def figure_rows(parts):
+    """Rows for Fig. 8, one per device, architecture and setup: float32, low mode."""
+    rows = []
+    for device, of_device in parts.items():
+        peaks = {
+            (r["arch"], r["setup"]): r["peak_memory_bytes"]
+            for r in good(of_device.get("memory", {"rows": []})["rows"])
+            if r.get("memory") == "low"
+        }
+        for r in good(of_device.get("latency", {"rows": []})["rows"]):
+            if r["memory"] == "low" and r["precision"] == "float32":
+                peak = peaks.get((r["arch"], r["setup"]))
+                rows.append({**r, "device": device, "peak_memory_bytes": peak})
+    return rows
+
+
+def write_readme(path, device, text):
+    """Replace what is between this device's markers, or append it with markers."""
+    begin, end = f"<!-- pipeline {device}: begin -->", f"<!-- pipeline {device}: end -->"
+    page = path.read_text("utf-8") if path.is_file() else "# What is measured\n"
+    title = f"## Pipeline on a {'GPU' if device == 'cuda' else 'CPU'}: `python bench/pipeline.py`"
+    block = f"{begin}\n{title}\n\n{text}\n{end}"
+    if begin in page:
+        head, _, rest = page.partition(begin)
+        page = head + block + rest.partition(end)[2]
+    else:
+        page = page.rstrip("\n") + f"\n\n{block}\n"
+    with atomic_write(path) as file:
+        file.write(page)
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+        help=", ".join(PARTS))
+    add("--archs", nargs="+", choices=MODELS, default=list(MODELS), metavar="ARCH")
+    add("--setups", nargs="+", choices=SETUPS, default=list(SETUPS), metavar="SETUP")
+    add("--shrink", type=int, default=1, help="divide the sizes of the setups, for a quick look")
+    add("--modes", nargs="+", choices=["low", "resident"], default=["low", "resident"])
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--weights", default="auto", help="as of run.py; the cost does not depend on them")
+    add("--warmup", type=int, help="runs before the measured ones; 1000 on a GPU, 1 on a CPU")
+    add("--runs", type=int, help="measured runs; 1000 on a GPU, 5 on a CPU")
+    add("--batches", type=int, help="batches for the throughput; 50 on a GPU, 1 on a CPU")
+    add("--n-train", type=int, help="training images; 200 on a GPU, 16 on a CPU")
+    add("--steps", type=int, help="of FastFlow and Reverse Distillation; 200 on a GPU, 1 on a CPU")
+    add("--resolutions", nargs="+", type=int, default=[256, 512, 1024, 2048], metavar="PX")
+    add("--tile", type=int, default=256, help="tile = stride of resolution and tiles, in pixels")
+    add("--data", nargs=argparse.REMAINDER, default=[],
+        help="last: options of run.py that choose the images of part resolution")
+    add("--memory-limit", type=float, default=12, metavar="GIB",
+        help="address space of each run of part resolution")
+    add("--counts", nargs="+", type=int, default=[1, 4, 16, 64], help="images of part images")
+    add("--max-tiles", type=int, default=4, help="tiles along a side in part tiles")
+    add("--peer-images", nargs=3, type=int, default=[40, 30, 700], metavar=("TRAIN", "TEST", "PX"))
+    add("--peer-python", metavar="FILE", help="Python of an environment with anomalib")
+    add("--out", type=Path, default=Path("results"), help="folder of pipeline.json")
+    add("--readme", type=Path, default=ROOT / "bench" / "README.md", help="page of the tables")
+    add("--job", nargs=2, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    if args.job:
+        kind, text = args.job
+        job = json.loads(text)
+        print(json.dumps(JOBS[kind](job)))
+        return 0
+    found = torch.cuda.is_available()
+    if args.device == "auto":
+        args.device = "cuda" if found else "cpu"
+    if not found:
+        print("CUDA not available: no GPU table from this machine", file=sys.stderr)
+        if args.device == "cuda":
+            return 2
+    defaults = {"warmup": (1000, 1), "runs": (1000, 5), "batches": (50, 1), "n_train": (200, 16),
+                "steps": (200, 1)}  # fmt: skip
+    for name, (gpu, cpu) in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, gpu if args.device == "cuda" else cpu)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "pipeline.json"
+    kept = read_kept(path)
+    for part in args.parts:
+        rows = PARTS[part](args)
+        kept["parts"].setdefault(args.device, {})[part] = {
+            "header": header(args, part), "rows": rows,
+        }  # fmt: skip
+        kept["rows"] = figure_rows(kept["parts"])
+        with atomic_write(path) as file:
+            json.dump(kept, file, indent=1)
+        write_readme(args.readme, args.device, render(kept["parts"][args.device]))
+    print(render({part: kept["parts"][args.device][part] for part in args.parts}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
