@@ -396,8 +396,8 @@ class TiledEnsemble:
     def fit_location(self, images, location, progress=None, model=None):
         """Eq. 3 for one location: a model trained on its tiles, on the device.
 
-        Parameters: images uint8 (N, 3, H, W); progress as in `fit`; model, one of make_model
-        with overrides.
+        Parameters: images uint8 (N, 3, H, W); location (i, j); progress as in `fit`; model, one
+        of make_model with overrides. Returns the trained model.
         """
 
         def report(done, total, part="fit"):
