@@ -125,6 +125,8 @@ def test_the_bundle_is_small_complete_and_counted(manifest):
         "outputs": len(outputs),
         "numbers": numbers,
     }
+    ids = [case["id"] for case in cases]
+    assert len(set(ids)) == len(ids) and ids[0] == "decode/rgb"
     several = [stage["name"] for stage in manifest["stages"] if len(stage["cases"]) < 2]
     assert several == ["fastflow.parameters", "reverse_distillation.parameters"]
 

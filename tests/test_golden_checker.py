@@ -14,7 +14,7 @@ import pytest
 from tiled_ref.golden import formulas, npy, tiny
 from tiled_ref.golden.__main__ import main
 from tiled_ref.golden.bundle import Bundle
-from tiled_ref.golden.checker import Result, likely_causes
+from tiled_ref.golden.checker import Result, StageResult, count, likely_causes
 from tiled_ref.golden.compare import (
     Compare,
     boundary,
@@ -230,6 +230,19 @@ def test_an_empty_folder_is_all_missing_not_all_equal(tmp_path):
     assert counts["compared_numbers"] == counts["non_vacuous"] == counts["stages_ok"] == 0
 
 
+def test_a_stage_that_compares_nothing_does_not_count_as_equal():
+    nothing = Result("case", "map", EXACT, np.zeros((0, 4)), np.zeros((0, 4)))
+    nothing.verdict = compare(nothing.port, nothing.reference, EXACT)
+    number = Result("case", "score", EXACT, np.zeros(1), np.zeros(1))
+    number.verdict = compare(number.port, number.reference, EXACT)
+    constant = Result("case", "mask", EXACT, np.ones(5), np.ones(5))
+    constant.verdict = compare(constant.port, constant.reference, EXACT)
+    assert nothing.ok and not StageResult("stage", "", [nothing]).ok
+    assert not StageResult("stage", "").ok and StageResult("stage", "", [nothing, number]).ok
+    counts = count([StageResult("stage", "", [nothing, number, constant])])
+    assert (counts["non_vacuous"], counts["vacuous"], counts["compared_numbers"]) == (1, 2, 6)
+
+
 def test_stages_are_chosen_by_name_or_by_what_stands_before_the_dot(port):
     assert [s["name"] for s in checked(port, "--stage", "padim", "auroc")[1]["stages"]] == [
         "padim.embedding", "padim.parameters", "padim.map", "padim.score", "auroc",
@@ -272,6 +285,12 @@ def test_bad_command_lines_are_one_sentence(tmp_path, capsys):
         capsys, "export", nowhere, "--weights", tmp_path / "missing.pth"
     )
     assert not nowhere.exists()
+
+
+def test_without_a_bundle_beside_the_package_one_must_be_named(port, capsys, monkeypatch):
+    monkeypatch.setattr("tiled_ref.golden.__main__.COMMITTED", port / "nowhere")
+    assert "--reference DIR" in refused(capsys, "check", port)
+    assert main(["check", str(port), "--reference", str(GOLDEN), "--stage", "auroc"]) == 0
 
 
 def edited(tmp_path, change):

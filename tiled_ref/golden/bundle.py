@@ -160,6 +160,7 @@ def _write_case(files, stage, case, models):
         entry["compare"] = {**rule.as_json(), **_measure(where, name, value, truth[name], rule)}
         outputs[name] = entry
     return {
+        "id": where,
         "name": case.name,
         "flags": list(case.flags),
         "comment": case.comment,
