@@ -188,3 +188,11 @@ def test_defects_of_changed_images_are_not_mixed_with_older_cells(tmp_path):
     assert kept != images.read_bytes()
     assert collection.without == [folder]
     assert any(f.name.startswith("scores") for f in figures.all_figures(collection)[0])
+
+
+def test_the_image_shows_through_where_the_map_is_low():
+    picture = np.full((1, 3, 3), 100, np.uint8)
+    got = figures.glow(picture, np.array([[0.0, 0.25, 1.0]]))
+    colors = figures.render.colormap(np.array([[0.0, 0.25, 1.0]]))[0].astype(float)
+    want = [[100] * 3, (50 + colors[1] / 2).tolist(), (12 + 0.88 * colors[2]).tolist()]
+    assert got[0] == pytest.approx(np.array(want), abs=0.51)

@@ -293,9 +293,10 @@ def _decades(values):
 
 
 def read_pipeline(path):
-    """The rows of a pipeline.json, a list of dicts with PIPELINE_KEYS.
+    """The rows of a pipeline.json.
 
     Parameters: path of a JSON file that holds a list or an object with the list as "rows".
+    Returns a list of dicts with PIPELINE_KEYS.
     Raises InputError where it is not one.
     """
     try:
@@ -592,15 +593,28 @@ def _grid_row(images, n, analyses):
             panels += [np.full((*shape, 3), 235, np.uint8)] * 2
             continue
         values = enlarge(analysis.maps[n], shape)
-        panels.append(render.overlay(picture, values, 0.6))
+        panels.append(glow(picture, values))
         panels.append(np.repeat(np.where(values >= 0.5, 255, 0).astype(np.uint8)[..., None], 3, 2))
     gap = np.full((height, GAP, 3), 255, np.uint8)
     return np.concatenate([part for panel in panels for part in (panel, gap)], 1)
 
 
+def glow(picture, values):
+    """A heat map over an image, through which the image shows where the map is low.
+
+    Parameters: picture uint8 (h, w, 3); values float (h, w), 0 to 1, 0.5 the threshold.
+    Returns uint8 (h, w, 3): the colour of each value mixed in by twice the value, at most 0.88.
+    """
+    part = np.clip(2 * values, 0, 0.88)[..., None]
+    return np.rint((1 - part) * picture + part * render.colormap(values)).astype(np.uint8)
+
+
 def enlarge(values, shape):
-    """A uint8 map at another size, bilinear, as float64 from 0 to 1; 128 and above stay at or
-    above 0.5."""
+    """A map at another size, bilinear.
+
+    Parameters: values uint8 (h, w); shape (H, W) in pixels.
+    Returns float64 (H, W) from 0 to 1; 128 and above are above 0.5.
+    """
     grey = np.repeat(np.asarray(values)[..., None], 3, 2)
     return image_data.resize_image(grey, shape)[..., 0] / 255
 

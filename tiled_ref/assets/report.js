@@ -2,7 +2,7 @@
 (() => {
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const state = {category: 0, arch: null, setup: null, verdict: "all", defect: "", fade: 20, truth: true,
+const state = {category: 0, arch: null, setup: null, verdict: "all", defect: "", fade: 25, truth: true,
   order: [], card: null, at: 0};
 const make = (tag, name, text) => {
   const node = document.createElement(tag);
@@ -62,7 +62,8 @@ const drawRows = () => {
 }
 
 // ------------------------------------------------------------------------------- pictures
-// A heat map comes as a grey JPEG, 128 the threshold; its colours are put on here.
+// A heat map comes as a grey JPEG, 128 the threshold; its colours are put on here. What is
+// normal is transparent, so that the image stays visible under the heat map.
 const colors = data.colors;  // 256 x [r, g, b]
 const greys = new Map();     // recently decoded heat maps, so that stepping back costs nothing
 const GREYS = 400;
@@ -85,14 +86,15 @@ const decode = (source) => {
   if (greys.size > GREYS) greys.delete(greys.keys().next().value);
   return promise;
 };
-const paint = (canvas, grey, color) => {
+const paint = (canvas, grey, color, alpha) => {
   canvas.width = grey.width;
   canvas.height = grey.height;
   const context = canvas.getContext("2d");
   const out = context.createImageData(grey.width, grey.height);
   for (let k = 0; k < out.data.length; k += 4) {
     const [r, g, b] = color(grey.data[k]);
-    out.data[k] = r; out.data[k + 1] = g; out.data[k + 2] = b; out.data[k + 3] = 255;
+    out.data[k] = r; out.data[k + 1] = g; out.data[k + 2] = b;
+    out.data[k + 3] = alpha(grey.data[k]);
   }
   context.putImageData(out, 0, 0);
 };
@@ -104,6 +106,7 @@ const cell = () => cells()[state.setup];
 const stage = (image) => {
   const box = make("span", "stage");
   box.style.aspectRatio = image.w + " / " + image.h;
+  box.style.setProperty("--ratio", String(image.w / image.h));
   box.append(make("img"), make("canvas", "heat"), make("canvas", "mask"));
   box.firstChild.alt = "";
   if (image.outline) {
@@ -126,8 +129,8 @@ const fill = async (box, image, map) => {
   box.map = map;
   const grey = await decode(map);
   if (box.map !== map) return;  // another setup was chosen meanwhile
-  paint(heat, grey, (v) => colors[v]);
-  paint(mask, grey, (v) => (v >= 128 ? WHITE : BLACK));
+  paint(heat, grey, (v) => colors[v], (v) => Math.min(225, 2 * v));
+  paint(mask, grey, (v) => (v >= 128 ? WHITE : BLACK), () => 255);
 };
 const empty = (box) => {
   box.map = null;
@@ -272,7 +275,10 @@ const chooseCategory = (k) => {
 };
 const setFade = (value) => {
   state.fade = Math.min(100, Math.max(0, value));
-  root.style.setProperty("--heat", String(1 - Math.abs(state.fade - 50) / 50));
+  // 0 the image, 25 the heat map over it, 50 the heat map alone, 100 the mask
+  const up = Math.min(1, state.fade / 25);
+  root.style.setProperty("--heat", String(state.fade <= 50 ? up : (100 - state.fade) / 50));
+  root.style.setProperty("--photo", String(Math.min(1, Math.max(0, 2 - state.fade / 25))));
   root.style.setProperty("--mask", String(Math.max(0, state.fade - 50) / 50));
   $("fade").value = $("detail-fade").value = String(state.fade);
 };
@@ -377,7 +383,7 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-setFade(20);
+setFade(25);
 setTruth(true);
 chooseCategory(0);
 root.dataset.ready = "yes";
