@@ -293,6 +293,22 @@ def test_refusals(impl):
         pixel_metrics(lambda: iter([]), impl=impl)
 
 
+@pytest.mark.parametrize("step", [1, 7, 199])
+def test_a_nan_is_refused_wherever_it_stands(step, rng, monkeypatch):
+    """Normal or anomalous, in the sample or not, one or all; of either sign."""
+    monkeypatch.setattr(metrics, "SAMPLE_STEP", step)
+    for trial in range(16):
+        maps = rng.random((2, 10, 30)).astype(FLOATS[trial % 2])
+        masks = rng.random(maps.shape) < 0.1
+        places = rng.choice(maps.size, (1, 5, maps.size)[trial % 3], replace=False)
+        maps.ravel()[places] = (np.nan, -np.nan)[trial // 2 % 2]
+        for metric in (aupro, pixel_auroc, pro_curve):
+            with pytest.raises(InputError, match="maps holds a NaN at index"):
+                metric(maps, masks)
+        with pytest.raises(InputError, match="maps holds a NaN at index"):
+            pixel_metrics(lambda maps=maps, masks=masks: zip(maps, masks))
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_thinned_curves_keep_the_area(impl, monkeypatch):
     """Area up to 1 as the exact metric, whatever the number of points.
