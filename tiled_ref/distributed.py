@@ -478,8 +478,9 @@ class SharedCell:
     def take(self, groups, peak):
         """Yield the groups of locations to be done here, each done when the next is asked for.
 
-        The groups are those of the rank that opened the cell, divided further if they were too
-        few for all ranks to have one.
+        Parameters: groups, lists of locations, those of the rank that opened the cell count,
+        divided further if they were too few for all ranks to have one; peak, the PeakMemory of
+        this process.
         """
         if self.opens:
             self._store.set("groups", json.dumps(_divided(groups, self._ranks.size)))
