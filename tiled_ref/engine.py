@@ -149,14 +149,16 @@ def make_plan(ensemble, memory, train=None, n_predict=None):
     def largest(n, fits):
         return max((k for k in range(1, n + 1) if fits(k)), default=1)
 
-    residency = largest(n_locations, lambda k: sizes.predict(k, 1) <= room)
+    residency = largest(
+        n_locations, lambda k: max(sizes.fit(1, k - 1), sizes.predict(k, 1)) <= room
+    )
     batch = largest(most, lambda b: sizes.predict(residency, b) <= room)
     fit_batch = None
-    if sizes.fit_free:
-        fit_batch = largest(ensemble.batch_size, lambda b: sizes.fit(b) <= room)
+    if sizes.fit_free and train is not None:
+        fit_batch = largest(ensemble.batch_size, lambda b: sizes.fit(b, residency - 1) <= room)
     return Plan(
         memory, residency, fit_batch, batch, base,
-        base + sizes.fit(fit_batch or 1) if train is not None else 0,
+        base + sizes.fit(fit_batch or 1, residency - 1) if train is not None else 0,
         base + sizes.predict(residency, batch),
     )  # fmt: skip
 
@@ -176,13 +178,15 @@ class _Sizes:
     scratch: int
 
     def predict(self, locations, images):
+        """Bytes of predicting so many images by so many locations together."""
         tiles = locations * images * self.n_tiles
         return locations * (self.state + images * self.host) + self.tile + (
             tiles - 1
         ) * self.next_tile
 
-    def fit(self, images):
-        return self.first_fit + (images - 1) * self.next_fit
+    def fit(self, images, others=0):
+        """Bytes of training in batches of so many images, while other locations are held."""
+        return self.first_fit + (images - 1) * self.next_fit + others * self.state
 
 
 def _measure(ensemble, train):

@@ -56,7 +56,8 @@ class FastFlow:
     steps : int >= 1
         Optimiser steps.
     kernels : {"3x3", "alternating"}
-        Convolutions of the subnets: 3 x 3 in all blocks, or 3 x 3 and 1 x 1 in turn.
+        Convolutions of the subnets: 3 x 3 in all blocks, or 3 x 3 and 1 x 1 in turn
+        (deviation D9).
     cache_bytes : int or None
         Host memory for the training images' features, see cached.encoder_features.
 
@@ -183,6 +184,7 @@ class FastFlow:
         (L * B, H, W) and scores (L * B,).
         """
         stacked = stack_states(states, self.device)
+        self.flows.eval()
 
         def hidden(tensors, layers):
             with autocast_of(self.backbone, self.device):
@@ -233,7 +235,7 @@ def nll(z, log_det):
 def likelihood_map(z):
     """-exp(-1/2 mean over channels of z^2): (B, C, hf, wf) -> (B, hf, wf), in [-1, 0].
 
-    Yu et al. Sec. 3.3: the likelihood of each position. Deviation: the mean over channels
+    Yu et al. Sec. 3.3: the likelihood of each position. Deviation D14: the mean over channels
     instead of the sum, and no normalising constant, as in the authors' configuration, so
     that layers of different width weigh the same.
     """
@@ -287,7 +289,7 @@ class CouplingBlock(torch.nn.Module):
     y_b' = s(y_a) * y_b + b(y_a); with y_a = first, y_b = second, s = exp(log_scale),
     log_scale = 2 tanh(0.1 subnet_1), b = 0.1 subnet_2 = shift. Then every channel is scaled
     and shifted, y * gain + offset with gain = 0.1 softplus(global_scale), and the channels
-    are permuted. log|det| = sum log_scale + hf wf sum log gain (Dinh et al. Eq. 6).
+    are permuted (deviation D15: neither clamp nor gain nor permutation is in the paper). log|det| = sum log_scale + hf wf sum log gain (Dinh et al. Eq. 6).
 
     Parameters: channels C, even; kernel, side of the convolutions; generator.
     """

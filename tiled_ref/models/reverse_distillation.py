@@ -48,9 +48,9 @@ class ReverseDistillation:
     steps : int >= 1
         Optimiser steps.
     loss : {"positions", "flattened"}
-        Eq. 2, or one cosine per image and layer as in the released code.
+        Eq. 2, or one cosine per image and layer as in the released code (deviation D10).
     combine : {"product", "sum"}
-        How the layers' maps become one. Deviation: Eq. 3 of the paper is the sum; the
+        How the layers' maps become one. Deviation D11: Eq. 3 of the paper is the sum; the
         product is what the tiled ensemble's authors evaluated.
     cache_bytes : int or None
         Host memory for the training images' features, see cached.encoder_features.
@@ -191,6 +191,7 @@ class ReverseDistillation:
         (L * B, H, W) and scores (L * B,).
         """
         stacked = stack_states(states, self.device)
+        self.student.eval()
 
         def both(tensors, encoded):
             with autocast_of(self.backbone, self.device):
