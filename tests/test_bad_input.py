@@ -458,3 +458,15 @@ def test_malformed_input_is_one_sentence(place, case, capsys, monkeypatch):
         assert sum(",error," in line for line in table) == 1
     elif (place / "out").is_dir():
         assert written(place / "out") == []
+
+
+def test_a_bad_mask_is_found_before_the_training(place, capsys, monkeypatch):
+    def train(*args, **kwargs):
+        raise AssertionError("the training has begun")
+
+    monkeypatch.setattr(TiledEnsemble, "fit_location", train)
+    monkeypatch.setattr(cli, "find_weights", find_weights_once)
+    (place / "parts/ground_truth/square/5_mask.png").write_bytes(b"x")
+    arguments = [*user(place), "--out", place / "out", "--device", "cpu"]
+    assert cli.main([str(part) for part in arguments]) == 2
+    assert "5_mask.png is not an image" in capsys.readouterr().err
