@@ -99,13 +99,11 @@ def test_trend_is_least_squares_with_students_band():
     assert figures.trend([0, 1], [0, 1]) is None and figures.trend([1, 1, 1], [0, 1, 2]) is None
 
 
+@pytest.mark.optional
 def test_points_of_students_t():
     stats = pytest.importorskip("scipy.stats")
     for k, value in enumerate(figures.T_95):
         assert value == pytest.approx(stats.t.ppf(0.975, k + 1), abs=6e-4)
-
-
-test_points_of_students_t = pytest.mark.optional(test_points_of_students_t)
 
 
 def test_curves_end_at_the_limit():

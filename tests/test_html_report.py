@@ -280,3 +280,22 @@ def test_five_hundred_pictures_without_stutter(page, tmp_path):
             b.run("new Promise(done => setTimeout(done, 300))")
             assert 0 < b.run(drawn) < 80
         assert b.messages == []
+
+
+@pytest.mark.optional
+def test_metrics_alone_make_a_report_that_says_what_is_missing(tmp_path):
+    folder = made_up_cell(tmp_path, small("one"))
+    (folder / "analysis.npz").unlink()
+    path, notes = html_report.write_report(tmp_path)
+    assert any("nothing for pictures" in note for note in notes)
+    assert data_of(path)["categories"] == [] and len(data_of(path)["summary"]["rows"]) == 1
+    assert (tmp_path / "report" / "table_03.md").is_file()
+    if find_browser() is None:
+        pytest.skip("no Chromium")
+    with Browser(tmp_path / "profile") as b:
+        b.open(path)
+        b.wait("document.documentElement.dataset.ready === 'yes'")
+        assert "No cell has pictures" in b.run("document.getElementById('count').textContent")
+        for key in "[]123npeto":
+            b.press(key)
+        assert b.messages == []

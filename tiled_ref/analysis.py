@@ -280,9 +280,10 @@ def region_recall(maps, images, thresholds, options):
     """The part of each defect that is found at each threshold.
 
     Parameters: maps float32 (N, H, W); images as in experiment.run_cell; thresholds, floats.
-    Returns float32 (R, len(thresholds)). Defects are the regions of the masks at the images' own sizes, so that they are the same
-    for every setup, also where shrinking to the setup's size made one vanish. A pixel of the
-    image file takes the value of the map's pixel that it lies in.
+    Returns float32 (R, len(thresholds)). Defects are the regions of the masks at the images'
+    own sizes, so that they are the same for every setup, also where shrinking to the setup's
+    size made one vanish. A pixel of the image file takes the value of the map's pixel that it
+    lies in.
     """
     parts = [np.zeros((0, len(thresholds)), np.float32)]
     for k, (image_map, sample) in enumerate(zip(maps, images.category.test)):

@@ -56,8 +56,8 @@ class Collection:
     """All finished cells below OUT that have what a report needs.
 
     Parameters: out, Path. Attributes: results, list of dicts of all finished cells, in the
-    order of tables; folders, Path of each; without, folders of cells without analysis.npz, or of other
-    test images than those of the cell that ran last.
+    order of tables; folders, Path of each; without, folders of cells without analysis.npz, or
+    of other test images than those of the cell that ran last.
     Raises InputError for a metrics.json that is none.
     """
 
@@ -236,7 +236,9 @@ def _resolution_figure(series, dataset, category, arch):
     ]  # fmt: skip
     for k, (kind, points) in enumerate(series.items()):
         for at, chart in enumerate(charts):
-            known = [(side, values[at]) for side, values in points.items() if values[at] is not None]
+            known = [
+                (side, values[at]) for side, values in points.items() if values[at] is not None
+            ]
             if known:
                 chart.line(*zip(*known), label=kind, series=k, marks=True)
     title = f"AUPRO and memory against resolution: {ARCHS.get(arch, arch)} on {category}"
@@ -532,8 +534,9 @@ def histograms(cells, collection):
 def picture_grid(collection, dataset, arch):
     """Figs. 12-17: a defective image of every category, with heat map and mask of each setup.
 
-    Parameters: collection, a Collection. The image is drawn at random with a seed made of data set and category, so it is the same
-    for every architecture. Returns [] where no category has a defective image.
+    Parameters: collection, a Collection. The image is drawn at random with a seed made of data
+    set and category, so it is the same for every architecture. Returns [] where no category has
+    a defective image.
     """
     cells = collection.cells(dataset=dataset, arch=arch)
     setups = setup_names([result for result, _ in cells])

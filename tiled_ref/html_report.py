@@ -128,7 +128,8 @@ def summary(results):
     rows = []
     groups = {}
     for r in results:
-        groups.setdefault(tuple(r[k] for k in ("dataset", "category", "arch", "setup")), []).append(r)
+        key = tuple(r[k] for k in ("dataset", "category", "arch", "setup"))
+        groups.setdefault(key, []).append(r)
     places = {name: k for k, name in enumerate(setup_names(results))}
     for (dataset, category, arch, setup), group in groups.items():
         row = [[DATASETS.get(dataset, dataset)] * 2, [category] * 2, [ARCHS.get(arch, arch)] * 2]
@@ -170,8 +171,9 @@ def gallery(collection, charts, budget=GALLERY_BYTES):
     """What the page's pictures are made of.
 
     Parameters: collection, a figures.Collection; charts, see the caller; budget, bytes.
-    Returns a list with a dict per category, see report.js. Where all pictures together exceed `budget` bytes, of every category the same part is kept,
-    the worst errors first: an image's error is the worst of its setups.
+    Returns a list with a dict per category, see report.js. Where all pictures together exceed
+    `budget` bytes, of every category the same part is kept, the worst errors first: an image's
+    error is the worst of its setups.
     """
     categories = []
     for dataset, category in dict.fromkeys((d, c) for d, c, _ in collection.groups()):
@@ -199,8 +201,8 @@ def severity(labels, cells):
     """How wrong each image is at worst.
 
     Parameters: labels (N,), 0 normal; cells, architecture -> setup -> analysis.
-    Returns float64 (N,), above 0 where some setup errs: the distance of the score from the threshold, on the wrong side, in units of the cell's
-    range of scores.
+    Returns float64 (N,), above 0 where some setup errs: the distance of the score from the
+    threshold, on the wrong side, in units of the cell's range of scores.
     """
     worst = np.full(len(labels), -np.inf)
     for setups in cells.values():

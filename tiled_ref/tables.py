@@ -236,10 +236,10 @@ def mean_number(dataset, arch, setup, metric, names, results):
     """Number of a setup over the categories `names`, in percent.
 
     Parameters: names, categories; results, dicts as of experiment.run_cell.
-    Returns a Number: the mean of the categories' means over their seeds. The standard deviation is that of the
-    seeds' means over the categories, of those seeds that have every category. Beside it
-    stands the paper's average where `names` are all of the paper's categories, else the mean
-    of its numbers for these, for which it gives no spread.
+    Returns a Number: the mean of the categories' means over their seeds. The standard deviation
+    is that of the seeds' means over the categories, of those seeds that have every category.
+    Beside it stands the paper's average where `names` are all of the paper's categories, else
+    the mean of its numbers for these, for which it gives no spread.
     """
     table = {}
     for r in results:
@@ -422,7 +422,9 @@ def defect_sizes(dataset, arch, analyses):
         "files; the side is that of a square of the area. Last row: the class from which on the "
         "mean recall stays at 50 % or more.",
     ]
-    title = f"Recall of defects by size, {ARCHS.get(arch, arch)} on {DATASETS.get(dataset, dataset)}"
+    title = (
+        f"Recall of defects by size, {ARCHS.get(arch, arch)} on {DATASETS.get(dataset, dataset)}"
+    )
     headers = ["area", "defects", *setups]
     return Table(f"defect_size_{dataset}_{arch}", title, headers, rows, records, notes)
 
