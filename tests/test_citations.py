@@ -6,7 +6,7 @@ import re
 import pytest
 
 from citations import cited, in_code, in_tests
-from sources import ROOT
+from sources import ROOT, SOURCES
 from tiled_ref import experiment, metrics, paper, smoothing
 from tiled_ref.data import images
 from tiled_ref.models import fastflow, padim, patchcore, reverse_distillation
@@ -130,6 +130,16 @@ def test_every_equation_of_the_code_is_in_the_readme():
     borrowed = {"Higham"}  # bounds of rounding, not part of the method
     code = {c for c in in_code() if c[1] == "Eq." and c[0] not in borrowed}
     assert sorted(code - listed) == []
+
+
+def test_every_deviation_is_in_the_table_and_in_the_code():
+    """Ids are D1, D2, ...; the code says at its place which one it is."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    listed = [int(n) for n in re.findall(r"^\| D(\d+) \|", text, re.MULTILINE)]
+    assert listed == list(range(1, len(listed) + 1)) and len(listed) >= 11
+    code = "\n".join(path.read_text("utf-8") for path in SOURCES)
+    assert re.findall(r"\bDeviation\b(?! D\d).*", code) == []
+    assert {int(n) for n in re.findall(r"\b[Dd]eviation D(\d+)\b", code)} == set(listed)
 
 
 def test_how_citations_are_read():

@@ -428,7 +428,7 @@ def explain_image(args):
     """
     alien = sorted(args.given & NOT_EXPLAINED)
     if alien:
-        raise InputError(f"{alien[0]} does not apply to --explain, which keeps nothing but pictures")
+        raise InputError(f"{alien[0]} does not apply to --explain, which keeps pictures only")
     progress = Progress(quiet=args.quiet)
     setups, archs, categories, backbone, options = _prepare(args, progress)
     for flag, values in (

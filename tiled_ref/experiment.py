@@ -28,7 +28,7 @@ from . import __version__, analysis, metrics, validation
 from .data import images as image_data
 from .distributed import Alone
 from .engine import MODES, Residents, make_plan
-from .ensemble import TiledEnsemble, merge_rows
+from .ensemble import MERGE_BUDGET, TiledEnsemble, merge_rows
 from .errors import InputError
 from .files import atomic_write
 from .memory import PeakMemory
@@ -70,7 +70,8 @@ class Options:
     seam_width, seam_sigma : float
         Fraction of the tile's side; pixels.
     metric_size : {"setup", "original"}
-        Pixel metrics at the setup's image size (paper) or at each image's own (MVTec protocol).
+        Pixel metrics at the setup's image size (paper) or at each image's own (MVTec protocol;
+        deviation D6).
     impl, threads
         See `merging.untile_average`.
     switches : dict
@@ -154,7 +155,7 @@ class CategoryImages:
                 getattr(self.category, split),
                 sizes,
                 antialias=self._options.antialias,
-                budget=IMAGE_BUDGET,
+                budget=_within(IMAGE_BUDGET, self._options),
                 progress=self._progress.stage(f"{self.category.name}: decode {split} at {text}"),
             )
             self._images |= {(split, s): images for s, images in zip(sizes, arrays)}
@@ -166,7 +167,7 @@ class CategoryImages:
         An array (N, H, W) within MASK_BUDGET; beyond it every loop reads them anew.
         """
         test = self.category.test
-        if len(test) * size[0] * size[1] > MASK_BUDGET:
+        if len(test) * size[0] * size[1] > _within(MASK_BUDGET, self._options):
             return (image_data.read_masks([sample], size)[0] for sample in test)
         if size not in self._masks:
             self._masks[size] = image_data.read_masks(test, size)
@@ -365,6 +366,13 @@ class Rows:
         return self.rows[int(self.chosen[key])]
 
 
+def _within(budget, options):
+    """A budget of bytes on the host, smaller where a cap on the memory of a CPU leaves less."""
+    if options.memory in MODES or options.device.type != "cpu":
+        return budget
+    return min(budget, options.memory // 8)
+
+
 def plan_cell(ensemble, images, options, progress, title):
     """The engine.Plan of a cell; one with a cap is told to the user.
 
@@ -448,6 +456,7 @@ def _merge(grid, store, out, options, progress):
         maps, scores, grid, out,
         score=options.score, width=options.seam_width, sigma=options.seam_sigma,
         impl=options.impl, threads=options.threads, progress=progress,
+        budget=_within(MERGE_BUDGET, options),
     )  # fmt: skip
 
 

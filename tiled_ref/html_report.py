@@ -51,8 +51,8 @@ def write_report(out):
     write_figures(figures, folder)
     for path in collection.without:
         notes.append(
-            f"{path.relative_to(out)} has metrics but nothing for pictures of the same test images, "
-            "so it is in the tables only; run it again with --report."
+            f"{path.relative_to(out)} has metrics but nothing for pictures of the same test "
+            "images, so it is in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
     path = folder / "report.html"

@@ -85,7 +85,7 @@ def mean_scores(scores):
 
 
 def max_scores(scores):
-    """Image score: the largest score of all tiles of the image (the switch to `mean_scores`).
+    """Image score: the largest score of all tiles of the image (deviation D5, a switch).
 
     Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch.
     Returns (N,), dtype and kind of scores. NaN if any tile's score is NaN.

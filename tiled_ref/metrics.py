@@ -20,6 +20,7 @@ count the pixels that can matter below the FPR limit and order the anomalous one
 Source: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec Anomaly
 Detection Dataset", IJCV 129 (2021), Sec. 5.3: PRO = 1/R sum_k |P_k and Q_k| / |Q_k| with
 regions Q_k (8-connected) and the pixels P_k found in them, against the FPR up to 0.3.
+Deviation D3: equal scores are one point of the curve, so that no result exceeds 1.
 """
 
 import math

@@ -128,8 +128,8 @@ def _reading(path, read):
 def open_regular(path, follow=True):
     """Open a file for reading bytes; OSError for anything but a regular file.
 
-    Returns the open file. A pipe or a device would be read for ever. Without follow a link is refused as well, which
-    could lead anywhere.
+    Returns the open file. A pipe or a device would be read for ever. Without follow a link is
+    refused as well, which could lead anywhere.
     """
     if not follow and os.path.islink(path):
         raise OSError("it is a link")
@@ -333,9 +333,10 @@ class Manifest:
     """A manifest.json that has been checked.
 
     Parameters: setup, arch, switches, seed, batch_size, what TiledEnsemble is made with;
-    precision, antialias, score, seam_width, seam_sigma, as in experiment.Options; weights, their kind, and
-    backbone_digest of their tensors; thresholds as of validation.find_thresholds, or None;
-    category, what was trained on; versions of the packages; files, location -> StateFile.
+    precision, antialias, score, seam_width, seam_sigma, as in experiment.Options; weights,
+    their kind, and backbone_digest of their tensors; thresholds as of
+    validation.find_thresholds, or None; category, what was trained on; versions of the
+    packages; files, location -> StateFile.
     """
 
     setup: Setup

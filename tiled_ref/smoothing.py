@@ -18,8 +18,8 @@ def seam_mask(grid, width=0.1):
     """Which pixels are smoothed.
 
     The band holds int(width * tile side) pixels on each side of every tile border inside
-    the image. Borders are the starts and the ends of tiles; those on or outside the edge
-    of the image are none. For 512/256/128 they are 128, 256 and 384 in both directions.
+    the image. Deviation D2: borders are the starts and the ends of tiles; those on or outside
+    the edge of the image are none. For 512/256/128 they are 128, 256 and 384 in both directions.
 
     Parameters: grid, a TileGrid; width, fraction of the tile's side, 0 <= width <= 1.
     Returns bool (H, W), True inside the band.

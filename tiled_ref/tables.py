@@ -448,7 +448,7 @@ def recall_by_area(setup, analyses, edges):
     """(mean recall per class or None where it has no defects, defects per class) of a setup."""
     at = FPRS.index(REPORT_FPR)
     area, recall, seen = [], [], []
-    for n, (result, defects) in enumerate(analyses):
+    for result, defects in analyses:
         if result["setup"] == setup and len(defects["area"]):
             area.append(defects["area"])
             recall.append(defects["recall"][:, at])

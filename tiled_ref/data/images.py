@@ -226,7 +226,7 @@ def resize_image(image, size, antialias=False):
     size : (int, int)
         Height and width in pixels.
     antialias : bool
-        Off in the paper's evaluation, which resized with OpenCV's INTER_LINEAR.
+        Off in the paper's evaluation, which resized with OpenCV's INTER_LINEAR (deviation D4).
 
     Returns
     -------

@@ -289,7 +289,8 @@ class CouplingBlock(torch.nn.Module):
     y_b' = s(y_a) * y_b + b(y_a); with y_a = first, y_b = second, s = exp(log_scale),
     log_scale = 2 tanh(0.1 subnet_1), b = 0.1 subnet_2 = shift. Then every channel is scaled
     and shifted, y * gain + offset with gain = 0.1 softplus(global_scale), and the channels
-    are permuted (deviation D15: neither clamp nor gain nor permutation is in the paper). log|det| = sum log_scale + hf wf sum log gain (Dinh et al. Eq. 6).
+    are permuted (deviation D15: neither clamp nor gain nor permutation is in the paper).
+    log|det| = sum log_scale + hf wf sum log gain (Dinh et al. Eq. 6).
 
     Parameters: channels C, even; kernel, side of the convolutions; generator.
     """

@@ -119,8 +119,8 @@ class Padim:
     def fit(self, images, progress=None):
         """Mean and inverse covariance at every position (Defard et al. Eq. 1).
 
-        The sums are merged batch by batch in float64 (Chan, Golub, LeVeque 1979), so that
-        memory does not grow with the number of images:
+        Deviation D7: the sums are merged batch by batch in float64 (Chan, Golub, LeVeque 1979),
+        so that memory does not grow with the number of images:
             mu    <- mu + delta m/(n + m)
             S     <- S + S_b + delta delta^T n m/(n + m),   delta = mu_b - mu
         with n images seen before and m in the batch; Sigma = S / (n - 1) + eps I.

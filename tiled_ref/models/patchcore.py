@@ -47,7 +47,8 @@ class PatchCore:
         Images whose features are computed at a time, BATCH_SIZE by default.
     start : {"excluded", "included"}
         Whether the random start of the greedy selection is only the point from which the
-        first distances are measured, or the first member of the bank (see k_centre_greedy).
+        first distances are measured, or the first member of the bank (see k_centre_greedy;
+        deviation D8).
     ratio : float, 0 < ratio <= 1
         Fraction of the patches kept in the bank, at least one patch.
     n_neighbours : int >= 1
@@ -114,7 +115,7 @@ class PatchCore:
         """Locally aware patch features (Roth et al. Sec. 3.1).
 
         Eq. 1-2: phi(N_p(h, w)) = f_agg({phi(a, b) | (a, b) in N_p(h, w)}), N_p(h, w) the
-        p x p positions around (h, w), p = 3, f_agg the mean. Deviation: positions outside
+        p x p positions around (h, w), p = 3, f_agg the mean. Deviation D12: positions outside
         the feature map count as zeros, as in the authors' configuration.
 
         Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
@@ -237,7 +238,7 @@ def reweight(distances):
     Roth et al. Eq. 7:
         s = (1 - exp|m^test,* - m*|_2 / sum_{m in N_b(m*)} exp|m^test,* - m|_2) * s*
     with |m^test,* - m|_2 = distances (B, b) for the b neighbours m of m* in the bank, m*
-    itself first, and s* = |m^test,* - m*|_2 = distances[:, 0]. Deviation: b = 1 returns s*
+    itself first, and s* = |m^test,* - m*|_2 = distances[:, 0]. Deviation D13: b = 1 returns s*
     instead of zero.
     Returns (B,), the dtype of distances. The exponentials are taken after subtracting the
     largest distance, so that they do not overflow.
