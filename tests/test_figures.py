@@ -141,7 +141,8 @@ def test_latency_comes_from_pipeline_json(out, made):
         assert "ENS9 PaDiM: 190" in figure.data
         path.write_text(json.dumps({"parts": {}, "rows": []}))  # latency was not measured
         assert figures.latency(collection).figures == []
-        for broken in ("{", "{}", '[{"arch": "padim"}]', json.dumps([rows[0] | {"latency_ms": -1}])):
+        negative = json.dumps([rows[0] | {"latency_ms": -1}])
+        for broken in ("{", "{}", '[{"arch": "padim"}]', negative):
             path.write_text(broken)
             with pytest.raises(InputError, match="pipeline.json is not a list of rows"):
                 figures.latency(collection)

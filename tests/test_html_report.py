@@ -114,7 +114,8 @@ def test_summary_holds_a_row_a_cell_with_numbers_to_sort_by():
     summary = html_report.summary(results)
     column = summary["headers"].index("image AUROC")
     assert [row[column][0] for row in summary["rows"]] == ["75.0 ± 7.1", "-"]
-    assert summary["rows"][0][column][1] == pytest.approx(75) and summary["rows"][1][column][1] is None
+    assert summary["rows"][0][column][1] == pytest.approx(75)
+    assert summary["rows"][1][column][1] is None
     assert "paper AUROC" in summary["headers"]
     synthetic = html_report.summary([made_up_result("synthetic", "board")])
     assert "paper AUROC" not in synthetic["headers"]

@@ -195,6 +195,19 @@ def test_recall_by_size_by_hand():
     assert tables.defect_sizes("folder", "padim", twice).rows[0][1] == "2"  # not twice as many
 
 
+def test_setups_are_compared_on_the_categories_that_all_of_them_have():
+    def cell(category, setup, recall):
+        found = np.full((1, len(tables.FPRS)), recall)
+        return result("folder", category, setup=setup), {"area": np.array([9]), "recall": found}
+
+    cells = [cell("a", "SM256", 1.0), cell("b", "SM256", 0.0), cell("a", "ENS9", 0.5)]
+    table = tables.defect_sizes("folder", "padim", cells)
+    assert table.rows[0][1:] == ["1", "**100.0**", "*50.0*"]
+    assert table.notes[-1] == "Of the categories that every setup has: a."
+    apart = [cell("a", "SM256", 1.0), cell("b", "ENS9", 0.5)]
+    assert tables.shared_categories(apart) == apart
+
+
 def test_found_from_is_the_size_from_which_recall_stays_high():
     edges = [1, 4, 16, 64, 256]
     assert tables._found_from(edges, [0.9, 0.4, 0.6, 0.7]) == "16 px²"

@@ -25,6 +25,7 @@ from .experiment import read_result
 from .files import atomic_write
 from .tables import (
     ARCHS, DATASETS, area_edges, category_names, file_name, ordered, recall_by_area, setup_names,
+    shared_categories,
 )  # fmt: skip
 
 PIPELINE = "pipeline.json"
@@ -360,7 +361,8 @@ def defect_performance(collection):
             if line is not None:
                 at = np.linspace(math.log(x[0]), math.log(x[-1]), 60)
                 middle, half = line(at)
-                chart.band(np.exp(at), middle - half, middle + half, k)
+                low, high = np.clip([middle - half, middle + half], 0, 100)
+                chart.band(np.exp(at), low, high, k)
                 chart.line(np.exp(at), middle, None, k)
             chart.points(x, y, setup, k, names)
         charts.append(chart)
@@ -423,6 +425,7 @@ def ratios(collection):
 
 def recall_figure(defects, dataset, category, arch):
     """Recall of defects by size, a line a setup; [] without defects."""
+    defects = shared_categories(defects)
     areas = [d["area"] for _, d in defects if len(d["area"])]
     if not areas:
         return []

@@ -157,7 +157,9 @@ class Chart:
         def draw(place):
             points = [place(*p) for p in zip(x + x[::-1], low + high[::-1])]
             path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b in points) + "Z"
-            return f'<path class="f{_k(series)}" d="{path}" fill="{_color(series)}" opacity="0.16"/>'
+            return (
+                f'<path class="f{_k(series)}" d="{path}" fill="{_color(series)}" opacity="0.16"/>'
+            )
 
         self._items.append(draw)
 
@@ -426,7 +428,10 @@ def _mark(x, y, series, size=4.0, name=None):
     title = f"<title>{escape(name)}</title>" if name else ""
     k, color = _k(series), _color(series)
     if kind == "circle":
-        return f'<circle class="f{k}" cx="{_n(x)}" cy="{_n(y)}" r="{_n(s)}" fill="{color}">{title}</circle>'
+        return (
+            f'<circle class="f{k}" cx="{_n(x)}" cy="{_n(y)}" r="{_n(s)}" fill="{color}">'
+            f"{title}</circle>"
+        )
     if kind == "cross":
         return (
             f'<path class="s{k}" d="{shapes[kind]}" stroke="{color}" stroke-width="2.2" '

@@ -390,6 +390,7 @@ def defect_sizes(dataset, arch, analyses):
     normal pixels of the test set are above it; the table shows the mean over the defects of a
     class and over seeds.
     """
+    whole, analyses = analyses, shared_categories(analyses)
     setups = setup_names([result for result, _ in analyses])
     areas = [defects["area"] for _, defects in analyses if len(defects["area"])]
     if not areas:
@@ -422,11 +423,27 @@ def defect_sizes(dataset, arch, analyses):
         "files; the side is that of a square of the area. Last row: the class from which on the "
         "mean recall stays at 50 % or more.",
     ]
+    if len(analyses) < len(whole):
+        names = sorted({result["category"] for result, _ in analyses})
+        notes.append(f"Of the categories that every setup has: {', '.join(map(_escape, names))}.")
     title = (
         f"Recall of defects by size, {ARCHS.get(arch, arch)} on {DATASETS.get(dataset, dataset)}"
     )
     headers = ["area", "defects", *setups]
     return Table(f"defect_size_{dataset}_{arch}", title, headers, rows, records, notes)
+
+
+def shared_categories(analyses):
+    """Those pairs whose category every setup has, so that setups are compared on equal defects.
+
+    Parameters: analyses, pairs (result, defects). Returns a list of them; all where no category
+    is shared.
+    """
+    names = {}
+    for result, _ in analyses:
+        names.setdefault(result["setup"], set()).add(result["category"])
+    shared = set.intersection(*names.values()) if names else set()
+    return [pair for pair in analyses if pair[0]["category"] in shared] or list(analyses)
 
 
 def area_edges(areas):
