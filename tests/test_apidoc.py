@@ -76,6 +76,8 @@ def test_the_command_needs_no_package_but_python(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert out.read_text("utf-8") == apidoc.page()
+    assert apidoc.main([str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == out.read_bytes()
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):

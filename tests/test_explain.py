@@ -209,6 +209,17 @@ def test_options_that_do_not_apply_are_refused(parts, tmp_path, capsys):
     assert "--save does not apply to --explain" in capsys.readouterr().err
 
 
+def test_the_truth_of_a_sample_is_shown_where_it_is_known(parts, tmp_path, capsys):
+    """A normal sample's is known to be empty; the data set here has no masks for the other."""
+    sizes = ["--tile-size", 32, "--out", tmp_path]
+    assert run(parts, "--explain", "test/good/4.png", *sizes) == 0
+    assert "11-truth.png" in capsys.readouterr().out
+    page = (tmp_path / "explain" / "index.html").read_text("utf-8")
+    assert "0 px are defective" in page
+    assert run(parts, "--explain", "test/square/5.png", *sizes) == 0
+    assert "truth" not in capsys.readouterr().out
+
+
 def test_one_image_walks_through_one_setup(parts, tmp_path, capsys):
     assert run(parts, "--explain", "--setup", "ENS4", "ENS9", "--tile-size", 32,
                "--out", tmp_path) == 2  # fmt: skip
