@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tiled_ref.data.images import decode_image
-from tiled_ref.golden import npy, preprocessing, small_model, tiny
+from tiled_ref.golden import npy, postprocessing, preprocessing, small_model, tiny
 from tiled_ref.golden.__main__ import main
 from tiled_ref.golden.bundle import DOCUMENTS, Bundle, export
 from tiled_ref.golden.numbers import Numbers
@@ -48,7 +48,7 @@ def test_exporting_again_stays_within_the_compare_classes(exported, tmp_path, ca
     assert counts["missing"] == 0 and found["extra_files"] == []
     assert counts["compared_numbers"] == Bundle(GOLDEN).manifest["counts"]["numbers"] > 150_000
     assert counts["vacuous"] < 10
-    assert "OK: all 31 stages agree" in capsys.readouterr().out
+    assert "OK: all 32 stages agree" in capsys.readouterr().out
 
 
 def test_inputs_and_weights_are_the_same_bits_on_every_machine(exported, manifest):
@@ -72,7 +72,7 @@ def test_export_gives_the_same_bytes_twice_and_leaves_nothing_stale(tmp_path):
     models = {k: v for k, v in tiny.models().items() if k == "fastflow"}
     first, second = tmp_path / "first", tmp_path / "second"
     export(first, stages, models, "once")
-    export(second, tiny.stages()[-3:], {}, "something else before")
+    export(second, postprocessing.STAGES[-3:], {}, "something else before")
     export(second, stages, models, "once")
 
     def contents(folder):
@@ -89,7 +89,7 @@ def test_a_stage_that_fails_leaves_the_old_bundle_alone(tmp_path):
     def fail():
         raise Broken
 
-    export(tmp_path / "bundle", tiny.stages()[-1:], {}, "once")
+    export(tmp_path / "bundle", postprocessing.STAGES[-1:], {}, "once")
     before = (tmp_path / "bundle" / "manifest.json").read_bytes()
     stage = preprocessing.TILE
     broken = type(stage)(**{**stage.__dict__, "cases": fail})

@@ -14,7 +14,8 @@ the bundle, says how to read it.
     formulas.py        the stages once more, plainly, in float64, with the mistakes as switches
     small_model.py     the backbone of the bundle and the weights of the trained models
     preprocessing.py, padim.py, patchcore.py, fastflow.py, reverse_distillation.py,
-    postprocessing.py  the stages and their cases
+    postprocessing.py, ensemble.py
+                       the stages and their cases
     genuine.py         the second bundle, with genuine weights
     bundle.py          writing and reading a bundle: the manifest
     checker.py         comparing a port with a bundle, and naming the likely mistake

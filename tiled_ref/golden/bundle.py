@@ -104,9 +104,15 @@ def _export(folder, stages, models, command):
     for path, data in files.items():
         npy.write_bytes(folder / path, data)
     with atomic_write(folder / "manifest.json") as file:
-        json.dump(manifest, file, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(_text(manifest))
     return manifest
+
+
+def _text(manifest):
+    """JSON with lists of numbers and words on one line."""
+    text = json.dumps(manifest, indent=1, allow_nan=False)
+    flat = re.sub(r"\[[^][{}]*\]", lambda m: " ".join(m[0].split()), text)
+    return flat.replace("[ ", "[").replace(" ]", "]") + "\n"
 
 
 def _old_files(folder):

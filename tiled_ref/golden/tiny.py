@@ -1,6 +1,7 @@
 """The first bundle: everything with a tiny backbone, nothing to download."""
 
 from . import (
+    ensemble,
     fastflow,
     padim,
     patchcore,
@@ -13,7 +14,15 @@ from . import (
 
 def stages():
     """All stages in the order of the method."""
-    rooms = (preprocessing, padim, patchcore, fastflow, reverse_distillation, postprocessing)
+    rooms = (
+        preprocessing,
+        padim,
+        patchcore,
+        fastflow,
+        reverse_distillation,
+        postprocessing,
+        ensemble,
+    )
     return [stage for room in rooms for stage in room.STAGES]
 
 

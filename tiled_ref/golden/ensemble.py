@@ -1,0 +1,130 @@
+"""The last stage: the whole way of an ensemble of PaDiM models, from resized images to scores.
+
+Every other stage has its own input; here the stages follow one another, so that a port which
+agrees with each of them learns whether it has put them together as the method does.
+"""
+
+import numpy as np
+import torch
+
+from ..ensemble import LocationImages, merge
+from ..models import padim as model
+from . import formulas, padim, preprocessing, small_model
+from .compare import close
+from .numbers import Numbers
+from .padim import tensor
+from .postprocessing import grid_array, tile_grid
+from .stage import Case, Confusion, Stage, Weights
+
+CHANNELS = (14, 2, 9, 25, 0, 6)  # of 28, some of every layer
+
+
+def _cases():
+    cases = []
+    for name, image, tile, stride, flags in (
+        ("four_tiles", (44, 52), 32, (20, 24), ("non_divisible", "overlap", "not_square")),
+        ("single_tile", 32, 32, 32, ("single_tile",)),
+    ):
+        draw = Numbers(f"ensemble/{name}")
+        grid = grid_array(image, tile, stride)
+        inputs = {
+            "train": _images(draw, 5, *grid[:2]),
+            "test": _images(draw, 2, *grid[:2]),
+            "grid": grid,
+            "channels": np.array(CHANNELS, np.int64),
+            "width": np.float64(0.1),
+            "sigma": np.float64(2.0),
+            "weights": Weights("backbone"),
+        }
+        cases.append(Case(name, inputs, (*flags, "several", "reflect")))
+    return cases
+
+
+def _images(draw, n, height, width):
+    """Noise on a slope, uint8 (n, 3, height, width)."""
+    y, x = np.mgrid[:height, :width]
+    return (2 * y + x + draw.integers(100, n, 3, height, width)).clip(0, 255).astype(np.uint8)
+
+
+def _compute(inputs):
+    grid, backbone = tile_grid(inputs["grid"]), small_model.backbone(inputs["weights"])
+    tile_maps, tile_scores = [], []
+    for location in grid.locations():
+        one = model.Padim(
+            backbone, grid.tile_size, seed=0, device="cpu", n_channels=len(inputs["channels"])
+        )
+        one.channels = tensor(inputs["channels"])
+        one.fit(_tiles(inputs["train"], grid, location))
+        test = _tiles(inputs["test"], grid, location)
+        maps, scores = one.predict(test[list(range(len(test)))])
+        tile_maps.append(maps)
+        tile_scores.append(scores)
+    maps = torch.stack(tile_maps).unflatten(0, (grid.rows, grid.cols)).numpy()
+    scores = torch.stack(tile_scores).unflatten(0, (grid.rows, grid.cols)).numpy()
+    width, sigma = float(inputs["width"]), float(inputs["sigma"])
+    merged, score = merge(maps, scores, grid, width=width, sigma=sigma)
+    return {"tile_maps": maps, "tile_scores": scores, "map": merged, "score": score}
+
+
+def _tiles(images, grid, location):
+    return LocationImages(images, grid, [location], torch.device("cpu"))
+
+
+def _formula(inputs, shared=False, early=False, of_map=False, smoothed=True, biggest=False):
+    """The formulas of the stages one after the other. shared: one model for all locations, that
+    of the first; early: tiles are padded before normalisation; of_map: the score is the largest
+    value of the merged map; smoothed False: seams stay; biggest: the largest tile score."""
+    grid, size = inputs["grid"], inputs["grid"][2:4]
+    tiles = {}
+    for key in ("train", "test"):
+        levels = inputs[key]
+        if early:
+            levels = formulas.cut(levels, grid)
+        normal = preprocessing.NORMALISE.formula({"images": levels.reshape(-1, *levels.shape[-3:])})
+        normal = normal["images"].reshape(levels.shape)
+        tiles[key] = normal if early else formulas.cut(normal, grid)  # (rows, cols, N, 3, h, w)
+    rows, cols, n = tiles["test"].shape[:3]
+    maps = np.empty((rows, cols, n, *size))
+    fitted = None
+    for i in range(rows):
+        for j in range(cols):
+            if fitted is None or not shared:
+                train = _embedding(tiles["train"][i, j], inputs)
+                fitted = padim.PARAMETERS.formula({"embedding": train})
+            test = {"embedding": _embedding(tiles["test"][i, j], inputs), "size": size, **fitted}
+            maps[i, j] = padim.MAP.formula(test)["map"]
+    scores = maps.max((3, 4))
+    merged = formulas.untile(maps, grid)
+    if smoothed:
+        width, sigma = float(inputs["width"]), float(inputs["sigma"])
+        merged = formulas.smooth(merged, grid, width, sigma)
+    score = scores.max((0, 1)) if biggest else scores.mean((0, 1))
+    if of_map:
+        score = merged.max((1, 2))
+    return {"tile_maps": maps, "tile_scores": scores, "map": merged, "score": score}
+
+
+def _embedding(images, inputs):
+    layers = preprocessing.BACKBONE.formula({"images": images, "weights": inputs["weights"]})
+    return padim.EMBEDDING.formula({**layers, "channels": inputs["channels"]})["embedding"]
+
+
+ENSEMBLE = Stage(
+    "ensemble",
+    "all stages of an ensemble of PaDiM models one after the other",
+    "tiled_ref.ensemble.TiledEnsemble",
+    "Rolih et al. Eq. 1-5 and Sec. 3.3",
+    {name: close(1e-3, 1e-3) for name in ("tile_maps", "tile_scores", "map", "score")},
+    _cases,
+    _compute,
+    _formula,
+    (
+        Confusion("one model for all tile locations instead of one each", {"shared": True}),
+        Confusion("tiles are padded before the normalisation instead of after", {"early": True}),
+        Confusion("the score is taken from the merged map, not from the tiles", {"of_map": True}),
+        Confusion("the largest of the tiles' scores instead of their mean", {"biggest": True}),
+        Confusion("the seams are not smoothed", {"smoothed": False}),
+    ),
+)
+
+STAGES = (ENSEMBLE,)
