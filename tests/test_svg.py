@@ -147,6 +147,13 @@ def test_a_page_puts_charts_in_rows():
     assert moved == [("0", "40"), ("100", "40"), ("200", "40"), ("0", "120"), ("100", "120")]
 
 
+def test_a_title_longer_than_its_chart_is_not_cut():
+    title = "a title that is " + "very " * 30 + "long"
+    for text in (svg.Chart(title, "x", "y", width=300).svg(),
+                 svg.page([svg.Chart("", "x", "y", width=300)], 1, title)):  # fmt: skip
+        assert svg.file_width(text) > svg.text_width(title, svg.TITLE)
+
+
 def test_an_empty_chart_and_one_value_are_drawn():
     for values in ([], [0.0], [7.0, 7.0]):
         chart = svg.Chart("t", "x", "y")

@@ -209,7 +209,8 @@ class Chart:
 
     def svg(self):
         """The chart as a file of its own."""
-        return document(self.body(), self.width, self.height, self.title)
+        wide = max(self.width, text_width(self.title, TITLE) + 28)
+        return document(self.body(), wide, self.height, self.title)
 
     def body(self):
         """The chart without the <svg> around it, its upper left corner at (0, 0)."""
@@ -343,7 +344,8 @@ def page(charts, columns, title, note=""):
     total = head + rows * height + (22 if note else 0)
     if note:
         parts.append(_text(note, 14, total - 8, TICK, "soft"))
-    return document("".join(parts), columns * width, total, title)
+    wide = max(columns * width, text_width(title, TITLE + 1) + 28, text_width(note, TICK) + 28)
+    return document("".join(parts), wide, total, title)
 
 
 def _range(values, log):
