@@ -387,23 +387,3 @@ def test_reports_are_what_their_schema_says(tmp_path, capsys):
     kinds = {o["status"] for s in report["stages"] for o in s["outputs"]}
     assert kinds == {"ok", "missing", "unreadable", "differs", "shape"}
     capsys.readouterr()
-
-
-# ---------------------------------------------------------------------- genuine weights
-
-
-@pytest.mark.real
-@pytest.mark.slow
-def test_the_second_bundle_holds_genuine_weights_and_agrees_with_itself(
-    official_weights, tmp_path, capsys
-):
-    folder = tmp_path / "genuine"
-    assert main(["export", str(folder), "--weights", str(official_weights)]) == 0
-    assert main(["check", str(folder), "--reference", str(folder), "--stage", "backbone"]) == 0
-    bundle = Bundle(folder)
-    names = [stage["name"] for stage in bundle.stages]
-    assert names[:5] == ["resize", "normalise", "tile", "backbone", "padim.embedding"]
-    assert bundle.array(bundle.manifest["models"]["backbone"]["conv1"]).shape == (64, 3, 7, 7)
-    (case,) = bundle.stages[3]["cases"]
-    assert case["outputs"]["layer3"]["shape"] == [1, 256, 16, 16]
-    capsys.readouterr()

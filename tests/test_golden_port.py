@@ -71,3 +71,25 @@ SHARED = {
 def test_every_mistake_in_the_source_is_in_the_table():
     numbers = {int(n) for n in re.findall(r"BUG [!=]= (\d+)", build.SOURCE.read_text("utf-8"))}
     assert numbers == set(build.BUGS) and len(numbers) >= 20
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_second_bundle_has_genuine_weights_and_the_port_agrees_with_it(
+    official_weights, compiler, tmp_path, capsys
+):
+    folder = tmp_path / "genuine"
+    assert main(["export", str(folder), "--weights", str(official_weights)]) == 0
+    bundle = Bundle(folder)
+    names = [stage["name"] for stage in bundle.stages]
+    assert names[:5] == ["resize", "normalise", "tile", "backbone", "padim.embedding"]
+    assert bundle.array(bundle.manifest["models"]["backbone"]["conv1"]).shape == (64, 3, 7, 7)
+    (case,) = bundle.stages[3]["cases"]
+    assert case["outputs"]["layer3"]["shape"] == [1, 256, 16, 16]
+    program = build.build(tmp_path / "port")
+    build.run(program, folder, tmp_path / "out")
+    ported = [name for name in names if name in build.stages(program)]
+    assert "padim.map" in ported and "normalise" in ported
+    options = ["--reference", str(folder), "--stage", *ported]
+    assert main(["check", str(tmp_path / "out"), *options]) == 0
+    capsys.readouterr()
