@@ -85,7 +85,8 @@ def test_a_table_is_all_that_quiet_prints(folder, capsys, official_weights):
 def test_list_prints_table_3(capsys):
     """Table 3, in millions: PatchCore, PaDiM, FastFlow, Reverse Distillation."""
     assert run("--list") == 0
-    header, _, *lines = capsys.readouterr().out.splitlines()
+    counted, _, kept = capsys.readouterr().out.split("\n\n")
+    header, _, *lines = counted.splitlines()
     archs = ["patchcore", "padim", "fastflow", "reverse_distillation"]
     columns = [header.split().index(arch) for arch in archs]
     exact = {
@@ -102,6 +103,16 @@ def test_list_prints_table_3(capsys):
     }
     assert exact["SM256"] == [2_782_784, 2_782_784, 9_733_952, 18_165_952]
     assert exact["SM512"][2] == 12_486_464
+    rows = {line.split()[0]: line.split()[1:] for line in kept.splitlines()[2:]}
+    numbers = {name: [int(n.replace(",", "")) for n in row] for name, row in rows.items()}
+    assert kept.split()[:5] == ["setup", "padim", "patchcore", "fastflow", "reverse_distillation"]
+    gaussians, bank = 64 * 64 * 100 * 101, int(0.1 * 200 * 32 * 32) * 384
+    for name, n_models in (("SM256", 1), ("ENS4", 4), ("ENS9", 9)):  # the backbone once
+        assert numbers[name][0] == 2_782_784 + n_models * gaussians
+        assert numbers[name][1] == 2_782_784 + n_models * bank
+    one = numbers["SM256"][3] - 2_782_784
+    assert one > 18_165_952 - 2_782_784  # weights, and the statistics of the normalisation
+    assert numbers["ENS9"][3] == 2_782_784 + 9 * one
 
 
 def test_help_is_grouped_and_names_every_choice(capsys):

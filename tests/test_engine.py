@@ -117,8 +117,8 @@ def test_heads_batched_over_locations_are_the_heads(tiny_backbone, arch):
     maps, scores = (part.unflatten(0, (2, 3)) for part in head(features))
     for k, location in enumerate(locations):
         for found, wanted in zip((maps[k], scores[k]), expected[location]):
-            # measured maximum: padim 0, fastflow 3e-7, reverse distillation 3e-6 (relative)
-            np.testing.assert_allclose(found, wanted, rtol=0 if arch == "padim" else 2e-5)
+            # measured maximum: padim 0, fastflow 2.7e-7, reverse distillation 5.2e-7 (relative)
+            np.testing.assert_allclose(found, wanted, rtol=0 if arch == "padim" else 5e-6)
 
 
 def tensor_peak(backbone, side):
@@ -255,3 +255,13 @@ def test_the_meter_counts_each_storage_once_and_notices_its_end():
         assert meter.alive == 4000  # b holds it
         del b
     assert meter.alive == 0
+
+
+def test_fewer_bits_deviate_little_and_measurably(tiny_backbone):
+    images = pictures(ENS)
+    ensemble = ensemble_of(ENS, "padim", tiny_backbone, images[:3])
+    deviation = engine.precision_deviation(ensemble, images[3:], "bfloat16")
+    assert 0 < deviation["map"] < 0.1 and 0 < deviation["score"] < 0.2  # measured: 0.021, 0.047
+    assert ensemble.precision == "float32"
+    with pytest.raises(InputError, match="float16 needs a CUDA device"):
+        engine.precision_deviation(ensemble, images[3:], "float16")

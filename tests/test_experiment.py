@@ -46,6 +46,8 @@ def test_metrics_are_those_of_merged_maps_and_mean_scores(tiny_backbone):
     assert 0.5 < result["pixel_auroc"] <= 1  # a bright square is found, even by random weights
     assert (result["n_train"], result["n_test"], result["n_models"]) == (6, 8, 9)
     assert result["n_parameters"] == 9 * 2_782_784
+    learnt = 9 * 12 * 12 * (100 + 100 * 100)  # a mean and an inverse covariance per position
+    assert result["n_stored_parameters"] == 2_782_784 + learnt
 
 
 @pytest.mark.parametrize("setup", [ENS, SM, ST], ids=lambda setup: setup.kind)
@@ -168,3 +170,23 @@ def test_options_say_what_the_paper_does_by_default():
     assert (options.score, options.seam_width, options.seam_sigma) == ("mean", 0.1, 2.0)
     assert (options.metric_size, options.antialias) == ("setup", False)
     assert experiment.METRIC_SIZES[0] == "setup"
+
+
+def test_all_locations_at_once_give_the_same_metrics_and_files(tiny_backbone, tmp_path):
+    low = run(tiny_backbone, out=tmp_path / "low", save=True)
+    together = run(tiny_backbone, out=tmp_path / "resident", save=True, memory="resident")
+    assert (low.pop("memory"), together.pop("memory")) == ("low", "resident")
+    assert timeless(low) == timeless(together)
+    files = [sorted((tmp_path / name).rglob("location_*.npz")) for name in ("low", "resident")]
+    assert len(files[0]) == 9
+    assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]
+
+
+def test_precision_is_part_of_a_cell_and_changes_little(tiny_backbone, tmp_path):
+    exact = run(tiny_backbone, SM, out=tmp_path)
+    mixed = run(tiny_backbone, SM, out=tmp_path, precision="bfloat16", resume=True)
+    assert (exact["precision"], mixed["precision"]) == ("float32", "bfloat16")
+    assert mixed["pixel_auroc"] != exact["pixel_auroc"]  # computed, not taken from the first
+    assert abs(mixed["pixel_auroc"] - exact["pixel_auroc"]) < 0.01
+    with pytest.raises(InputError, match="float16 needs a CUDA device"):
+        run(tiny_backbone, SM, precision="float16")

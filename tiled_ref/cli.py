@@ -33,6 +33,7 @@ from .store import WHERE_SAME, OutputLock
 from .validation import MODES, describe
 from .weights import find_weights
 
+LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 EPILOG = """\
@@ -137,7 +138,10 @@ def main(argv=None):
     except KeyboardInterrupt:
         if args.debug:
             traceback.print_exc()
-        kept = "; the same command with --resume goes on" if args.command is run else ""
+        kept = {
+            run: "; the same command with --resume goes on",
+            predict_images: "; the rows so far are in predictions.partial.csv",
+        }.get(args.command, "")
         ranks.interrupted(f"interrupted{kept}")
         return EXIT_INTERRUPTED
     except Exception as error:  # a mistake of the program, which the other ranks must learn of
@@ -505,19 +509,26 @@ def _description(args, options):
 
 
 def list_setups(args):
-    """Print each setup with its grid and its parameters per architecture (Table 3)."""
+    """Print each setup with its grid and its parameters per architecture (Table 3), and what is
+    really kept."""
     backbone = ResNet18Features(find_weights("random").state_dict)
-    rows = []
+    rows, stored = [], []
     for setup in SETUPS.values():
-        parameters = [
-            f"{TiledEnsemble(setup, arch, backbone=backbone).n_parameters:,}" for arch in MODELS
-        ]
+        ensembles = [TiledEnsemble(setup, arch, backbone=backbone) for arch in MODELS]
+        parameters = [f"{ensemble.n_parameters:,}" for ensemble in ensembles]
+        kept = [f"{ensemble.n_stored_parameters(LISTED_IMAGES):,}" for ensemble in ensembles]
+        stored.append([setup.name, *kept])
         sizes = (setup.image_size[0], setup.tile_size[0], setup.stride[0])
         rows.append(
             [setup.name, *map(str, sizes), str(setup.n_tiles), str(setup.n_models), *parameters]
         )
     headers = ["setup", "image", "tile", "stride", "tiles", "models", *MODELS]
     print(text_table(headers, rows))
+    print(
+        "\nParameters as the paper counts them, the backbone once per model. Numbers really kept, "
+        f"\nthe backbone once, statistics included, after training on {LISTED_IMAGES} images:\n"
+    )
+    print(text_table(["setup", *MODELS], stored))
     return 0
 
 

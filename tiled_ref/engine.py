@@ -11,6 +11,7 @@ All give the same bits on a CPU. The backbone is the same in every model of an e
 is on the device once; what moves is what a location learnt.
 """
 
+import copy
 import ctypes
 import gc
 import re
@@ -24,6 +25,7 @@ from .data.inputs import as_images
 from .ensemble import LocationImages, merge
 from .errors import InputError
 from .memory import PeakMemory, TensorMeter, resident_bytes
+from .precision import MixedPrecision, check_precision
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -490,3 +492,24 @@ def on_device(images, device):
 def on_host(prediction):
     """Maps and scores as NumPy arrays."""
     return [part.cpu().numpy() for part in prediction]
+
+
+def precision_deviation(ensemble, images, precision):
+    """How far predictions in fewer bits are from float32, with the same learnt states.
+
+    Parameters: ensemble, fitted, float32; images, see `data.inputs.as_samples`; precision, a key
+    of precision.PRECISIONS.
+    Returns dict: "map" and "score", the largest absolute difference divided by the range of the
+    float32 values (of all maps; of all scores, or their largest where there is one image).
+    Raises InputError where the device does not have the precision.
+    """
+    other = copy.copy(ensemble)
+    check_precision(precision, ensemble.device)
+    other.precision, other.network = precision, MixedPrecision(ensemble.network, precision)
+    exact = Engine(ensemble).predict(images)
+    found = Engine(other).predict(images)
+    result = {}
+    for name, a, b in zip(("map", "score"), found, exact):
+        scale = float(np.ptp(b)) or float(np.abs(b).max())
+        result[name] = float(np.abs(a - b).max()) / scale
+    return result
