@@ -368,3 +368,30 @@ def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path,
     scores = [float(row["score"]) for row in rows(tmp_path / "p/predictions.csv")]
     _, wanted = TiledEnsemble.load(ensemble).predict(sorted(images.iterdir()))
     np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+
+
+def test_an_interrupt_says_where_the_rows_are(saved, folder, tmp_path, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "__call__", interrupt)
+    assert run("--load", saved, "--predict", folder, "--out", tmp_path / "out") == 130
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "tiled-ref: interrupted; the rows so far are in predictions.partial.csv"
+    assert (tmp_path / "out/predictions.partial.csv").is_file()
+
+
+def test_what_lies_on_the_threshold_is_anomalous(ensemble, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encode_png(CATEGORY.test[0].read_image()[:64, :64]))
+    options = PredictOptions("npy", "all")
+    run_predict(ensemble, tmp_path / "a.png", tmp_path / "out", options)
+    (row,) = rows(tmp_path / "out/predictions.csv")
+    raw = np.load(tmp_path / "out/maps/000001_a.npy")
+    limits = {kind: dict(ensemble.thresholds[kind]) for kind in ("image", "pixel")}
+    limits["image"]["threshold"] = float(row["score"])
+    limits["pixel"]["threshold"] = float(raw.max())
+    monkeypatch.setattr(ensemble, "thresholds", ensemble.thresholds | limits)
+    run_predict(ensemble, tmp_path / "a.png", tmp_path / "out", options)
+    (row,) = rows(tmp_path / "out/predictions.csv")
+    assert (row["verdict"], row["normalised_score"]) == ("anomalous", "0.5")
+    assert int(row["anomalous_px"]) == (raw == raw.max()).sum() > 0
