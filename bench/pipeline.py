@@ -60,7 +60,7 @@ MIB = 1 << 20
 # ------------------------------------------------------------------- what a process measures
 
 
-def made_ensemble(job, name):
+def made_ensemble(job, name, precision="float32"):
     """A TiledEnsemble as the job says, not trained, in the setup of that name."""
     sizes = [job.get(key) for key in ("image_size", "tile_size", "stride")]
     setup = SETUPS[name]
@@ -71,7 +71,7 @@ def made_ensemble(job, name):
     switches = {"steps": job["steps"]} if job["arch"] in TRAINED else {}
     return TiledEnsemble(
         setup.with_sizes(*sizes), job["arch"],
-        weights=job["weights"], device=job["device"], switches=switches,
+        weights=job["weights"], device=job["device"], switches=switches, precision=precision,
     )  # fmt: skip
 
 
@@ -150,7 +150,9 @@ def job_precision(job):
         ensemble.fit(train)
         exact_maps, exact_scores = Engine(ensemble, "resident").predict(test)
         for precision in ("float16", "bfloat16"):
-            engine = Engine(ensemble, "resident", precision=precision)
+            mixed = made_ensemble(job, name, precision)
+            mixed.states = ensemble.states
+            engine = Engine(mixed, "resident")
             maps, scores = engine.predict(test)
             times = [timed(lambda: engine.predict(test[:1])) for _ in range(2 * job["runs"])]
             times = times[job["runs"] :]
