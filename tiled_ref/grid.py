@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import InputError
+from .errors import InputError, one_line
 from .experiment import CategoryImages, run_cell
 from .progress import duration
 
@@ -31,22 +31,19 @@ class Planned:
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that failed: its name, the error, and whether the user's input is to blame."""
+    """A cell that failed.
+
+    Parameters: cell, its name; text, what went wrong; is_input, whether the user can mend it:
+    a file, an option, or memory. The exception itself is not kept, because its traceback would
+    keep the category's images.
+    """
 
     cell: str
-    error: BaseException
-
-    @property
-    def is_input(self):
-        """Whether the user can mend it: a file, an option, or memory."""
-        return isinstance(self.error, InputError | MemoryError) or out_of_memory(self.error)
+    text: str
+    is_input: bool
 
     def __str__(self):
-        if out_of_memory(self.error):
-            return f"{self.cell}: {memory_sentence(self.error)}"
-        if self.is_input:
-            return f"{self.cell}: {self.error}"
-        return f"{self.cell}: {type(self.error).__name__}: {self.error}; --debug shows where"
+        return f"{self.cell}: {self.text}"
 
 
 def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, cell=run_cell):
@@ -105,7 +102,6 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
                     clock.done(arch, setup, seconds)
                     if n_cells > 1:
                         progress.note(f"cells: {clock.count}/{n_cells} done{clock.left()}")
-        del images  # before the next category is decoded
     return results, failures
 
 
@@ -183,9 +179,15 @@ def _work(setup):
 
 
 def _failed(title, error, progress, debug):
-    failure = Failure(title, error)
+    is_input = isinstance(error, InputError) or out_of_memory(error)
+    text = one_line(error)
+    if out_of_memory(error):
+        text = memory_sentence(error)
+    elif not is_input:
+        text = f"{type(error).__name__}: {text}; --debug shows where"
     if debug:
         traceback.print_exception(error)
+    failure = Failure(title, text, is_input)
     progress.note(f"failed: {failure}")
     return failure
 
