@@ -52,6 +52,15 @@ def test_embedding_repeats_deeper_layers_onto_the_grid_of_layer1(pictures):
                     assert torch.equal(embedding[:, d, i, j], expected)
 
 
+def test_a_layer_without_a_chosen_channel_is_passed_over(pictures):
+    model = Padim(ThreeLayers(), (64, 64), seed=1, device="cpu", n_channels=2)
+    model.channels = torch.tensor([300, 3])  # none of layer2
+    layer1, _, layer3 = ThreeLayers()(pictures)
+    embedding = model.embed(pictures)
+    assert torch.equal(embedding[:, 1], layer1[:, 3])
+    assert torch.equal(embedding[:, 0, 5, 9], layer3[:, 300 - 192, 1, 2])
+
+
 def test_covariance_is_eq_1(pictures, monkeypatch):
     """Eq. 1: Sigma = 1/(N-1) sum (x - mu)(x - mu)^T + eps I, scalar loops in float64."""
     monkeypatch.setattr(padim, "D", 3)

@@ -108,8 +108,9 @@ class Padim:
             for layer in layers:
                 after = first + layer.shape[1]
                 mine = torch.where((self.channels >= first) & (self.channels < after))[0]
-                chosen = layer[:, self.channels[mine] - first]  # before enlarging: less to copy
-                part[:, mine] = F.interpolate(chosen, size=size)  # nearest
+                if len(mine):
+                    chosen = layer[:, self.channels[mine] - first]  # fewer to enlarge
+                    part[:, mine] = F.interpolate(chosen, size=size)  # nearest
                 first = after
             parts.append(part)
         embedding = torch.cat(parts)  # (B, D, hf, wf)
