@@ -5,7 +5,7 @@ import pytest
 import fuzz
 from tiled_ref.errors import InputError
 
-CASES = 300
+CASES = 150
 
 
 def test_mutated_files_work_or_are_refused(tmp_path):
