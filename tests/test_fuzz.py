@@ -13,7 +13,8 @@ def test_mutated_files_work_or_are_refused(tmp_path):
     assert failures == []
     assert sum(counts.values()) == CASES
     for kind in ("image", "manifest", "manifest bytes", "tensors", "table"):
-        assert counts[kind, "refused"] > 0 and counts[kind, "read"] > 0, kind
+        assert counts[kind, "refused"] > 0, kind
+    assert sum(n for (_, outcome), n in counts.items() if outcome == "read") > CASES // 20
 
 
 def test_a_case_is_a_function_of_its_number(tmp_path):
