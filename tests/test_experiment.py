@@ -139,6 +139,32 @@ def test_results_are_written_with_full_precision(tiny_backbone, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("limit, trained_again", [(0.0, 0), (1e9, 1)])
+def test_a_model_that_took_long_is_not_trained_again(
+    tiny_backbone, tmp_path, monkeypatch, limit, trained_again
+):
+    """A crash between training and prediction; what is cheap is not written."""
+    monkeypatch.setattr(experiment, "WRITE_SECONDS", limit)
+    whole = run(tiny_backbone, SM)
+    fit, fits = TiledEnsemble.fit_location, []
+
+    def counted(self, *args, **kwargs):
+        fits.append(1)
+        return fit(self, *args, **kwargs)
+
+    def crash(*args, **kwargs):
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TiledEnsemble, "predict_location", crash)
+        with pytest.raises(RuntimeError):
+            run(tiny_backbone, SM, out=tmp_path)
+    monkeypatch.setattr(TiledEnsemble, "fit_location", counted)
+    resumed = run(tiny_backbone, SM, out=tmp_path, resume=True)
+    assert len(fits) == trained_again
+    assert resumed["pixel_aupro"] == whole["pixel_aupro"]
+
+
 def test_a_cell_run_again_replaces_its_row(tiny_backbone, tmp_path):
     for _ in range(2):
         run(tiny_backbone, SM, out=tmp_path)

@@ -39,6 +39,7 @@ from .store import CellStore, maps_name, remove_pieces
 
 METRIC_SIZES = ("setup", "original")
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, beyond that in a file
+WRITE_SECONDS = 5.0  # of training, from which on a model is written before it predicts
 MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, beyond that read again and again
 RESULT_COLUMNS = (
     "dataset", "category", "arch", "setup", "seed",
@@ -394,8 +395,8 @@ def run_locations(ensemble, group, train, test, store, plan, options, show=None)
     train and test uint8 (N, 3, H, W); store, a CellStore; plan, an engine.Plan; options; show
     as `progress` of TiledEnsemble.fit.
 
-    The model of a location that predicts at once is written only for --save: without it a
-    crash costs that location.
+    A model that took less than WRITE_SECONDS to train and predicts at once is written only for
+    --save: to train it again after a crash costs no more than to write it would.
     """
 
     def is_done(location):
@@ -414,8 +415,9 @@ def run_locations(ensemble, group, train, test, store, plan, options, show=None)
         else:
             with clock("train", options.device):
                 ensemble.fit_location(train, location, show, model)
-            state = model.state() if options.save or len(group) > 1 else None
-            store.save_model(location, state, clock.pop("train"))
+            seconds = clock.pop("train")
+            written = options.save or len(group) > 1 or seconds >= WRITE_SECONDS
+            store.save_model(location, model.state() if written else None, seconds)
         models.append(model)
     maps = [
         store.new_maps(maps_name(location), (len(test), *ensemble.grid.tile_size))

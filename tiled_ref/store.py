@@ -3,7 +3,7 @@
 The folder of a cell, OUT/<dataset>/<category>/<arch>/<setup>/seed<k>/:
 
     partial/run.json                    options, versions and images of the unfinished run
-    partial/ensemble/location_i_j.npz   what the model of a location learnt
+    partial/ensemble/location_i_j.npz   what the model of a location learnt, unless that is quick
     partial/fit_i_j.json                the seconds that took
     partial/maps_i_j.npy                its maps, float32 (N, h, w)
     partial/scores_i_j.npz              its scores; written last, so the prediction is complete
