@@ -1,0 +1,109 @@
+"""Every option of --help, each on its own, on a small folder of images."""
+
+import numpy as np
+import pytest
+
+from tiled_ref import cli
+from tiled_ref.data.images import encode_png
+from toys import toy_category
+
+SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]
+TILES = ["--image-size", "48", "--tile-size", "24", "--setup", "ENS9"]
+LOAD = ["--load", "SAVED", "--predict", "parts/test/square"]
+# Option -> the arguments that use it, beside those of BASE.
+USED = {
+    "--setup": ["--setup", "SM512"],
+    "--arch": ["--arch", "patchcore"],
+    "--seed": ["--seed", "0", "1"],
+    "--list": ["--list"],
+    "--explain": ["--explain", "test/square/5.png"],
+    "--dataset": [],  # every command here names them
+    "--root": [],
+    "--category": ["--category", "parts"],
+    "--weights": ["--weights", "random"],
+    "--device": ["--device", "cpu"],
+    "--batch-size": ["--batch-size", "2"],
+    "--image-size": ["--image-size", "40x48"],
+    "--tile-size": [*TILES, "--tile-size", "32x24"],
+    "--stride": [*TILES, "--stride", "24"],
+    "--score": [*TILES, "--score", "max"],
+    "--seam-width": [*TILES, "--seam-width", "0.2"],
+    "--seam-sigma": [*TILES, "--seam-sigma", "1.5"],
+    "--antialias": ["--antialias"],
+    "--metric-size": ["--metric-size", "original"],
+    "--validation": ["--validation", "split"],
+    "--percentile": ["--validation", "none", "--percentile", "95"],
+    "--steps": ["--arch", "fastflow", "--steps", "1"],
+    "--patchcore-start": ["--arch", "patchcore", "--patchcore-start", "included"],
+    "--fastflow-kernels": [
+        "--arch", "fastflow", "--steps", "1", "--fastflow-kernels", "alternating",
+    ],
+    "--rd-loss": ["--arch", "reverse_distillation", "--steps", "1", "--rd-loss", "flattened"],
+    "--rd-map": ["--arch", "reverse_distillation", "--steps", "1", "--rd-map", "sum"],
+    "--load": LOAD,
+    "--predict": LOAD,
+    "--pictures": [*LOAD, "--pictures", "all"],
+    "--save-maps": [*LOAD, "--save-maps", "npy"],
+    "--allow-version-change": [*LOAD, "--allow-version-change"],
+    "--out": ["--out", "elsewhere"],
+    "--impl": ["--impl", "numpy"],
+    "--memory": [*TILES, "--memory", "resident"],
+    "--precision": ["--precision", "bfloat16"],
+    "--compile": ["--compile"],
+    "--threads": ["--threads", "1"],
+    "--resume": ["--resume"],
+    "--save": ["--save"],
+    "--report": ["--report"],
+    "--quiet": ["--quiet"],
+    "--debug": ["--debug"],
+}  # fmt: skip
+SLOW = {"--compile", "--list"}  # compilation; 24 ensembles in full size, see test_cli.py
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder `parts` of pictures of 48 px with masks, and an ensemble trained on it."""
+    base = tmp_path_factory.mktemp("options")
+    category = toy_category(n_train=3, n_good=2, n_bad=2, side=48)
+    places = [(s, "train") for s in category.train]
+    places += [(s, f"test/{s.defect}") for s in category.test]
+    for k, (sample, folder) in enumerate(places):
+        files = {f"{folder}/{k}.png": sample.read_image()}
+        if sample.label:
+            mask = sample.read_mask().astype(np.uint8) * 255
+            files[f"ground_truth/{sample.defect}/{k}_mask.png"] = mask
+        for name, array in files.items():
+            path = base / "parts" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(array))
+    argv = ["--dataset", "folder", "--root", str(base / "parts"), *SMALL, "--save", "--quiet"]
+    assert cli.main([*argv, "--out", str(base / "kept")]) == 0
+    return base
+
+
+def test_the_list_has_every_option():
+    options = {o for o in cli.build_parser()._option_string_actions if o.startswith("--")}
+    assert set(USED) == options - {"--help", "--version"}
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param(o, marks=pytest.mark.slow if o in SLOW else ()) for o in USED]
+)
+def test_every_option_runs(option, workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    saved = str(workplace / "kept/folder/parts/padim/SM-48/seed42/ensemble")
+    used = [saved if word == "SAVED" else word for word in USED[option]]
+    argv = ["--weights", "random", "--device", "cpu", "--out", str(tmp_path)]
+    if "--load" not in used and "--list" not in used:
+        argv += ["--dataset", "folder", "--root", "parts", *SMALL]
+    assert cli.main([*argv, *used]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() or "--load" in used
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_options_that_only_print(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([option])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(("usage", "tiled-ref"))
