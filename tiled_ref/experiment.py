@@ -240,42 +240,19 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     progress = progress or Progress(quiet=True)
     category = images.category
     title = f"{category.name} {arch} {setup.name} seed {seed}"
-    ensemble = TiledEnsemble(
-        setup,
-        arch,
-        backbone=backbone,
-        seed=seed,
-        device=options.device,
-        batch_size=options.batch_size,
-        switches=options.switches.get(arch),
-        weights=options.weights,
-        antialias=options.antialias,
-        score=options.score,
-        seam_width=options.seam_width,
-        seam_sigma=options.seam_sigma,
-        precision=options.precision,
-        compile=options.compile,
-    )
-    reported = images.reported
+    ensemble = make_ensemble(setup, arch, seed, backbone, options)
     identity = cell_identity(ensemble, images, options)
     folder = cell_folder(options.out, category, arch, setup, seed)
     cell = options.ranks.cell(f"{category.dataset} {title}", identity)
     if not cell.opens and cell.is_finished:
         return None
     if options.resume and cell.opens and folder is not None:
-        finished = finished_result(folder, identity, options, reported.digest)
+        finished = _take_finished(folder, identity, images, options, progress, title)
         if finished is not None:
-            progress.note(f"{title}: finished before, taken from {folder / 'metrics.json'}")
-            remove_pieces(folder)
-            if options.ranks.is_main:
-                write_results_csv(options.out)
             cell.opened(finished=True)
             return finished
-        if (folder / "metrics.json").is_file():
-            progress.note(f"{title}: finished before with other options, so it is computed again")
     clock = _Clock()
     peak = PeakMemory(options.device)
-    n_test = len(category.test)
     if category.has_masks:  # a bad mask is found now, not after the training
         images.masks(setup.image_size)
     with CellStore(folder, identity, options.resume, progress.note, not cell.opens) as store:
@@ -290,20 +267,10 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             return None  # the rank that completes the last location goes on
 
         with clock("merge"):
-            maps = store.new_maps("merged", (n_test, *setup.image_size))
+            maps = store.new_maps("merged", (len(category.test), *setup.image_size))
             scores = _merge(ensemble.grid, store, maps, options, progress.stage(f"{title}: merge"))
         with clock("score"):
-            stage = progress.stage(f"{title}: score")
-            ensemble.thresholds = validation.find_thresholds(
-                images.plan, maps, scores, percentile=options.percentile,
-                masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
-            )  # fmt: skip
-            if reported is not images:
-                maps, scores = Rows(maps, images.plan.reported), scores[images.plan.reported]
-            result = score_predictions(maps, scores, reported, setup, options, progress)
-            stage(n_test, n_test)
-            progress.note(f"{title}: {validation.describe(ensemble.thresholds)}")
-
+            maps, scores, scored = _score(ensemble, images, maps, scores, options, progress, title)
         seconds_train, seconds_predict = store.seconds(ensemble.grid.locations())
         result = {
             "dataset": category.dataset,
@@ -311,7 +278,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             "arch": arch,
             "setup": setup.name,
             "seed": seed,
-            **result,
+            **scored,
             "n_parameters": ensemble.n_parameters,
             "n_stored_parameters": ensemble.n_stored_parameters(len(category.train)),
             "n_models": setup.n_models,
@@ -330,23 +297,83 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             "torch_threads": torch.get_num_threads(),
             "versions": versions(),
         }
-        if options.save and folder is not None:
-            if not store.published:
-                write_manifest(
-                    store.ensemble_folder, ensemble, category=category.name, versions=versions()
-                )
-            store.publish_ensemble()
-        if options.report and folder is not None:
-            stage = progress.stage(f"{title}: analyse")
-            analysis.save_images(folder.parents[2], reported, setup, options)
-            analysis.save_analysis(
-                folder, maps, scores, reported, setup, options, ensemble.thresholds
-            )
-            stage(len(scores), len(scores))
-        if options.out is not None:
-            save_result(result, options.out, table=options.ranks.is_main)
+        if folder is not None:
+            _keep(result, ensemble, store, maps, scores, images, options, progress, title)
         store.finish()
     return result
+
+
+def make_ensemble(setup, arch, seed, backbone, options):
+    """The TiledEnsemble of a cell, untrained. Parameters: see run_cell."""
+    return TiledEnsemble(
+        setup,
+        arch,
+        backbone=backbone,
+        seed=seed,
+        device=options.device,
+        batch_size=options.batch_size,
+        switches=options.switches.get(arch),
+        weights=options.weights,
+        antialias=options.antialias,
+        score=options.score,
+        seam_width=options.seam_width,
+        seam_sigma=options.seam_sigma,
+        precision=options.precision,
+        compile=options.compile,
+    )
+
+
+def _take_finished(folder, identity, images, options, progress, title):
+    """The result of a cell that was finished with the same options, else None; both is said."""
+    finished = finished_result(folder, identity, options, images.reported.digest)
+    if finished is not None:
+        progress.note(f"{title}: finished before, taken from {folder / 'metrics.json'}")
+        remove_pieces(folder)
+        if options.ranks.is_main:
+            write_results_csv(options.out)
+    elif (folder / "metrics.json").is_file():
+        progress.note(f"{title}: finished before with other options, so it is computed again")
+    return finished
+
+
+def _score(ensemble, images, maps, scores, options, progress, title):
+    """Thresholds, kept in the ensemble, and metrics.
+
+    Returns maps and scores of the images that metrics are reported of, and the dict of
+    score_predictions.
+    """
+    category, setup = images.category, ensemble.setup
+    stage = progress.stage(f"{title}: score")
+    ensemble.thresholds = validation.find_thresholds(
+        images.plan, maps, scores, percentile=options.percentile,
+        masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
+    )  # fmt: skip
+    if images.reported is not images:
+        maps, scores = Rows(maps, images.plan.reported), scores[images.plan.reported]
+    result = score_predictions(maps, scores, images.reported, setup, options, progress)
+    stage(len(category.test), len(category.test))
+    progress.note(f"{title}: {validation.describe(ensemble.thresholds)}")
+    return maps, scores, result
+
+
+def _keep(result, ensemble, store, maps, scores, images, options, progress, title):
+    """Write what outlives a cell: the ensemble, what a report needs, and last the result."""
+    setup, category = ensemble.setup, images.category
+    if options.save:
+        if not store.published:
+            write_manifest(
+                store.ensemble_folder, ensemble, category=category.name, versions=versions()
+            )
+        store.publish_ensemble()
+    if options.report:
+        stage = progress.stage(f"{title}: analyse")
+        reported = images.reported
+        analysis.save_images(store.folder.parents[2], reported, setup, options)
+        analysis.save_analysis(
+            store.folder, maps, scores, reported, setup, options, ensemble.thresholds
+        )
+        stage(len(scores), len(scores))
+    save_result(result, options.out, table=options.ranks.is_main)
 
 
 class Rows:
