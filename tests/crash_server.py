@@ -22,12 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
-from PIL import Image
 
 from tiled_ref import cli, progress, store
-from toys import toy_category
+from toys import toy_category, write_category
 
 OPTIONS = (
     "--setup", "ENS4", "--seed", "1", "2", "--image-size", "32", "--tile-size", "16",
@@ -67,19 +65,6 @@ class Moments:
         self.watch(shutil, "rmtree", "remove")
         self.watch(store, "_write", "maps")
         self.watch(progress._Stage, "__call__", "progress")
-
-
-def make_folder(root):
-    category = toy_category(n_train=3, n_good=2, n_bad=2, side=64)
-    for split in ("train", "test"):
-        for k, sample in enumerate(getattr(category, split)):
-            path = root / ("train" if split == "train" else f"test/{sample.defect}") / f"{k}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sample.read_image()).save(path)
-            if sample.label:
-                mask = root / "ground_truth" / sample.defect / f"{k}_mask.png"
-                mask.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(sample.read_mask().astype(np.uint8) * 255).save(mask)
 
 
 def child(root, out, *extra, moments=None, limit=None):
@@ -168,7 +153,7 @@ def spread(n, count):
 def main(folder):
     torch.set_num_threads(1)
     root, out = folder / "parts", folder / "out"
-    make_folder(root)
+    write_category(root, toy_category(n_train=3, n_good=2, n_bad=2, side=64), train="train")
     whole = child(root, out)
     report = {"whole": whole, "reference": outcome(out), "cases": []}
     reference = states(out)

@@ -5,14 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tiled_ref import cli
 from tiled_ref.models import MODELS
-from toys import toy_category
+from toys import toy_category, write_category
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--image-size", "96", "--tile-size", "48", "--weights", "random", "--device", "cpu"]
@@ -22,16 +20,7 @@ SMALL = ["--image-size", "96", "--tile-size", "48", "--weights", "random", "--de
 def folder(tmp_path):
     """A user's folder: train/, test/good, test/square, ground_truth/square."""
     root = tmp_path / "parts"
-    category = toy_category()
-    for split in ("train", "test"):
-        for k, sample in enumerate(getattr(category, split)):
-            path = root / ("train" if split == "train" else f"test/{sample.defect}") / f"{k}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sample.read_image()).save(path)
-            if sample.label:
-                mask = root / "ground_truth" / sample.defect / f"{k}_mask.png"
-                mask.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(sample.read_mask().astype(np.uint8) * 255).save(mask)
+    write_category(root, toy_category(), "{}", "train")
     return root
 
 

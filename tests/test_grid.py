@@ -5,9 +5,7 @@ import io
 import json
 import weakref
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from made_up import made_up_result, small
 from tiled_ref import cli, grid
@@ -15,7 +13,7 @@ from tiled_ref.errors import InputError
 from tiled_ref.experiment import Options
 from tiled_ref.progress import Progress
 from tiled_ref.setups import SETUPS
-from toys import toy_category
+from toys import toy_category, write_category
 
 SM, ENS = SETUPS["SM256"], SETUPS["ENS4"]
 
@@ -159,16 +157,7 @@ def two(tmp_path):
     """A root with the categories alpha and beta in the form of MVTec AD's screw and tile."""
     category = toy_category(n_train=3, n_good=2, n_bad=2, side=64)
     for name in ("screw", "tile"):
-        base = tmp_path / "mvtec" / name
-        for split in ("train", "test"):
-            for k, sample in enumerate(getattr(category, split)):
-                path = base / split / sample.defect / f"{k:03d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(sample.read_image()).save(path)
-                if sample.label:
-                    mask = base / "ground_truth" / sample.defect / f"{k:03d}_mask.png"
-                    mask.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(sample.read_mask().astype(np.uint8) * 255).save(mask)
+        write_category(tmp_path / "mvtec" / name, category)
     return tmp_path
 
 

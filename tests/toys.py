@@ -1,10 +1,12 @@
 """A small data set made of arrays, what models are fitted on, and a backbone made by hand."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from tiled_ref.data import Category, Sample
 
@@ -44,6 +46,25 @@ def toy_category(n_train=6, n_good=4, n_bad=4, side=96, has_masks=True):
 
     test = samples("test", 0, 100, n_good) + samples("test", 1, 200, n_bad)
     return Category("toys", "toy", samples("train", 0, 0, n_train), test, has_masks)
+
+
+def write_category(root, category, name="{:03d}", train="train/good"):
+    """Write the images and masks of a category as PNG files in the layout of MVTec AD.
+
+    Parameters: root; category; name, of a file by its number; train, folder of the training
+    images.
+    """
+    for split in ("train", "test"):
+        for k, sample in enumerate(getattr(category, split)):
+            place = train if split == "train" else f"test/{sample.defect}"
+            files = {f"{place}/{name.format(k)}.png": sample.read_image()}
+            if sample.label:
+                mask = sample.read_mask().astype(np.uint8) * 255
+                files[f"ground_truth/{sample.defect}/{name.format(k)}_mask.png"] = mask
+            for file, pixels in files.items():
+                path = Path(root, file)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
 
 
 def toy_images(n=6, side=96):
