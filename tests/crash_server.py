@@ -67,6 +67,11 @@ class Moments:
         self.watch(progress._Stage, "__call__", "progress")
 
 
+def make_folder(root):
+    """A user's folder with a few small images."""
+    write_category(root, toy_category(n_train=3, n_good=2, n_bad=2, side=64), train="train")
+
+
 def child(root, out, *extra, moments=None, limit=None):
     """Run the command line in a fork: (status, killed by, stdout and stderr, moments)."""
     read, write = os.pipe()
@@ -153,7 +158,7 @@ def spread(n, count):
 def main(folder):
     torch.set_num_threads(1)
     root, out = folder / "parts", folder / "out"
-    write_category(root, toy_category(n_train=3, n_good=2, n_bad=2, side=64), train="train")
+    make_folder(root)
     whole = child(root, out)
     report = {"whole": whole, "reference": outcome(out), "cases": []}
     reference = states(out)
