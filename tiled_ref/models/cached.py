@@ -27,6 +27,16 @@ def encoder_features(backbone, images, budget=BUDGET):
     return CachedFeatures(backbone, images, budget)
 
 
+def layers_in_chunks(backbone, images, chunk):
+    """The backbone's layers of a batch, computed a few images at a time.
+
+    Parameters: backbone; images float32 (B, 3, h, w); chunk, images at a time.
+    Returns a list with (B, C, hf, wf) per layer.
+    """
+    parts = [backbone(part) for part in images.split(chunk)]
+    return [torch.cat(layer) for layer in zip(*parts)]
+
+
 class RecomputedFeatures:
     """Features computed anew whenever they are asked for: no memory, much time.
 

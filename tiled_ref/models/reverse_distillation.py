@@ -19,7 +19,7 @@ from torch import nn
 from ..backbone import FEATURE_STRIDE, channels_of, in_company
 from ..errors import InputError
 from ..precision import autocast_of
-from .cached import BUDGET, batches, encoder_features
+from .cached import BUDGET, batches, encoder_features, layers_in_chunks
 from .joint import joint, part_of, stack_states
 from .maps import gaussian_blur
 
@@ -173,8 +173,7 @@ class ReverseDistillation:
 
     def features(self, images):
         """What is the same in every model of an ensemble: the layers of the encoder."""
-        parts = [self.backbone(chunk) for chunk in images.split(self.CHUNK)]
-        return [torch.cat(layer) for layer in zip(*parts)]
+        return layers_in_chunks(self.backbone, images, self.CHUNK)
 
     @torch.no_grad()
     def head(self, features):
