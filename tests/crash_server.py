@@ -63,7 +63,7 @@ class Moments:
         self.watch(os, "fsync", "sync")
         self.watch(os, "unlink", "remove")
         self.watch(shutil, "rmtree", "remove")
-        self.watch(store, "_write", "maps")
+        self.watch(store, "write_at", "maps")
         self.watch(progress._Stage, "__call__", "progress")
 
 

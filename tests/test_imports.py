@@ -12,7 +12,10 @@ from sources import ROOT, SOURCES, module_of
 FLOORS = (
     {"tiled_ref", "errors", "backbone", "memory", "progress", "paper", "svg"},
     {"_arrays", "files", "gaussian", "tiling", "distributed", "report", "precision"},
-    {"setups", "weights", "data", "models", "merging", "smoothing", "metrics", "normalization"},
+    {
+        "setups", "weights", "data", "features", "models", "merging", "smoothing", "metrics",
+        "normalization",
+    },
     {"render", "saved", "validation", "analysis"},
     {"ensemble", "store", "tables"},
     {"engine"},

@@ -44,6 +44,16 @@ def test_several_seeds_get_a_mean():
     assert "mean of 2" in lines[4] and " 65.2 " in lines[4] and "-4.2/-" in lines[4]
 
 
+def test_times_of_cells_that_reused_layers_are_marked_and_explained():
+    alone, shared = RESULT | {"features_reused": 0.0}, RESULT | {"features_reused": 0.25}
+    assert "*" not in report.result_table([alone, RESULT])
+    lines = report.result_table([alone, shared | {"seed": 33}]).splitlines()
+    assert [[c.strip() for c in cells(line)][10:12] for line in lines[2:5]] == [
+        ["12.3 s", "5.0 s"], ["12.3 s*", "5.0 s*"], ["12.3 s*", "5.0 s*"],
+    ]  # fmt: skip
+    assert lines[6] == report.MARK_NOTE and lines[6].startswith("* With layers")
+
+
 def test_undefined_metrics_are_a_dash():
     assert report.percent(None) == "-" and report.percent(0.12345) == "12.3"
 

@@ -163,6 +163,15 @@ def test_parameters_and_training_time_stand_beside_tables_3_and_4():
     assert "cpu" in made["table_04"].notes[0]
 
 
+def test_training_times_with_reused_layers_are_marked():
+    results = grid("synthetic", ["board"], setups=["SM256", "ENS9"])
+    results += [r | {"seed": 33, "features_reused": 0.5} for r in results[:1]]
+    made = {t.name: t for t in tables.all_tables(results)}
+    assert [row[1].partition("<")[0] for row in made["table_04"].rows] == [r"10.0\*", "10.0"]
+    assert made["table_04"].notes[-1].startswith(r"\* With layers")
+    assert not any("With layers" in note for note in made["table_03"].notes)
+
+
 def test_other_sizes_come_behind_the_papers_setups_by_size():
     results = [
         result(setup="SM256", category="a") | {"setup": name, "image_size": [side, side]}

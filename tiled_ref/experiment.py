@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torchvision
 
-from . import __version__, analysis, metrics, validation
+from . import __version__, analysis, features, metrics, validation
 from .data import images as image_data
 from .distributed import Alone
 from .engine import MODES, Residents, make_plan
@@ -91,6 +91,9 @@ class Options:
         How many locations are on the device at a time, or a cap in bytes; see `engine`.
     precision, compile
         See TiledEnsemble.
+    share_features : int
+        Bytes on the disk for layers of the backbone that cells of a grid share, at most half of
+        what is free there; 0 shares none. See `grid.run`.
     ranks : distributed.Alone or distributed.Ranks
         The processes that share the run.
     """
@@ -116,6 +119,7 @@ class Options:
     memory: object = "low"
     precision: str = "float32"
     compile: bool = False
+    share_features: int = features.BUDGET
     ranks: Alone = field(default_factory=Alone, compare=False)
 
 
@@ -130,11 +134,14 @@ class CategoryImages:
         Which images decide the thresholds; options.validation chooses.
     category : data.Category
         What is trained on and predicted: that of the plan.
+    memo : features.FeatureMemo or None
+        Where the cells find layers of the backbone that another cell has computed.
     """
 
     def __init__(self, category, options, progress):
         self.plan = validation.plan(category, options.validation)
         self.category = self.plan.category
+        self.memo = None
         self._options = options
         self._progress = progress
         self._expected = ()
@@ -259,6 +266,8 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         cell.opened()
         show = cell.watch(location_progress(progress, title, ensemble.grid))
         plan = plan_cell(ensemble, images, options, progress, title)
+        if images.memo is not None:
+            ensemble.network = images.memo.wrap(ensemble.network)
         for group in cell.take(plan.groups(ensemble.grid.locations()), peak):
             train = images.images("train", setup.image_size)
             test = images.images("test", setup.image_size)
@@ -287,6 +296,7 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
             "seconds_train": seconds_train,
             "seconds_test": seconds_predict + clock["merge"],
             "seconds_score": clock["score"],
+            "features_reused": store.reused(ensemble.grid.locations()),
             **cell.peak(peak),
             **identity,
             "thresholds": ensemble.thresholds,
@@ -434,6 +444,7 @@ def run_locations(ensemble, group, train, test, store, plan, options, show=None)
     if not group:
         return
     clock = _Clock()
+    before = _layers(ensemble)
     models = []
     for location in group:
         model = ensemble.make_model(**plan.fit_overrides)
@@ -458,10 +469,18 @@ def run_locations(ensemble, group, train, test, store, plan, options, show=None)
             )
         else:
             predict_together(ensemble, group, models, test, maps, scores, plan, show)
+    layers = (_layers(ensemble) - before) / len(group)
     for k, location in enumerate(group):
-        store.save_prediction(location, maps[k], scores[k], clock["test"] / len(group))
+        store.save_prediction(location, maps[k], scores[k], clock["test"] / len(group), layers)
         if not options.save:
             store.drop_model(location)
+
+
+def _layers(ensemble):
+    """float64 (2,): images whose layers were asked for and those reused so far, zero unless the
+    ensemble shares them."""
+    network = ensemble.network
+    return np.array([getattr(network, "asked", 0), getattr(network, "reused", 0)], np.float64)
 
 
 def predict_together(ensemble, group, models, test, maps, scores, plan, show=None):

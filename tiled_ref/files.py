@@ -61,3 +61,31 @@ def make_folder(path):
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to the folder {path}; choose another --out")
+
+
+def read_at(file, array, offset):
+    """Fill an array from a file.
+
+    Parameters: file, binary and without buffer; array (...), C-contiguous, of any dtype, is filled;
+    offset, where it starts in the file, bytes.
+    Raises EOFError where the file is too short, and OSError.
+    """
+    view = memoryview(array).cast("B") if array.size else memoryview(b"")
+    file.seek(offset)
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            raise EOFError("it is truncated")
+        view = view[count:]
+
+
+def write_at(file, array, offset):
+    """Write an array to a file, its bytes alone.
+
+    Parameters: file, binary and without buffer; array (...), C-contiguous, of any dtype; offset, where it starts in the file, bytes.
+    Raises OSError.
+    """
+    view = memoryview(array).cast("B") if array.size else memoryview(b"")
+    file.seek(offset)
+    while len(view):
+        view = view[file.write(view) :]

@@ -1,10 +1,14 @@
 """A grid of cells: data sets, categories, architectures, setups, seeds, one after the other.
 
-A category is decoded once, shared by all its cells and released before the next. A cell that
-fails is reported and the others go on; the exit status says so at the end. Finished cells
-are taken as they are where options.resume says so (`experiment.run_cell`).
+A category is decoded once, shared by all its cells and released before the next. Cells with
+equal tiles share the layers of the frozen backbone as well (`schedule`): whatever architecture,
+setup or seed, an image passes it once. A cell that fails is reported and the others go on; the
+exit status says so at the end. Finished cells are taken as they are where options.resume says
+so (`experiment.run_cell`).
 """
 
+import contextlib
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -12,11 +16,16 @@ from dataclasses import dataclass
 
 from .errors import InputError, one_line
 from .experiment import CategoryImages, run_cell
+from .features import FeatureMemo, budget_within
 from .progress import duration
+from .report import bytes_text
+from .setups import Setup
 
 # Seconds of one architecture relative to PaDiM's, per tile and image: only the first estimate,
 # before a cell of that architecture has been timed.
 FIRST_GUESS = {"padim": 1.0, "patchcore": 3.0, "fastflow": 12.0, "reverse_distillation": 10.0}
+# The same for a cell that finds the layers of the backbone, as a part of the seconds without.
+REUSE_GUESS = {"padim": 0.5, "patchcore": 0.8}
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,47 @@ class Failure:
         return f"{self.cell}: {self.text}"
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell of every category.
+
+    Parameters: place, its number in the order of architectures, setups, seeds; arch; setup;
+    seed; reuses, whether it finds most of its tiles' layers computed by cells before it.
+    """
+
+    place: int
+    arch: str
+    setup: Setup
+    seed: int
+    reuses: bool = False
+
+
+def schedule(archs, setups, seeds, share):
+    """The cells of a category in groups that share what the backbone says.
+
+    Parameters: archs, setups, seeds as of `run`; share, whether layers are shared.
+    Returns a list of lists of Cell. With share, a group are the cells with the same sizes of
+    images and tiles, the groups in the order of their first cell; else there is one group. In a
+    group as in the table: architectures, setups, seeds.
+    """
+    groups, seen = {}, {}
+    for place, (arch, setup, seed) in enumerate(
+        (arch, setup, seed) for arch in archs for setup in setups for seed in seeds
+    ):
+        key = (setup.image_size, setup.tile_size) if share else None
+        tiles, before = set(setup.input_grid.origins), seen.setdefault(key, set())
+        reuses = share and 2 * len(tiles & before) > len(tiles)
+        before |= tiles
+        groups.setdefault(key, []).append(Cell(place, arch, setup, seed, reuses))
+    return list(groups.values())
+
+
 def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, cell=run_cell):
     """Run every cell of a grid.
+
+    Cells share the layers of the backbone where they may (options.share_features), in float32
+    on one process's CPU: a GPU computes them faster than a disk gives them back, and with
+    fewer bits or compiled they may depend on the batch. Results are the same bits.
 
     Parameters
     ----------
@@ -64,8 +112,8 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
 
     Returns
     -------
-    (results, failures): dicts as run_cell returns them, in the order of the plan, without
-    those that another process finishes, and a list of Failure.
+    (results, failures): dicts as run_cell returns them, in the order of the plan, archs, setups,
+    seeds, without those that another process finishes, and a list of Failure in that order.
 
     Raises
     ------
@@ -74,8 +122,11 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
     they have to stop together.
     """
     results, failures = [], []
-    clock = Eta(len(plan), archs, setups, len(seeds))
-    n_cells = len(plan) * len(archs) * len(setups) * len(seeds)
+    share = shares(options)
+    groups = schedule(archs, setups, seeds, share)
+    cells = [step for group in groups for step in group]
+    clock = Eta(len(plan), cells)
+    n_cells = len(plan) * len(cells)
     isolated = Exception if n_cells > 1 and options.ranks.size == 1 else ()
     for entry in plan:
         where = f"{entry.dataset} {entry.name}"
@@ -86,23 +137,52 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
             failures.append(_failed(where, error, progress, debug))
             clock.skip_category()
             continue
-        for arch in archs:
-            for setup in setups:
-                for seed in seeds:
+        done, failed = {}, {}
+        for group in groups:
+            with _memo(group if share else (), entry.name, options, progress) as images.memo:
+                for step in group:
+                    if images.memo is not None and step is group[-1]:
+                        images.memo.keeps = False  # nobody comes after it
                     started = time.monotonic()
                     seconds = None
                     try:
-                        result = cell(setup, arch, images, seed, backbone, options, progress)
+                        result = cell(
+                            step.setup, step.arch, images, step.seed, backbone, options, progress
+                        )
                         if result is not None:  # else another process finishes the cell
                             seconds = max(time.monotonic() - started, _recorded(result))
-                            results.append(result)
+                            done[step.place] = result
                     except isolated as error:
-                        title = f"{where} {arch} {setup.name} seed {seed}"
-                        failures.append(_failed(title, error, progress, debug))
-                    clock.done(arch, setup, seconds)
+                        title = f"{where} {step.arch} {step.setup.name} seed {step.seed}"
+                        failed[step.place] = _failed(title, error, progress, debug)
+                    clock.done(step, seconds)
                     if n_cells > 1:
                         progress.note(f"cells: {clock.count}/{n_cells} done{clock.left()}")
+        results += [done[place] for place in sorted(done)]
+        failures += [failed[place] for place in sorted(failed)]
     return results, failures
+
+
+def shares(options):
+    """Whether cells of a grid may share the layers of the backbone.
+
+    Parameters: options, an experiment.Options.
+    """
+    plain = options.precision == "float32" and not options.compile
+    alone = options.ranks.size == 1 and options.device.type == "cpu"
+    return plain and alone and options.share_features > 0
+
+
+def _memo(group, name, options, progress):
+    """The FeatureMemo of a group of cells, a context; None for fewer than two."""
+    if len(group) < 2:
+        return contextlib.nullcontext()
+    budget = budget_within(options.share_features)
+    progress.note(
+        f"{name}: {len(group)} cells share the layers of the backbone, within "
+        f"{bytes_text(budget)} in {tempfile.gettempdir()}"
+    )
+    return FeatureMemo(budget, lambda text: progress.note(f"{name}: {text}"))
 
 
 def exit_status(failures):
@@ -115,58 +195,64 @@ def exit_status(failures):
 class Eta:
     """How long the cells that are left will take.
 
-    Parameters: n_categories; archs; setups, Setup; n_seeds.
+    Parameters: n_categories; cells, the Cells of each.
 
-    A cell's work is its tiles' pixels. Its seconds per work are those measured of the same
-    architecture; of others, scaled by FIRST_GUESS, until there are such. A cell that was
-    taken as finished counts with the seconds that its result tells, one that failed not at all.
+    A cell's work is its tiles' pixels. Its seconds per work are those measured of its
+    architecture, separately for cells that reuse layers and those that do not; before there
+    are such, those of the architecture, or of all, scaled by FIRST_GUESS and REUSE_GUESS. A
+    cell that was taken as finished counts with the seconds that its result tells, one that
+    failed not at all.
     """
 
-    def __init__(self, n_categories, archs, setups, n_seeds):
+    def __init__(self, n_categories, cells):
         self.count = 0
-        self._left = {
-            (arch, setup.name): n_categories * n_seeds for arch in archs for setup in setups
-        }
-        self._work = {setup.name: _work(setup) for setup in setups}
-        self._per_category = len(archs) * len(setups) * n_seeds
-        self._n_seeds = n_seeds
-        self._measured = {}  # arch -> [seconds, work]
+        self._cells = cells
+        self._left = dict.fromkeys((cell.place for cell in cells), n_categories)
+        self._measured = {}  # (arch, reuses) -> [seconds, work]
 
-    def done(self, arch, setup, seconds):
-        """A cell ended after these seconds; None where they say nothing."""
+    def done(self, cell, seconds):
+        """A cell, a Cell, ended after these seconds; None where they say nothing."""
         self.count += 1
-        self._left[arch, setup.name] -= 1
+        self._left[cell.place] -= 1
         if seconds:
-            total = self._measured.setdefault(arch, [0.0, 0.0])
+            total = self._measured.setdefault((cell.arch, cell.reuses), [0.0, 0.0])
             total[0] += seconds
-            total[1] += self._work[setup.name]
+            total[1] += _work(cell.setup)
 
     def skip_category(self):
         """A whole category failed."""
-        self.count += self._per_category
-        for key in self._left:
-            self._left[key] -= self._n_seeds
+        self.count += len(self._cells)
+        for place in self._left:
+            self._left[place] -= 1
 
     def seconds_left(self):
         """An estimate in seconds, None before anything was measured."""
         if not self._measured:
             return None
-        return sum(n * self._seconds(arch, setup) for (arch, setup), n in self._left.items())
+        return sum(
+            self._left[cell.place] * _work(cell.setup) * self._rate(cell.arch, cell.reuses)
+            for cell in self._cells
+        )
 
     def left(self):
         """Such as ", about 3 min 20 s left"; empty where nothing is known or nothing left."""
         seconds = self.seconds_left()
         return f", about {duration(seconds)} left" if seconds else ""
 
-    def _seconds(self, arch, setup):
-        if arch in self._measured:
-            seconds, work = self._measured[arch]
-            return self._work[setup] * seconds / work
-        if not self._measured:
-            return None
-        seconds = sum(total[0] for total in self._measured.values())
-        work = sum(FIRST_GUESS.get(a, 1.0) * total[1] for a, total in self._measured.items())
-        return self._work[setup] * FIRST_GUESS.get(arch, 1.0) * seconds / work
+    def _rate(self, arch, reuses):
+        """Seconds per work, from what is most alike among what was measured."""
+        measured = self._measured
+        for alike in ([(arch, reuses)], [(arch, not reuses)], measured):
+            totals = {kind: measured[kind] for kind in alike if kind in measured}
+            if totals:
+                seconds = sum(seconds for seconds, _ in totals.values())
+                work = sum(_guess(*kind) * work for kind, (_, work) in totals.items())
+                return _guess(arch, reuses) * seconds / work
+
+
+def _guess(arch, reuses):
+    """Seconds per work relative to PaDiM's without reuse."""
+    return FIRST_GUESS.get(arch, 1.0) * (REUSE_GUESS.get(arch, 1.0) if reuses else 1.0)
 
 
 def _recorded(result):

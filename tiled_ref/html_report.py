@@ -19,7 +19,7 @@ from .data import images as image_data
 from .figures import all_figures, write_figures
 from .figures import Collection, _first_seeds
 from .files import atomic_write
-from .report import bytes_text
+from .report import MARK_NOTE, bytes_text, marked
 from .tables import (
     ARCHS, DATASETS, all_tables, cell_number, ordered, setup_names, write_tables,
 )  # fmt: skip
@@ -55,6 +55,8 @@ def write_report(out):
             "images, so it is in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
+    if marked(collection.results):
+        notes.append(MARK_NOTE)
     path = folder / "report.html"
     with atomic_write(path) as file:
         file.write(page(collection, tables, figures, notes))
@@ -148,7 +150,7 @@ def summary(results):
         row.append([f"{n_parameters / 1e6:.1f} M", n_parameters])
         for key in ("seconds_train", "seconds_test"):
             seconds = sum(r[key] for r in group) / len(group)
-            row.append([f"{seconds:.1f} s", seconds])
+            row.append([f"{seconds:.1f} s{marked(group)}", seconds])
         peak = max(r["peak_memory_bytes"] for r in group)
         row.append([bytes_text(peak), peak])
         rows.append(row)

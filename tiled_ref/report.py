@@ -5,13 +5,28 @@ from .paper import paper_result
 METRICS = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pixel_aupro", "AUPRO"))
 
 
+MARK = "*"
+MARK_NOTE = (
+    f"{MARK} With layers of the backbone that another cell had computed: shorter than the cell "
+    "takes alone, and its peak memory can be lower. --share-features off measures each alone."
+)
+
+
+def marked(results):
+    """The text after a time that stands for these results: MARK where one reused layers.
+
+    Parameters: results, dicts as `experiment.run_cell` returns. Returns a str.
+    """
+    return MARK if any(result.get("features_reused") for result in results) else ""
+
+
 def result_table(results):
     """The results of a run as text, metrics in percent.
 
     Parameters: results, dicts as `experiment.run_cell` returns, in the order of the rows.
     Returns lines joined by newlines: a row a cell, a row with the mean where a cell was run
     with several seeds, and, where the paper has the cell, its value and the difference of
-    ours in points.
+    ours in points; below it MARK_NOTE where a cell reused layers.
     """
     rows = []
     for group in _by_cell(results):
@@ -22,7 +37,8 @@ def result_table(results):
     headers += ["paper AUROC/AUPRO", "difference", "params", "train", "test", "peak memory"]
     if not any(row[7] for row in rows):  # no cell of the paper among them
         headers, rows = _without(headers, 7, 9), [_without(row, 7, 9) for row in rows]
-    return text_table(headers, rows, left=4)
+    note = f"\n\n{MARK_NOTE}" if marked(results) else ""
+    return text_table(headers, rows, left=4) + note
 
 
 def text_table(headers, rows, left=1):
@@ -65,11 +81,13 @@ def _mean(group):
         values = [result[key] for result in group]
         mean[key] = None if None in values else sum(values) / len(values)
     mean["peak_memory_bytes"] = max(result["peak_memory_bytes"] for result in group)
+    mean["features_reused"] = max(result.get("features_reused", 0) for result in group)
     return mean
 
 
 def _row(result, seed):
     paper = difference = ""
+    mark = marked([result])
     cell = paper_result(result["dataset"], result["arch"], result["category"], result["setup"])
     if cell and result["weights"] == "imagenet":
         ours = result["image_auroc"], result["pixel_aupro"]
@@ -87,8 +105,8 @@ def _row(result, seed):
         paper,
         difference,
         f"{result['n_parameters'] / 1e6:.1f} M",
-        f"{result['seconds_train']:.1f} s",
-        f"{result['seconds_test']:.1f} s",
+        f"{result['seconds_train']:.1f} s{mark}",
+        f"{result['seconds_test']:.1f} s{mark}",
         bytes_text(result["peak_memory_bytes"]),
     ]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InputError
-from .files import atomic_write, make_folder, sync_folder
+from .files import atomic_write, make_folder, read_at, sync_folder, write_at
 from .saved import read_tensors, write_tensors
 
 try:
@@ -92,14 +92,17 @@ class RowFile:
     def __getitem__(self, key):
         start, stop, single = self._range(key)
         rows = np.empty((stop - start, *self.shape[1:]), np.float32)
-        _read(self._file, rows, self._start + start * self._row_bytes, self.path)
+        try:
+            read_at(self._file, rows, self._start + start * self._row_bytes)
+        except EOFError as error:
+            raise InputError(f"{self.path} is truncated; start over without --resume") from error
         return rows[0] if single else rows
 
     def __setitem__(self, key, rows):
         start, stop, single = self._range(key)
         rows = np.ascontiguousarray(rows, np.float32).reshape(stop - start, *self.shape[1:])
         try:
-            _write(self._file, rows, self._start + start * self._row_bytes)
+            write_at(self._file, rows, self._start + start * self._row_bytes)
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}; {OUT_REMEDY}") from error
 
@@ -246,15 +249,21 @@ class CellStore:
         self._open.append(RowFile(self.partial / f"{name}.npy", shape))
         return self._open[-1]
 
-    def save_prediction(self, location, maps, scores, seconds):
-        """Keep maps, from new_maps(maps_name(location), ...), and scores (N,) of a location."""
+    def save_prediction(self, location, maps, scores, seconds, layers=(0.0, 0.0)):
+        """Keep what a location predicts.
+
+        Parameters: location (i, j); maps, from new_maps(maps_name(location), ...); scores
+        float32 (N,); seconds of the prediction; layers, how many were asked for and reused
+        (`features.SharedNetwork`).
+        """
         self._memory["predict", location] = seconds
+        self._memory["layers", location] = layers
         if self.folder is None:
             self._memory["scores", location] = scores, maps
             return
         maps.commit()
         maps.close()
-        tensors = {"scores": scores, "seconds": np.array(seconds)}
+        tensors = {"scores": scores, "seconds": np.array(seconds), "layers": np.array(layers)}
         write_tensors(self._piece("scores", location, ".npz"), tensors)
 
     def prediction(self, location):
@@ -279,6 +288,18 @@ class CellStore:
             path = self._piece("scores", location, ".npz")
             predict += float(read_tensors(path)["seconds"])
         return fit, predict
+
+    def reused(self, locations):
+        """Which part of the backbone's layers of all locations was reused, 0 to 1; earlier runs
+        included."""
+        total = np.zeros(2)
+        for location in locations:
+            if self.folder is None:
+                total += self._memory["layers", location]
+            else:
+                tensors = read_tensors(self._piece("scores", location, ".npz"))
+                total += tensors["layers"].numpy() if "layers" in tensors else 0
+        return float(total[1] / total[0]) if total[0] else 0.0
 
     def publish_ensemble(self):
         """Give the finished ensemble its name, in the place of an earlier one."""
@@ -425,20 +446,3 @@ def reserve(file, size):
             os.posix_fallocate(file.fileno(), 0, size)
     else:
         file.truncate(size)
-
-
-def _read(file, array, offset, path):
-    view = memoryview(array).cast("B") if array.size else memoryview(b"")
-    file.seek(offset)
-    while len(view):
-        count = file.readinto(view)
-        if not count:
-            raise InputError(f"{path} is truncated; start over without --resume")
-        view = view[count:]
-
-
-def _write(file, array, offset):
-    view = memoryview(array).cast("B") if array.size else memoryview(b"")
-    file.seek(offset)
-    while len(view):
-        view = view[file.write(view) :]

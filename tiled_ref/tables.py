@@ -21,6 +21,7 @@ import numpy as np
 from . import paper
 from .analysis import FPRS, REPORT_FPR
 from .files import atomic_write
+from .report import MARK_NOTE, marked
 from .setups import SETUPS
 
 METRICS = {"image_auroc": "AUROC", "pixel_aupro": "AUPRO"}
@@ -352,10 +353,11 @@ def training_time(results):
             "categories of MVTec AD and VisA on its GPU; the two are of different machines and "
             "numbers of images, compare the rows of a column with one another."
         ],
+        marked,
     )  # fmt: skip
 
 
-def _setup_table(number, title, results, value, theirs, unit, notes):
+def _setup_table(number, title, results, value, theirs, unit, notes, mark=lambda chosen: ""):
     archs, setups = ordered(results, "arch", ARCHS), setup_names(results)
     rows, records = [], []
     for setup in setups:
@@ -367,12 +369,13 @@ def _setup_table(number, title, results, value, theirs, unit, notes):
             cell.seeds = len({r["seed"] for r in chosen})
             cell.categories = len({(r["dataset"], r["category"]) for r in chosen})
             cell.paper = theirs(arch, setup)
-            text = "-" if cell.value is None else f"{cell.value:,.1f}"
+            text = "-" if cell.value is None else f"{cell.value:,.1f}{_escape(mark(chosen))}"
             row.append(text + (f"<br><sub>paper {cell.paper:,.1f}</sub>" if cell.paper else ""))
             quantity = title.split(" in ")[0].lower()
             records.append(_record(number, "", arch, "", setup, quantity, unit, cell))
         rows.append(row)
     headers = ["setup"] + [ARCHS.get(arch, arch) for arch in archs]
+    notes = [*notes, *([_escape(MARK_NOTE)] if mark(results) else [])]
     return Table(_name(number, ""), _titled(number, title), headers, rows, records, notes)
 
 
