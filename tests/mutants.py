@@ -158,7 +158,9 @@ def markdown(mutants):
         return "`` " + " ".join(text.split()).replace("|", "\\|") + " ``" if text.strip() else ""
 
     lines = ["| file | was | becomes | noticed by |", "|---|---|---|---|"]
-    lines += [f"| {file} | {code(old)} | {code(new)} | {name} |" for file, old, new, name in mutants]
+    lines += [
+        f"| {file} | {code(old)} | {code(new)} | {name} |" for file, old, new, name in mutants
+    ]
     return "\n".join(lines)
 
 
