@@ -40,8 +40,8 @@ def test_every_figure_is_there(made):
     cells = [f"toys_{c}_{a}" for c in ("one", "two") for a in ("patchcore", "padim")]
     want = {"figure_05_memory", "figure_07_defect_size", "figure_09_ratios"}
     for cell in cells:
-        want |= {f"{k}_{cell}" for k in ("figure_06_resolution", "curves", "scores",
-                                          "recall_by_size")}  # fmt: skip
+        want |= {f"{k}_{cell}" for k in ("figure_04_zoom", "figure_06_resolution", "curves",
+                                          "scores", "recall_by_size")}  # fmt: skip
     for arch in ("patchcore", "padim"):
         want |= {f"recall_by_size_toys_{arch}", f"pictures_toys_{arch}"}
     assert set(found) == want
@@ -75,6 +75,39 @@ def test_picture_grid_holds_image_truth_heat_map_and_mask_side_by_side(made):
     same = (panels[0] == panels[1]).all(2)
     assert 0.6 < same.mean() < 1
     assert images.labels.sum() == 3
+
+
+def test_details_by_hand():
+    """An image of 8 x 8, the window its rows 2 and 3 and columns 4 to 7; of a map of 4 x 4 one
+    row and two columns. Half of the panel's width shows the one column, half the other."""
+    window = analysis.Window(0, 2, 4, 4, 8, (8, 8))
+    whole = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    seen = figures._seen(whole[window.within((4, 4))], window, (4, 4))
+    half = figures.ZOOM_PANEL // 2
+    assert seen.shape == (figures.ZOOM_PANEL, figures.ZOOM_PANEL)
+    assert np.unique(seen[:, :half]) == [6] and np.unique(seen[:, half:]) == [7]
+    window = analysis.Window(0, 3, 5, 5, 7, (8, 8))  # across the map's pixels
+    seen = figures._seen(whole[window.within((4, 4))], window, (4, 4))
+    assert seen[0, 0] == 6 and seen[-1, 0] == 10 and seen[0, -1] == 7 and seen[-1, -1] == 11
+
+
+def test_zoom_grid_shows_the_same_defect_at_every_resolution(made):
+    """Made-up maps show the masks: in the zoomed masks of both setups lies the true defect."""
+    found, _, collection = made
+    picture = np.asarray(Image.open(io.BytesIO(found["figure_04_zoom_toys_one_padim"].data)))
+    images = collection.images("toys", "one")
+    window, size = images.window, figures.ZOOM_PANEL
+    assert picture.shape[0] == 2 * figures.HEADER + 3 * (size + figures.GAP)
+    left = picture.shape[1] - (size + figures.GAP)
+    tops = [figures.HEADER * (1 + (k > 0)) + k * (size + figures.GAP) for k in range(3)]
+    truth, *masks = (picture[top : top + size, left : left + size, 0] == 255 for top in tops)
+    assert (truth == figures._seen(images.zoom_mask, window, window.size)).all() and truth.any()
+    cells = figures._first_seeds(collection.cells(dataset="toys", category="one", arch="padim"))
+    for mask, (_, cell) in zip(masks, cells):
+        assert (mask == (figures._seen(cell.zoom, window, cell.map_size) >= 128)).all()
+        assert 0 < mask.mean() < 1
+        assert mask[truth].mean() > mask[~truth].mean()
+    assert figures.zoom_grid(cells[:1], images) == []
 
 
 def test_the_picture_shown_does_not_depend_on_the_architecture(made):

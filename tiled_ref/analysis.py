@@ -9,7 +9,7 @@ and metrics.json alone, without images or models.
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from .data import images as image_data
 from .errors import InputError
 from .files import atomic_write
 
-SCHEMA = 1
+SCHEMA = 2
 MAP_SIDE = 128  # longest side of a kept heat map and mask, pixels
 THUMBNAIL_SIDE = 320  # longest side of a kept image, pixels
+ZOOM_SIDE = 256  # longest side of the kept detail of an image, pixels
 JPEG_QUALITY = 82
 CURVE_POINTS = 240
 FPRS = (0.001, 0.01, 0.05)  # of pixels, at which the recall of defects is told
@@ -28,6 +29,30 @@ REPORT_FPR = 0.01  # the one that tables and figures show
 BINS = 1 << 16  # of the score histogram behind pixel thresholds: 1/65536 of the range apart
 RATIO_SIZE = (512, 512)  # Rolih et al., Fig. 9: ratios are those of masks of 512 x 512
 ANALYSIS, IMAGES = "analysis.npz", "images.npz"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image, the same for all cells of a category: see `zoom_window`.
+
+    Parameters: image, number of the test image; top, left, bottom, right, in pixels of the image
+    file, the last two exclusive; size, (h, w) of the file.
+    """
+
+    image: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+    size: tuple
+
+    def within(self, shape):
+        """Slices of the pixels of an array (H, W) over the whole image that the window touches.
+
+        Parameters: shape (H, W).
+        """
+        ends = zip((self.top, self.left), (self.bottom, self.right), shape, self.size)
+        return tuple(slice(a * n // m, -(-b * n // m)) for a, b, n, m in ends)
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,11 @@ class CellAnalysis:
     recall : float32 (R, len(FPRS))
         The part of each defect's pixels that is above the threshold of each FPR.
     fpr_thresholds : float64 (len(FPRS),)
+    zoom : uint8 (a, b)
+        The pixels of one map, shaded as maps, that the category's Window touches, at the
+        setup's own resolution; empty without a window.
+    map_size : (int, int)
+        Height and width of a map in pixels.
     digest : str
         `experiment.CategoryImages.digest` of the images.
     """
@@ -66,6 +96,8 @@ class CellAnalysis:
     pro: metrics.Curve
     recall: np.ndarray
     fpr_thresholds: np.ndarray
+    zoom: np.ndarray
+    map_size: tuple
     digest: str
 
 
@@ -89,6 +121,12 @@ class StoredImages:
         Which image a defect lies in. Regions in the order of `metrics.label_regions`.
     region_area : int64 (R,)
         Pixels of the defect in the image file.
+    window : Window or None
+        What is shown in detail; None where no image has a defect with a mask.
+    zoom : bytes
+        The window of the image file, a JPEG image of at most ZOOM_SIDE; empty without a window.
+    zoom_mask : bool (h, w)
+        The mask in the window, every pixel of the file.
     digest : str
         `experiment.CategoryImages.digest` of the images it was made of.
     thumbnail_size : (int, int)
@@ -104,6 +142,9 @@ class StoredImages:
     ratios: np.ndarray
     region_image: np.ndarray
     region_area: np.ndarray
+    window: Window
+    zoom: bytes
+    zoom_mask: np.ndarray
     digest: str
     thumbnail_size: tuple
 
@@ -129,6 +170,8 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds):
         "maps": analysis.maps,
         "recall": analysis.recall,
         "fpr_thresholds": analysis.fpr_thresholds,
+        "zoom": analysis.zoom,
+        "map_size": np.array(analysis.map_size),
         "digest": np.frombuffer(analysis.digest.encode(), np.uint8),
     }  # fmt: skip
     for name in ("image_roc", "pixel_roc", "pro"):
@@ -158,6 +201,7 @@ def load_analysis(folder):
         return CellAnalysis(
             data["scores"], *map(float, data["thresholds"]), data["maps"],
             **curves, recall=data["recall"], fpr_thresholds=data["fpr_thresholds"],
+            zoom=data["zoom"], map_size=tuple(map(int, data["map_size"])),
             digest=data["digest"].tobytes().decode(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
@@ -182,12 +226,17 @@ def analyse(maps, scores, images, setup, options, thresholds):
     dark = float(edges[np.searchsorted(normal.cumsum(), normal.sum() / 2)])
     pixel_roc = pro = None
     recall = np.zeros((0, len(FPRS)), np.float32)
+    zoom = np.zeros((0, 0), np.uint8)
     if normal.any() and anomalous.any():
         pro, pixel_roc = metrics.pixel_curves(
             lambda: zip(maps, masks()), CURVE_POINTS, impl=options.impl, threads=options.threads
         )
     if category.has_masks and labels.any():
         recall = region_recall(maps, images, fpr_thresholds, options)
+        window = zoom_window(images, options)
+        if window is not None:
+            detail = maps[window.image][window.within(setup.image_size)]
+            zoom = shade(detail.astype(np.float64), dark, pixel_threshold, high)
     return CellAnalysis(
         scores=scores,
         threshold=thresholds["image"]["threshold"],
@@ -200,6 +249,8 @@ def analyse(maps, scores, images, setup, options, thresholds):
         pro=pro,
         recall=recall,
         fpr_thresholds=fpr_thresholds,
+        zoom=zoom,
+        map_size=tuple(setup.image_size),
         digest=images.digest,
     )  # fmt: skip
 
@@ -303,6 +354,36 @@ def region_recall(maps, images, thresholds, options):
     return np.concatenate(parts)
 
 
+def zoom_window(images, options):
+    """The Window that is shown in detail: a small defect and what is around it.
+
+    The ground truth alone decides, so it is the same for every setup: of all defects by area the
+    one that a quarter is smaller than, in the middle of a square of a fifth of the image's
+    smaller side, or of twice the defect's longest, moved into the image.
+
+    Parameters: images as in experiment.run_cell, with masks; options. Returns a Window,
+    None where all masks are empty.
+    """
+    areas = []
+    for k, sample in enumerate(images.category.test):
+        if sample.label:
+            found = np.bincount(_regions(images.original_mask(k), options).ravel())[1:]
+            areas += [(int(area), k, number) for number, area in enumerate(found, 1)]
+    if not areas:
+        return None
+    _, k, number = sorted(areas)[len(areas) // 4]
+    regions = _regions(images.original_mask(k), options)
+    lines = [np.flatnonzero((regions == number).any(axis)) for axis in (1, 0)]  # rows, columns
+    size = regions.shape
+    side = max(2 * max(line[-1] - line[0] + 1 for line in lines), min(size) // 5)
+    side = int(min(side, *size))
+    top, left = (
+        int(np.clip((line[0] + line[-1] + 1 - side) // 2, 0, n - side))
+        for line, n in zip(lines, size)
+    )
+    return Window(k, top, left, top + side, left + side, size)
+
+
 def image_roc(scores, labels):
     """The ROC curve of image scores, every distinct score a point; None where undefined.
 
@@ -358,11 +439,17 @@ def save_images(folder, images, setup, options):
             region_area += areas.tolist()
         masks.append(mask)
         ratios.append(ratio if not sample.label or category.has_masks else np.nan)
+    zoom, zoom_mask, window = b"", np.zeros((0, 0), bool), None
+    if category.has_masks:
+        window = zoom_window(images, options)
+    if window is not None:
+        zoom, zoom_mask = _detail(images, window)
     text = {
         "names": [sample.name for sample in category.test],
         "defects": [sample.defect for sample in category.test],
         "digest": images.digest,
         "thumbnail_size": size,
+        "window": None if window is None else asdict(window),
     }
     arrays = {
         "schema": np.int64(SCHEMA),
@@ -375,8 +462,20 @@ def save_images(folder, images, setup, options):
         "ratios": np.array(ratios),
         "region_image": np.array(region_image, np.int64),
         "region_area": np.array(region_area, np.int64),
+        "zoom": np.frombuffer(zoom, np.uint8),
+        "zoom_mask": zoom_mask,
     }
     _write(path, arrays)
+
+
+def _detail(images, window):
+    """What lies in a Window: the image as the bytes of a JPEG, the mask bool (h, w)."""
+    rows, cols = window.within(window.size)
+    part = np.ascontiguousarray(images.category.test[window.image].read_image()[rows, cols])
+    small = reduced_size(part.shape[:2], ZOOM_SIDE)
+    picture = image_data.resize_image(part, small, antialias=True)
+    mask = images.original_mask(window.image)[rows, cols]
+    return image_data.encode_jpeg(picture, JPEG_QUALITY), mask
 
 
 def load_images(folder):
@@ -388,10 +487,14 @@ def load_images(folder):
         ends = np.cumsum(data["jpeg_sizes"])
         blob = data["jpegs"].tobytes()
         jpegs = [blob[end - n : end] for end, n in zip(ends, data["jpeg_sizes"])]
-        keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
+        keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area", "zoom_mask")
+        window = text["window"]
+        if window is not None:
+            window = Window(**window | {"size": tuple(window["size"])})
         return StoredImages(
             text["names"], text["defects"], jpegs=jpegs, digest=text["digest"],
-            thumbnail_size=tuple(text["thumbnail_size"]),
+            thumbnail_size=tuple(text["thumbnail_size"]), window=window,
+            zoom=data["zoom"].tobytes(),
             **{key: data[key] for key in keys},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:

@@ -1,7 +1,8 @@
 """The paper's figures of what a run left on disk: SVG charts and PNG grids.
 
+    Fig. 4    a small defect in full and zoomed, heat map and mask of each setup
     Fig. 5    peak memory of each setup
-    Fig. 6    AUPRO and memory against resolution (Fig. 4 shows the same in pictures)
+    Fig. 6    AUPRO and memory against resolution
     Fig. 7    performance against the size of defects, with a trend line
     Fig. 8    latency and throughput, from OUT/pipeline.json
     Fig. 9    size of defects per category
@@ -32,6 +33,7 @@ PIPELINE = "pipeline.json"
 PIPELINE_KEYS = ("arch", "setup", "device", "latency_ms", "images_per_second")
 PRO_LIMIT = 0.3
 PANEL, GAP, HEADER = 168, 6, 26  # of PNG grids, pixels
+ZOOM_PANEL = 236  # of the grid with details, pixels
 # Two-sided 95 % points of Student's t with 1 to 30 degrees of freedom.
 T_95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -136,6 +138,7 @@ def all_figures(collection):
         figures += curves(cells) + histograms(cells, collection)
         defects = collection.defects(dataset=dataset, category=category, arch=arch)
         figures += recall_figure(defects, dataset, category, arch)
+        figures += zoom_grid(cells, collection.images(dataset, category))
     for dataset, arch in dict.fromkeys((d, a) for d, _, a in collection.groups()):
         if len({c for d, c, a in collection.groups() if (d, a) == (dataset, arch)}) > 1:
             defects = collection.defects(dataset=dataset, arch=arch)
@@ -574,6 +577,80 @@ def picture_grid(collection, dataset, arch):
     return [Figure(name, title, image_data.encode_png(out), dataset, None, arch)]
 
 
+def zoom_grid(cells, images):
+    """Fig. 4: one small defect, in full and zoomed: image and ground truth, then heat map and
+    mask of each setup, coarse before fine.
+
+    Parameters: cells, one pair (result, CellAnalysis) per setup, of one category and
+    architecture; images, as Collection.images returns them. Which defect: `analysis.zoom_window`. Returns []
+    for fewer than two setups, or where no image has a defect with a mask.
+    """
+    window = images.window
+    if window is None or len(cells) < 2:
+        return []
+    full = (max(24, round(ZOOM_PANEL * window.size[0] / window.size[1])), ZOOM_PANEL)
+    detail = (ZOOM_PANEL, ZOOM_PANEL)
+    picture = image_data.resize_image(
+        image_data.decode_bytes(images.jpegs[window.image]), full, antialias=True
+    )
+    close = image_data.resize_image(image_data.decode_bytes(images.zoom), detail)
+    truth = image_data.resize_mask(images.masks[window.image], full)
+    rows = [[picture, close, _white(truth), _white(_seen(images.zoom_mask, window, window.size))]]
+    labels = [("", "")]
+    for result, analysis in cells:
+        values = enlarge(analysis.maps[window.image], full)
+        zoomed = _seen(analysis.zoom, window, analysis.map_size) / 255
+        rows.append([glow(picture, values), glow(close, zoomed),
+                     _white(values >= 0.5), _white(zoomed >= 0.5)])  # fmt: skip
+        labels.append((result["setup"], "x".join(map(str, analysis.map_size)) + " px"))
+    for row in rows:
+        row[0], row[2] = (_framed(panel, window) for panel in (row[0], row[2]))
+    side = max(text_width(text) for pair in labels for text in pair) + 2 * GAP
+    step = max(full[0], ZOOM_PANEL) + GAP
+    out = np.full((2 * HEADER + len(rows) * step, side + 4 * (ZOOM_PANEL + GAP), 3), 255, np.uint8)
+    heads = ("image", "zoomed", "ground truth", "zoomed"), ("heat map", "zoomed", "mask", "zoomed")
+    for k, row in enumerate(rows):
+        top = HEADER * (1 + (k > 0)) + k * step
+        for text, down in zip(labels[k], (-20, 2)):
+            _write_text(out, text, top + step // 2 + down, GAP)
+        for n, panel in enumerate(row):
+            left = side + n * (ZOOM_PANEL + GAP)
+            if k < 2:
+                _write_text(out, heads[k][n], top - HEADER + 5, left)
+            out[top : top + panel.shape[0], left : left + ZOOM_PANEL] = panel
+    dataset, category, arch = (cells[0][0][key] for key in ("dataset", "category", "arch"))
+    title = f"A small defect in detail: {ARCHS.get(arch, arch)} on {category}"
+    name = _file(f"figure_04_zoom_{dataset}_{category}_{arch}")
+    return [Figure(name, title, image_data.encode_png(out), dataset, category, arch)]
+
+
+def _seen(part, window, shape):
+    """What a Window shows of an array, uint8 or bool (ZOOM_PANEL, ZOOM_PANEL).
+
+    Parameters: part (a, b), the pixels that the window touches of an array over the whole
+    image; shape (H, W) of that array. Each pixel takes the one that its middle lies in.
+    """
+    picks = []
+    for first, last, n, m in zip(
+        (window.top, window.left), (window.bottom, window.right), shape, window.size
+    ):
+        at = first + (np.arange(ZOOM_PANEL) + 0.5) * (last - first) / ZOOM_PANEL  # in the file
+        picks.append((at * n / m).astype(np.int64) - first * n // m)
+    return part[np.ix_(*picks)]
+
+
+def _framed(panel, window):
+    """A picture of the whole image with the Window's outline in it."""
+    inside = np.zeros(panel.shape[:2], bool)
+    inside[window.within(inside.shape)] = True
+    return render.draw_contours(panel, inside, 1)
+
+
+def _white(mask):
+    """A mask bool (h, w) as a picture uint8 (h, w, 3), white where it is True."""
+    return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, 2)
+
+
 def _grid_number(dataset, arch):
     """The paper has grids of FastFlow on MVTec AD (Fig. 12) and all on VisA (Figs. 14-17)."""
     numbers = {
@@ -600,7 +677,7 @@ def _grid_row(images, n, analyses):
             continue
         values = enlarge(analysis.maps[n], shape)
         panels.append(glow(picture, values))
-        panels.append(np.repeat(np.where(values >= 0.5, 255, 0).astype(np.uint8)[..., None], 3, 2))
+        panels.append(_white(values >= 0.5))
     gap = np.full((height, GAP, 3), 255, np.uint8)
     return np.concatenate([part for panel in panels for part in (panel, gap)], 1)
 
