@@ -57,7 +57,7 @@ setup(
     packages=["tiled_ref", "tiled_ref.data", "tiled_ref.golden", "tiled_ref.models"],
     package_data={"tiled_ref": ["*.csv"], "tiled_ref.golden": ["*.md", "*.json"]},
     ext_modules=cythonize(
-        [kernel(name) for name in ("untile", "seam_blur", "aupro", "kcenter")],
+        [kernel(name) for name in ("untile", "seam_blur", "aupro", "kcenter", "mahalanobis")],
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
         force=DEBUG or bool(SANITIZE),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,21 +105,55 @@ def test_tiled_input_is_one_location(tiny_backbone, arch):
         same(Engine(ensemble, memory).predict(images[3:]), ensemble.predict(images[3:]))
 
 
-@pytest.mark.parametrize("arch", ["padim", "fastflow", "reverse_distillation"])
+def head_by_head(ensemble, images, locations):
+    """Maps (L, B, h, w) and scores (L, B) of one model after the other, and the features
+    (L * B, ...) that joint heads are given."""
+    residents = Residents(ensemble, locations, ensemble.states)
+    features = residents.model.features(residents._tiles(images))
+    n, found = len(images), []
+    for k, location in enumerate(locations):
+        model = ensemble.make_model()
+        model.load_state(ensemble.states[location])
+        found.append(model.head([layer[k * n : (k + 1) * n] for layer in features]))
+    return [torch.stack(parts) for parts in zip(*found)], features
+
+
+@pytest.mark.parametrize("arch", ["padim", "patchcore", "fastflow", "reverse_distillation"])
 def test_heads_batched_over_locations_are_the_heads(tiny_backbone, arch):
-    """What a GPU runs: one product for all locations, or vmap over the stacked networks."""
+    """Kernels for all locations in turn, or vmap over the stacked networks, as on a GPU."""
     images = pictures(ENS)
     ensemble = ensemble_of(ENS, arch, tiny_backbone, images[:3])
     locations = ENS.ensemble_grid.locations()[:2]
-    residents = Residents(ensemble, locations, ensemble.states)
-    expected = {place[0]: place[2:] for place in residents.predict(images[3:], 3)}
-    features = residents.model.features(residents._tiles(images[3:]))
+    expected, features = head_by_head(ensemble, images[3:], locations)
     head = ensemble.make_model().joint_head([ensemble.states[place] for place in locations])
-    maps, scores = (part.unflatten(0, (2, 3)) for part in head(features))
-    for k, location in enumerate(locations):
-        for found, wanted in zip((maps[k], scores[k]), expected[location]):
-            # measured maximum: padim 0, fastflow 2.7e-7, reverse distillation 5.2e-7 (relative)
-            np.testing.assert_allclose(found, wanted, rtol=0 if arch == "padim" else 5e-6)
+    for found, wanted in zip(head(features), expected):
+        # measured maximum: fastflow 2.7e-7, reverse distillation 5.2e-7 (relative)
+        exact = arch in ("padim", "patchcore")
+        np.testing.assert_allclose(found.unflatten(0, (2, 3)), wanted, rtol=0 if exact else 5e-6)
+
+
+@pytest.mark.parametrize("arch", ["padim", "patchcore"])
+def test_heads_of_a_gpu_are_those_of_a_cpu(tiny_backbone, arch):
+    """Products batched over locations, which only a GPU uses, on the CPU's tensors."""
+    images = pictures(ENS)
+    ensemble = ensemble_of(ENS, arch, tiny_backbone, images[:3])
+    locations = ENS.ensemble_grid.locations()
+    expected, features = head_by_head(ensemble, images[3:], locations)
+    states = [ensemble.states[place] for place in locations]
+    together, alone = ensemble.make_model(), ensemble.make_model()
+    for model in (together, alone):
+        if arch == "padim":
+            model._packs = False
+        else:
+            model.impl = "numpy"
+    for found, wanted in zip(together.joint_head(states)(features), expected):
+        # measured maximum: padim 9e-6, patchcore 2e-7 (relative)
+        np.testing.assert_allclose(found.unflatten(0, (len(states), 3)), wanted, rtol=1e-4)
+    for place in (1, 0):  # the second takes the first one's memory
+        alone.load_state(states[place])
+        parts = alone.head([layer[place * 3 : place * 3 + 3] for layer in features])
+        for found, wanted in zip(parts, expected):
+            np.testing.assert_allclose(found, wanted[place], rtol=1e-4)
 
 
 def tensor_peak(backbone, side):
@@ -188,7 +223,7 @@ try:
 except InputError as error:
     result["refused"] = str(error)
 smallest = parse_memory(result["refused"].split()[-2].replace(",", "") + "MiB")
-for name, cap in (("tight", smallest + (1 << 20)), ("wide", smallest + (60 << 20))):
+for name, cap in (("tight", smallest), ("wide", smallest + (60 << 20))):
     notes.clear()
     result[name] = run(cap) | {"cap": cap, "plan": notes[0]}
 print(json.dumps(result))
@@ -213,7 +248,7 @@ def test_a_cap_is_planned_printed_and_not_exceeded(tmp_path):
         for metric in ("image_auroc", "pixel_auroc", "pixel_aupro"):
             # the training's batch may be smaller, which changes its rounding; measured: 0
             assert abs(capped[metric] - result["low"][metric]) <= 1e-4
-    assert "1 location at a time" in result["tight"]["plan"]
+    assert re.search(r"\b[12] locations? at a time", result["tight"]["plan"])
     assert "4 locations at a time" in result["wide"]["plan"]
 
 

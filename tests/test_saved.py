@@ -224,10 +224,10 @@ def test_a_loaded_ensemble_predicts_the_same_bits(fitted, tmp_path, tiny_backbon
 
 def test_the_manifest_says_what_is_in_the_files(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["format_version"] == 1 and manifest["setup"]["kind"] == "ENS"
+    assert manifest["format_version"] == 2 and manifest["setup"]["kind"] == "ENS"
     assert manifest["versions"]["torch"] == torch.__version__
     assert [entry["location"] for entry in manifest["files"]] == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert manifest["files"][0]["tensors"]["precision"] == ["float32", [64, 100, 100]]
+    assert manifest["files"][0]["tensors"]["packed"] == ["float32", [64, 5050]]
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["location_0_0.npz", "location_0_1.npz", "location_1_0.npz",
                      "location_1_1.npz", "manifest.json"]  # fmt: skip
@@ -323,7 +323,8 @@ def edited(folder, *keys, value=None, drop=False):
 
 MANIFESTS = [
     (("format",), "else", "does not describe an ensemble"),
-    (("format_version",), 2, "newer version of tiled-ref .format 2, this one reads 1.; update"),
+    (("format_version",), 3, "newer version of tiled-ref .format 3, this one reads 2.; update"),
+    (("format_version",), 1, "older version of tiled-ref .format 1, this one reads 2.; train it"),
     (("format_version",), 0, "format_version is 0"),
     (("format_version",), "1", "entry format_version is '1'"),
     (("format_version",), True, "entry format_version is True"),
@@ -471,7 +472,7 @@ def rewritten(folder, change):
     "name, value, sentence",
     [
         ("mean", float("nan"), "not finite in mean"),
-        ("precision", float("inf"), "not finite in precision"),
+        ("packed", float("inf"), "not finite in packed"),
         ("channels", 448, "channels that the backbone has not"),
         ("channels", -1, "channels that the backbone has not"),
         ("grid", 9, "a grid of another size than 8 x 8"),

@@ -16,7 +16,7 @@ import torch
 from .errors import InputError, KernelNotBuiltError
 
 IMPLS = ("cython", "numpy")
-KERNELS = ("_untile", "_seam_blur", "_aupro", "_kcenter")
+KERNELS = ("_untile", "_seam_blur", "_aupro", "_kcenter", "_mahalanobis")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 MASKS = (np.dtype(np.bool_), np.dtype(np.uint8))
 

@@ -32,6 +32,7 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 MODES = ("low", "resident")
 MARGIN = 0.10  # of a cap that is left free, for what no measurement saw
 SCRATCH = 48 << 20  # bytes of packed weights and buffers of the libraries beside the tensors
+VARIES = 4 << 20  # bytes by which the resident memory of two equal processes differs
 M_MMAP_THRESHOLD, MMAP_THRESHOLD = -3, 1 << 20  # of the C library, see _return_memory
 
 
@@ -142,7 +143,7 @@ def make_plan(ensemble, memory, train=None, n_predict=None):
     most = min(ensemble.batch_size, n_predict or ensemble.batch_size)
     smallest = max(sizes.fit(1), sizes.predict(1, 1))
     if smallest > room:
-        needed = int((base + smallest) / (1 - MARGIN)) + 1
+        needed = int((base + smallest) / (1 - MARGIN)) + VARIES
         raise InputError(
             f"--memory: a cap of {_mib(memory)} is too small for one tile location of "
             f"{ensemble.arch} and one image; the smallest that works here is {_mib(needed)}"
@@ -220,7 +221,14 @@ def _measure(ensemble, train):
     else:
         state = ensemble.states[location]
         model = ensemble.make_model()
-    n_bytes = sum(value.nbytes for value in state.values())
+    held = sum(value.nbytes for value in state.values())
+    if ensemble.device.type == "cuda":  # a model may hold more there than its state
+        before = torch.cuda.memory_allocated(ensemble.device)
+        probe = ensemble.make_model()
+        probe.load_state(state)
+        held = max(held, torch.cuda.memory_allocated(ensemble.device) - before)
+        del probe
+    n_bytes = held
     if ensemble.arch == "patchcore" and train is not None:
         n_bytes = n_bytes * len(train) // len(some)
     model.load_state(state)
@@ -336,8 +344,8 @@ class Engine:
 class Residents:
     """Models of some locations that are on the device together.
 
-    On a GPU their heads are one head (`joint_head`) where the architecture has it; on a CPU
-    they are called one after the other, which is as fast and copies nothing.
+    Their heads are one head (`joint_head`) on the devices where that is faster (the model's
+    JOINT), else they are called one after the other.
 
     Parameters: ensemble; locations; states, location -> what its model learnt, or instead
     models, already trained, one per location.
@@ -346,7 +354,7 @@ class Residents:
     def __init__(self, ensemble, locations, states=None, models=None):
         self.ensemble, self.locations = ensemble, list(locations)
         self.model, self.heads, self.joint = ensemble.make_model(), models, None
-        if models is None and ensemble.device.type == "cuda" and hasattr(self.model, "joint_head"):
+        if models is None and ensemble.device.type in getattr(self.model, "JOINT", ()):
             self.joint = self.model.joint_head([states[location] for location in self.locations])
             return
         if models is None:

@@ -208,7 +208,7 @@ def _read_member(archive, key, info, expected):
 
 MANIFEST = "manifest.json"
 FORMAT = "tiled-ref ensemble"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_BYTES = 64 << 20
 LARGEST_SIDE = 1 << 20  # pixels
 RESIDENT_BUDGET = 2 << 30  # bytes of models kept in memory; beyond it they are read when needed
@@ -547,6 +547,11 @@ def _checked_manifest(folder, content):
             f"the ensemble in {printable(folder)} was written by a newer version of tiled-ref "
             f"(format {version}, this one reads {FORMAT_VERSION}); update tiled-ref"
         )
+    if 1 <= version < FORMAT_VERSION:
+        raise InputError(
+            f"the ensemble in {printable(folder)} was written by an older version of tiled-ref "
+            f"(format {version}, this one reads {FORMAT_VERSION}); train it again"
+        )
     if version != FORMAT_VERSION:
         raise _ManifestError(f"its format_version is {version}")
     setup = _checked_setup(_entry(content, "setup", dict))
@@ -695,7 +700,7 @@ def _grid_of(model):
 
 def _padim_layout(model):
     p, d = math.prod(_grid_of(model)), len(model.channels)
-    own = {"mean": ("float32", (p, d)), "precision": ("float32", (p, d, d))}
+    own = {"mean": ("float32", (p, d)), "packed": ("float32", (p, d * (d + 1) // 2))}
     return own | {"channels": ("int64", (d,)), "grid": ("int64", (2,))}
 
 

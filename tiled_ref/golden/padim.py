@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ..models import padim as model
+from ..models.gaussians import mahalanobis, pack
 from . import formulas
 from .compare import EXACT, close
 from .numbers import Numbers
@@ -230,9 +231,9 @@ def _map(inputs):
     padim.mean, padim.precision = tensor(inputs["mean"]), tensor(inputs["precision"])
     padim.grid = tuple(embedding.shape[-2:])
     maps, _ = padim.predict(embedding)
-    x = model.by_position(embedding, torch.float32)
-    distances = model.mahalanobis(x, padim.mean, padim.precision).T.reshape(-1, *padim.grid)
-    return {"distances": distances.numpy(), "map": maps.numpy()}
+    rows = embedding.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, D)
+    distances = mahalanobis(rows, padim.mean, pack(padim.precision))
+    return {"distances": distances.reshape(-1, *padim.grid), "map": maps.numpy()}
 
 
 def _map_formula(

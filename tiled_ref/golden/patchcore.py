@@ -213,7 +213,8 @@ def _map(inputs):
     size = tuple(int(v) for v in inputs["size"])
     patchcore, embedding, (maps, _) = _predicted(inputs, size, 1)
     patches = embedding.permute(0, 2, 3, 1).flatten(0, 2)
-    distances = patchcore._nearest(patches)[0].float().view(-1, *patchcore.grid)
+    distances, _ = patchcore.banks.nearest(patches[None])
+    distances = distances.float().view(-1, *patchcore.grid)
     return {"distances": distances.numpy(), "map": maps.numpy()}
 
 

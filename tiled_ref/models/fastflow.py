@@ -68,6 +68,7 @@ class FastFlow:
 
     BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
     CHUNK = 8  # images or tiles per pass: memory does not grow with the batch
+    JOINT = ("cuda",)  # devices on which joint_head is faster than one head after another
 
     def __init__(
         self,

@@ -1,11 +1,14 @@
 """From distances on a feature grid to an anomaly map in pixels; tensors of any float dtype."""
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..backbone import in_company
 from ..gaussian import gaussian_taps, reflected
+
+BLOCK = 64  # lines or columns that are blurred by one product
 
 
 def placed(value, device, old=None):
@@ -29,16 +32,40 @@ def gaussian_blur(maps, sigma=4.0):
     Source: PaDiM (Defard et al., arXiv:2011.08785) and PatchCore (Roth et al.,
     arXiv:2106.08265) smooth their maps with sigma 4.
     """
+    band = torch.from_numpy(_band(sigma)).to(maps)  # (BLOCK + 2r, BLOCK)
+    radius = (len(band) - BLOCK) // 2
+    height, width = maps.shape[-2:]
+    parts = []
+    if height > 1:  # a lone pixel is its own mean
+        padded = _mirrored(maps, -2, radius)  # (B, H + 2r, W)
+        for i in range(0, height, BLOCK):
+            n = min(BLOCK, height - i)
+            parts.append(band[: n + 2 * radius, :n].T @ padded[:, i : i + n + 2 * radius])
+        maps, parts = torch.cat(parts, -2), []
+    if width > 1:
+        padded = _mirrored(maps, -1, radius)  # (B, H, W + 2r)
+        for j in range(0, width, BLOCK):
+            n = min(BLOCK, width - j)
+            parts.append(padded[..., j : j + n + 2 * radius] @ band[: n + 2 * radius, :n])
+        maps = torch.cat(parts, -1)
+    return maps
+
+
+@functools.cache
+def _band(sigma):
+    """The taps once per column, one row lower each: float64 (BLOCK + 2r, BLOCK).
+
+    A product with it takes more multiplications than a convolution with the taps, and a tenth
+    of the time, because oneDNN has no fast convolution of a single channel.
+    """
     half = gaussian_taps(sigma)  # centre outwards
-    taps = torch.from_numpy(np.concatenate([half[:0:-1], half])).to(maps)
-    radius = half.size - 1
-    rows = torch.from_numpy(reflected(maps.shape[-2], radius)).to(maps.device)
-    cols = torch.from_numpy(reflected(maps.shape[-1], radius)).to(maps.device)
+    band = np.zeros((BLOCK + 2 * (len(half) - 1), BLOCK))
+    for k, tap in enumerate([*half[:0:-1], *half]):
+        np.fill_diagonal(band[k:], tap)
+    return band
 
-    def blur(tensors):
-        padded = tensors[0].index_select(-2, rows)  # (B, 1, H + 2r, W)
-        blurred = F.conv2d(padded, taps[None, None, :, None])  # (B, 1, H, W)
-        padded = blurred.index_select(-1, cols)  # (B, 1, H, W + 2r)
-        return [F.conv2d(padded, taps[None, None, None, :])]  # (B, 1, H, W)
 
-    return in_company(blur, [maps[:, None]], maps.shape[1] * maps.shape[2])[0][:, 0]
+def _mirrored(maps, axis, radius):
+    """Maps with radius more pixels on both sides of an axis, see `gaussian.reflected`."""
+    places = torch.from_numpy(reflected(maps.shape[axis], radius)).to(maps.device)
+    return maps.index_select(axis, places)

@@ -20,23 +20,53 @@ SPARE = 3  # candidates measured beyond the k that are asked for
 BUDGET = 2**28  # bytes of scratch memory
 
 
+class Moments:
+    """What `nearest` needs to know of banks before it sees a query.
+
+    Parameters: banks float32 (L, M, D).
+
+    Attributes
+    ----------
+    centre : float32 (L, 1, D), the mean vector c
+    squares : float32 (L, 1, M), |b - c|^2
+    largest, reach : float64 (L, 1), the largest |b - c| and the largest |b|
+    """
+
+    CHUNK = 4096  # vectors centred at a time
+
+    @torch.no_grad()
+    def __init__(self, banks):
+        self.centre = banks.mean(1, keepdim=True, dtype=torch.float64).to(banks.dtype)
+        parts = banks.split(self.CHUNK, 1)
+        norms = torch.cat([_norms(part - self.centre) for part in parts], 1)  # (L, M)
+        self.squares = norms.square().to(banks.dtype)[:, None]
+        self.largest = norms.amax(1, keepdim=True)
+        self.reach = torch.cat([_norms(part) for part in parts], 1).amax(1, keepdim=True)
+
+
+def _norms(vectors):
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+
+
 @torch.no_grad()
-def nearest(queries, bank, k=1, budget=BUDGET):
+def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     """The k nearest vectors of the bank to every query, Euclidean.
 
     Parameters
     ----------
-    queries : float32 (Q, D)
-    bank : float32 (M, D), same device
+    queries : float32 (Q, D), or (L, Q, D) with a bank for each L
+    bank : float32 (M, D), or (L, M, D), same device
     k : int, 1 to M
     budget : int
-        Bytes of scratch memory, apart from a centred copy of the bank. No influence on the
-        result.
+        Bytes of scratch memory. No influence on the result.
+    moments : Moments, optional
+        Those of the bank, or of bank[None], for one that is asked again and again.
 
     Returns
     -------
-    distances : float64 (Q, k), ascending
-    indices : int64 (Q, k) into the bank; equal distances in ascending order of the index
+    distances : float64 (Q, k) or (L, Q, k), ascending
+    indices : int64 of the same shape, into the bank; equal distances in ascending order of
+        the index
 
     Raises
     ------
@@ -44,54 +74,56 @@ def nearest(queries, bank, k=1, budget=BUDGET):
         k is not between 1 and M, or the vectors have other lengths.
 
     Order of arithmetic: distance = sqrt(sum of (q - b)^2), differences, squares and sum in
-    float64. Candidates come from |b - c|^2 - 2 (q - c)(b - c) in float32, c the mean of the
-    bank; u = 2^-24 and |fl(x.y) - x.y| <= D u |x| |y| for every order of summation (Higham,
-    "Accuracy and Stability of Numerical Algorithms", Eq. 3.5) bound its error.
+    float64. Candidates come from |b - c|^2 - 2 (q - c).b in float32, which is |q - b|^2
+    - |q - c|^2 - 2 (q - c).c, with c the mean of the bank; u = 2^-24 and |fl(x.y) - x.y| <=
+    D u |x| |y| for every order of summation (Higham, "Accuracy and Stability of Numerical
+    Algorithms", Eq. 3.5) bound its error.
     """
-    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
+    shapes = tuple(queries.shape), tuple(bank.shape)
+    if queries.ndim == bank.ndim == 2 and queries.shape[1] == bank.shape[1]:
+        distances, indices = nearest(queries[None], bank[None], k, budget, moments)
+        return distances[0], indices[0]
+    if not (queries.ndim == bank.ndim == 3 and shapes[0][::2] == shapes[1][::2]):
         raise InputError(
-            f"queries and bank must be (Q, D) and (M, D), got {tuple(queries.shape)} and "
-            f"{tuple(bank.shape)}"
+            f"queries and bank must be (Q, D) and (M, D), or (L, Q, D) and (L, M, D), got "
+            f"{shapes[0]} and {shapes[1]}"
         )
-    n_bank, dims = bank.shape
+    n_banks, n_bank, dims = bank.shape
     if not 1 <= k <= n_bank:
         raise InputError(f"k must be between 1 and the bank's {n_bank} vectors, not {k}")
     n_candidates = min(n_bank, k + SPARE)
-    centre = bank.mean(0, dtype=torch.float64).to(bank.dtype)  # (D,)
-    centred = bank - centre  # (M, D)
-    norms = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float64)  # (M,)
-    squares, largest = norms.square().to(bank.dtype), norms.max()
-    per_query = 8 * n_bank + 24 * n_candidates * dims
-    distances = torch.empty(len(queries), k, dtype=torch.float64, device=bank.device)
-    indices = torch.empty(len(queries), k, dtype=torch.int64, device=bank.device)
-    first = 0
-    for chunk in queries.split(max(1, budget // per_query)):
-        rows = slice(first, first + len(chunk))
-        first += len(chunk)
-        q = chunk - centre  # (q, D)
-        q_norms = torch.linalg.vector_norm(q, dim=1, dtype=torch.float64)  # (q,)
-        product = torch.addmm(squares, q, centred.T, alpha=-2)  # (q, M): |d|^2 - |q|^2
-        lowest = product.topk(n_candidates, largest=False)  # (q, k + SPARE)
+    moments = moments or Moments(bank)
+    per_query = n_banks * (8 * n_bank + 24 * n_candidates * dims)
+    distances, indices = [], []
+    for chunk in queries.split(max(1, budget // per_query), 1):
+        q = chunk - moments.centre  # (L, q, D)
+        q_norms = _norms(q)  # (L, q)
+        product = torch.baddbmm(moments.squares, q, bank.mT, alpha=-2)  # (L, q, M)
+        lowest = product.topk(n_candidates, largest=False)  # (L, q, k + SPARE)
         d, j = _measure(chunk, bank, lowest.indices)
-        distances[rows], indices[rows] = d[:, :k], j[:, :k]
+        d, j = d[..., :k].contiguous(), j[..., :k].contiguous()
+        distances.append(d)
+        indices.append(j)
         if n_candidates == n_bank:
             continue
         # No other vector is nearer than this; NaN and infinity leave a doubt.
-        slack = (dims + 16) * product_roundoff() * (q_norms + largest).square()  # (q,)
-        others = lowest.values[:, -1].double() + q_norms.square() - slack
-        doubt = torch.nonzero(~(d[:, k - 1].square() * (1 + 1e-12) < others))[:, 0]
-        for row in doubt.tolist():
-            d, j = _search_one(chunk[row], bank, k, budget)
-            distances[rows.start + row], indices[rows.start + row] = d, j
-    return distances, indices
+        inner = (q.double() * moments.centre.double()).sum(-1)  # (L, q): (q - c).c
+        size = q_norms.square() + moments.largest.square() + 2 * q_norms * moments.reach
+        slack = (dims + 16) * product_roundoff() * size
+        others = lowest.values[..., -1].double() + q_norms.square() + 2 * inner - slack
+        doubt = torch.nonzero(~(d[..., k - 1].square() * (1 + 1e-12) < others))
+        for of, row in doubt.tolist():
+            d[of, row], j[of, row] = _search_one(chunk[of, row], bank[of], k, budget)
+    return torch.cat(distances, 1), torch.cat(indices, 1)
 
 
 def _measure(queries, bank, candidates):
-    """Distances float64 (Q, c) to the candidates (Q, c), sorted by distance, then index."""
-    candidates = candidates.sort(1).values
-    delta = bank[candidates].double() - queries[:, None].double()  # (Q, c, D)
-    squares, order = delta.square().sum(2).sort(dim=1, stable=True)
-    return squares.sqrt(), candidates.gather(1, order)
+    """Distances float64 (L, Q, c) to the candidates (L, Q, c), by distance, then index."""
+    candidates = candidates.sort(-1).values
+    of = torch.arange(len(bank), device=bank.device)[:, None, None]
+    delta = bank[of, candidates].double() - queries[:, :, None].double()  # (L, Q, c, D)
+    squares, order = delta.square().sum(-1).sort(dim=-1, stable=True)
+    return squares.sqrt(), candidates.gather(-1, order)
 
 
 def _search_one(query, bank, k, budget):
@@ -128,20 +160,8 @@ class NearestIndex:
         Returns distances float64 (Q,) and indices int64 (Q,), the lowest among equals.
         Raises InputError where a query is not finite.
         """
-        array = np.ascontiguousarray(queries.numpy())
-        squares = np.full(len(array), np.inf)
-        places = np.full(len(array), -1, np.int64)
-        local = threading.local()
-
-        def work(first):
-            part = slice(first, min(first + ROWS, len(array)))
-            self._search(array[part], squares[part], places[part], local)
-
-        with workers(self.threads) as pool:
-            list(pool.map(work, range(0, len(array), ROWS)))
-        if (places < 0).any():
-            raise InputError("the features of an image hold a NaN or an infinity")
-        return torch.from_numpy(squares).sqrt(), torch.from_numpy(places)
+        distances, indices = search_each([self], queries[None])
+        return distances[0], indices[0]
 
     def _search(self, queries, squares, places, local):
         f, m = self.filter, len(self.bank)
@@ -166,3 +186,83 @@ class NearestIndex:
                 f.scale,
                 margin,
             )
+
+
+class Banks:
+    """The banks of L models, asked together.
+
+    Parameters: banks, L tensors float32 (M, D), which end up on the device; compiled, whether
+    the kernel searches (on a CPU), else `nearest`.
+    """
+
+    def __init__(self, banks, device, compiled):
+        self.banks = banks
+        if compiled:
+            self.indexes = [NearestIndex(bank) for bank in banks]
+            self.moments = [Moments(bank[None]) for bank in banks]
+            return
+        self.indexes = None
+        self.banks = banks[0][None].to(device)  # (L, M, D)
+        if len(banks) > 1:
+            self.banks = torch.empty(len(banks), *banks[0].shape, device=device)
+            for own, bank in zip(self.banks, banks):
+                own.copy_(bank)
+        self.moments = Moments(self.banks)
+
+    def __len__(self):
+        return len(self.banks)
+
+    def nearest(self, queries):
+        """The nearest vector of every query.
+
+        Parameters: queries float32 (L, Q, D), one row of them for each bank.
+        Returns distances float64 (L, Q) and places int64 (L, Q).
+        """
+        if self.indexes:
+            return search_each(self.indexes, queries)
+        distances, places = nearest(queries, self.banks, moments=self.moments)
+        return distances[..., 0], places[..., 0]
+
+    def around(self, places, k):
+        """The neighbourhoods of vectors of the banks.
+
+        Parameters: places int64 (L, B); k, lowered to the size of a bank.
+        Returns float32 (L, B, k, D), the vectors nearest to those at places, themselves first.
+        """
+        if self.indexes:
+            found = []
+            for bank, moments, own in zip(self.banks, self.moments, places):
+                _, j = nearest(bank[own], bank, min(k, len(bank)), moments=moments)
+                found.append(bank[j])
+            return torch.stack(found)
+        of = torch.arange(len(self.banks), device=self.banks.device)[:, None]
+        k = min(k, self.banks.shape[1])
+        _, j = nearest(self.banks[of, places], self.banks, k, moments=self.moments)
+        return self.banks[of[..., None], j]
+
+
+def search_each(indexes, queries):
+    """The nearest vector of every query, each in the bank of its own index.
+
+    All of them together keep the threads busy, where one small bank after the other does not.
+
+    Parameters: indexes, L of NearestIndex; queries float32 (L, Q, D), CPU.
+    Returns distances float64 (L, Q) and indices int64 (L, Q), the lowest among equals.
+    Raises InputError where a query is not finite.
+    """
+    array = np.ascontiguousarray(queries.numpy())
+    squares = np.full(array.shape[:2], np.inf)
+    places = np.full(array.shape[:2], -1, np.int64)
+    local = threading.local()
+
+    def work(task):
+        of, first = task
+        part = of, slice(first, min(first + ROWS, array.shape[1]))
+        indexes[of]._search(array[part], squares[part], places[part], local)
+
+    tasks = [(of, first) for of in range(len(array)) for first in range(0, array.shape[1], ROWS)]
+    with workers(indexes[0].threads) as pool:
+        list(pool.map(work, tasks))
+    if (places < 0).any():
+        raise InputError("the features of an image hold a NaN or an infinity")
+    return torch.from_numpy(squares).sqrt(), torch.from_numpy(places)

@@ -9,17 +9,19 @@ beside this file:
     III-B  Eq. 1       Sigma_ij = 1/(N-1) sum_k (x_ij^k - mu_ij)(x_ij^k - mu_ij)^T + eps I
                                                                       -> Padim.fit
     III-C  Eq. 2       M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij))
-                                                                      -> mahalanobis
+                                                   -> gaussians.py, batched_mahalanobis
 """
 
 import math
 import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
 from ..errors import InputError
+from .gaussians import mahalanobis, pack, unpack
 from .maps import gaussian_blur, placed, upsample_bilinear
 
 N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
@@ -56,21 +58,34 @@ class Padim:
         Images at a time in fit; BATCH_SIZE by default. Only memory depends on it.
     n_channels : int
         D, channels kept of all that the backbone has.
+    impl : {"cython", "numpy"}
+        Of the distances on the CPU, see gaussians.mahalanobis.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
     mean : float32 (P, D)
-    precision : float32 (P, D, D), the inverse covariance
+    precision : float32 (P, D, D), the inverse covariances; on a CPU only their upper triangles
+        are held, and the property makes them whole
     grid : (int, int), hf and wf
     """
 
     BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
     CHUNK = 8  # images or tiles per pass through the backbone: its activations fit the caches
+    JOINT = ("cpu", "cuda")  # devices on which joint_head is faster than one head after another
     INVERSE_CHUNK = {"cpu": 32, "cuda": 512}  # covariance matrices inverted at a time
 
     def __init__(
-        self, backbone, output_size, *, seed, device, untile=None, batch_size=None, n_channels=D
+        self,
+        backbone,
+        output_size,
+        *,
+        seed,
+        device,
+        untile=None,
+        batch_size=None,
+        n_channels=D,
+        impl="cython",
     ):
         self.backbone = backbone
         self.output_size = tuple(output_size)
@@ -79,7 +94,20 @@ class Padim:
         self.batch_size = batch_size or self.BATCH_SIZE
         of = sum(channels_of(backbone).values())
         self.channels = torch.tensor(channel_choice(seed, n_channels, of), device=self.device)
-        self.mean = self.precision = self.grid = None
+        self.impl = impl
+        self.mean = self.grid = None
+        self._packs = self.device.type == "cpu"
+        self._inverses = None  # (P, D (D + 1) / 2) on a CPU, (P, D, D) on a GPU
+
+    @property
+    def precision(self):
+        """Inverse covariances, float32 (P, D, D)."""
+        return unpack(self._inverses) if self._packs else self._inverses
+
+    @precision.setter
+    def precision(self, matrices):
+        """Takes matrices float32 (P, D, D), symmetric."""
+        self._inverses = pack(matrices) if self._packs else matrices
 
     @property
     def n_parameters(self):
@@ -87,10 +115,11 @@ class Padim:
         return sum(p.numel() for p in self.backbone.parameters())
 
     def n_learnt(self, n_images):
-        """Numbers kept after training: a mean and an inverse covariance at every position."""
+        """Numbers kept after training: a mean and an inverse covariance at every position, of
+        which, being symmetric, the upper triangle."""
         positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
         d = len(self.channels)
-        return positions * (d + d * d)
+        return positions * (d + d * (d + 1) // 2)
 
     def embed(self, images):
         """Patch embeddings (Defard et al. Sec. III-A).
@@ -154,12 +183,15 @@ class Padim:
             if progress:
                 progress(n, len(images))
         self.mean = mean.float()
-        self.precision = torch.empty_like(scatter, dtype=torch.float32)
+        d = scatter.shape[-1]
+        shape = (len(scatter), d * (d + 1) // 2) if self._packs else scatter.shape
+        self._inverses = torch.empty(shape, device=self.device)
         size = self.INVERSE_CHUNK.get(self.device.type, len(scatter))
-        for chunk, out in zip(scatter.split(size), self.precision.split(size)):
+        for chunk, out in zip(scatter.split(size), self._inverses.split(size)):
             covariance = chunk.div_(n - 1)
             covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
-            out.copy_(torch.cholesky_inverse(torch.linalg.cholesky(covariance)))
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+            out.copy_(pack(inverse) if self._packs else inverse)
 
     @torch.no_grad()
     def predict(self, images):
@@ -178,9 +210,23 @@ class Padim:
     @torch.no_grad()
     def head(self, features):
         """Maps and scores, see predict, of features(images)."""
+        if self._packs:
+            own = {"mean": self.mean, "packed": self._inverses}
+            return self._maps(self._distances([own], features[0]))
         x = by_position(features[0], torch.float32)  # (P, B, D)
-        distances = mahalanobis(x, self.mean, self.precision).T  # (B, P)
-        return self._maps(distances)
+        return self._maps(batched_mahalanobis(x, self.mean, self._inverses).T)
+
+    def _distances(self, states, embedding):
+        """Float32 (L * B, P) of embedding (L * B, D, hf, wf) and L states, on the CPU."""
+        rows = embedding.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        rows = rows.flatten(1, 2).numpy()  # (L * B, P, D)
+        step = len(rows) // len(states)
+        # Nothing of torch in this loop: its threads would wait busily on the kernel's cores.
+        found = [
+            mahalanobis(rows[k * step : (k + 1) * step], s["mean"], s["packed"], impl=self.impl)
+            for k, s in enumerate(states)
+        ]
+        return torch.from_numpy(np.concatenate(found))
 
     def _maps(self, distances):
         """Distances (B, P) -> maps (B, H, W) and scores (B,)."""
@@ -190,35 +236,40 @@ class Padim:
 
     @torch.no_grad()
     def joint_head(self, states):
-        """The head of several models at once, one product over all their L * P positions.
+        """The head of several models at once; on a GPU one product over all L * P positions.
 
         Parameters: states, a list of L states, which end up on the device together.
         Returns a function of features (L * B, D, hf, wf), location-major, that gives maps
         (L * B, H, W) and scores (L * B,).
         """
-        n_locations, size = len(states), states[0]["precision"].shape  # (P, D, D)
-        mean = torch.empty(n_locations, *size[:2], device=self.device)
-        precision = torch.empty(n_locations, *size, device=self.device)
-        for k, state in enumerate(states):
-            mean[k], precision[k] = state["mean"], state["precision"]
         self.grid = tuple(states[0]["grid"].tolist())
         self.channels = states[0]["channels"].to(self.device)
+        if self._packs:
+            return torch.no_grad()(lambda features: self._maps(self._distances(states, features[0])))
+        n_locations, (n, d) = len(states), states[0]["mean"].shape
+        mean = torch.empty(n_locations, n, d, device=self.device)
+        precision = torch.empty(n_locations, n, d, d, device=self.device)
+        for k, state in enumerate(states):
+            mean[k] = state["mean"]
+            unpack(state["packed"].to(self.device), precision[k])
+        mean, precision = mean.flatten(0, 1), precision.flatten(0, 1)
 
         @torch.no_grad()
         def head(features):
             x = features[0].unflatten(0, (n_locations, -1))  # (L, B, D, hf, wf)
             x = x.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (L * P, B, D)
-            distances = mahalanobis(x, mean.flatten(0, 1), precision.flatten(0, 1))  # (L * P, B)
+            distances = batched_mahalanobis(x, mean, precision)  # (L * P, B)
             distances = distances.unflatten(0, (n_locations, -1)).transpose(1, 2)  # (L, B, P)
             return self._maps(distances.flatten(0, 1))
 
         return head
 
     def state(self):
-        """What fit found, on the CPU: mean, precision, channels, grid."""
+        """What fit found, on the CPU: mean, packed (P, D (D + 1) / 2), the upper triangles of
+        precision, channels, grid."""
         return {
             "mean": self.mean.cpu(),
-            "precision": self.precision.cpu(),
+            "packed": self._inverses if self._packs else pack(self._inverses).cpu(),
             "channels": self.channels.cpu(),
             "grid": torch.tensor(self.grid),
         }
@@ -226,7 +277,12 @@ class Padim:
     def load_state(self, state):
         """The inverse of state()."""
         self.mean = placed(state["mean"], self.device, self.mean)
-        self.precision = placed(state["precision"], self.device, self.precision)
+        packed = state["packed"].to(self.device)
+        if self._packs:
+            self._inverses = packed
+        else:
+            fits = self._inverses is not None and self._inverses.shape[:2] == self.mean.shape
+            self._inverses = unpack(packed, self._inverses if fits else None)
         self.channels = state["channels"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
 
@@ -246,15 +302,12 @@ def by_position(embedding, dtype, spare=0):
     return out
 
 
-def mahalanobis(x, mean, precision):
-    """Distance of each vector from its position's Gaussian.
+def batched_mahalanobis(x, mean, precision):
+    """Distance of each vector from its position's Gaussian, as products batched over positions.
 
     Defard et al. Eq. 2: M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)), with
     x = x (P, B, D), mu = mean (P, D), Sigma^-1 = precision (P, D, D), all float.
     Returns (P, B) >= 0; a square below zero (rounding) counts as zero.
     """
     delta = x - mean[:, None]  # (P, B, D)
-    n = x.shape[1]
-    if n == 1 and x.device.type == "cpu":  # MKL rounds a single row in another way than several
-        delta = delta.expand(-1, 2, -1).contiguous()
-    return (torch.bmm(delta, precision) * delta).sum(-1)[:, :n].clamp_min(0).sqrt()
+    return (torch.bmm(delta, precision) * delta).sum(-1).clamp_min(0).sqrt()

@@ -21,7 +21,7 @@ from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
 from ..errors import InputError
 from .coreset import select_coreset
 from .maps import gaussian_blur, placed
-from .neighbours import NearestIndex, nearest
+from .neighbours import Banks
 
 N_FEATURES = CHANNELS["layer2"] + CHANNELS["layer3"]  # 384
 RATIO = 0.1  # of the patches kept in the bank, anomalib's as in Rolih et al. Sec. 4.2
@@ -68,6 +68,7 @@ class PatchCore:
     BATCH_SIZE = 8  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer2"]  # px per position of the embedding
     CHUNK = 8  # images or tiles per pass through the backbone
+    JOINT = ("cpu", "cuda")  # devices on which joint_head is faster than one head after another
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class PatchCore:
         self.batch_size = batch_size or self.BATCH_SIZE
         self.start, self.ratio, self.n_neighbours = start, ratio, n_neighbours
         self.impl = impl
-        self.bank = self.chosen = self.grid = self.index = None
+        self.bank = self.chosen = self.grid = self.banks = None
 
     @property
     def n_parameters(self):
@@ -162,7 +163,7 @@ class PatchCore:
             progress and (lambda done, total: progress(done, total, "coreset")),
         )  # fmt: skip
         self.bank = table[self.chosen]  # (M, 384)
-        self.index = None
+        self.banks = None
 
     @torch.no_grad()
     def predict(self, images):
@@ -184,32 +185,40 @@ class PatchCore:
     @torch.no_grad()
     def head(self, features):
         """Maps and scores, see predict, of features(images)."""
-        patches = features[0].permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, 384)
-        distances, places = self._nearest(patches.flatten(0, 1))  # (B * P,)
-        distances = distances.view(patches.shape[:2])  # (B, P)
-        places = places.view(patches.shape[:2])  # (B, P)
-        maps = distances.float().view(-1, 1, *self.grid)  # (B, 1, hf, wf)
-        maps = F.interpolate(maps, size=self.output_size, mode="nearest")[:, 0]  # (B, H, W)
-        rows = torch.arange(len(patches), device=patches.device)
-        farthest = distances.argmax(1)  # (B,)
-        scores = self._scores(patches[rows, farthest], places[rows, farthest])
+        if self.banks is None:
+            self.banks = self._banks([self.bank])
+        return self._head(self.banks, features[0])
+
+    def joint_head(self, states):
+        """A head for the features of L models of an ensemble at once.
+
+        Parameters: states, a list of L states, whose banks end up on the device together.
+        Returns a function of features (L * B, 384, hf, wf), location-major, that gives maps
+        (L * B, H, W) and scores (L * B,).
+        """
+        banks = self._banks([state["bank"] for state in states])
+        return torch.no_grad()(lambda features: self._head(banks, features[0]))
+
+    def _banks(self, banks):
+        compiled = self.impl == "cython" and self.device.type == "cpu"
+        return Banks(banks, self.device, compiled)
+
+    def _head(self, banks, embedding):
+        """Maps (L * B, H, W) and scores (L * B,) of embedding (L * B, 384, hf, wf)."""
+        patches = embedding.permute(0, 2, 3, 1).flatten(1, 2)  # (L * B, P, 384)
+        patches = patches.unflatten(0, (len(banks), -1))  # (L, B, P, 384)
+        distances, places = banks.nearest(patches.flatten(1, 2))  # (L, B * P), argmin of Eq. 6
+        distances = distances.unflatten(1, patches.shape[1:3])  # (L, B, P)
+        places = places.unflatten(1, patches.shape[1:3])  # (L, B, P)
+        maps = distances.float().view(-1, 1, *embedding.shape[-2:])  # (L * B, 1, hf, wf)
+        maps = F.interpolate(maps, size=self.output_size, mode="nearest")[:, 0]  # (L * B, H, W)
+
+        farthest = distances.argmax(2, keepdim=True)  # (L, B, 1)
+        star = patches.gather(2, farthest[..., None].expand(-1, -1, -1, patches.shape[-1]))
+        around = banks.around(places.gather(2, farthest)[..., 0], self.n_neighbours)  # N_b(m*)
+        delta = star.double() - around.double()  # (L, B, b, 384)
+        scores = reweight(delta.square().sum(-1).sqrt().flatten(0, 1)).float()  # (L * B,)
         return gaussian_blur(maps, SIGMA), scores
-
-    def _nearest(self, patches):
-        """argmin of Eq. 6: distances and places in the bank, (Q,), of patches (Q, 384)."""
-        if self.impl == "cython" and self.bank.device.type == "cpu":
-            if self.index is None:
-                self.index = NearestIndex(self.bank)
-            return self.index.search(patches)
-        distances, places = nearest(patches, self.bank)  # (Q, 1)
-        return distances[:, 0], places[:, 0]
-
-    def _scores(self, patches, places):
-        """Eq. 7 for m^test,* = patches (B, 384) and m* = bank[places], places (B,)."""
-        b = min(self.n_neighbours, len(self.bank))
-        _, around = nearest(self.bank[places], self.bank, b)  # (B, b), N_b(m*), m* first
-        delta = patches[:, None].double() - self.bank[around].double()  # (B, b, 384)
-        return reweight(delta.square().sum(2).sqrt()).float()
 
     def state(self):
         """What fit found, on the CPU: bank, chosen, grid."""
@@ -222,7 +231,7 @@ class PatchCore:
     def load_state(self, state):
         """The inverse of state()."""
         self.bank = placed(state["bank"], self.device, self.bank)
-        self.index = None
+        self.banks = None
         self.chosen = state["chosen"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
 

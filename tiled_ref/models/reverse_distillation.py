@@ -62,6 +62,7 @@ class ReverseDistillation:
 
     BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
     CHUNK = 8  # images or tiles per pass in predict
+    JOINT = ("cuda",)  # devices on which joint_head is faster than one head after another
 
     def __init__(
         self,
