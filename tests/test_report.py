@@ -141,3 +141,12 @@ def test_peak_memory_sees_an_allocation_and_forgets_it():
     if not peak.since_start:
         peak.reset()
         assert peak.read()["peak_memory_bytes"] < after - (100 << 20)
+
+
+def test_a_peak_that_the_system_forgets_counts_until_reset(monkeypatch):
+    readings = iter([7, 5, 9, 5])
+    monkeypatch.setattr(memory, "_peak_resident", lambda: next(readings))
+    peak = memory.PeakMemory("cpu")
+    assert [peak.read()["peak_memory_bytes"] for _ in range(3)] == [7, 7, 9]
+    peak.reset()
+    assert peak.read()["peak_memory_bytes"] == 5

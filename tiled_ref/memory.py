@@ -14,7 +14,8 @@ class PeakMemory:
 
     CUDA: the peaks of torch's allocator on the device. CPU: the peak resident set of the
     whole process; Linux can forget an earlier peak, elsewhere it counts from the start of the
-    process (`since_start` says which).
+    process (`since_start` says which). The system stores a peak only now and then, so that it may
+    say less than a moment ago; what has been read once counts.
     """
 
     def __init__(self, device):
@@ -24,6 +25,7 @@ class PeakMemory:
 
     def reset(self):
         """Forget the peak so far."""
+        self.resident = 0  # bytes, the largest that was read
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
@@ -42,8 +44,9 @@ class PeakMemory:
                 "memory_kind": "device, allocated by torch",
             }
         kind = "host, resident" + (" since process start" if self.since_start else "")
+        self.resident = max(self.resident, _peak_resident())
         return {
-            "peak_memory_bytes": _peak_resident(),
+            "peak_memory_bytes": self.resident,
             "peak_reserved_bytes": None,
             "memory_kind": kind,
         }
