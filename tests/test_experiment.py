@@ -2,12 +2,14 @@
 
 import csv
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from tiled_ref import experiment, metrics
 from tiled_ref.data import images as image_data
+from tiled_ref.distributed import Alone
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.errors import InputError
 from tiled_ref.experiment import RESULT_COLUMNS, CategoryImages, Options, run_cell
@@ -46,7 +48,7 @@ def test_metrics_are_those_of_merged_maps_and_mean_scores(tiny_backbone):
     assert 0.5 < result["pixel_auroc"] <= 1  # a bright square is found, even by random weights
     assert (result["n_train"], result["n_test"], result["n_models"]) == (6, 8, 9)
     assert result["n_parameters"] == 9 * 2_782_784
-    learnt = 9 * 12 * 12 * (100 + 100 * 100)  # a mean and an inverse covariance per position
+    learnt = 9 * 12 * 12 * (100 + 5050)  # a mean and half an inverse covariance per position
     assert result["n_stored_parameters"] == 2_782_784 + learnt
 
 
@@ -216,3 +218,25 @@ def test_precision_is_part_of_a_cell_and_changes_little(tiny_backbone, tmp_path)
     assert abs(mixed["pixel_auroc"] - exact["pixel_auroc"]) < 0.01
     with pytest.raises(InputError, match="float16 needs a CUDA device"):
         run(tiny_backbone, SM, precision="float16")
+
+
+def test_the_images_of_a_category_are_written_by_one_rank_at_a_time(
+    tiny_backbone, tmp_path, monkeypatch
+):
+    class Turns(Alone):
+        inside = None
+
+        @contextmanager
+        def one_at_a_time(self, name):
+            self.inside = name
+            yield
+            self.inside = None
+
+    ranks, seen, save = Turns(), [], experiment.analysis.save_images
+    monkeypatch.setattr(
+        experiment.analysis, "save_images",
+        lambda *args: seen.append(ranks.inside) or save(*args),
+    )  # fmt: skip
+    run(tiny_backbone, SM, out=tmp_path, report=True, ranks=ranks)
+    assert seen == ["images toys toy"] and ranks.inside is None
+    assert (tmp_path / "toys/toy/images.npz").is_file()
