@@ -1,7 +1,7 @@
 """Times of the kernels beside everything they are meant to beat, in one run.
 
     python bench/kernels.py                     the table that bench/README.md shows
-    python bench/kernels.py --only aupro        untile, seams, aupro or memory
+    python bench/kernels.py --only aupro        untile, seams, distances, aupro or memory
     python bench/kernels.py --scale 0.1         fewer images, for a quick look
 
 Every result is compared with the others' before anything is timed. Rows are never dropped:
@@ -26,6 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from tiled_ref import merging, metrics, smoothing  # noqa: E402
 from tiled_ref.gaussian import gaussian_taps  # noqa: E402
+from tiled_ref.models import gaussians  # noqa: E402
 from tiled_ref.setups import SETUPS  # noqa: E402
 
 GRID = SETUPS["ENS9"].input_grid
@@ -166,6 +167,54 @@ def bench_seams(scale, repeat):
         contenders["anomalib SmoothingJob"] = (anomalib_seams, 3)
     title = f"Seam smoothing: {n} maps of 512 x 512, float32, ENS9's band"
     table(title, contenders, repeat, [conv, twin])
+
+
+def bench_distances(scale, repeat):
+    """PaDiM's distances of one image from the Gaussians of nine locations."""
+    n, d, locations = max(1, int(4096 * scale)), 100, 9
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, n, d), np.float32)
+    mean = rng.standard_normal((n, d), np.float32)
+    whole, packed = [], []
+    for _ in range(locations):
+        roots = torch.from_numpy(rng.standard_normal((n, d, d), np.float32))
+        matrices = roots @ roots.mT + torch.eye(d)
+        matrices = (matrices + matrices.mT) / 2
+        whole.append(matrices)
+        packed.append(gaussians.pack(matrices).numpy())
+    delta = torch.from_numpy(x - mean).transpose(0, 1).contiguous()  # (P, 1, D)
+
+    def batched():
+        return [(torch.bmm(delta, m) * delta).sum(-1).sqrt() for m in whole]
+
+    def kernel(threads):
+        return lambda: [gaussians.mahalanobis(x, mean, m, threads=threads) for m in packed]
+
+    def twin():
+        return [gaussians.mahalanobis(x, mean, m, impl="numpy") for m in packed]
+
+    expected = twin()
+    for threads in (1, 2):
+        for got, wanted in zip(kernel(threads)(), expected):
+            assert got.tobytes() == wanted.tobytes(), "kernel and twin differ"
+    worst = max(abs(a[:, 0].numpy() / b[0] - 1).max() for a, b in zip(batched(), expected))
+    assert worst < 1e-4, f"torch differs by {worst}"
+    torch_name = f"torch.bmm with whole matrices, {torch.get_num_threads()} threads"
+    reading = f"reading the packed matrices, {torch.get_num_threads()} threads"
+    tensors = [torch.from_numpy(m) for m in packed]
+    table(
+        f"Distances: 1 image, 9 x {n} Gaussians of 100 dimensions, float32 "
+        f"({sum(m.nbytes for m in packed) >> 20} MiB packed)",
+        {
+            torch_name: (batched, None),
+            reading: (lambda: [m.sum() for m in tensors], None),
+            "kernel, 1 thread": (kernel(1), None),
+            "kernel, 2 threads": (kernel(2), None),
+            "twin (NumPy)": (twin, 3),
+        },
+        repeat,
+        [torch_name, reading],
+    )
 
 
 def ranking_set(n):
@@ -324,8 +373,8 @@ def bench_memory(scale, repeat):
 
 
 def main():
-    benches = {"untile": bench_untile, "seams": bench_seams, "aupro": bench_aupro,
-               "memory": bench_memory}  # fmt: skip
+    benches = {"untile": bench_untile, "seams": bench_seams, "distances": bench_distances,
+               "aupro": bench_aupro, "memory": bench_memory}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=benches)
     parser.add_argument("--scale", type=float, default=1.0, help="part of the images")
