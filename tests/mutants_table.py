@@ -587,7 +587,7 @@ MUTANTS = [
      "tests/test_analysis.py::test_thumbnails_are_those_of_the_finest_setup"),
     ("tiled_ref/tables.py", "/ (len(values) - 1))", "/ len(values))",
      "tests/test_tables.py::test_mean_over_categories_and_spread_over_seeds_by_hand"),
-    ("tiled_ref/tables.py", "set.intersection(*", "set.union(*",
+    ("tiled_ref/tables.py", "set.intersection(*(", "set.union(*(",
      "tests/test_tables.py::test_a_seed_that_lacks_a_category_counts_for_the_mean_but_not_for_the_spread"),
     ("tiled_ref/tables.py", "self.difference / self.paper_std", "self.difference * self.paper_std",
      "tests/test_tables.py::test_difference_in_units_of_the_papers_spread"),

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from mutants_table import MUTANTS
 from sources import ROOT, SOURCES, module_of
 
 SCREEN = 60  # lines of code, docstring, comments and blank lines left out
@@ -140,3 +141,14 @@ def test_nothing_is_swallowed_and_no_global_generator_is_used(path):
                 r"np\.random\.(?!default_rng|Generator)\w+|torch\.(manual_seed|rand\w*)"
                 r"|random\.(?!Random)\w+|\w+\.cuda", called
             ) or "generator=" in ast.unparse(node), called  # fmt: skip
+
+
+def test_every_mutant_has_its_one_place_and_its_test():
+    """So that `tests/mutants.py` changes what the sources say today."""
+    text = {name: (ROOT / name).read_text("utf-8") for file, _, _, test in MUTANTS
+            for name in (file, test.partition("::")[0])}  # fmt: skip
+    dead = [(file, old) for file, old, _, _ in MUTANTS if text[file].count(old) != 1]
+    assert dead == []
+    tests = [test.partition("::")[::2] for *_, test in MUTANTS]
+    assert [test for test in tests if f"def {test[1]}(" not in text[test[0]]] == []
+    assert len(set(MUTANTS)) == len(MUTANTS) > 200
