@@ -106,14 +106,14 @@ def child(root, out, *extra, moments=None, limit=None):
 
 
 def outcome(out):
-    """What is on the disk: metrics (without times), and names of files."""
+    """What is on the disk: metrics (without times and what they depend on), names of files."""
     results = {}
     for path in sorted(out.rglob("metrics.json")):
         result = json.loads(path.read_text())
         results[str(path.relative_to(out))] = {
             key: value
             for key, value in result.items()
-            if "seconds" not in key and "memory" not in key and "reserved" not in key
+            if not any(word in key for word in ("seconds", "memory", "reserved", "reused"))
         }
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     return {"results": results, "files": files}

@@ -23,6 +23,7 @@ import torch
 
 from crash_server import make_folder, outcome, states
 from tiled_ref import cli, experiment
+from tiled_ref.errors import InputError
 
 OPTIONS = (
     "--setup", "ENS4", "ST4", "--seed", "1", "--image-size", "32", "--tile-size", "16",
@@ -123,6 +124,10 @@ def mistake():
     raise KeyError("mistake")
 
 
+def bad_input():
+    raise InputError("the image x is damaged")
+
+
 def terminate():  # what torchrun does when the user interrupts it
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -168,6 +173,15 @@ def main(folder):
         clean()
         run(name, acts={1: at_location(2, act, marker), 0: at_location(2, once(marker))})
     run("resumed by three", "--resume", size=3)
+    clean()
+    run("bad input", acts={1: at_location(2, bad_input, marker), 0: at_location(2, once(marker))})
+    run("bad input resumed", "--resume")
+    clean()
+    broken = folder / "broken" / "parts"
+    make_folder(broken)
+    image = next((broken / "test" / "good").glob("*.png"))
+    image.write_bytes(image.read_bytes()[:60])
+    run("bad image", root=broken)
     clean()
     run(
         "main killed",

@@ -46,7 +46,9 @@ def test_a_users_folder_end_to_end(folder, capsys):
 def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
     assert own(folder, "--setup", "ST4", "ENS4", "--seed", 1, 2, "--quiet") == 0
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2 + 2 * 3  # headers, two seeds and a mean for each setup
+    table, note = out.split("\n\n")
+    assert len(table.splitlines()) == 2 + 2 * 3  # headers, two seeds and a mean for each setup
+    assert note.startswith("* With layers of the backbone that another cell had computed")
     assert [line for line in err.splitlines() if "random" not in line.lower()] == []
 
 

@@ -1,10 +1,13 @@
 """Several processes that share a run: what they compute, and what happens when one fails."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,33 @@ def test_a_rank_that_ends_is_reported_by_rank_0(report, name, sentence, status):
     assert said.startswith(f"tiled-ref: error: {sentence}")
     assert sentences(case, 1) == []
     assert case["partial"]
+
+
+def test_a_cell_that_fails_in_one_rank_is_dropped_by_all_and_the_others_go_on(report):
+    """Rank 1 cannot do its second location of ENS4; ST4 is computed all the same."""
+    case, one = report["bad input"], report["one"]
+    assert [rank["status"] for rank in case["ranks"]] == [2, 0]
+    assert sentences(case, 0) == [
+        "tiled-ref: error: folder parts padim ENS-32-16-16 seed 1: the image x is damaged"
+    ]
+    assert case["ranks"][1]["stderr"] == ""
+    found = results(case["outcome"])
+    assert len(found) == 1 and found.items() <= results(one["outcome"]).items()
+    assert "ST-32-16-16" in case["ranks"][0]["stdout"]
+    assert "ENS-32-16-16" not in case["ranks"][0]["stdout"] and case["partial"]
+    resumed = report["bad input resumed"]
+    assert [rank["status"] for rank in resumed["ranks"]] == [0, 0]
+    assert results(resumed["outcome"]) == results(one["outcome"])
+
+
+def test_what_every_rank_finds_wrong_is_told_once(report):
+    case = report["bad image"]
+    assert [rank["status"] for rank in case["ranks"]] == [2, 0]
+    said = sentences(case, 0)
+    assert [line.split(" seed 1: the image")[0] for line in said] == [
+        f"tiled-ref: error: folder parts padim {setup}-32-16-16" for setup in ("ENS", "ST")
+    ]
+    assert case["ranks"][0]["stdout"] == case["ranks"][1]["stderr"] == ""
 
 
 def test_a_killed_rank_0_is_missed_by_the_others(report):
@@ -252,6 +282,42 @@ def test_a_cell_is_shared_location_by_location():
     other = SharedCell(LocalRank(1, store), "cell", {"seed": 2})
     with pytest.raises(ValueError, match="seed differ"):
         other.is_finished
+
+
+class Patient(LocalRank):
+    """A LocalRank that waits."""
+
+    one_at_a_time = Ranks.one_at_a_time
+
+    def _wait(self, condition):
+        until = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < until
+            time.sleep(0.001)
+
+
+def test_ranks_write_the_images_of_a_category_one_after_the_other():
+    """Four threads as ranks: nobody comes in before the one before has gone, also when that one
+    raised; another name is another turn."""
+    store, inside, log = torch.distributed.HashStore(), [], []
+
+    def work(k):
+        rank = Patient(k, store)
+        with contextlib.suppress(KeyError), rank.one_at_a_time("images a"):
+            assert inside == [], inside
+            inside.append(k)
+            time.sleep(0.02)
+            log.append(inside.pop())
+            if k == 1:
+                raise KeyError
+            with rank.one_at_a_time(f"images of {k}"):
+                log.append(k)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert sorted(log) == [0, 0, 1, 2, 2, 3, 3]
+    with Alone().one_at_a_time("images a"), Alone().one_at_a_time("images a"):
+        pass
 
 
 def test_who_joins_a_cell_removes_nothing(tmp_path):

@@ -48,6 +48,7 @@ USED = {
     "--out": ["--out", "elsewhere"],
     "--impl": ["--impl", "numpy"],
     "--memory": [*TILES, "--memory", "resident"],
+    "--share-features": ["--seed", "0", "1", "--share-features", "1MiB"],
     "--precision": ["--precision", "bfloat16"],
     "--compile": ["--compile"],
     "--threads": ["--threads", "1"],

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _arrays, grid
+from . import __version__, _arrays, features, grid
 from .backbone import ResNet18Features
 from .data import DATASETS
 from .distributed import Alone, RankError, find_ranks
 from .engine import parse_memory
 from .ensemble import TiledEnsemble
 from .errors import InputError, KernelNotBuiltError, one_line
-from .experiment import (
-    METRIC_SIZES, Options, gather_results, run_cell, versions,
-)  # fmt: skip
+from .experiment import METRIC_SIZES, Options, run_cell, versions
 from .explain import BUILT_IN, explain, write_walk
 from .files import make_folder
 from .html_report import write_report
@@ -302,6 +300,12 @@ def build_parser():
         "(default low)",
     )  # fmt: skip
     group.add_argument(
+        "--share-features", type=_share, default=features.BUDGET, metavar="off|BYTES",
+        help="several cells of a category on a CPU read the layers of the backbone that another "
+        "has computed, the same bits, from a temporary file (TMPDIR) of so many bytes, at most "
+        f"half of what is free there (default {features.BUDGET >> 30}GiB)",
+    )  # fmt: skip
+    group.add_argument(
         "--precision", choices=[*PRECISIONS], metavar="|".join(PRECISIONS),
         help="of the networks; statistics and distances stay in float32 (default float32)",
     )  # fmt: skip
@@ -345,7 +349,9 @@ def run(args):
         if not ranks.is_main:
             return 0
         if ranks.size > 1:
-            results = gather_results(categories, archs, setups, args.seed, options)
+            results, failures = grid.gather(
+                categories, archs, setups, args.seed, failures, options
+            )
         if results:
             print(result_table(results))
         if args.report and results:
@@ -364,6 +370,7 @@ def run(args):
 
 NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
+    "--share-features",
 }  # fmt: skip
 PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
 SHARED = {
@@ -480,6 +487,7 @@ def _prepare(args, progress):
         memory=args.memory or "low",
         precision=args.precision or "float32",
         compile=args.compile,
+        share_features=args.share_features,
         weights=weights.kind,
         batch_size=args.batch_size,
         antialias=args.antialias,
@@ -591,7 +599,7 @@ def _roots(names, roots):
 
 def _switches(args):
     """Architecture -> keyword arguments that the user gave."""
-    given = {"patchcore": {"impl": args.impl}}
+    given = {arch: {"impl": args.impl} for arch in ("padim", "patchcore")}
     for switch in SWITCHES:
         value = getattr(args, switch.flag.lstrip("-").replace("-", "_"))
         for arch in switch.archs if value is not None else ():
@@ -626,6 +634,17 @@ def _memory(text):
         return parse_memory(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _share(text):
+    """Bytes, 0 for "off"."""
+    try:
+        n_bytes = 0 if text == "off" else parse_memory(text)
+        if isinstance(n_bytes, int):
+            return n_bytes
+    except ValueError:
+        pass  # it says what --memory may be
+    raise argparse.ArgumentTypeError(f"{text!r} is neither off nor a number of bytes such as 8GiB")
 
 
 def _natural(text):

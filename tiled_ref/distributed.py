@@ -19,9 +19,11 @@ bit for bit those of one process with as many threads.
 The process group (NCCL where each rank has a CUDA device of its own, else gloo) serves to
 compare at the start what the ranks are about to run.
 
-A rank that fails says so in the key-value store; a rank that dies is missed: by its process
-number on the same machine, elsewhere by its heartbeat. One rank reports it, rank 0 if it can,
-and all stop. What is complete stays, and --resume goes on with any number of processes.
+A cell that cannot be computed, because of a file or an option, is dropped by all ranks, told to
+rank 0 and reported by it at the end; the other cells go on. A rank that fails otherwise says so
+in the key-value store; a rank that dies is missed: by its process number on the same machine,
+elsewhere by its heartbeat. One rank reports it, rank 0 if it can, and all stop. What is complete
+stays, and --resume goes on with any number of processes.
 """
 
 import contextlib
@@ -90,6 +92,17 @@ class Alone:
         """The share in a cell."""
         return WholeCell()
 
+    def one_at_a_time(self, name):
+        """A context in which no other rank is at the same time in the one of that name."""
+        return contextlib.nullcontext()
+
+    def tell(self, failure):
+        """Let rank 0 know of a cell that failed."""
+
+    def told(self):
+        """What every rank told, in the order in which they did; asked after `finish`."""
+        return []
+
     def fail(self, sentence, lead="tiled-ref: error: ", about_other=False):
         """Print why the run ends."""
         print(f"{lead}{sentence}", file=sys.stderr)
@@ -113,6 +126,11 @@ class WholeCell:
 
     def opened(self, finished=False):
         """The cell's folder is ready, or there is nothing left to compute."""
+
+    @contextlib.contextmanager
+    def shared_fate(self):
+        """A context whose InputError lets the other ranks drop the cell as well."""
+        yield
 
     def take(self, groups, peak):
         """Yield the groups of locations to be done here, each done when the next is asked for."""
@@ -268,6 +286,30 @@ class Ranks:
         Raises InputError where the ranks' identities differ, on `is_finished`.
         """
         return SharedCell(self, name, identity)
+
+    @contextlib.contextmanager
+    def one_at_a_time(self, name):
+        """A context in which no other rank is at the same time in the one of that name.
+
+        Ranks are served in the order in which they come; raises RankError if one fails meanwhile.
+        """
+        ticket = self._store.add(f"turn/{name}/tickets", 1) - 1
+        before = f"turn/{name}/done/{ticket - 1}"
+        self._wait(lambda: ticket == 0 or self._store.has(before))
+        try:
+            yield
+        finally:
+            self._store.set(f"turn/{name}/done/{ticket}", "")
+
+    def tell(self, failure):
+        """Let rank 0 know of a cell that failed. Parameters: failure, a list of JSON values."""
+        number = self._store.add("failures", 1)
+        self._store.set(f"failure/{number}", json.dumps(failure))
+
+    def told(self):
+        """What every rank told, in the order in which they did; asked after `finish`."""
+        count = self._store.add("failures", 0)
+        return [json.loads(self._store.get(f"failure/{k}")) for k in range(1, count + 1)]
 
     def check(self):
         """Raise RankError if another rank has failed or died; looks once a second."""
@@ -462,10 +504,21 @@ class SharedCell:
         if self.opens:
             self._store.set("open", json.dumps([finished, self._identity]))
 
+    @contextlib.contextmanager
+    def shared_fate(self):
+        """A context whose InputError lets the other ranks drop the cell as well."""
+        try:
+            yield
+        except InputError:
+            self._store.set("failed", "")
+            raise
+
     @property
     def is_finished(self):
         """Whether there is nothing left to compute; waits for the rank that opens the cell."""
-        self._ranks._wait(lambda: self._store.has("open"))
+        self._ranks._wait(lambda: self._store.has("open") or self._store.has("failed"))
+        if self._store.has("failed"):
+            return True
         finished, theirs = json.loads(self._store.get("open"))
         differ = [key for key, value in self._identity.items() if theirs.get(key) != value]
         if differ:
@@ -484,9 +537,11 @@ class SharedCell:
         """
         if self.opens:
             self._store.set("groups", json.dumps(_divided(groups, self._ranks.size)))
-        self._ranks._wait(lambda: self._store.has("groups"))
-        groups = json.loads(self._store.get("groups"))
+        self._ranks._wait(lambda: self._store.has("groups") or self._store.has("failed"))
+        groups = [] if self._store.has("failed") else json.loads(self._store.get("groups"))
         while (k := self._store.add("next", 1) - 1) < len(groups):
+            if self._store.has("failed"):
+                return
             yield [tuple(location) for location in groups[k]]
             self._store.set(f"peak/{self._ranks.rank}", json.dumps(peak.read()))
             self.finishes = self._store.add("done", 1) == len(groups)

@@ -34,7 +34,7 @@ from .files import atomic_write
 from .memory import PeakMemory
 from .models.maps import upsample_bilinear
 from .progress import Progress
-from .saved import write_manifest
+from .saved import FORMAT_VERSION, write_manifest
 from .store import CellStore, maps_name, remove_pieces
 
 METRIC_SIZES = ("setup", "original")
@@ -251,6 +251,13 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
     identity = cell_identity(ensemble, images, options)
     folder = cell_folder(options.out, category, arch, setup, seed)
     cell = options.ranks.cell(f"{category.dataset} {title}", identity)
+    with cell.shared_fate():
+        return _run_share(cell, ensemble, images, identity, folder, options, progress, title)
+
+
+def _run_share(cell, ensemble, images, identity, folder, options, progress, title):
+    """What run_cell returns: this process's share in a cell, a WholeCell or SharedCell."""
+    category, setup = images.category, ensemble.setup
     if not cell.opens and cell.is_finished:
         return None
     if options.resume and cell.opens and folder is not None:
@@ -284,9 +291,9 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         result = {
             "dataset": category.dataset,
             "category": category.name,
-            "arch": arch,
+            "arch": ensemble.arch,
             "setup": setup.name,
-            "seed": seed,
+            "seed": ensemble.seed,
             **scored,
             "n_parameters": ensemble.n_parameters,
             "n_stored_parameters": ensemble.n_stored_parameters(len(category.train)),
@@ -378,7 +385,8 @@ def _keep(result, ensemble, store, maps, scores, images, options, progress, titl
     if options.report:
         stage = progress.stage(f"{title}: analyse")
         reported = images.reported
-        analysis.save_images(store.folder.parents[2], reported, setup, options)
+        with options.ranks.one_at_a_time(f"images {category.dataset} {category.name}"):
+            analysis.save_images(store.folder.parents[2], reported, setup, options)
         analysis.save_analysis(
             store.folder, maps, scores, reported, setup, options, ensemble.thresholds
         )
@@ -537,6 +545,7 @@ def cell_identity(ensemble, images, options):
         "weights": options.weights,
         "weights_digest": options.weights_digest,
         "images_digest": images.digest,
+        "ensemble_format": FORMAT_VERSION,
         "device_type": options.device.type,
         "torch": torch.__version__,
     }
@@ -616,13 +625,13 @@ def save_result(result, out, table=True):
     return path
 
 
-def gather_results(categories, archs, setups, seeds, options):
-    """The results of all these cells in their order, computed by any rank; writes results.csv."""
+def gather_results(cells, options):
+    """The results of cells that any rank computed; writes results.csv.
+
+    Parameters: cells, tuples (category, arch, setup, seed); options. Returns a list of dicts.
+    """
     write_results_csv(options.out)
-    return [
-        read_result(cell_folder(options.out, category, arch, setup, seed) / "metrics.json")
-        for category in categories for arch in archs for setup in setups for seed in seeds
-    ]  # fmt: skip
+    return [read_result(cell_folder(options.out, *cell) / "metrics.json") for cell in cells]
 
 
 def read_result(path):

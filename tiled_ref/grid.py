@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import InputError, one_line
-from .experiment import CategoryImages, run_cell
+from .experiment import CategoryImages, gather_results, run_cell
 from .features import FeatureMemo, budget_within
 from .progress import duration
 from .report import bytes_text
@@ -118,8 +118,8 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
     Raises
     ------
     KeyboardInterrupt, and what the only cell of a grid raises. What one of several cells
-    raises becomes a Failure, unless several processes share the run (options.ranks): then
-    they have to stop together.
+    raises becomes a Failure; where several processes share the run (options.ranks), an
+    InputError alone, and for anything else they stop together.
     """
     results, failures = [], []
     share = shares(options)
@@ -127,14 +127,15 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
     cells = [step for group in groups for step in group]
     clock = Eta(len(plan), cells)
     n_cells = len(plan) * len(cells)
-    isolated = Exception if n_cells > 1 and options.ranks.size == 1 else ()
+    isolated = Exception if options.ranks.size == 1 else InputError
+    isolated = isolated if n_cells > 1 else ()
     for entry in plan:
-        where = f"{entry.dataset} {entry.name}"
+        where = _title(entry)
         try:
             images = CategoryImages(entry.load(), options, progress)
             images.expect(dict.fromkeys(setup.image_size for setup in setups))
         except isolated as error:
-            failures.append(_failed(where, error, progress, debug))
+            failures.append(_failed(where, error, options, progress, debug))
             clock.skip_category()
             continue
         done, failed = {}, {}
@@ -153,14 +154,36 @@ def run(plan, archs, setups, seeds, backbone, options, progress, debug=False, ce
                             seconds = max(time.monotonic() - started, _recorded(result))
                             done[step.place] = result
                     except isolated as error:
-                        title = f"{where} {step.arch} {step.setup.name} seed {step.seed}"
-                        failed[step.place] = _failed(title, error, progress, debug)
+                        title = _title(entry, step.arch, step.setup, step.seed)
+                        failed[step.place] = _failed(title, error, options, progress, debug)
                     clock.done(step, seconds)
                     if n_cells > 1:
                         progress.note(f"cells: {clock.count}/{n_cells} done{clock.left()}")
         results += [done[place] for place in sorted(done)]
         failures += [failed[place] for place in sorted(failed)]
     return results, failures
+
+
+def gather(plan, archs, setups, seeds, failures, options):
+    """What all processes that share a run have found, for the one that reports it.
+
+    Parameters: plan, archs, setups, seeds, options as of `run`, which has ended in all of them;
+    failures, those of this process.
+    Returns (results, failures) as `run` does alone.
+    """
+    found = {failure.cell: failure for failure in failures}
+    for told in options.ranks.told():
+        found.setdefault(told[0], Failure(*told))
+    cells, ordered = [], []
+    for entry in plan:
+        ordered.append(_title(entry))
+        for arch in archs:
+            for setup in setups:
+                for seed in seeds:
+                    ordered.append(_title(entry, arch, setup, seed))
+                    if not {_title(entry), ordered[-1]} & set(found):
+                        cells.append((entry, arch, setup, seed))
+    return gather_results(cells, options), [found[title] for title in ordered if title in found]
 
 
 def shares(options):
@@ -264,7 +287,13 @@ def _work(setup):
     return setup.n_tiles * setup.tile_size[0] * setup.tile_size[1]
 
 
-def _failed(title, error, progress, debug):
+def _title(entry, arch=None, setup=None, seed=None):
+    """A category, or a cell of it, as failures name it."""
+    where = f"{entry.dataset} {entry.name}"
+    return where if arch is None else f"{where} {arch} {setup.name} seed {seed}"
+
+
+def _failed(title, error, options, progress, debug):
     is_input = isinstance(error, InputError) or out_of_memory(error)
     text = one_line(error)
     if out_of_memory(error):
@@ -275,6 +304,7 @@ def _failed(title, error, progress, debug):
         traceback.print_exception(error)
     failure = Failure(title, text, is_input)
     progress.note(f"failed: {failure}")
+    options.ranks.tell([title, text, is_input])
     return failure
 
 
