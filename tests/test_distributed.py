@@ -17,6 +17,7 @@ from crash_server import make_folder, outcome
 from ranks_server import OPTIONS
 from tiled_ref import cli, distributed
 from tiled_ref.distributed import Alone, Ranks, SharedCell, find_ranks
+from tiled_ref.errors import InputError
 from tiled_ref.store import CellStore
 
 SERVER = Path(__file__).resolve().parent / "ranks_server.py"
@@ -282,6 +283,28 @@ def test_a_cell_is_shared_location_by_location():
     other = SharedCell(LocalRank(1, store), "cell", {"seed": 2})
     with pytest.raises(ValueError, match="seed differ"):
         other.is_finished
+
+
+def test_a_cell_that_fails_is_over_for_all_before_and_after_it_was_opened():
+    store = torch.distributed.HashStore()
+
+    def cells(name):
+        return [SharedCell(LocalRank(k, store), name, {"seed": 1}) for k in range(2)]
+
+    def fail(cell):
+        with pytest.raises(InputError), cell.shared_fate():
+            raise InputError("the mask m is damaged")
+
+    a, b = cells("before")
+    fail(a)
+    assert b.is_finished and list(b.take([], Peak(1))) == [] and not b.finishes
+    a, b = cells("after")
+    a.opened()
+    assert not b.is_finished
+    first, second = a.take([[(0, 0)], [(0, 1)], [(1, 0)]], Peak(1)), b.take([], Peak(1))
+    next(first), next(second)
+    fail(a)
+    assert list(second) == [] and not b.finishes
 
 
 class Patient(LocalRank):

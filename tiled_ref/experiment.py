@@ -287,37 +287,58 @@ def _run_share(cell, ensemble, images, identity, folder, options, progress, titl
             scores = _merge(ensemble.grid, store, maps, options, progress.stage(f"{title}: merge"))
         with clock("score"):
             maps, scores, scored = _score(ensemble, images, maps, scores, options, progress, title)
-        seconds_train, seconds_predict = store.seconds(ensemble.grid.locations())
         result = {
             "dataset": category.dataset,
             "category": category.name,
-            "arch": ensemble.arch,
-            "setup": setup.name,
-            "seed": ensemble.seed,
+            **_counts(ensemble, len(category.train), len(scores)),
             **scored,
-            "n_parameters": ensemble.n_parameters,
-            "n_stored_parameters": ensemble.n_stored_parameters(len(category.train)),
-            "n_models": setup.n_models,
-            "n_train": len(category.train),
-            "n_test": len(scores),
-            "seconds_train": seconds_train,
-            "seconds_test": seconds_predict + clock["merge"],
-            "seconds_score": clock["score"],
-            "features_reused": store.reused(ensemble.grid.locations()),
+            **_costs(store, ensemble.grid.locations(), clock),
             **cell.peak(peak),
             **identity,
             "thresholds": ensemble.thresholds,
-            "impl": options.impl,
-            "memory": options.memory,
-            "device": device_name(options.device),
-            "n_processes": options.ranks.size,
-            "torch_threads": torch.get_num_threads(),
-            "versions": versions(),
+            **_circumstances(options),
         }
         if folder is not None:
             _keep(result, ensemble, store, maps, scores, images, options, progress, title)
         store.finish()
     return result
+
+
+def _counts(ensemble, n_train, n_test):
+    """The part of a result about the ensemble: names and numbers."""
+    return {
+        "arch": ensemble.arch,
+        "setup": ensemble.setup.name,
+        "seed": ensemble.seed,
+        "n_parameters": ensemble.n_parameters,
+        "n_stored_parameters": ensemble.n_stored_parameters(n_train),
+        "n_models": ensemble.setup.n_models,
+        "n_train": n_train,
+        "n_test": n_test,
+    }
+
+
+def _costs(store, locations, clock):
+    """The part of a result about time; features_reused, 0 to 1, is what made it shorter."""
+    seconds_train, seconds_predict = store.seconds(locations)
+    return {
+        "seconds_train": seconds_train,
+        "seconds_test": seconds_predict + clock["merge"],
+        "seconds_score": clock["score"],
+        "features_reused": store.reused(locations),
+    }
+
+
+def _circumstances(options):
+    """The part of a result about what it was computed with and does not depend on."""
+    return {
+        "impl": options.impl,
+        "memory": options.memory,
+        "device": device_name(options.device),
+        "n_processes": options.ranks.size,
+        "torch_threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
 
 
 def make_ensemble(setup, arch, seed, backbone, options):
