@@ -463,6 +463,8 @@ MUTANTS = [
     ("tiled_ref/apidoc.py", 'anchors.setdefault(entry.name, f"{name}.{entry.name}")',
      'anchors.setdefault(entry.name, f"{name}")',
      "tests/test_apidoc.py::test_page_by_hand"),
+    ("tiled_ref/apidoc.py", ' and "setter" not in _decorators(part):', ":",
+     "tests/test_apidoc.py::test_entries_by_hand"),
     # tiled_ref/memory.py
     ("tiled_ref/memory.py", "self.resident = max(self.resident, _peak_resident())",
      "self.resident = _peak_resident()",

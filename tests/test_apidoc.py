@@ -25,6 +25,10 @@ class Thing(dict):
     def size(self):
         """How large."""
 
+    @size.setter
+    def size(self, value):
+        pass
+
     def add(self, other=None):
         """See `Thing.size`."""
 

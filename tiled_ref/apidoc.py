@@ -104,7 +104,7 @@ def entries(source):
         elif isinstance(node, ast.ClassDef):
             found.append(_entry(node, "class"))
             for part in node.body:
-                if isinstance(part, ast.FunctionDef):
+                if isinstance(part, ast.FunctionDef) and "setter" not in _decorators(part):
                     found.append(_entry(part, "method", f"{node.name}."))
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             value = ast.get_source_segment(source, node)
@@ -115,15 +115,18 @@ def entries(source):
     return ast.get_docstring(tree) or "", public
 
 
+def _decorators(node):
+    return {ast.unparse(d).rpartition(".")[2] for d in node.decorator_list}
+
+
 def _entry(node, kind, owner=""):
-    names = {ast.unparse(d).rpartition(".")[2] for d in node.decorator_list}
     if kind == "class":
         bases = ", ".join(ast.unparse(base) for base in node.bases)
         signature = f"class {node.name}({bases})" if bases else f"class {node.name}"
         start = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
         if start:
             signature += f"\n    {node.name}({_arguments(start[0].args)})"
-    elif {"property", "cached_property"} & names:
+    elif {"property", "cached_property"} & _decorators(node):
         signature = node.name
     else:
         signature = f"{node.name}({_arguments(node.args)})"
