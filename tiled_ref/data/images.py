@@ -32,6 +32,7 @@ STD = (0.229, 0.224, 0.225)
 
 BUDGET = 2 * 2**30  # bytes of images held in memory; beyond it they go to a file
 MAX_THREADS = 8  # decoding; each thread holds one image at its original size
+STRIP = 1 << 19  # values of the input that are resized at a time: they stay in the cache
 
 # What a file is taken for, whatever its name; others of Pillow's many kinds run programs (EPS),
 # or are containers without a bound.
@@ -242,12 +243,19 @@ def resize_image(image, size, antialias=False):
     if image.shape[:2] == size:
         return np.ascontiguousarray(image)
     height, width, channels = image.shape
-    rows = _weighted_sum(image.reshape(height, -1), _taps(height, size[0], antialias))
-    rows = rows.reshape(size[0], width, channels)  # (H, w, 3) float32
-    columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(width, -1)  # (w, H * 3)
-    columns = _weighted_sum(columns, _taps(width, size[1], antialias))  # (W, H * 3)
-    pixels = np.rint(columns, out=columns).astype(np.uint8)
-    return np.ascontiguousarray(pixels.reshape(size[1], size[0], channels).transpose(1, 0, 2))
+    lines = image.reshape(height, -1)  # (h, w * 3)
+    index, weight = _taps(height, size[0], antialias)
+    across = _taps(width, size[1], antialias)
+    out = np.empty((*size, channels), np.uint8)
+    n_rows = max(16, STRIP // (width * channels))
+    for first in range(0, size[0], n_rows):
+        strip = slice(first, min(first + n_rows, size[0]))
+        rows = _weighted_sum(lines, (index[:, strip], weight[:, strip])).reshape(-1, width, channels)
+        columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(width, -1)  # (w, n * 3)
+        columns = _weighted_sum(columns, across)  # (W, n * 3) float32
+        pixels = np.rint(columns, out=columns).astype(np.uint8)
+        out[strip] = pixels.reshape(size[1], -1, channels).transpose(1, 0, 2)
+    return out
 
 
 def resize_mask(mask, size):
