@@ -430,7 +430,7 @@ MUTANTS = [
      "tests/test_crash.py::test_ctrl_c_is_one_line_and_status_130"),
     ("tiled_ref/store.py", "self.published = run.is_file() and not self.ensemble_folder.is_dir()",
      "self.published = False",
-     "tests/test_crash.py::test_a_killed_run_is_resumed_bit_for_bit"),
+     "tests/test_crash.py::test_a_published_ensemble_is_not_published_again"),
     ("tiled_ref/store.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB",
      "tests/test_crash.py::test_a_second_run_on_the_same_folder_is_refused"),
     ("tiled_ref/store.py", "stored.get(k) != identity.get(k)", "False",

@@ -130,6 +130,17 @@ def test_an_unfinished_run_starts_over_without_resume(tmp_path):
     assert "starts over; --resume goes on" in notes[1]
 
 
+def test_a_published_ensemble_is_not_published_again(tmp_path):
+    """A kill between the ensemble's renaming and the end of the run, whatever came before."""
+    store = CellStore(tmp_path, {})
+    (store.ensemble_folder / "manifest.json").write_text("mine")
+    store.publish_ensemble()
+    again = CellStore(tmp_path, {}, resume=True)
+    assert again.published and not again.ensemble_folder.exists()
+    again.publish_ensemble()
+    assert (tmp_path / "ensemble" / "manifest.json").read_text() == "mine"
+
+
 def test_rows_are_read_as_they_were_written(tmp_path, rng):
     maps = rng.random((7, 3, 5)).astype("float32")
     rows = RowFile(tmp_path / "m.npy", maps.shape)
