@@ -15,7 +15,9 @@ ARRAYS = {
     "embedding", "picture", "array", "values", "patches", "distances", "z", "log_det",
     "encoded", "decoded", "x", "y",
 }  # fmt: skip
-SHAPE = r"\([^()]*(?:[A-Za-z]|\.\.\.|\d,)[^()]*\)"  # such as (N, H, W)
+SIDE = r"\w{1,12}'?(?: ?[*+/-] ?\w+)*(?: \([^()]*\) / \d)?"  # such as N, hf, T * B, D (D + 1) / 2
+# Such as (N, H, W), (n,), (..., 3); not (i, j), nor a citation in brackets.
+SHAPE = rf"\((?!i, j\))(?:(?:\.\.\.|{SIDE}), ?)+(?:{SIDE})?\)|\(\.\.\.\)|any shape"
 DTYPE = r"float|uint8|int64|bool|dtype|integer|ints?\b|complex|str\b|callable|list|sequence"
 ELSEWHERE = r"\b(?:see|as in|as for|as)\b [`\w]|CategoryImages"  # the docstring sends the reader on
 RESULT = r"Returns|Yields?\b|->|>>>"

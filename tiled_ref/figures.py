@@ -385,7 +385,7 @@ def trend(x, y):
     """Least squares line: a callable at -> (y, half width of its 95 % confidence band).
 
     y = a + b x; half width t sqrt(s^2 (1/n + (at - mean x)^2 / Sxx)), s^2 the squared residuals
-    over n - 2, t Student's 95 % point. None for fewer than three points or one x.
+    over n - 2, t Student's 95 % point. x, y (n,). None for fewer than three points or one x.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     n = len(x)

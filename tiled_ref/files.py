@@ -82,7 +82,8 @@ def read_at(file, array, offset):
 def write_at(file, array, offset):
     """Write an array to a file, its bytes alone.
 
-    Parameters: file, binary and without buffer; array (...), C-contiguous, of any dtype; offset, where it starts in the file, bytes.
+    Parameters: file, binary and without buffer; array (...), C-contiguous, of any dtype; offset,
+    where it starts in the file, bytes.
     Raises OSError.
     """
     view = memoryview(array).cast("B") if array.size else memoryview(b"")

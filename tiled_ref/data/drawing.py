@@ -73,7 +73,12 @@ def path(x, y, points):
 
 
 def blob(rng, x, y, radius, roughness=0.25):
-    """Signed distance (roughly) from a random roundish shape of mean radius `radius`."""
+    """Signed distance (roughly) from a random roundish shape of mean radius `radius`.
+
+    Parameters: rng, numpy.random.Generator; x, y float32 (H, W), pixels from its centre; radius,
+    pixels; roughness, part of the radius by which the edge swings.
+    Returns float32 (H, W), pixels, negative inside.
+    """
     angle = np.arctan2(y, x)
     edge = np.float32(1)
     for k in range(1, 7):

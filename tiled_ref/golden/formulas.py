@@ -184,7 +184,7 @@ def smooth(
 
 
 def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=False, flipped=False):
-    """The threshold and its F1 (None without an anomalous example), in plain loops."""
+    """The threshold and its F1 (None without an anomalous example); scores, labels (N,)."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels) > 0
     if flipped:
         labels = ~labels
@@ -204,7 +204,7 @@ def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=Fa
 
 
 def normalize(values, threshold, minimum, maximum, clamp=True, shift=0.5, centre=True, spread=True):
-    """(x - threshold) / (maximum - minimum) + 0.5, clamped to [0, 1]."""
+    """(x - threshold) / (maximum - minimum) + 0.5 in [0, 1]; values (...) float."""
     values = values.astype(np.float64)
     if maximum == minimum:
         result = np.sign(values - threshold) / 2 + shift

@@ -323,7 +323,7 @@ class CouplingBlock(torch.nn.Module):
         return y, log_scale.sum((1, 2, 3)) + positions * gain.log().sum()
 
     def inverse(self, y):
-        """y -> x (Dinh et al. Eq. 7-8)."""
+        """y (B, C, hf, wf) -> x, the same (Dinh et al. Eq. 7-8)."""
         x = y.index_select(1, self.back)
         x = (x - self.global_offset[:, None, None]) / self._gain()[:, None, None]
         first, second = x.chunk(2, dim=1)

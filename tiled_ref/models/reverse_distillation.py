@@ -253,7 +253,10 @@ def distillation_loss(encoded, decoded):
 
 
 def flattened_loss(encoded, decoded):
-    """As the released code: sum_k (1 - cos(flat f_E^k, flat f_D^k)), mean over the batch."""
+    """As the released code: sum_k (1 - cos(flat f_E^k, flat f_D^k)), mean over the batch.
+
+    Parameters: as in `distillation_loss`.
+    """
     pairs = zip(encoded, decoded)
     return sum((1 - F.cosine_similarity(e.flatten(1), d.flatten(1))).mean() for e, d in pairs)
 
