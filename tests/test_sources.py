@@ -142,6 +142,16 @@ def test_nothing_is_swallowed_and_no_global_generator_is_used(path):
             ) or "generator=" in ast.unparse(node), called  # fmt: skip
 
 
+def test_lines_have_at_most_100_columns():
+    long = [
+        f"{path.relative_to(ROOT)}:{k}"
+        for path in [*SOURCES, *sorted((ROOT / "kernels").glob("*.pyx"))]
+        for k, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert long == []
+
+
 def test_every_mutant_has_its_one_place_and_its_test():
     """So that `tests/mutants.py` changes what the sources say today."""
     text = {name: (ROOT / name).read_text("utf-8") for file, _, _, test in MUTANTS

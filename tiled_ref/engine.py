@@ -212,7 +212,9 @@ def _measure(ensemble, train):
             if ensemble.arch == "patchcore":  # a table of all patches, and what orders them
                 model, fewer, _ = _peak(
                     ensemble.device,
-                    lambda: _fitted(ensemble, ensemble.make_model(batch_size=1), some[:2], location),
+                    lambda: _fitted(
+                        ensemble, ensemble.make_model(batch_size=1), some[:2], location
+                    ),
                 )
                 first_fit += max(0, first_fit - fewer) * (len(train) - len(some)) // 2
         else:

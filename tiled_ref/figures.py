@@ -582,8 +582,9 @@ def zoom_grid(cells, images):
     mask of each setup, coarse before fine.
 
     Parameters: cells, one pair (result, CellAnalysis) per setup, of one category and
-    architecture; images, as Collection.images returns them. Which defect: `analysis.zoom_window`. Returns []
-    for fewer than two setups, or where no image has a defect with a mask.
+    architecture; images, as Collection.images returns them. Which defect:
+    `analysis.zoom_window`. Returns [] for fewer than two setups, or where no image has a defect
+    with a mask.
     """
     window = images.window
     if window is None or len(cells) < 2:

@@ -250,7 +250,8 @@ def resize_image(image, size, antialias=False):
     n_rows = max(16, STRIP // (width * channels))
     for first in range(0, size[0], n_rows):
         strip = slice(first, min(first + n_rows, size[0]))
-        rows = _weighted_sum(lines, (index[:, strip], weight[:, strip])).reshape(-1, width, channels)
+        rows = _weighted_sum(lines, (index[:, strip], weight[:, strip]))
+        rows = rows.reshape(-1, width, channels)
         columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(width, -1)  # (w, n * 3)
         columns = _weighted_sum(columns, across)  # (W, n * 3) float32
         pixels = np.rint(columns, out=columns).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Distances from Gaussians whose inverse covariances are kept as upper triangles.
 
-Half of a symmetric matrix is enough, and reading it is what an ensemble's prediction waits for: nine
-locations of PaDiM hold 4096 matrices of 100 x 100 each.
+Half of a symmetric matrix is enough, and reading it is what an ensemble's prediction waits for:
+nine locations of PaDiM hold 4096 matrices of 100 x 100 each.
 """
 
 import numpy as np

@@ -245,7 +245,9 @@ class Padim:
         self.grid = tuple(states[0]["grid"].tolist())
         self.channels = states[0]["channels"].to(self.device)
         if self._packs:
-            return torch.no_grad()(lambda features: self._maps(self._distances(states, features[0])))
+            return torch.no_grad()(
+                lambda features: self._maps(self._distances(states, features[0]))
+            )
         n_locations, (n, d) = len(states), states[0]["mean"].shape
         mean = torch.empty(n_locations, n, d, device=self.device)
         precision = torch.empty(n_locations, n, d, d, device=self.device)
