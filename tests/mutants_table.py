@@ -538,7 +538,7 @@ MUTANTS = [
     ("tiled_ref/saved.py", "        if file.bytes <= self._room:", "        if True:",
      "tests/test_saved.py::test_models_beyond_the_budget_are_read_each_time"),
     ("tiled_ref/data/inputs.py", "items = array if array.shape[1] == 3 else", "items =",
-     "tests/test_saved.py::test_arrays_tensors_lists_and_paths_are_the_same_images"),
+     "tests/test_saved.py::test_one_array_of_images_of_another_size_is_those_images"),
     ("tiled_ref/validation.py", "order[0][::2] + order[1][::2]", "order[0][::2] + order[1][1::2]",
      "tests/test_validation.py::test_split_gives_each_half_a_half_of_every_kind"),
     ("tiled_ref/validation.py", "if k not in held_out)", "if True)",

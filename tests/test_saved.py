@@ -524,6 +524,16 @@ def test_images_of_any_size_are_resized(fitted):
     np.testing.assert_array_equal(grey[0], maps[0])
 
 
+
+def test_one_array_of_images_of_another_size_is_those_images(fitted, rng):
+    images = rng.integers(0, 255, (2, 3, 100, 70), dtype=np.uint8)
+    maps, scores = fitted().predict(list(images))
+    for other in (images, images.transpose(0, 2, 3, 1), torch.from_numpy(images)):
+        found = fitted().predict(other)
+        np.testing.assert_array_equal(found[0], maps)
+        np.testing.assert_array_equal(found[1], scores)
+
+
 @pytest.mark.parametrize(
     "images, sentence",
     [
