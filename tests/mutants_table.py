@@ -147,8 +147,8 @@ MUTANTS = [
      "return random.Random(0).sample",
      "tests/test_padim.py::test_channels_are_distinct_seeded_and_shared_by_all_tile_models"),
     # tiled_ref/models/gaussians.py and its kernel
-    ("tiled_ref/models/padim.py", "s[\"mean\"], s[\"packed\"]",
-     "states[0][\"mean\"], s[\"packed\"]",
+    ("tiled_ref/models/padim.py", "([state[name] for state in states]",
+     "([states[0][name] for state in states]",
      "tests/test_engine.py::test_heads_batched_over_locations_are_the_heads"),
     ("tiled_ref/models/gaussians.py", "np.where(total < 0, 0.0, total)",
      "total",

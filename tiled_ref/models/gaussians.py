@@ -69,9 +69,39 @@ def mahalanobis(x, mean, packed, impl="cython", threads=None):
     ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). The root is rounded to float32. So a vector's
     bits depend on nothing but its own numbers.
     """
+    return mahalanobis_each([x], [mean], [packed], impl, threads)[0]
+
+
+def mahalanobis_each(xs, means, packeds, impl="cython", threads=None):
+    """`mahalanobis` for L models at once, which keeps the threads busy to the end.
+
+    Parameters: xs, means and packeds, L arrays float32 (B, P, D), (P, D) and
+    (P, D (D + 1) / 2); impl and threads as of mahalanobis.
+    Returns a list of L arrays float32 (B, P).
+    Raises what mahalanobis raises.
+    """
     _arrays.check_impl(impl)
     threads = _arrays.thread_count(threads)
-    x, mean, packed = (np.ascontiguousarray(array) for array in (x, mean, packed))
+    models = [_checked(*arrays) for arrays in zip(xs, means, packeds)]
+    if impl == "numpy":
+        return [_specification(*arrays) for arrays in models]
+    kernel = _arrays.kernel("_mahalanobis").mahalanobis
+    found = [np.empty(x.shape[:2], np.float32) for x, _, _ in models]
+
+    def work(task):
+        k, start = task
+        x, mean, packed = models[k]
+        scratch = np.empty((2, x.shape[2]), np.float32)
+        stop = min(start + POSITIONS, len(mean))
+        kernel(x, mean, packed, found[k], *scratch, start, stop)
+
+    tasks = ((k, start) for k, m in enumerate(models) for start in range(0, len(m[1]), POSITIONS))
+    _arrays.run_threads(work, tasks, threads)
+    return found
+
+
+def _checked(*arrays):
+    x, mean, packed = (np.ascontiguousarray(array) for array in arrays)
     fits = x.ndim == 3 and x.shape[2] > 0 and mean.shape == x.shape[1:]
     if not fits or packed.shape != (len(mean), x.shape[2] * (x.shape[2] + 1) // 2):
         raise InputError(
@@ -82,18 +112,7 @@ def mahalanobis(x, mean, packed, impl="cython", threads=None):
         raise InputError(
             f"x, mean and packed must be float32, got {x.dtype}, {mean.dtype} and {packed.dtype}"
         )
-    if impl == "numpy":
-        return _specification(x, mean, packed)
-    kernel = _arrays.kernel("_mahalanobis").mahalanobis
-    n_images, n, d = x.shape
-    out = np.empty((n_images, n), np.float32)
-
-    def work(start):
-        scratch = np.empty((2, d), np.float32)
-        kernel(x, mean, packed, out, *scratch, start, min(start + POSITIONS, n))
-
-    _arrays.run_threads(work, range(0, n, POSITIONS), threads)
-    return out
+    return x, mean, packed
 
 
 def _specification(x, mean, packed):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
 from ..errors import InputError
-from .gaussians import mahalanobis, pack, unpack
+from .gaussians import mahalanobis_each, pack, unpack
 from .maps import gaussian_blur, placed, upsample_bilinear
 
 N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
@@ -220,12 +220,8 @@ class Padim:
         """Float32 (L * B, P) of embedding (L * B, D, hf, wf) and L states, on the CPU."""
         rows = embedding.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         rows = rows.flatten(1, 2).numpy()  # (L * B, P, D)
-        step = len(rows) // len(states)
-        # Nothing of torch in this loop: its threads would wait busily on the kernel's cores.
-        found = [
-            mahalanobis(rows[k * step : (k + 1) * step], s["mean"], s["packed"], impl=self.impl)
-            for k, s in enumerate(states)
-        ]
+        means, packeds = ([state[name] for state in states] for name in ("mean", "packed"))
+        found = mahalanobis_each(np.split(rows, len(states)), means, packeds, impl=self.impl)
         return torch.from_numpy(np.concatenate(found))
 
     def _maps(self, distances):
