@@ -1,7 +1,7 @@
 """Times of the kernels beside everything they are meant to beat, in one run.
 
     python bench/kernels.py                     the table that bench/README.md shows
-    python bench/kernels.py --only aupro        untile, seams, distances, aupro or memory
+    python bench/kernels.py --only aupro        untile, seams, distances, blur, aupro or memory
     python bench/kernels.py --scale 0.1         fewer images, for a quick look
 
 Every result is compared with the others' before anything is timed. Rows are never dropped:
@@ -25,8 +25,9 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from tiled_ref import merging, metrics, smoothing  # noqa: E402
-from tiled_ref.gaussian import gaussian_taps  # noqa: E402
+from tiled_ref.gaussian import gaussian_taps, reflected  # noqa: E402
 from tiled_ref.models import gaussians  # noqa: E402
+from tiled_ref.models.maps import gaussian_blur  # noqa: E402
 from tiled_ref.setups import SETUPS  # noqa: E402
 
 GRID = SETUPS["ENS9"].input_grid
@@ -217,6 +218,29 @@ def bench_distances(scale, repeat):
     )
 
 
+def bench_blur(scale, repeat):
+    """The models' blur of their maps, sigma 4: products with bands, or convolutions."""
+    half = gaussian_taps(4.0, np.float32)
+    taps = torch.from_numpy(np.concatenate([half[:0:-1], half]))
+    threads = f"{torch.get_num_threads()} threads"
+    for n, size in ((max(1, int(9 * scale)), 256), (1, 512)):
+        maps = torch.rand(n, size, size, generator=torch.Generator().manual_seed(0))
+        places = torch.from_numpy(reflected(size, len(half) - 1))
+
+        def convolved(maps=maps, places=places):
+            padded = maps[:, None].index_select(2, places)
+            padded = torch.conv2d(padded, taps[None, None, :, None]).index_select(3, places)
+            return torch.conv2d(padded, taps[None, None, None])[:, 0]
+
+        assert torch.allclose(gaussian_blur(maps), convolved(), rtol=1e-5)
+        name = f"conv2d 33 x 1, 1 x 33, {threads}"
+        contenders = {
+            name: (convolved, None),
+            f"gaussian_blur, {threads}": (lambda maps=maps: gaussian_blur(maps), None),
+        }
+        table(f"Blur of anomaly maps: {n} x {size} x {size}, float32", contenders, repeat, [name])
+
+
 def ranking_set(n):
     """n smooth maps of 512 x 512 and masks with one to three regions in two images of three."""
     rng = np.random.default_rng(2)
@@ -374,7 +398,7 @@ def bench_memory(scale, repeat):
 
 def main():
     benches = {"untile": bench_untile, "seams": bench_seams, "distances": bench_distances,
-               "aupro": bench_aupro, "memory": bench_memory}  # fmt: skip
+               "blur": bench_blur, "aupro": bench_aupro, "memory": bench_memory}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=benches)
     parser.add_argument("--scale", type=float, default=1.0, help="part of the images")
