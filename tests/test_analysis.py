@@ -84,10 +84,16 @@ def test_a_defect_that_the_setup_cannot_see_still_counts():
     assert analysis.region_recall(maps, images, [0.5], Options()).tolist() == [[1.0]]
 
 
-def test_the_window_of_a_small_defect_by_hand():
-    """Areas 1, 1, 2, 4: a quarter of the defects is smaller than the second. It is the pixel
+def only_window(images):
+    (window,) = analysis.zoom_windows(images, Options())
+    return window
+
+
+def test_windows_of_defects_by_hand(monkeypatch):
+    """Areas 1, 1, 2, 4 in two parts: of each the upper one of its two. The first is the pixel
     (2, 5) of 20 x 10, and the window a square of twice its side, 2 = 10 // 5, with it in the
-    middle as far as whole pixels go."""
+    middle as far as whole pixels go; the second has 2 x 2 pixels and so a square of 4."""
+    monkeypatch.setattr(analysis, "ZOOMS", 2)
     rows = [list("." * 10) for _ in range(20)]
     rows[2][5] = "#"
     other = [list("." * 10) for _ in range(20)]
@@ -96,8 +102,9 @@ def test_the_window_of_a_small_defect_by_hand():
         other[a][b] = "#"
     text = [" ".join("".join(row) for row in mask) for mask in (other, rows)]
     images = drawn(text[0], text[1], " ".join(["." * 10] * 20))
-    window = analysis.zoom_window(images, Options())
-    assert window == analysis.Window(1, 1, 4, 3, 6, (20, 10))
+    window, other = analysis.zoom_windows(images, Options())
+    assert window == analysis.Window(3, 1, 1, 4, 3, 6, (20, 10))
+    assert other == analysis.Window(2, 0, 16, 6, 20, 10, (20, 10))
     # of a map of 10 x 10 that is half as high: row 0.5 to 1.5, whole pixels around it
     assert window.within((10, 10)) == (slice(0, 2), slice(4, 6))
     assert window.within((20, 10)) == (slice(1, 3), slice(4, 6))
@@ -111,34 +118,47 @@ def test_a_window_stays_in_the_image(place, corner):
     mask = np.zeros((30, 40), bool)
     mask[place] = True
     images = drawn(" ".join("".join(".#"[pixel] for pixel in row) for row in mask.astype(int)))
-    window = analysis.zoom_window(images, Options())
+    window = only_window(images)
     assert (window.top, window.left) == corner
     assert (window.bottom, window.right) == (corner[0] + 6, corner[1] + 6)
 
 
 def test_a_large_defect_fills_half_of_its_window_or_the_window_the_image():
     wide = drawn(" ".join(["." * 40] * 10 + [".####" + "." * 35] * 3 + ["." * 40] * 17))
-    window = analysis.zoom_window(wide, Options())
+    window = only_window(wide)
     assert (window.bottom - window.top, window.right - window.left) == (8, 8)
-    window = analysis.zoom_window(drawn(" ".join(["#" * 12] * 10)), Options())
+    window = only_window(drawn(" ".join(["#" * 12] * 10)))
     assert (window.top, window.left, window.bottom, window.right) == (0, 1, 10, 11)
-    assert analysis.zoom_window(drawn("....", "...."), Options()) is None
+    assert analysis.zoom_windows(drawn("....", "...."), Options()) == []
 
 
-def test_a_detail_is_kept_at_the_resolution_of_map_and_file(tmp_path):
+def test_the_kept_defects_are_spread_over_all_sizes():
+    """20 defects of 1 to 20 pixels, eight parts of 2.5: the defects of 2, 4, 7, 9, 12, ... of
+    the list that starts with 0."""
+    images = drawn(*("#" * n + "." * (40 - n) for n in range(20, 0, -1)))
+    windows = analysis.zoom_windows(images, Options())
+    places = [(2 * j + 1) * 20 // 16 for j in range(8)]
+    assert places == [1, 3, 6, 8, 11, 13, 16, 18]
+    assert [20 - window.region for window in windows] == [place + 1 for place in places]
+    assert [window.image for window in windows] == [window.region for window in windows]
+
+
+def test_details_are_kept_at_the_resolution_of_map_and_file(tmp_path):
     folder = made_up_cell(tmp_path, toy_category(side=700), setup="SM512")
     cell, images = analysis.load_analysis(folder), analysis.load_images(folder.parents[2])
-    window = images.window
-    assert window.size == (700, 700) and window.bottom - window.top == 140
-    rows, cols = window.within((512, 512))
-    assert cell.zoom.shape == (rows.stop - rows.start, cols.stop - cols.start) and cell.zoom.max()
-    assert cell.map_size == (512, 512)
-    sample = toy_category(side=700).test[window.image]
-    part = sample.read_mask()[window.top : window.bottom, window.left : window.right]
-    assert (images.zoom_mask == part).all() and part.sum() == 14 * 14
-    picture = analysis.image_data.decode_bytes(images.zoom).astype(int)
-    file = sample.read_image()[window.top : window.bottom, window.left : window.right]
-    assert picture.shape == file.shape and abs(picture - file).mean() < 8  # a JPEG
+    assert len(images.windows) == len(images.zooms) == len(images.zoom_masks) == 4
+    assert len(cell.zooms) == 4 and cell.map_size == (512, 512)
+    for k, window in enumerate(images.windows):
+        assert window.size == (700, 700) and window.bottom - window.top == 140
+        rows, cols = window.within((512, 512))
+        assert cell.zooms[k].shape == (rows.stop - rows.start, cols.stop - cols.start)
+        assert cell.zooms[k].max()
+        sample = toy_category(side=700).test[window.image]
+        part = sample.read_mask()[window.top : window.bottom, window.left : window.right]
+        assert (images.zoom_masks[k] == part).all() and part.sum() == 14 * 14
+        picture = analysis.image_data.decode_bytes(images.zooms[k]).astype(int)
+        file = sample.read_image()[window.top : window.bottom, window.left : window.right]
+        assert picture.shape == file.shape and abs(picture - file).mean() < 8  # a JPEG
 
 
 def test_image_roc_is_that_of_the_exact_auroc(rng):

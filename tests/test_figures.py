@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -80,13 +81,13 @@ def test_picture_grid_holds_image_truth_heat_map_and_mask_side_by_side(made):
 def test_details_by_hand():
     """An image of 8 x 8, the window its rows 2 and 3 and columns 4 to 7; of a map of 4 x 4 one
     row and two columns. Half of the panel's width shows the one column, half the other."""
-    window = analysis.Window(0, 2, 4, 4, 8, (8, 8))
+    window = analysis.Window(0, 0, 2, 4, 4, 8, (8, 8))
     whole = np.arange(16, dtype=np.uint8).reshape(4, 4)
     seen = figures._seen(whole[window.within((4, 4))], window, (4, 4))
     half = figures.ZOOM_PANEL // 2
     assert seen.shape == (figures.ZOOM_PANEL, figures.ZOOM_PANEL)
     assert np.unique(seen[:, :half]) == [6] and np.unique(seen[:, half:]) == [7]
-    window = analysis.Window(0, 3, 5, 5, 7, (8, 8))  # across the map's pixels
+    window = analysis.Window(0, 0, 3, 5, 5, 7, (8, 8))  # across the map's pixels
     seen = figures._seen(whole[window.within((4, 4))], window, (4, 4))
     assert seen[0, 0] == 6 and seen[-1, 0] == 10 and seen[0, -1] == 7 and seen[-1, -1] == 11
 
@@ -96,18 +97,41 @@ def test_zoom_grid_shows_the_same_defect_at_every_resolution(made):
     found, _, collection = made
     picture = np.asarray(Image.open(io.BytesIO(found["figure_04_zoom_toys_one_padim"].data)))
     images = collection.images("toys", "one")
-    window, size = images.window, figures.ZOOM_PANEL
+    cells = figures._first_seeds(collection.cells(dataset="toys", category="one", arch="padim"))
+    number = figures._worth_showing(cells, images)
+    window, size = images.windows[number], figures.ZOOM_PANEL
     assert picture.shape[0] == 2 * figures.HEADER + 3 * (size + figures.GAP)
     left = picture.shape[1] - (size + figures.GAP)
     tops = [figures.HEADER * (1 + (k > 0)) + k * (size + figures.GAP) for k in range(3)]
     truth, *masks = (picture[top : top + size, left : left + size, 0] == 255 for top in tops)
-    assert (truth == figures._seen(images.zoom_mask, window, window.size)).all() and truth.any()
-    cells = figures._first_seeds(collection.cells(dataset="toys", category="one", arch="padim"))
+    assert (truth == figures._seen(images.zoom_masks[number], window, window.size)).all()
+    assert truth.any()
     for mask, (_, cell) in zip(masks, cells):
-        assert (mask == (figures._seen(cell.zoom, window, cell.map_size) >= 128)).all()
+        assert (mask == (figures._seen(cell.zooms[number], window, cell.map_size) >= 128)).all()
         assert 0 < mask.mean() < 1
         assert mask[truth].mean() > mask[~truth].mean()
     assert figures.zoom_grid(cells[:1], images) == []
+
+
+def test_the_detail_shown_is_the_smallest_that_a_setup_finds_half_of():
+    def cell(*recalls):
+        return {}, SimpleNamespace(recall=np.array([[0, r, 1] for r in recalls]))
+
+    windows = [analysis.Window(region, 0, 0, 0, 1, 1, (9, 9)) for region in (2, 0, 1)]
+    images = SimpleNamespace(windows=windows)
+    assert figures.FPRS[1] == figures.REPORT_FPR
+    assert figures._worth_showing([cell(1, 1, 0.49), cell(0, 0, 0.5)], images) == 0
+    assert figures._worth_showing([cell(0.5, 1, 0.49), cell(0, 1, 0)], images) == 1
+    assert figures._worth_showing([cell(0.4, 0.4, 0.4)], images) == 2
+
+
+@pytest.mark.parametrize("side, rings", [(24, [0, 255, 0, 90]), (4, [0, 255])])
+def test_the_frame_lies_in_the_picture(side, rings):
+    panel = np.full((side, side, 3), 90, np.uint8)
+    window = analysis.Window(0, 0, 0, 0, side, side, (side, side))
+    out = figures._framed(panel, window)
+    assert [out[k, side // 2, 0] for k in range(len(rings))] == rings
+    assert [out[-1 - k, side // 2, 0] for k in range(len(rings))] == rings and (panel == 90).all()
 
 
 def test_the_picture_shown_does_not_depend_on_the_architecture(made):

@@ -8,6 +8,7 @@ and metrics.json alone, without images or models.
 
 import io
 import json
+import math
 import zipfile
 from dataclasses import asdict, dataclass
 
@@ -21,6 +22,7 @@ from .files import atomic_write
 SCHEMA = 2
 MAP_SIDE = 128  # longest side of a kept heat map and mask, pixels
 THUMBNAIL_SIDE = 320  # longest side of a kept image, pixels
+ZOOMS = 8  # defects of a category that are kept in detail
 ZOOM_SIDE = 256  # longest side of the kept detail of an image, pixels
 JPEG_QUALITY = 82
 CURVE_POINTS = 240
@@ -33,12 +35,13 @@ ANALYSIS, IMAGES = "analysis.npz", "images.npz"
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an image, the same for all cells of a category: see `zoom_window`.
+    """A defect and what is around it, the same for all cells of a category: see `zoom_windows`.
 
-    Parameters: image, number of the test image; top, left, bottom, right, in pixels of the image
-    file, the last two exclusive; size, (h, w) of the file.
+    Parameters: region, number of the defect; image, number of the test image; top, left,
+    bottom, right, in pixels of the image file, the last two exclusive; size, (h, w) of the file.
     """
 
+    region: int
     image: int
     top: int
     left: int
@@ -76,9 +79,9 @@ class CellAnalysis:
     recall : float32 (R, len(FPRS))
         The part of each defect's pixels that is above the threshold of each FPR.
     fpr_thresholds : float64 (len(FPRS),)
-    zoom : uint8 (a, b)
-        The pixels of one map, shaded as maps, that the category's Window touches, at the
-        setup's own resolution; empty without a window.
+    zooms : list of uint8 (a, b)
+        The pixels of a map, shaded as maps, that each Window of the category touches, at the
+        setup's own resolution.
     map_size : (int, int)
         Height and width of a map in pixels.
     digest : str
@@ -96,7 +99,7 @@ class CellAnalysis:
     pro: metrics.Curve
     recall: np.ndarray
     fpr_thresholds: np.ndarray
-    zoom: np.ndarray
+    zooms: list
     map_size: tuple
     digest: str
 
@@ -121,12 +124,12 @@ class StoredImages:
         Which image a defect lies in. Regions in the order of `metrics.label_regions`.
     region_area : int64 (R,)
         Pixels of the defect in the image file.
-    window : Window or None
-        What is shown in detail; None where no image has a defect with a mask.
-    zoom : bytes
-        The window of the image file, a JPEG image of at most ZOOM_SIDE; empty without a window.
-    zoom_mask : bool (h, w)
-        The mask in the window, every pixel of the file.
+    windows : list of Window
+        What can be shown in detail, see `zoom_windows`.
+    zooms : list of bytes
+        What each window shows of the image file, a JPEG image of at most ZOOM_SIDE.
+    zoom_masks : list of bool (h, w)
+        The mask in each window, every pixel of the file.
     digest : str
         `experiment.CategoryImages.digest` of the images it was made of.
     thumbnail_size : (int, int)
@@ -142,9 +145,9 @@ class StoredImages:
     ratios: np.ndarray
     region_image: np.ndarray
     region_area: np.ndarray
-    window: Window
-    zoom: bytes
-    zoom_mask: np.ndarray
+    windows: list
+    zooms: list
+    zoom_masks: list
     digest: str
     thumbnail_size: tuple
 
@@ -170,7 +173,7 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds):
         "maps": analysis.maps,
         "recall": analysis.recall,
         "fpr_thresholds": analysis.fpr_thresholds,
-        "zoom": analysis.zoom,
+        **_packed("zooms", analysis.zooms, np.uint8),
         "map_size": np.array(analysis.map_size),
         "digest": np.frombuffer(analysis.digest.encode(), np.uint8),
     }  # fmt: skip
@@ -201,7 +204,7 @@ def load_analysis(folder):
         return CellAnalysis(
             data["scores"], *map(float, data["thresholds"]), data["maps"],
             **curves, recall=data["recall"], fpr_thresholds=data["fpr_thresholds"],
-            zoom=data["zoom"], map_size=tuple(map(int, data["map_size"])),
+            zooms=_unpacked("zooms", data), map_size=tuple(map(int, data["map_size"])),
             digest=data["digest"].tobytes().decode(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
@@ -226,17 +229,16 @@ def analyse(maps, scores, images, setup, options, thresholds):
     dark = float(edges[np.searchsorted(normal.cumsum(), normal.sum() / 2)])
     pixel_roc = pro = None
     recall = np.zeros((0, len(FPRS)), np.float32)
-    zoom = np.zeros((0, 0), np.uint8)
+    zooms = []
     if normal.any() and anomalous.any():
         pro, pixel_roc = metrics.pixel_curves(
             lambda: zip(maps, masks()), CURVE_POINTS, impl=options.impl, threads=options.threads
         )
     if category.has_masks and labels.any():
         recall = region_recall(maps, images, fpr_thresholds, options)
-        window = zoom_window(images, options)
-        if window is not None:
+        for window in zoom_windows(images, options):
             detail = maps[window.image][window.within(setup.image_size)]
-            zoom = shade(detail.astype(np.float64), dark, pixel_threshold, high)
+            zooms.append(shade(detail.astype(np.float64), dark, pixel_threshold, high))
     return CellAnalysis(
         scores=scores,
         threshold=thresholds["image"]["threshold"],
@@ -249,7 +251,7 @@ def analyse(maps, scores, images, setup, options, thresholds):
         pro=pro,
         recall=recall,
         fpr_thresholds=fpr_thresholds,
-        zoom=zoom,
+        zooms=zooms,
         map_size=tuple(setup.image_size),
         digest=images.digest,
     )  # fmt: skip
@@ -354,24 +356,29 @@ def region_recall(maps, images, thresholds, options):
     return np.concatenate(parts)
 
 
-def zoom_window(images, options):
-    """The Window that is shown in detail: a small defect and what is around it.
+def zoom_windows(images, options):
+    """What is kept in detail: ZOOMS defects, small and large, and what is around them.
 
-    The ground truth alone decides, so it is the same for every setup: of all defects by area the
-    one that a quarter is smaller than, in the middle of a square of a fifth of the image's
-    smaller side, or of twice the defect's longest, moved into the image.
+    The ground truth alone decides, so it is the same for every setup: all defects in the order
+    of their area are cut into ZOOMS equal parts, and the middle one of each is taken.
 
-    Parameters: images as in experiment.run_cell, with masks; options. Returns a Window,
-    None where all masks are empty.
+    Parameters: images as in experiment.run_cell, with masks; options. Returns a list of Window
+    by area, as many as there are defects if those are fewer.
     """
-    areas = []
+    found = []
     for k, sample in enumerate(images.category.test):
         if sample.label:
-            found = np.bincount(_regions(images.original_mask(k), options).ravel())[1:]
-            areas += [(int(area), k, number) for number, area in enumerate(found, 1)]
-    if not areas:
-        return None
-    _, k, number = sorted(areas)[len(areas) // 4]
+            areas = np.bincount(_regions(images.original_mask(k), options).ravel())[1:].tolist()
+            first = len(found)
+            found += [(area, first + r, k, r + 1) for r, area in enumerate(areas)]
+    count = min(ZOOMS, len(found))
+    chosen = [sorted(found)[(2 * j + 1) * len(found) // (2 * count)] for j in range(count)]
+    return [_around(images, options, *place) for _, *place in chosen]
+
+
+def _around(images, options, region, k, number):
+    """The Window of a defect, the number-th of image k: the defect in the middle of a square of
+    a fifth of the image's smaller side, or of twice the defect's longest, moved into the image."""
     regions = _regions(images.original_mask(k), options)
     lines = [np.flatnonzero((regions == number).any(axis)) for axis in (1, 0)]  # rows, columns
     size = regions.shape
@@ -381,7 +388,7 @@ def zoom_window(images, options):
         int(np.clip((line[0] + line[-1] + 1 - side) // 2, 0, n - side))
         for line, n in zip(lines, size)
     )
-    return Window(k, top, left, top + side, left + side, size)
+    return Window(region, k, top, left, top + side, left + side, size)
 
 
 def image_roc(scores, labels):
@@ -439,31 +446,31 @@ def save_images(folder, images, setup, options):
             region_area += areas.tolist()
         masks.append(mask)
         ratios.append(ratio if not sample.label or category.has_masks else np.nan)
-    zoom, zoom_mask, window = b"", np.zeros((0, 0), bool), None
-    if category.has_masks:
-        window = zoom_window(images, options)
-    if window is not None:
-        zoom, zoom_mask = _detail(images, window)
+    windows = zoom_windows(images, options) if category.has_masks else []
+    zooms, zoom_masks = [], []
+    for window in windows:
+        picture, mask = _detail(images, window)
+        zooms.append(picture)
+        zoom_masks.append(mask)
     text = {
         "names": [sample.name for sample in category.test],
         "defects": [sample.defect for sample in category.test],
         "digest": images.digest,
         "thumbnail_size": size,
-        "window": None if window is None else asdict(window),
+        "windows": [asdict(window) for window in windows],
     }
     arrays = {
         "schema": np.int64(SCHEMA),
         "text": np.frombuffer(json.dumps(text).encode(), np.uint8),
         "labels": np.array([sample.label for sample in category.test], np.uint8),
         "sizes": np.array([sample.read_size() for sample in category.test], np.int64),
-        "jpegs": np.frombuffer(b"".join(jpegs), np.uint8),
-        "jpeg_sizes": np.array([len(data) for data in jpegs], np.int64),
+        **_packed("jpegs", [np.frombuffer(data, np.uint8) for data in jpegs], np.uint8),
         "masks": np.stack(masks),
         "ratios": np.array(ratios),
         "region_image": np.array(region_image, np.int64),
         "region_area": np.array(region_area, np.int64),
-        "zoom": np.frombuffer(zoom, np.uint8),
-        "zoom_mask": zoom_mask,
+        **_packed("zooms", [np.frombuffer(data, np.uint8) for data in zooms], np.uint8),
+        **_packed("zoom_masks", zoom_masks, bool),
     }
     _write(path, arrays)
 
@@ -484,17 +491,15 @@ def load_images(folder):
     data = _read(path)
     try:
         text = json.loads(data["text"].tobytes())
-        ends = np.cumsum(data["jpeg_sizes"])
-        blob = data["jpegs"].tobytes()
-        jpegs = [blob[end - n : end] for end, n in zip(ends, data["jpeg_sizes"])]
-        keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area", "zoom_mask")
-        window = text["window"]
-        if window is not None:
-            window = Window(**window | {"size": tuple(window["size"])})
+        jpegs, zooms = (
+            [part.tobytes() for part in _unpacked(name, data)] for name in ("jpegs", "zooms")
+        )
+        windows = [Window(**w | {"size": tuple(w["size"])}) for w in text["windows"]]
+        keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
         return StoredImages(
             text["names"], text["defects"], jpegs=jpegs, digest=text["digest"],
-            thumbnail_size=tuple(text["thumbnail_size"]), window=window,
-            zoom=data["zoom"].tobytes(),
+            thumbnail_size=tuple(text["thumbnail_size"]), windows=windows,
+            zooms=zooms, zoom_masks=_unpacked("zoom_masks", data),
             **{key: data[key] for key in keys},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
@@ -542,6 +547,20 @@ def _regions(mask, options):
 
 
 # ---------------------------------------------------------------------------------- files
+
+
+def _packed(name, parts, dtype):
+    """Arrays of different shapes (...) as two: all their values, and their shapes."""
+    shapes = np.array([part.shape for part in parts], np.int64)
+    values = [np.zeros(0, dtype), *(part.ravel() for part in parts)]
+    return {name: np.concatenate(values), f"{name}_shapes": shapes}
+
+
+def _unpacked(name, data):
+    """The list of arrays that _packed has made two of."""
+    shapes = data[f"{name}_shapes"].tolist()
+    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
+    return [part.reshape(shape) for part, shape in zip(np.split(data[name], ends), shapes)]
 
 
 def _write(path, arrays):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import render, svg
-from .analysis import REPORT_FPR, load_analysis, load_images
+from .analysis import FPRS, REPORT_FPR, load_analysis, load_images
 from .data import images as image_data
 from .errors import InputError
 from .experiment import read_result
@@ -582,25 +582,27 @@ def zoom_grid(cells, images):
     mask of each setup, coarse before fine.
 
     Parameters: cells, one pair (result, CellAnalysis) per setup, of one category and
-    architecture; images, as Collection.images returns them. Which defect:
-    `analysis.zoom_window`. Returns [] for fewer than two setups, or where no image has a defect
-    with a mask.
+    architecture; images, as Collection.images returns them. Of the defects that were kept
+    (`analysis.zoom_windows`) the smallest that one of the setups finds half of. Returns [] for
+    fewer than two setups, or where no image has a defect with a mask.
     """
-    window = images.window
-    if window is None or len(cells) < 2:
+    if not images.windows or len(cells) < 2:
         return []
+    number = _worth_showing(cells, images)
+    window = images.windows[number]
     full = (max(24, round(ZOOM_PANEL * window.size[0] / window.size[1])), ZOOM_PANEL)
     detail = (ZOOM_PANEL, ZOOM_PANEL)
     picture = image_data.resize_image(
         image_data.decode_bytes(images.jpegs[window.image]), full, antialias=True
     )
-    close = image_data.resize_image(image_data.decode_bytes(images.zoom), detail)
+    close = image_data.resize_image(image_data.decode_bytes(images.zooms[number]), detail)
     truth = image_data.resize_mask(images.masks[window.image], full)
-    rows = [[picture, close, _white(truth), _white(_seen(images.zoom_mask, window, window.size))]]
+    close_truth = _seen(images.zoom_masks[number], window, window.size)
+    rows = [[picture, close, _white(truth), _white(close_truth)]]
     labels = [("", "")]
     for result, analysis in cells:
         values = enlarge(analysis.maps[window.image], full)
-        zoomed = _seen(analysis.zoom, window, analysis.map_size) / 255
+        zoomed = _seen(analysis.zooms[number], window, analysis.map_size) / 255
         rows.append([glow(picture, values), glow(close, zoomed),
                      _white(values >= 0.5), _white(zoomed >= 0.5)])  # fmt: skip
         labels.append((result["setup"], "x".join(map(str, analysis.map_size)) + " px"))
@@ -640,11 +642,26 @@ def _seen(part, window, shape):
     return part[np.ix_(*picks)]
 
 
+def _worth_showing(cells, images):
+    """Which Window is shown: that of the smallest defect that one of the setups finds half of,
+    at REPORT_FPR; of the largest where there is none."""
+    at = FPRS.index(REPORT_FPR)
+    for number, window in enumerate(images.windows):
+        if any(analysis.recall[window.region, at] >= 0.5 for _, analysis in cells):
+            return number
+    return len(images.windows) - 1
+
+
 def _framed(panel, window):
-    """A picture of the whole image with the Window's outline in it."""
-    inside = np.zeros(panel.shape[:2], bool)
-    inside[window.within(inside.shape)] = True
-    return render.draw_contours(panel, inside, 1)
+    """A picture of the whole image with the Window's outline in it, white with a black rim."""
+    out = panel.copy()
+    part = out[window.within(panel.shape[:2])]
+    for colour in (0, 255, 0):
+        part[[0, -1]] = part[:, [0, -1]] = colour
+        part = part[1:-1, 1:-1]
+        if not part.size:
+            break
+    return out
 
 
 def _white(mask):
