@@ -133,7 +133,8 @@ def summary(results):
         groups.setdefault(key, []).append(r)
     places = {name: k for k, name in enumerate(setup_names(results))}
     for (dataset, category, arch, setup), group in groups.items():
-        row = [[DATASETS.get(dataset, dataset)] * 2, [category] * 2, [ARCHS.get(arch, arch)] * 2]
+        short = "built-in" if dataset == "synthetic" else DATASETS.get(dataset, dataset)
+        row = [[short] * 2, [category] * 2, [ARCHS.get(arch, arch)] * 2]
         row += [[setup, places[setup]], [str(len(group)), len(group)]]
         numbers = {
             metric: cell_number(dataset, arch, category, setup, metric, group)
