@@ -100,7 +100,13 @@ def mahalanobis(
                         row[r] += n_rows - r
                     if n_rows == ROWS:
                         add_rows(
-                            &y[0] + i + ROWS, row[0], row[1], row[2], row[3], &delta[i], dims - i - ROWS
+                            &y[0] + i + ROWS,
+                            row[0],
+                            row[1],
+                            row[2],
+                            row[3],
+                            &delta[i],
+                            dims - i - ROWS,
                         )
                     else:
                         for j in range(dims - i - 1):

@@ -177,7 +177,7 @@ def test_models_beyond_the_budget_give_the_same(ensemble, folder):
     for _ in range(2):
         for a, b in zip(first(images), second(images)):
             np.testing.assert_array_equal(a, b)
-    assert len(first.engine.residents.heads) == 4 and second.engine.residents is None
+    assert len(first.engine.residents.locations) == 4 and second.engine.residents is None
 
 
 def test_an_unreadable_image_is_raised_or_left_out(ensemble, folder):

@@ -19,8 +19,12 @@ BUDGET = 16 << 30  # bytes of layers on the disk, see budget_within
 
 
 def budget_within(n_bytes):
-    """n_bytes, an int, but at most half of what is free in the temporary folder now."""
-    return min(n_bytes, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    """n_bytes, an int, but at most half of what is free in the temporary folder now; 0 where
+    there is no folder that can be written to."""
+    try:
+        return min(n_bytes, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    except OSError:
+        return 0
 
 
 class FeatureMemo:

@@ -201,6 +201,9 @@ def _memo(group, name, options, progress):
     if len(group) < 2:
         return contextlib.nullcontext()
     budget = budget_within(options.share_features)
+    if not budget:
+        progress.note(f"{name}: no temporary folder has room, so no layers are shared")
+        return contextlib.nullcontext()
     progress.note(
         f"{name}: {len(group)} cells share the layers of the backbone, within "
         f"{bytes_text(budget)} in {tempfile.gettempdir()}"
