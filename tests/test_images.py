@@ -369,6 +369,16 @@ def test_resize_agrees_with_torch(shape, size, antialias):
 
 
 @pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("shape", "size"), [((90, 70), (45, 31)), ((37, 53), (64, 20))])
+def test_strips_of_a_large_image_are_the_whole(monkeypatch, shape, size, antialias):
+    """Sixteen rows at a time, the last strip shorter: the bits of all rows at once."""
+    image = picture(*shape)
+    whole = images.resize_image(image, size, antialias)
+    monkeypatch.setattr(images, "STRIP", 0)
+    np.testing.assert_array_equal(images.resize_image(image, size, antialias), whole)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
 def test_the_same_size_and_constant_images_are_unchanged(antialias):
     image = picture(9, 7)
     np.testing.assert_array_equal(images.resize_image(image, (9, 7), antialias), image)

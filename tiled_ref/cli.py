@@ -314,7 +314,8 @@ def build_parser():
     )
     group.add_argument(
         "--threads", type=_positive, metavar="N",
-        help=f"threads of the kernels (default 2, or {_arrays.THREADS_VARIABLE})",
+        help="threads of the kernels that merge, smooth and score (default 2, or "
+        f"{_arrays.THREADS_VARIABLE}, which counts for those of PaDiM and PatchCore as well)",
     )  # fmt: skip
     group.add_argument(
         "--resume", action="store_true",

@@ -223,14 +223,13 @@ def _measure(ensemble, train):
     else:
         state = ensemble.states[location]
         model = ensemble.make_model()
-    held = sum(value.nbytes for value in state.values())
+    n_bytes = sum(value.nbytes for value in state.values())
     if ensemble.device.type == "cuda":  # a model may hold more there than its state
         before = torch.cuda.memory_allocated(ensemble.device)
         probe = ensemble.make_model()
         probe.load_state(state)
-        held = max(held, torch.cuda.memory_allocated(ensemble.device) - before)
+        n_bytes = max(n_bytes, torch.cuda.memory_allocated(ensemble.device) - before)
         del probe
-    n_bytes = held
     if ensemble.arch == "patchcore" and train is not None:
         n_bytes = n_bytes * len(train) // len(some)
     model.load_state(state)

@@ -23,6 +23,12 @@ and offers
     load_state(state) the inverse of state()
     BATCH_SIZE        images per batch in the paper's evaluation, the default of batch_size
 
+and, where heads of several models at once are faster than one after the other,
+
+    joint_head(states)  a function of features (L * B, ...), location-major, that gives the maps
+                      (L * B, H, W) and scores (L * B,) of L models with these states
+    JOINT             the types of devices, such as "cuda", on which it is used
+
 For tiled input (ST) a batch holds T tiles of every image, (T * B, 3, h, w), tile-major (tile 0
 of all images, then tile 1, ...), and `untile(features, factor)` turns
 (T * B, C, h/factor, w/factor) into (B, C, H/factor, W/factor); `untile.n_tiles` is T and

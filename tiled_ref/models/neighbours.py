@@ -85,7 +85,7 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
         return distances[0], indices[0]
     if not (queries.ndim == bank.ndim == 3 and shapes[0][::2] == shapes[1][::2]):
         raise InputError(
-            f"queries and bank must be (Q, D) and (M, D), or (L, Q, D) and (L, M, D), got "
+            "queries and bank must be (Q, D) and (M, D), or (L, Q, D) and (L, M, D), got "
             f"{shapes[0]} and {shapes[1]}"
         )
     n_banks, n_bank, dims = bank.shape

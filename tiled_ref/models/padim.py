@@ -101,8 +101,10 @@ class Padim:
 
     @property
     def precision(self):
-        """Inverse covariances, float32 (P, D, D)."""
-        return unpack(self._inverses) if self._packs else self._inverses
+        """Inverse covariances, float32 (P, D, D); None before fit."""
+        if self._packs and self._inverses is not None:
+            return unpack(self._inverses)
+        return self._inverses
 
     @precision.setter
     def precision(self, matrices):
