@@ -9,7 +9,7 @@ from citations import cited, in_code, in_tests
 from sources import ROOT, SOURCES
 from tiled_ref import experiment, metrics, paper, smoothing
 from tiled_ref.data import images
-from tiled_ref.models import fastflow, padim, patchcore, reverse_distillation
+from tiled_ref.models import fastflow, padim, patchcore, reverse_distillation, trained
 
 
 def default(function, name):
@@ -26,8 +26,7 @@ NUMBERS = [
     ("Rolih et al. Sec. 4.2, PatchCore's", patchcore.PatchCore.BATCH_SIZE, 8),
     ("Rolih et al. Sec. 4.2, batch size", fastflow.FastFlow.BATCH_SIZE, 32),
     ("Rolih et al. Sec. 4.2", reverse_distillation.ReverseDistillation.BATCH_SIZE, 32),
-    ("Rolih et al. Sec. 4.2, steps", default(fastflow.FastFlow, "steps"), 200),
-    ("Rolih et al. Sec. 4.2", default(reverse_distillation.ReverseDistillation, "steps"), 200),
+    ("Rolih et al. Sec. 4.2, steps", default(trained.TrainedModel, "steps"), 200),
     ("Rolih et al. Sec. 4.2, coreset as in anomalib", patchcore.RATIO, 0.1),
     ("Rolih et al. Sec. 4.2, neighbours as in anomalib", patchcore.N_NEIGHBOURS, 9),
     ("Defard et al. Sec. IV-B, PaDiM-R18-Rd100", padim.D, 100),

@@ -12,7 +12,7 @@ from ..models import fastflow as model
 from . import formulas
 from .compare import boundary, close
 from .numbers import Numbers
-from .padim import CHANNELS, Given, given_layers, layers_of, places, score_stage, tensor
+from .padim import CHANNELS, Given, given_layers, layers_of, score_stage, tensor
 from .stage import Case, Confusion, Stage, Weights
 
 SIZE = 16  # px, the tile of the bundle's flows: grids of 4, 2 and 1
@@ -363,8 +363,7 @@ def _map(inputs):
     layers = [inputs[f"z{k}"] for k in (1, 2, 3)]
     size = tuple(int(v) for v in inputs["size"])
     fastflow = _fastflow(dict(zip(CHANNELS, layers)), size)
-    fastflow.flows = [lambda x: (x, None)] * 3  # the hidden variables are given
-    return {"map": fastflow.predict(places(len(layers[0])))[0].contiguous().numpy()}
+    return {"map": fastflow.maps([[tensor(z) for z in layers]])[0].contiguous().numpy()}
 
 
 def _map_formula(

@@ -9,7 +9,7 @@ from . import formulas
 from .compare import boundary, close
 from .fastflow import Counted, adam
 from .numbers import Numbers
-from .padim import Given, given_layers, layers_of, places, score_stage, tensor
+from .padim import Given, given_layers, layers_of, score_stage, tensor
 from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
 from .small_model import WIDTH, drawn, packed, unpacked
 from .stage import Case, Confusion, Stage, Weights
@@ -51,7 +51,7 @@ def _embedding_cases():
 
 def _embedding(inputs):
     with torch.no_grad():
-        decoded = _model(inputs).decode([tensor(x) for x in given_layers(inputs)])
+        decoded = _model(inputs).student([tensor(x) for x in given_layers(inputs)])[3:]
     return {name: x.contiguous().numpy() for name, x in zip(DECODED, decoded)}
 
 
@@ -181,7 +181,7 @@ def _parameters_cases():
 def _loss(inputs, rd):
     with torch.no_grad():
         layers = [tensor(layer) for layer in given_layers(inputs)]
-        return model.distillation_loss(layers, rd.decode(layers)).numpy()
+        return model.distillation_loss(layers, rd.student(layers)[3:]).numpy()
 
 
 def _parameters(inputs):
@@ -294,8 +294,8 @@ def _map_cases():
 
 def _map(inputs):
     rd = _model(inputs, tuple(int(v) for v in inputs["size"]))
-    rd.decode = lambda features: [tensor(inputs[name]) for name in DECODED]
-    return {"map": rd.predict(places(len(inputs["layer1"])))[0].contiguous().numpy()}
+    layers = [*given_layers(inputs), *(inputs[name] for name in DECODED)]
+    return {"map": rd.maps([[tensor(layer) for layer in layers]])[0].contiguous().numpy()}
 
 
 def _map_formula(

@@ -21,12 +21,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..backbone import FEATURE_STRIDE, channels_of, in_company
+from ..backbone import FEATURE_STRIDE, channels_of
 from ..errors import InputError
-from ..precision import autocast_of
-from .cached import BUDGET, batches, encoder_features, layers_in_chunks
-from .joint import joint, part_of, stack_states
 from .maps import upsample_bilinear
+from .trained import TrainedModel
 
 LAYERS = ("layer1", "layer2", "layer3")
 N_BLOCKS = 8  # coupling blocks per layer for ResNet-18, Yu et al., implementation details
@@ -36,65 +34,25 @@ KERNELS = {"3x3": (3, 3), "alternating": (3, 1)}  # of block 0, 1, 0, 1, ...
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-5  # Adam, Yu et al., implementation details
 
 
-class FastFlow:
+class FastFlow(TrainedModel):
     """FastFlow on ResNet-18, layers 1-3.
 
-    Parameters
-    ----------
-    backbone : ResNet18Features
-        Frozen; shared between the models of an ensemble.
-    output_size : (int, int)
-        Height and width in pixels of the anomaly map.
-    seed : int
-        Draws initial weights, permutations and the order of the images.
-    device : torch.device or str
-    untile : callable, optional
-        For tiled input, see tiled_ref.models; with the attribute `tile_size`. The flows have
-        the tile's size and are trained on single tiles; the hidden variables are untiled.
-    batch_size : int, optional
-        Images per optimiser step, BATCH_SIZE by default.
-    steps : int >= 1
-        Optimiser steps.
-    kernels : {"3x3", "alternating"}
-        Convolutions of the subnets: 3 x 3 in all blocks, or 3 x 3 and 1 x 1 in turn
-        (deviation D9).
-    cache_bytes : int or None
-        Host memory for the training images' features, see cached.encoder_features.
+    Parameters: backbone, output_size and the options of `TrainedModel`; seed also draws the
+    permutations; with untile the flows have the tile's size and are trained on single tiles, and
+    the hidden variables are untiled. kernels, "3x3" or "alternating": convolutions of the
+    subnets, 3 x 3 in all blocks, or 3 x 3 and 1 x 1 in turn (deviation D9).
 
     Attributes
     ----------
-    flows : torch.nn.ModuleList of LayerFlow, one per layer
+    flows : Flows, a list of one LayerFlow per layer; the network
     """
 
-    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
-    CHUNK = 8  # images or tiles per pass: memory does not grow with the batch
-    JOINT = ("cuda",)  # devices on which joint_head is faster than one head after another
-
-    def __init__(
-        self,
-        backbone,
-        output_size,
-        *,
-        seed,
-        device,
-        untile=None,
-        batch_size=None,
-        steps=200,
-        kernels="3x3",
-        cache_bytes=BUDGET,
-    ):
+    def __init__(self, backbone, output_size, *, kernels="3x3", **options):
         if kernels not in KERNELS:
             raise InputError(f"kernels must be one of {', '.join(KERNELS)}, not {kernels!r}")
-        if steps < 1:
-            raise InputError(f"the number of steps must be at least 1, not {steps!r}")
-        self.backbone = backbone
-        self.output_size = tuple(output_size)
-        self.seed, self.steps, self.cache_bytes = seed, steps, cache_bytes
-        self.untile = untile
-        self.device = torch.device(device)
-        self.batch_size = batch_size or self.BATCH_SIZE
-        generator = torch.Generator().manual_seed(seed)
-        h, w = self.output_size if untile is None else untile.tile_size
+        super().__init__(backbone, output_size, **options)
+        generator = torch.Generator().manual_seed(self.seed)
+        h, w = self.input_size
         flows = [
             LayerFlow(
                 channels_of(backbone)[name],
@@ -104,99 +62,41 @@ class FastFlow:
             )
             for name in LAYERS
         ]
-        self.flows = torch.nn.ModuleList(flows).to(self.device)
+        self.flows = self.network = Flows(flows).to(self.device)
 
     @property
     def n_parameters(self):
         """Parameters as Table 3 counts them: backbone, LayerNorm and flows; a permutation is
         a C x C matrix and counts with its inverse."""
-        frozen = sum(p.numel() for p in self.backbone.parameters())
-        learnt = sum(p.numel() for p in self.flows.parameters())
         fixed = sum(2 * block.order.numel() ** 2 for flow in self.flows for block in flow.blocks)
-        return frozen + learnt + fixed
+        return super().n_parameters + fixed
 
-    def n_learnt(self, n_images):
-        """Numbers kept after training: weights and the order of the channels."""
-        return sum(value.numel() for value in self.flows.state_dict().values())
-
-    def fit(self, images, progress=None):
-        """Maximise the likelihood of normal features, `steps` times Adam.
-
-        Batches: see cached.batches. For tiled input an image is T tiles of one batch. The
-        loss of a batch is the sum of its chunks' and the gradient accumulates, layer by
-        layer, so that one chunk of one layer is in memory at a time.
-
-        Parameters: images and progress, see tiled_ref.models; progress counts steps.
-        Raises InputError without images.
-        """
-        features = encoder_features(self.backbone, images, self.cache_bytes)
-        self.flows.train()
-        optimizer = torch.optim.Adam(
+    def optimizer(self):
+        """Adam as in Yu et al., implementation details."""
+        return torch.optim.Adam(
             self.flows.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
         )
-        todo = batches(len(images), self.batch_size, self.steps, self.seed)
-        for step, indices in enumerate(todo, start=1):
-            optimizer.zero_grad(set_to_none=True)
-            for flow, layer in zip(self.flows, features[indices]):
-                for chunk in layer.split(self.CHUNK):
-                    (nll(*flow(chunk)).sum() / len(layer)).backward()
-            optimizer.step()
-            if progress:
-                progress(step, self.steps)
-        self.flows.eval()
 
-    @torch.no_grad()
-    def predict(self, images):
-        """Anomaly maps and scores (Yu et al. Sec. 3.3).
+    def add_gradient(self, layers):
+        """Add the gradient of the batch's loss: the negative log-likelihood of the features.
 
-        Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
-        Returns maps float32 (B, H, W) in [-1, 0], the negative likelihood per position
-        (unnormalised), bilinear, mean over the layers, not blurred; and scores float32
+        The loss of a batch is the sum of its chunks' and of its layers', so that one chunk of
+        one layer is in memory at a time. For tiled input an image is T tiles of one batch.
+
+        Parameters: layers, the encoder's, a list of float32 (B, C, hf, wf).
+        """
+        for flow, layer in zip(self.flows, layers):
+            for chunk in layer.split(self.CHUNK):
+                (nll(*flow(chunk)).sum() / len(layer)).backward()
+
+    def maps(self, parts):
+        """Maps and scores of hidden variables (Yu et al. Sec. 3.3).
+
+        Parameters: parts, an iterable of lists, a tensor z (b, C, hf, wf) float32 per layer.
+        Returns maps float32 (B, H, W) in [-1, 0], B the sum of b: the negative likelihood per
+        position (unnormalised), bilinear, mean over the layers, not blurred; and scores float32
         (B,), the maximum of each map.
         """
-        return self._maps(self.hidden(self.backbone(chunk)) for chunk in images.split(self.CHUNK))
-
-    def features(self, images):
-        """What is the same in every model of an ensemble: the layers of the backbone."""
-        return layers_in_chunks(self.backbone, images, self.CHUNK)
-
-    @torch.no_grad()
-    def head(self, features):
-        """Maps and scores, see predict, of features(images)."""
-        chunks = zip(*(layer.split(self.CHUNK) for layer in features))
-        return self._maps(self.hidden(list(chunk)) for chunk in chunks)
-
-    def hidden(self, layers):
-        """Layers of the backbone -> hidden variables z, lists of (B, C, hf, wf)."""
-
-        def flows(layers):
-            with autocast_of(self.backbone, self.device):
-                return [flow(x)[0].float() for flow, x in zip(self.flows, layers)]
-
-        return in_company(flows, layers, layers[-1][0].numel() // 2)
-
-    @torch.no_grad()
-    def joint_head(self, states):
-        """The head of several models at once, their flows batched by torch.func.vmap.
-
-        Parameters: states, a list of L states, which end up on the device together.
-        Returns a function of features, each (L * B, C, hf, wf), location-major, that gives maps
-        (L * B, H, W) and scores (L * B,).
-        """
-        stacked = stack_states(states, self.device)
-        self.flows.eval()
-
-        def hidden(tensors, layers):
-            with autocast_of(self.backbone, self.device):
-                return [
-                    torch.func.functional_call(flow, part_of(tensors, f"{k}."), (x,))[0].float()
-                    for k, (flow, x) in enumerate(zip(self.flows, layers))
-                ]
-
-        return joint(hidden, stacked, len(states), self._maps)
-
-    def _maps(self, parts):
-        """Maps and scores of hidden variables, which come in parts."""
         total = 0
         for name, layer in zip(LAYERS, zip(*parts)):
             z = torch.cat(layer)  # (B, C, hf, wf)
@@ -207,19 +107,6 @@ class FastFlow:
             total = total + upsample_bilinear(likelihood_map(z), self.output_size)
         maps = total / len(LAYERS)  # (B, H, W)
         return maps, maps.amax((1, 2))
-
-    def state(self):
-        """What fit found, on the CPU: weights, permutations."""
-        return {name: value.detach().cpu().clone() for name, value in _named(self.flows)}
-
-    def load_state(self, state):
-        """The inverse of state()."""
-        self.flows.load_state_dict(state)
-        self.flows.eval()
-
-
-def _named(module):
-    return module.state_dict().items()
 
 
 def nll(z, log_det):
@@ -240,6 +127,14 @@ def likelihood_map(z):
     that layers of different width weigh the same.
     """
     return -torch.exp(-0.5 * z.square().mean(1))
+
+
+class Flows(torch.nn.ModuleList):
+    """A LayerFlow for each of the layers."""
+
+    def forward(self, layers):
+        """Layers of the backbone -> hidden variables z, lists of float32 (B, C, hf, wf)."""
+        return [flow(layer)[0] for flow, layer in zip(self, layers)]
 
 
 class LayerFlow(torch.nn.Module):

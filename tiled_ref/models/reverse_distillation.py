@@ -7,7 +7,7 @@ arXiv:2201.10703. Tensors are float32 throughout. Read Sec. 3 beside this file:
     3.1  Eq. 2   L = sum_k 1/(H_k W_k) sum_h sum_w M^k(h, w)         -> distillation_loss
     3.1  student decoder, symmetrical to the encoder                 -> Decoder
     3.2  one-class bottleneck: multi-scale feature fusion, embedding -> Bottleneck
-    3.3  Eq. 3   the anomaly map, from all M^k enlarged              -> ReverseDistillation.predict
+    3.3  Eq. 3   the anomaly map, from all M^k enlarged              -> ReverseDistillation.maps
 """
 
 import math
@@ -16,108 +16,67 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..backbone import FEATURE_STRIDE, channels_of, in_company
+from ..backbone import FEATURE_STRIDE, channels_of
 from ..errors import InputError
-from ..precision import autocast_of
-from .cached import BUDGET, batches, encoder_features, layers_in_chunks
-from .joint import joint, part_of, stack_states
 from .maps import gaussian_blur
+from .trained import TrainedModel
 
 LAYERS = ("layer1", "layer2", "layer3")
 LEARNING_RATE, BETAS = 0.005, (0.5, 0.999)  # Adam, Deng and Li Sec. 4.1
 SIGMA = 4.0  # px, blur of the anomaly map, Deng and Li Sec. 4.1
 
 
-class ReverseDistillation:
+class ReverseDistillation(TrainedModel):
     """Reverse Distillation on ResNet-18, layers 1-3.
 
-    Parameters
-    ----------
-    backbone : ResNet18Features
-        Frozen; shared between the models of an ensemble.
-    output_size : (int, int)
-        Height and width in pixels of the anomaly map.
-    seed : int
-        Draws initial weights and the order of the images.
-    device : torch.device or str
-    untile : callable, optional
-        For tiled input, see tiled_ref.models: encoder, bottleneck and decoder see tiles, the
-        feature maps of encoder and decoder are untiled before loss and map.
-    batch_size : int, optional
-        Images per optimiser step, BATCH_SIZE by default.
-    steps : int >= 1
-        Optimiser steps.
-    loss : {"positions", "flattened"}
-        Eq. 2, or one cosine per image and layer as in the released code (deviation D10).
-    combine : {"product", "sum"}
-        How the layers' maps become one. Deviation D11: Eq. 3 of the paper is the sum; the
-        product is what the tiled ensemble's authors evaluated.
-    cache_bytes : int or None
-        Host memory for the training images' features, see cached.encoder_features.
+    Parameters: backbone, output_size and the options of `TrainedModel`; with untile encoder,
+    bottleneck and decoder see tiles, the feature maps of encoder and decoder are untiled before
+    loss and map. loss, "positions" or "flattened": Eq. 2, or one cosine per image and layer as in
+    the released code (deviation D10). combine, "product" or "sum": how the layers' maps become
+    one; deviation D11: Eq. 3 of the paper is the sum; the product is what the tiled ensemble's
+    authors evaluated.
 
     Attributes
     ----------
-    student : torch.nn.ModuleDict of `bottleneck` and `decoder`
+    student : Student, the network
     """
 
-    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
-    CHUNK = 8  # images or tiles per pass in predict
-    JOINT = ("cuda",)  # devices on which joint_head is faster than one head after another
-
-    def __init__(
-        self,
-        backbone,
-        output_size,
-        *,
-        seed,
-        device,
-        untile=None,
-        batch_size=None,
-        steps=200,
-        loss="positions",
-        combine="product",
-        cache_bytes=BUDGET,
-    ):
+    def __init__(self, backbone, output_size, *, loss="positions", combine="product", **options):
         if loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
         if combine not in ("product", "sum"):
             raise InputError(f"combine must be 'product' or 'sum', not {combine!r}")
-        if steps < 1:
-            raise InputError(f"the number of steps must be at least 1, not {steps!r}")
-        self.backbone = backbone
-        self.output_size = tuple(output_size)
-        self.seed, self.steps, self.cache_bytes = seed, steps, cache_bytes
+        super().__init__(backbone, output_size, **options)
         self.loss, self.combine = loss, combine
-        self.untile = untile
-        self.device = torch.device(device)
-        self.batch_size = batch_size or self.BATCH_SIZE
-        width = channels_of(backbone)["layer1"]
-        parts = {"bottleneck": Bottleneck(width), "decoder": Decoder(width)}
-        self.student = nn.ModuleDict(parts)
-        initialize(self.student, torch.Generator().manual_seed(seed))
-        self.student.to(self.device, memory_format=torch.channels_last)
+        self.student = Student(channels_of(backbone)["layer1"])
+        initialize(self.student, torch.Generator().manual_seed(self.seed))
+        self.network = self.student.to(self.device, memory_format=torch.channels_last)
 
-    @property
-    def n_parameters(self):
-        """Parameters as Table 3 counts them: encoder, bottleneck and decoder."""
-        parameters = [*self.backbone.parameters(), *self.student.parameters()]
-        return sum(p.numel() for p in parameters)
+    def check_batch(self, n_images):
+        """Raise InputError where the bottleneck would normalise a single value."""
+        h, w = self.input_size
+        n_tiles = n_images * (1 if self.untile is None else self.untile.n_tiles)
+        if n_tiles * math.ceil(h / 32) * math.ceil(w / 32) == 1:
+            raise InputError(
+                f"a batch of one image of {h} x {w} px is too little for the batch normalisation "
+                "of reverse_distillation; use more training images, another --batch-size or "
+                "larger images"
+            )
 
-    def n_learnt(self, n_images):
-        """Numbers kept after training: weights and the statistics of the batch normalisation."""
-        return sum(value.numel() for value in self.student.state_dict().values())
+    def optimizer(self):
+        """Adam as in Deng and Li Sec. 4.1."""
+        return torch.optim.Adam(self.student.parameters(), lr=LEARNING_RATE, betas=BETAS)
 
-    def decode(self, features):
-        """Encoder features -> the decoder's answer to them, both lists of three layers.
+    def add_gradient(self, layers):
+        """Add the gradient of the batch's loss (Deng and Li Eq. 2).
 
-        Where a side is no multiple of 32 px, the bottleneck rounds its grid up and the decoder
-        doubles that: its answer is cut to the encoder's size, at the bottom and at the right.
+        Batch normalisation uses the statistics of the batch, so it is computed in one piece.
+
+        Parameters: layers, the encoder's, a list of float32 (B, C, hf, wf).
         """
-        return self._cut(features, self.student["decoder"](self.student["bottleneck"](features)))
-
-    @staticmethod
-    def _cut(encoded, decoded):
-        return [d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(encoded, decoded)]
+        answer = self.student(layers)
+        loss = LOSSES[self.loss](self.whole(answer[:3]), self.whole(answer[3:]))
+        loss.backward()
 
     def whole(self, layers):
         """Feature maps of tiles -> of images; the same list where the input is not tiled."""
@@ -127,90 +86,15 @@ class ReverseDistillation:
         # The layout of untiled input, so that a single tile gives its bits.
         return [x.contiguous(memory_format=torch.channels_last) for x in whole]
 
-    def _check_statistics(self, n_images):
-        """Raise InputError where the bottleneck would normalise a single value."""
-        h, w = self.output_size if self.untile is None else self.untile.tile_size
-        n_tiles = n_images * (1 if self.untile is None else self.untile.n_tiles)
-        if n_tiles * math.ceil(h / 32) * math.ceil(w / 32) == 1:
-            raise InputError(
-                f"a batch of one image of {h} x {w} px is too little for the batch normalisation "
-                "of reverse_distillation; use more training images, another --batch-size or "
-                "larger images"
-            )
+    def maps(self, parts):
+        """Maps and scores of the student's answers (Deng and Li Sec. 3.3, Eq. 3).
 
-    def fit(self, images, progress=None):
-        """Train bottleneck and decoder, `steps` times Adam (Deng and Li Eq. 2).
-
-        Batches: see cached.batches. Batch normalisation uses the statistics of the batch.
-
-        Parameters: images and progress, see tiled_ref.models; progress counts steps.
-        Raises InputError without images, or where a batch has no statistics.
-        """
-        features = encoder_features(self.backbone, images, self.cache_bytes)
-        todo = list(batches(len(images), self.batch_size, self.steps, self.seed))
-        self._check_statistics(min(map(len, todo)))
-        self.student.train()
-        optimizer = torch.optim.Adam(self.student.parameters(), lr=LEARNING_RATE, betas=BETAS)
-        for step, indices in enumerate(todo, start=1):
-            encoded = features[indices]
-            loss = LOSSES[self.loss](self.whole(encoded), self.whole(self.decode(encoded)))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if progress:
-                progress(step, self.steps)
-        self.student.eval()
-
-    @torch.no_grad()
-    def predict(self, images):
-        """Anomaly maps and scores (Deng and Li Sec. 3.3).
-
-        Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
-        Returns maps float32 (B, H, W), the layers' distances enlarged (bilinear,
+        Parameters: parts, an iterable of lists of six tensors (b, C, hf, wf) float32, three
+        layers of the encoder and three of the decoder.
+        Returns maps float32 (B, H, W), B the sum of b: the layers' distances enlarged (bilinear,
         align_corners True), multiplied (or summed), blurred with sigma 4 px; and scores
         float32 (B,), the maximum of each map.
         """
-        return self._maps(self._both(self.backbone(chunk)) for chunk in images.split(self.CHUNK))
-
-    def features(self, images):
-        """What is the same in every model of an ensemble: the layers of the encoder."""
-        return layers_in_chunks(self.backbone, images, self.CHUNK)
-
-    @torch.no_grad()
-    def head(self, features):
-        """Maps and scores, see predict, of features(images)."""
-        chunks = zip(*(layer.split(self.CHUNK) for layer in features))
-        return self._maps(self._both(list(chunk)) for chunk in chunks)
-
-    @torch.no_grad()
-    def joint_head(self, states):
-        """The head of several models at once, their students batched by torch.func.vmap.
-
-        Parameters: states, a list of L states, which end up on the device together.
-        Returns a function of features, each (L * B, C, hf, wf), location-major, that gives maps
-        (L * B, H, W) and scores (L * B,).
-        """
-        stacked = stack_states(states, self.device)
-        self.student.eval()
-
-        def both(tensors, encoded):
-            with autocast_of(self.backbone, self.device):
-                x = encoded
-                for name in ("bottleneck", "decoder"):
-                    own = part_of(tensors, f"{name}.")
-                    x = torch.func.functional_call(self.student[name], own, (x,))
-            return encoded + [layer.float() for layer in self._cut(encoded, x)]
-
-        return joint(both, stacked, len(states), self._maps)
-
-    def _both(self, encoded):
-        """Three layers of the encoder -> them and the decoder's answers, six tensors."""
-        with autocast_of(self.backbone, self.device):
-            decoded = in_company(self.decode, encoded, encoded[-1][0].numel() // 2)
-        return encoded + [layer.float() for layer in decoded]
-
-    def _maps(self, parts):
-        """Maps and scores of what _both returns, which comes in parts."""
         layers = [torch.cat(layer) for layer in zip(*parts)]
         encoded, decoded = self.whole(layers[:3]), self.whole(layers[3:])
         combined = None
@@ -223,16 +107,6 @@ class ReverseDistillation:
                 combined = combined * m if self.combine == "product" else combined + m
         maps = gaussian_blur(combined, SIGMA)  # (B, H, W)
         return maps, maps.amax((1, 2))
-
-    def state(self):
-        """What fit found, on the CPU: weights and statistics of bottleneck and decoder."""
-        items = self.student.state_dict().items()
-        return {name: value.detach().cpu().clone() for name, value in items}
-
-    def load_state(self, state):
-        """The inverse of state()."""
-        self.student.load_state_dict(state)
-        self.student.eval()
 
 
 def cosine_distance(encoded, decoded):
@@ -262,6 +136,27 @@ def flattened_loss(encoded, decoded):
 
 
 LOSSES = {"positions": distillation_loss, "flattened": flattened_loss}
+
+
+class Student(nn.Module):
+    """Bottleneck and decoder, and what they are asked about.
+
+    Parameters: width, channels of layer1, 64 in ResNet-18; all others grow with it.
+    """
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.bottleneck = Bottleneck(width)
+        self.decoder = Decoder(width)
+
+    def forward(self, encoded):
+        """Layers of the encoder, encoded (B, C, hf, wf) -> them and the decoder's answers, six.
+
+        Where a side is no multiple of 32 px, the bottleneck rounds its grid up and the decoder
+        doubles that: its answer is cut to the encoder's size, at the bottom and at the right.
+        """
+        decoded = self.decoder(self.bottleneck(encoded))
+        return [*encoded, *(d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(encoded, decoded))]
 
 
 class Bottleneck(nn.Module):
