@@ -3,7 +3,11 @@
 import csv
 import doctest
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -162,6 +166,78 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
         assert out.strip(), words
         ran.add(tuple(arguments))
     assert len(ran) >= 6
+
+
+# Commands of the README besides run.py -> (words to replace by others, exit status).
+OTHERS = {
+    "tests/fuzz.py": ({"5000": "20"}, 0),
+    "tiled_ref.apidoc": ({}, 0),
+    "tiled_ref.golden check": ({}, 0),
+    "tiled_ref.golden export": ({}, 0),
+    "tests/port/build.py": ({}, 0),
+    "tests/port/build.py 26": ({}, 1),
+    "torchrun": ({}, 0),
+}
+
+
+def other_commands():
+    """(words, words to replace, exit status) of those that are neither run.py nor CI's own."""
+    for words, _, line in COMMANDS:
+        if words[:2] == ["python", "run.py"] or words[0] == "pip" or words[2:] == ["pytest"]:
+            continue
+        text = " ".join(words)
+        keys = [key for key in OTHERS if re.search(rf"(^| ){re.escape(key)}( |$)", text)]
+        assert keys, f"line {line} of the README: no test runs {text}"
+        yield pytest.param(words, *OTHERS[max(keys, key=len)], id=text)
+
+
+def type_in(words, replaced, folder):
+    """Run a command of the README from a folder that has the repository's rooms in it."""
+    for name in ("tests", "tiled_ref", "kernels", "run.py"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    words = [replaced.get(word, word) for word in words]
+    if words[0] == "torchrun":
+        words = ["python", "-m", "torch.distributed.run", "--standalone", *words[1:]]
+        words += ["--dataset", "folder", "--root", "parts", *quick(["--image-size", "0"])]
+        words += ["--tile-size", "32", "--stride", "16"]
+    return subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words, replaced, status", list(other_commands()))
+def test_the_other_commands_run(words, replaced, status, workplace, request):
+    if "tests/port/build.py" in words and shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("no C compiler")
+    if "check" in words:
+        shutil.copytree(ROOT / "tests" / "golden", workplace / "ports" / "mine")
+    if words[-1] == "imagenet":  # those beside the repository, so that nothing is downloaded
+        replaced = {"imagenet": str(request.getfixturevalue("official_weights"))}
+    before = {path.name for path in workplace.iterdir()}
+    result = type_in(words, replaced, workplace)
+    assert result.returncode == status, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    made = {path.name for path in workplace.iterdir()} - before
+    named = {"--json": "report.json", "export": words[-1], "tiled_ref.apidoc": "api.html"}
+    if words[-1] == "imagenet":
+        named["export"] = "genuine"
+    for word in set(named) & set(words):
+        assert named[word] in made
+    assert made or result.stdout.strip()
+
+
+@pytest.mark.slow
+def test_the_port_prints_the_lines_that_the_readme_shows(tmp_path):
+    """The block above the mistake that it names, "..." for any lines."""
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("no C compiler")
+    (words,) = [words for words, _, _ in COMMANDS if words[-2:] == ["tests/port/build.py", "26"]]
+    (said,) = [b.text for b in blocks("") if "FIRST FAILING STAGE" in b.text]
+    printed = type_in(words, {}, tmp_path).stdout
+    for part in said.split("...\n"):
+        assert part in printed
 
 
 def test_the_table_of_the_main_job_has_the_columns_that_the_readme_shows(workplace, capsys):
