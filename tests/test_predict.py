@@ -323,6 +323,9 @@ def test_load_and_predict(saved, folder, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "1 could not be read" in out and err.count("\n") == 1 and "bad.png is empty" in err
     assert len(rows(tmp_path / "out/predictions.csv")) == 4
+    one = sorted(p for p in folder.iterdir() if p.name != "bad.png")[0]
+    assert run("--load", saved, "--predict", one, *argv[4:], "--quiet") == 0
+    assert capsys.readouterr().out.startswith("1 image: 1 ")
 
 
 def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, capsys):

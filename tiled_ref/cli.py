@@ -424,7 +424,9 @@ def predict_images(args):
     parts = [f"{count[key]} {key}" for key in ("normal", "anomalous", "unknown") if count[key]]
     if count["errors"]:
         parts.append(f"{count['errors']} could not be read")
-    print(f"{sum(count.values())} images: {', '.join(parts)}; see {out / 'predictions.csv'}")
+    total = sum(count.values())
+    images = "image" if total == 1 else "images"
+    print(f"{total} {images}: {', '.join(parts)}; see {out / 'predictions.csv'}")
     return EXIT_INPUT if count["errors"] else 0
 
 
