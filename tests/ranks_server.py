@@ -8,7 +8,6 @@ printed as JSON for tests/test_distributed.py.
 """
 
 import contextlib
-import io
 import json
 import os
 import signal

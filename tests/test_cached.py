@@ -5,7 +5,8 @@ import os
 
 import pytest
 import torch
-from trained import GRID, Images, pictures
+from toys import Images
+from trained import GRID, pictures
 
 from tiled_ref.errors import InputError
 from tiled_ref.models import cached

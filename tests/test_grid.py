@@ -14,7 +14,6 @@ from made_up import made_up_result, small
 from tiled_ref import cli, grid
 from tiled_ref.errors import InputError
 from tiled_ref.experiment import Options
-from tiled_ref.models import MODELS
 from tiled_ref.progress import Progress
 from tiled_ref.setups import SETUPS
 from tiled_ref.store import CellStore, maps_name

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from trained import GRID, Images, pictures
+from toys import Images
+from trained import GRID, pictures
 
 from tiled_ref.ensemble import FeatureUntiler
 from tiled_ref.errors import InputError

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from trained import GRID, Images, pictures, same_predictions
+from toys import Images
+from trained import GRID, pictures, same_predictions
 
 from tiled_ref.ensemble import FeatureUntiler
 from tiled_ref.errors import InputError

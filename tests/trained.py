@@ -3,9 +3,6 @@
 import torch
 
 from tiled_ref.tiling import TileGrid
-from toys import Images
-
-__all__ = ["GRID", "Images", "draw_state", "pictures", "same_predictions"]
 
 GRID = TileGrid((96, 96), (64, 64), (32, 32))  # four overlapping tiles
 

@@ -470,8 +470,7 @@ class Guest:
         if self.side is None:
             return [torch.as_tensor(images[..., rows, cols]) for rows, cols in windows]
         with torch.cuda.stream(self.side):
-            parts = [on_device(images[..., rows, cols], ensemble.device) for rows, cols in windows]
-        return parts
+            return [on_device(images[..., rows, cols], ensemble.device) for rows, cols in windows]
 
     def _arrived(self, parts):
         """Normalised, padded tiles float32 (T * B, 3, h, w) of what _send sent."""

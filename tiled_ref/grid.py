@@ -271,9 +271,10 @@ class Eta:
         for alike in ([(arch, reuses)], [(arch, not reuses)], measured):
             totals = {kind: measured[kind] for kind in alike if kind in measured}
             if totals:
-                seconds = sum(seconds for seconds, _ in totals.values())
-                work = sum(_guess(*kind) * work for kind, (_, work) in totals.items())
-                return _guess(arch, reuses) * seconds / work
+                break
+        seconds = sum(seconds for seconds, _ in totals.values())
+        work = sum(_guess(*kind) * work for kind, (_, work) in totals.items())
+        return _guess(arch, reuses) * seconds / work
 
 
 def _guess(arch, reuses):

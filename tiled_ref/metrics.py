@@ -459,7 +459,7 @@ def _points_numpy(images):
 
     # counts[2 i + 1]: normal pixels equal to value i; counts[2 i]: those just below it.
     counts = np.zeros(2 * distinct.size + 1, np.int64)
-    for k, image, mask in images.walk():
+    for _, image, mask in images.walk():
         normal = np.sort(image[mask == 0])
         below = np.searchsorted(distinct, normal, "left")
         at_or_below = np.searchsorted(distinct, normal, "right")

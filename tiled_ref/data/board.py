@@ -320,7 +320,7 @@ class _Board:
 
     def _pads(self):
         """Under every small part: two soldered pads, and a printed frame around them."""
-        for n, part in enumerate(self.parts):
+        for part in self.parts:
             half = np.array([part.width, part.height]) / 2
             window = self._shape(part.x, part.y, part.reach + 4)
             frame = np.abs(d.box(window.x, window.y, *(half + 6), 2)) - 0.8
