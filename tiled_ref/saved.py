@@ -23,6 +23,7 @@ from .files import atomic_write, make_folder, sync_folder
 from .models import MODELS
 from .precision import PRECISIONS
 from .setups import Setup
+from .validation import MODES
 from .weights import tensors_digest
 
 # What a tensor file may hold; each is written little-endian.
@@ -545,7 +546,7 @@ def _checked_manifest(folder, content):
     if version > FORMAT_VERSION:
         raise InputError(
             f"the ensemble in {printable(folder)} was written by a newer version of tiled-ref "
-            f"(format {version}, this one reads {FORMAT_VERSION}); update tiled-ref"
+            f"(format {_short(version)}, this one reads {FORMAT_VERSION}); update tiled-ref"
         )
     if 1 <= version < FORMAT_VERSION:
         raise InputError(
@@ -553,7 +554,7 @@ def _checked_manifest(folder, content):
             f"(format {version}, this one reads {FORMAT_VERSION}); train it again"
         )
     if version != FORMAT_VERSION:
-        raise _ManifestError(f"its format_version is {version}")
+        raise _ManifestError(f"its format_version is {_short(version)}")
     setup = _checked_setup(_entry(content, "setup", dict))
     arch = _entry(content, "arch", str, lambda value: value in MODELS)
     switches = _entry(content, "switches", dict)
@@ -575,7 +576,9 @@ def _checked_manifest(folder, content):
         score=_entry(content, "score", str, lambda value: value in ("mean", "max")),
         seam_width=float(_entry(content, "seam_width", finite, lambda value: 0 <= value <= 1)),
         seam_sigma=float(_entry(content, "seam_sigma", finite, lambda value: 0 < value <= 1e6)),
-        weights=_entry(content, "weights", (str, type(None))),
+        weights=_entry(
+            content, "weights", (str, type(None)), lambda x: x in (None, "imagenet", "random")
+        ),
         backbone_digest=_entry(content, "backbone_digest", str, _is_digest),
         thresholds=_checked_thresholds(_entry(content, "thresholds", (dict, type(None)))),
         category=_entry(content, "category", (str, type(None))),
@@ -592,7 +595,7 @@ def _checked_setup(content):
         return tuple(sides)
 
     name = _entry(content, "name", str, lambda value: len(value) <= 100)
-    kind = _entry(content, "kind", str)
+    kind = _entry(content, "kind", str, lambda value: len(value) <= 100)
     try:
         return Setup(name, kind, pair("image_size"), pair("tile_size"), pair("stride"))
     except InputError as error:
@@ -600,7 +603,8 @@ def _checked_setup(content):
 
 
 def _checked_versions(content):
-    if not re.fullmatch(r"\d+\.\d+[\w.+-]*", _entry(content, "torch", str)):
+    version = _entry(content, "torch", str, lambda value: len(value) <= 100)
+    if not re.fullmatch(r"\d+\.\d+[\w.+-]*", version):
         raise _ManifestError("its version of torch is none")
     return content
 
@@ -608,7 +612,7 @@ def _checked_versions(content):
 def _checked_thresholds(content):
     if content is None:
         return None
-    _entry(content, "mode", str)
+    _entry(content, "mode", str, lambda value: value in (*MODES, "given"))
     for key in ("n_normal", "n_anomalous"):
         _entry(content, key, int, lambda value: value >= 0)
     for kind in ("image", "pixel"):
@@ -652,7 +656,7 @@ def _checked_files(folder, setup, content):
             tensors[name] = value[0], tuple(value[1])
         files[expected] = StateFile(
             path=folder / location_name(expected),  # never a name from the manifest
-            bytes=_entry(entry, "bytes", int, lambda value: value >= 0),
+            bytes=_entry(entry, "bytes", int, lambda value: 0 <= value < 1 << 48),
             sha256=_entry(entry, "sha256", str, _is_digest),
             tensors=tensors,
         )
