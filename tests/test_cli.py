@@ -128,6 +128,8 @@ def test_help_is_grouped_and_names_every_choice(capsys):
         (["--image-size", "big"], "'big' is not a whole number of at least 1"),
         (["--image-size", "1x2x3"], "'1x2x3' is not a size such as 512 or 3040x4190"),
         (["--device", "tpu"], "'tpu' is none of auto, cpu, cuda"),
+        (["--device", "cuda:x"], "'cuda:x' is none of auto, cpu, cuda"),
+        (["--share-features", "low"], "'low' is neither off nor a number of bytes"),
         (["--seam-width", "1.5"], "'1.5' is not a number from 0 to 1"),
         (["--seam-sigma", "nan"], "'nan' is not a positive number"),
         (["--unknown"], "unrecognized arguments: --unknown"),
@@ -179,24 +181,50 @@ def test_debug_shows_the_traceback(folder, capsys):
     assert "Traceback" in err and err.strip().splitlines()[-1].startswith("tiled-ref: error: ")
 
 
-def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch):
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch, debug):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run_cell", interrupt)
-    assert own(folder) == 130
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == "tiled-ref: interrupted; the same command with --resume goes on"
+    assert own(folder, *debug) == 130
+    err = capsys.readouterr().err
+    assert err.strip().splitlines()[-1] == (
+        "tiled-ref: interrupted; the same command with --resume goes on"
+    )
+    assert ("Traceback" in err) == bool(debug)
 
 
-def test_running_out_of_memory_is_one_sentence(folder, capsys, monkeypatch):
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_running_out_of_memory_is_one_sentence(folder, capsys, monkeypatch, debug):
     def exhaust(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
 
     monkeypatch.setattr(cli, "run_cell", exhaust)
-    assert own(folder) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert own(folder, *debug) == 2
+    err = capsys.readouterr().err
+    last = err.strip().splitlines()[-1]
     assert last.startswith("tiled-ref: error: out of memory (CUDA out of memory); choose a smaller")
+    assert ("Traceback" in err) == bool(debug)
+
+
+def test_a_mistake_of_the_program_is_raised_as_it_is(folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(cli, "run_cell", fail)
+    with pytest.raises(ZeroDivisionError, match="a mistake"):
+        own(folder)
+
+
+def test_a_cuda_device_that_is_not_there_is_named(folder, capsys, monkeypatch):
+    if not torch.cuda.is_available():
+        assert own(folder, "--device", "cuda:0") == 2
+        assert "torch sees no CUDA device here" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own(folder, "--device", "cuda:2") == 2
+    assert "--device cuda:2: there are 2 CUDA devices, numbered from 0" in capsys.readouterr().err
 
 
 def test_run_py_is_the_same_program(folder):

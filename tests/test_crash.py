@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tiled_ref import cli
+from tiled_ref import store as store_module
 from tiled_ref.errors import InputError
 from tiled_ref.store import CellStore, OutputLock, RowFile
 
@@ -118,6 +120,15 @@ def test_resuming_with_other_options_is_refused(tmp_path):
         CellStore(tmp_path, {"seed": 1, "score": "max"}, resume=True)
 
 
+@pytest.mark.parametrize("content", ["[1]", "{", "7"])
+def test_an_unfinished_run_that_cannot_be_read_is_named(tmp_path, content):
+    store = CellStore(tmp_path, {})
+    run = next(store.folder.rglob("run.json"))
+    run.write_text(content)
+    with pytest.raises(InputError, match="run.json cannot be read .* start over without --resume"):
+        CellStore(tmp_path, {}, resume=True)
+
+
 def test_an_unfinished_run_starts_over_without_resume(tmp_path):
     notes = []
     store = CellStore(tmp_path, {})
@@ -141,6 +152,31 @@ def test_a_published_ensemble_is_not_published_again(tmp_path):
     assert (tmp_path / "ensemble" / "manifest.json").read_text() == "mine"
 
 
+def test_a_new_ensemble_takes_the_place_of_an_earlier_one(tmp_path):
+    for content in ("first", "second"):
+        store = CellStore(tmp_path, {})
+        (store.ensemble_folder / "manifest.json").write_text(content)
+        (store.ensemble_folder / content).touch()
+        store.publish_ensemble()
+        store.finish()
+    assert (tmp_path / "ensemble" / "manifest.json").read_text() == "second"
+    assert not (tmp_path / "ensemble" / "first").exists()
+
+
+def test_a_lock_whose_file_another_run_removed_is_taken_again(tmp_path, monkeypatch):
+    taken = []
+
+    def removed_at_first(file):
+        if not taken:
+            (tmp_path / ".lock").unlink()  # by a run that ended just now
+        taken.append(file)
+        return True
+
+    monkeypatch.setattr(store_module, "_lock", removed_at_first)
+    with OutputLock(tmp_path):
+        assert len(taken) == 2 and (tmp_path / ".lock").exists()
+
+
 def test_rows_are_read_as_they_were_written(tmp_path, rng):
     maps = rng.random((7, 3, 5)).astype("float32")
     rows = RowFile(tmp_path / "m.npy", maps.shape)
@@ -155,6 +191,23 @@ def test_rows_are_read_as_they_were_written(tmp_path, rng):
     for bad in (7, -1):
         with pytest.raises(IndexError):
             read[bad]
+    with pytest.raises(IndexError, match="in steps of 1"):
+        read[0:4:2]
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 2)), np.zeros((2, 3), np.float32).T])
+def test_rows_of_another_type_or_order_are_refused(tmp_path, array):
+    np.save(tmp_path / "m.npy", array)
+    with pytest.raises(InputError, match=f"it holds {array.dtype}, not C-ordered float32"):
+        RowFile(tmp_path / "m.npy")
+
+
+def test_a_file_of_rows_that_is_cut_while_it_is_read_is_named(tmp_path):
+    rows = RowFile(tmp_path / "m.npy", (2, 2, 2))
+    rows.commit()
+    os.truncate(tmp_path / "m.npy", os.path.getsize(tmp_path / "m.npy") - 4)
+    with pytest.raises(InputError, match="m.npy is truncated; start over without --resume"):
+        rows[1]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])

@@ -210,6 +210,36 @@ def test_all_locations_at_once_give_the_same_metrics_and_files(tiny_backbone, tm
     assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]
 
 
+@pytest.mark.parametrize("arch", ["patchcore", "fastflow"])
+def test_a_wide_cap_on_memory_gives_the_same_metrics(tiny_backbone, tmp_path, arch):
+    def cell(memory):
+        options = Options(
+            out=tmp_path / str(memory), memory=memory,
+            switches={arch: {"steps": 2} if arch == "fastflow" else {}},
+        )  # fmt: skip
+        images = CategoryImages(toy_category(), options, QUIET)
+        return run_cell(ENS, arch, images, 42, tiny_backbone, options, QUIET)
+
+    low, capped = cell("low"), cell(1 << 40)
+    assert (low["memory"], capped["memory"]) == ("low", 1 << 40)
+    assert timeless(low) == timeless(capped)
+
+
+def test_save_asked_for_later_trains_again(tiny_backbone, tmp_path):
+    first = run(tiny_backbone, SM, out=tmp_path)
+    again = run(tiny_backbone, SM, out=tmp_path, resume=True, save=True)
+    assert timeless(first) == timeless(again)
+    (manifest,) = tmp_path.rglob("ensemble/manifest.json")
+    seconds = run(tiny_backbone, SM, out=tmp_path, resume=True, save=True)["seconds_train"]
+    assert seconds == again["seconds_train"] and manifest.is_file()  # taken, not computed again
+
+
+def test_rows_that_were_chosen_are_read_in_their_order():
+    rows = experiment.Rows(np.arange(12).reshape(4, 3), np.array([2, 0, 3]))
+    assert len(rows) == 3 and rows[1].tolist() == [0, 1, 2]
+    assert rows[0:2].tolist() == [[6, 7, 8], [0, 1, 2]] and rows[1:].tolist()[-1] == [9, 10, 11]
+
+
 def test_precision_is_part_of_a_cell_and_changes_little(tiny_backbone, tmp_path):
     exact = run(tiny_backbone, SM, out=tmp_path)
     mixed = run(tiny_backbone, SM, out=tmp_path, precision="bfloat16", resume=True)

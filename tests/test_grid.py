@@ -12,6 +12,7 @@ import torch
 
 from made_up import made_up_result, small
 from tiled_ref import cli, grid
+from tiled_ref.distributed import Alone
 from tiled_ref.errors import InputError
 from tiled_ref.experiment import Options
 from tiled_ref.progress import Progress
@@ -121,6 +122,50 @@ def test_memory_that_ran_out_is_the_users_to_change():
     _, failures, _ = run(planned("a"), cell)
     assert "out of memory (big); choose a smaller --batch-size" in str(failures[0])
     assert grid.exit_status(failures) == 2
+
+
+def test_debug_shows_where_a_cell_failed(capsys):
+    def cell(*args):
+        raise ZeroDivisionError("by zero")
+
+    stream = io.StringIO()
+    arguments = planned("a"), ("padim",), (SM,), (42, 33), None, Options(), Progress(stream=stream)
+    _, failures = grid.run(*arguments, cell=cell, debug=True)
+    assert len(failures) == 2 and capsys.readouterr().err.count("Traceback") == 2
+    grid.run(*arguments, cell=cell)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_other_processes_report_is_told_once_and_their_cells_left_out(tmp_path, monkeypatch):
+    class Two(Alone):
+        def told(self):
+            return [("toys a padim SM256 seed 33", "the image x is damaged", True),
+                    ("toys b", "the mask m is missing", True)]  # fmt: skip
+
+    options = Options(out=tmp_path, ranks=Two())
+    monkeypatch.setattr(grid, "gather_results", lambda cells, options: cells)
+    mine = [grid.Failure("toys b", "the mask m is missing", True)]
+    plan = planned("a", "b")
+    cells, failures = grid.gather(plan, ("padim",), (SM, ENS), (42, 33), mine, options)
+    assert [str(f) for f in failures] == [
+        "toys a padim SM256 seed 33: the image x is damaged", "toys b: the mask m is missing"
+    ]  # fmt: skip
+    assert [(e.name, setup.name, seed) for e, _, setup, seed in cells] == [
+        ("a", "SM256", 42), ("a", "ENS4", 42), ("a", "ENS4", 33)
+    ]  # fmt: skip
+
+
+def test_without_room_in_the_temporary_folder_nothing_is_shared(monkeypatch):
+    monkeypatch.setattr(grid, "budget_within", lambda n_bytes: 0)
+    memos = []
+
+    def cell(setup, arch, images, seed, *rest):
+        memos.append(images.memo)
+        return answer(setup, arch, images, seed)
+
+    results, failures, said = run(planned("a"), cell)
+    assert len(results) == 4 and not failures and memos == [None] * 4
+    assert "no temporary folder has room, so no layers are shared" in said
 
 
 def test_an_interrupt_is_no_failure():

@@ -328,6 +328,25 @@ def test_load_and_predict(saved, folder, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("1 image: 1 ")
 
 
+def test_a_cap_on_memory_is_planned_and_gives_the_same(saved, folder, tmp_path, capsys):
+    found = {}
+    for memory in ("low", "64GiB"):
+        out = tmp_path / memory
+        assert run("--load", saved, "--predict", folder, "--out", out, "--memory", memory) == 0
+        found[memory] = [row["score"] for row in rows(out / "predictions.csv")]
+    assert "memory: cap 65,536 MiB" in capsys.readouterr().err
+    assert found["low"] == found["64GiB"] and len(found["low"]) == 3
+
+
+def test_an_ensemble_without_thresholds_says_so(ensemble, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ensemble, "thresholds", None)
+    ensemble.save(tmp_path / "ensemble")
+    argv = ["--load", tmp_path / "ensemble", "--predict", folder, "--out", tmp_path / "out"]
+    assert run(*argv) == 0
+    assert "has no thresholds: scores only, no verdicts and no pictures" in capsys.readouterr().err
+    assert {row["verdict"] for row in rows(tmp_path / "out/predictions.csv")} == {""}
+
+
 def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, capsys):
     from tiled_ref.store import OutputLock
 

