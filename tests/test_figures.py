@@ -184,6 +184,43 @@ def test_resolution_needs_several_sizes_of_one_kind():
     assert figures.kind_of(at(512, 256, 1)) == "tiled input, tile 256, stride 256"
 
 
+def some(results, **more):
+    """What a figure of results alone asks of a collection."""
+    return SimpleNamespace(results=results, **more)
+
+
+def bars(text):
+    """{tooltip: height} of the bars of a chart."""
+    rects = [r for r in ElementTree.fromstring(text).iter(f"{NAME}rect") if len(r)]
+    return {rect.find(f"{NAME}title").text: float(rect.get("height")) for rect in rects}
+
+
+def test_without_a_finished_cell_there_is_no_figure(tmp_path):
+    assert figures.all_figures(figures.Collection(tmp_path)) == ([], [])
+
+
+def test_an_architecture_that_lacks_a_setup_has_no_bar_there():
+    results = [
+        made_up_result(arch=arch, setup=setup, peak_memory_bytes=n << 29)
+        for arch, setup, n in (("padim", "SM256", 1), ("patchcore", "ENS9", 3))
+    ]
+    (figure,) = figures.memory(some(results)).figures
+    heights = bars(figure.data)
+    assert set(heights) == {"SM256 PaDiM: 0.50 GiB", "ENS9 PatchCore: 1.50 GiB"}
+    assert heights["ENS9 PatchCore: 1.50 GiB"] == pytest.approx(
+        3 * heights["SM256 PaDiM: 0.50 GiB"], abs=0.05
+    )
+
+
+@pytest.mark.parametrize("aupro, lines", [(0.8, 2), (None, 1)])
+def test_resolution_shows_memory_where_no_aupro_is_known(aupro, lines):
+    results = [made_up_result(setup=s, pixel_aupro=aupro) for s in ("SM256", "SM512")]
+    (figure,) = figures.resolution(some(results)).figures
+    names = [t.text for t in ElementTree.fromstring(figure.data).iter(f"{NAME}text")]
+    assert names.count("single model") == lines and "nan" not in figure.data
+    assert "AUPRO in %" in names and names[-1] == "single model"  # in the legend of memory
+
+
 def test_latency_comes_from_pipeline_json(out, made):
     _, _, collection = made
     path = out / figures.PIPELINE
@@ -205,6 +242,73 @@ def test_latency_comes_from_pipeline_json(out, made):
                 figures.latency(collection)
     finally:
         path.unlink()
+
+
+def test_a_throughput_alone_is_drawn_beside_an_empty_chart_of_latency(tmp_path):
+    row = {"arch": "padim", "setup": "SM256", "device": "cpu", "latency_ms": None}
+    (tmp_path / figures.PIPELINE).write_text(json.dumps([row | {"images_per_second": 60}]))
+    (figure,) = figures.latency(SimpleNamespace(out=tmp_path)).figures
+    assert list(bars(figure.data)) == ["SM256 PaDiM: 60"]
+    texts = [t.text for t in ElementTree.fromstring(figure.data).iter(f"{NAME}text")]
+    latency = texts[: texts.index("latency in ms")]
+    assert [text for text in latency if text.isdigit()] == ["1", "2", "5", "10"]
+
+
+def test_the_trend_of_points_on_a_line_runs_through_them_and_its_band_has_no_width():
+    """Ratios 0.01, 0.1 and 1 %, AUROC and AUPRO 10 points higher at each."""
+    ratio = {"a": 1e-4, "b": 1e-3, "c": 1e-2}
+    results = [
+        made_up_result(category=c, setup="SM256", image_auroc=v, pixel_aupro=v)
+        for c, v in (("a", 0.7), ("c", 0.9), ("b", 0.8))
+    ]
+
+    def images(dataset, category):
+        return SimpleNamespace(labels=np.array([0, 1]), ratios=np.array([0, ratio[category]]))
+
+    (figure,) = figures.defect_performance(some(results, images=images)).figures
+    root = ElementTree.fromstring(figure.data)
+    paths = list(root.iter(f"{NAME}path"))
+    lines, areas = (
+        [[tuple(map(float, point.split())) for point in p.get("d").strip("MZ").split("L")]
+         for p in paths if p.get("class") == kind and (p.get("fill") == "none") == (kind == "s0")]
+        for kind in ("s0", "f0")
+    )  # fmt: skip
+    circles = [c for c in root.iter(f"{NAME}circle") if len(c)]
+    marks = [(float(c.get("cx")), float(c.get("cy"))) for c in circles]
+    assert [c[0].text for c in circles] == ["a: 70.0 %", "b: 80.0 %", "c: 90.0 %"] * 2
+    assert len(lines) == len(areas) == 2 and "95 % confidence band" in figure.data
+    for k, (line, area) in enumerate(zip(lines, areas)):
+        first, middle, last = marks[3 * k : 3 * k + 3]
+        assert line[0] == pytest.approx(first, abs=0.02)
+        assert line[-1] == pytest.approx(last, abs=0.02)
+        assert np.interp(middle[0], *zip(*line)) == pytest.approx(middle[1], abs=0.02)
+        assert area[:60] == pytest.approx(np.array(line), abs=0.02)
+        assert area[60:] == pytest.approx(np.array(line[::-1]), abs=0.02)
+
+
+def test_equal_scores_still_have_a_histogram():
+    cell = made_up_result(), SimpleNamespace(scores=np.full(5, 2.0), threshold=2.0)
+    images = SimpleNamespace(labels=np.array([0, 0, 0, 1, 1]))
+    (figure,) = figures.histograms([cell], SimpleNamespace(images=lambda *where: images))
+    heights = bars(figure.data)
+    assert heights["3 normal"] == pytest.approx(1.5 * heights["2 defective"], abs=0.05)
+    rects = [r for r in ElementTree.fromstring(figure.data).iter(f"{NAME}rect") if len(r)]
+    assert len(rects) == 2 and all(float(r.get("width")) > 1 for r in rects)
+
+
+def test_a_setup_without_defects_has_no_line_of_recall():
+    found = np.full((1, len(figures.FPRS)), 0.5)
+    defects = [
+        (made_up_result(category="a", setup="SM256"), {"area": np.array([9]), "recall": found}),
+        (made_up_result(category="b", setup="ENS9"), {"area": np.array([]), "recall": found[:0]}),
+    ]
+    (figure,) = figures.recall_figure(defects, "mvtec", None, "padim")
+    texts = [t.text for t in ElementTree.fromstring(figure.data).iter(f"{NAME}text")]
+    assert "SM256" in texts and "ENS9" not in texts and "nan" not in figure.data
+    assert any(text.endswith("Defects per class: 1") for text in texts)
+    (figure,) = figures.recall_figure(defects[::-1], "mvtec", None, "padim")
+    assert "Defects per class: 1<" in figure.data
+    assert figures.recall_figure(defects[1:], "mvtec", None, "padim") == []
 
 
 def test_ratios_are_means_over_defective_images(made):

@@ -4,6 +4,7 @@ The files in tests/golden are written by `python -m tiled_ref.golden export test
 person runs; tests export to temporary folders only.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,11 +16,13 @@ import pytest
 import torch
 
 from tiled_ref.data.images import decode_image
-from tiled_ref.golden import npy, postprocessing, preprocessing, small_model, tiny
+from tiled_ref.errors import InputError
+from tiled_ref.golden import npy, pictures, postprocessing, preprocessing, small_model, tiny
 from tiled_ref.golden.__main__ import main
 from tiled_ref.golden.bundle import DOCUMENTS, Bundle, export
+from tiled_ref.golden.compare import close
 from tiled_ref.golden.numbers import Numbers
-from tiled_ref.golden.stage import FLAGS
+from tiled_ref.golden.stage import FLAGS, Case
 from tiled_ref.models.padim import Padim
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,14 +102,37 @@ def test_a_stage_that_fails_leaves_the_old_bundle_alone(tmp_path):
     Bundle(tmp_path / "bundle")
 
 
-def test_export_refuses_a_reference_that_its_formula_contradicts(tmp_path):
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda tiles: tiles + 1, "one of the two is wrong"),
+        (
+            lambda tiles: tiles[0],
+            r"^tile/abutting/tiles: the formula gives shape \(2, 2, 1, 8, 8\), "
+            r"not \(2, 2, 2, 1, 8, 8\)$",
+        ),
+    ],
+)
+def test_export_refuses_a_reference_that_its_formula_contradicts(tmp_path, change, sentence):
     stage = preprocessing.TILE
-    wrong = type(stage)(
-        **{**stage.__dict__, "formula": lambda x: {"tiles": stage.formula(x)["tiles"] + 1}}
+    wrong = dataclasses.replace(
+        stage, formula=lambda x: {"tiles": change(stage.formula(x)["tiles"])}
     )
-    with pytest.raises(RuntimeError, match="one of the two is wrong"):
+    with pytest.raises(RuntimeError, match=sentence):
         export(tmp_path / "bundle", [wrong], {}, "once")
     assert not (tmp_path / "bundle" / "manifest.json").exists()
+
+
+def test_an_output_without_numbers_is_exported_and_read_back(tmp_path):
+    """The tiles of no image: nothing differs, and the shape is all that there is to say."""
+    inputs = preprocessing.TILE.cases()[0].inputs
+    case = Case("none", {**inputs, "images": inputs["images"][:0]}, compare={"tiles": close(0, 1)})
+    stage = dataclasses.replace(preprocessing.TILE, cases=lambda: [case])
+    manifest = export(tmp_path, [stage], {}, "once")
+    entry = manifest["stages"][0]["cases"][0]["outputs"]["tiles"]
+    assert entry["compare"] == {"class": "close", "rtol": 0, "atol": 1, "measured": 0}
+    assert entry["values"] == []
+    assert Bundle(tmp_path).array(entry).shape == (2, 2, 0, 1, 8, 8)
 
 
 # ------------------------------------------------------------------------- what it holds
@@ -194,6 +220,25 @@ def test_picture_files_are_what_pillow_reads(tmp_path):
         read = decode_image(tmp_path / file.name)
         limit = 2 if "lossy" in case.flags else 0
         assert np.abs(read.astype(int) - own).max() <= limit, case.name
+
+
+def test_a_jpeg_block_like_the_one_before_costs_no_bits_of_difference(tmp_path):
+    """128 is where a file starts from, so the differences are 0, 0, 72, 0 and -72."""
+    blocks = np.array([[128, 128, 200, 200, 128]])[..., None]
+    (tmp_path / "a.jpg").write_bytes(pictures.jpeg(blocks))
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.jpg"), pictures.jpeg_pixels(blocks))
+    assert pictures.jpeg_pixels(blocks)[3, ::8, 1].tolist() == [128, 128, 200, 200, 128]
+
+
+def test_arrays_of_other_kinds_and_versions_are_refused(tmp_path):
+    for kind in (np.float16, np.complex64, np.uint16):
+        with pytest.raises(TypeError, match=f"^golden files hold no {np.dtype(kind)}$"):
+            npy.write(tmp_path / "a.npy", np.zeros(3, kind))
+    assert not (tmp_path / "a.npy").exists()
+    with open(tmp_path / "b.npy", "wb") as file:
+        np.lib.format.write_array(file, np.zeros(3), version=(2, 0))
+    with pytest.raises(InputError, match=r"b.npy is not .* \(version 2.0 instead of 1.0\)"):
+        npy.read(tmp_path / "b.npy")
 
 
 def test_the_small_backbone_halves_where_resnet18_does():

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tiled_ref.golden import formulas, npy, tiny
+from tiled_ref.golden import fastflow, formulas, npy, tiny
 from tiled_ref.golden.__main__ import main
 from tiled_ref.golden.bundle import Bundle
 from tiled_ref.golden.checker import Result, StageResult, count, likely_causes
@@ -110,10 +111,52 @@ def one_stage(bundle, name, change):
         (lambda a: np.ascontiguousarray(a.swapaxes(1, 2)), "rows and columns are exchanged"),
         (lambda a: a.swapaxes(1, 2).reshape(a.shape), "rows and columns are exchanged"),
         (lambda a: a.astype(np.float16).astype(a.dtype), "rounding, half precision"),
+        (lambda a: a**2, "a square root is missing"),
+        (lambda a: np.sqrt(np.abs(a)), "a square root too many"),
+        (lambda a: np.moveaxis(a, 0, -1), "the axes are in another order"),
+        (lambda a: a[..., 1:], "the array has another shape"),
     ],
 )
 def test_without_a_known_mistake_the_numbers_themselves_are_described(bundle, change, words):
     assert words in one_stage(bundle, "smoothing", change)[-1]
+
+
+def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(bundle):
+    """The squared distance, and a map that is right: the mistake would have changed the map,
+    unless the formula leaves it out."""
+    entry = next(s for s in bundle.stages if s["name"] == "padim.map")
+    cases = {case["name"]: case for case in entry["cases"]}
+    stage = STAGES["padim.map"]
+    (mistake,) = [c for c in stage.confusions if c.switches == {"root": False}]
+
+    def distances(inputs, **switches):
+        return {"distances": stage.formula(inputs, **switches)["distances"]}
+
+    results = results_of(bundle, entry, lambda x: distances(x, **mistake.switches))
+    assert {r.output for r in results if not r.ok} == {"distances"}
+    silent = dataclasses.replace(stage, formula=distances)
+    assert likely_causes(silent, results, bundle, cases)[0] == mistake.sentence
+    denied = likely_causes(stage, results, bundle, cases)
+    assert not any(cause == mistake.sentence for cause in denied)
+    assert any(cause.startswith(f"{mistake.sentence} (explains") for cause in denied)
+
+
+def test_two_forms_of_a_mistake_that_explain_as_much_are_one_sentence(bundle):
+    """Ties in either order: of two wrong outputs one is that of the first, one of the last."""
+    entry = next(s for s in bundle.stages if s["name"] == "aupro")
+    stage, forms = STAGES["aupro"], {"ties": "first", "two_values": "last"}
+    form_of = {id(bundle.inputs(c)): forms.get(c["name"]) for c in entry["cases"]}
+
+    def numbers(inputs):
+        form = form_of[id(inputs)]
+        return stage.formula(inputs, ties=form) if form else {}
+
+    results = results_of(bundle, entry, numbers)
+    assert [r.case for r in results if not r.ok] == list(forms)
+    causes = likely_causes(stage, results, bundle, {c["name"]: c for c in entry["cases"]})
+    assert [c.partition(" (")[2] for c in causes if c.startswith("ties are not merged")] == [
+        "explains 1 of 2 differing outputs)"
+    ]
 
 
 # ---------------------------------------------------------------------- compare classes
@@ -161,6 +204,24 @@ def test_formulas_by_hand():
     assert formulas.label(np.array([[[1, 0], [0, 1]]])).tolist() == [[[1, 0], [0, 1]]]
     assert formulas.label(np.array([[[1, 0], [0, 1]]]), connectivity=4).max() == 2
     assert formulas.auroc([0.1, 0.4, 0.4, 0.8], [0, 0, 1, 1]) == 0.875
+    assert formulas.aupro([[[0.1, 0.4, 0.8]]], [[[0, 0, 1]]], 0.5) == 1
+    for masks in (np.zeros((1, 2, 2)), np.ones((1, 2, 2))):  # no region, no normal pixel
+        assert np.isnan(formulas.aupro(np.eye(2)[None], masks, 0.3))
+
+
+def test_adam_of_the_formulas_is_that_of_torch():
+    """Four steps. Largest difference measured: 2e-16."""
+    draw = torch.Generator().manual_seed(4)
+    value, *gradients = torch.randn(5, 6, dtype=torch.float64, generator=draw)
+    parameter = torch.nn.Parameter(value.clone())
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.3}
+    torchs = torch.optim.Adam([parameter], **options)
+    moments = torch.zeros(2, 6, dtype=torch.float64)
+    for step, gradient in enumerate(gradients, start=1):
+        parameter.grad = gradient
+        torchs.step()
+        moments, value = fastflow.adam(value, gradient, moments, step, 0.1, (0.8, 0.9), 0.3)
+        np.testing.assert_allclose(value, parameter.detach(), rtol=0, atol=1e-14)
 
 
 # ------------------------------------------------------------------------- command line
@@ -327,6 +388,8 @@ def first_output(manifest, stage):
         (lambda m: first_output(m, "untile").update(sha256="0" * 64), "SHA-256"),
         (lambda m: first_output(m, "aupro").update(values=[0.5]), "SHA-256"),
         (lambda m: first_output(m, "aupro").update(values=["x"]), "damaged"),
+        (lambda m: first_output(m, "aupro").update(values="0.5"), "values are no list"),
+        (lambda m: first_output(m, "untile").update(sha256=7), "a sha256 is no text"),
         (lambda m: first_output(m, "untile")["compare"].update({"class": "near"}), "near"),
         (lambda m: first_output(m, "untile")["compare"].update(ulps=-1), "damaged"),
     ],

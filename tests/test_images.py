@@ -2,7 +2,9 @@
 
 import gc
 import io
+import math
 import struct
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont, _util
 
 from _data_files import picture, touch, write_image, write_mask
 from tiled_ref.data import Sample, images
@@ -197,6 +199,18 @@ def test_masks_of_other_depths(tmp_path, kind):
     np.testing.assert_array_equal(images.decode_mask(tmp_path / name), expected)
 
 
+def test_a_mask_of_other_colours_is_anomalous_where_it_is_not_black(tmp_path):
+    """CMYK: no ink is white; black by its own ink, or by the three others."""
+    inks = np.zeros((2, 3, 4), np.uint8)
+    inks[0, 0, 3] = 255
+    inks[1, 2, :3] = 255
+    inks[0, 1, 0] = 255  # cyan
+    Image.fromarray(inks, "CMYK").save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(
+        images.decode_mask(tmp_path / "a.tif"), [[False, True, True], [True, True, False]]
+    )
+
+
 def test_a_mask_of_another_size_is_refused_naming_both_files(tmp_path):
     write_image(tmp_path / "a.png", 6, 8)
     write_mask(tmp_path / "a_mask.png", 8, 6)
@@ -260,6 +274,14 @@ def test_no_file_and_a_folder_are_told_apart(tmp_path):
         images.decode_image(tmp_path / "a.png")
     with pytest.raises(InputError, match="is a folder"):
         images.decode_image(tmp_path)
+
+
+def test_an_image_that_memory_cannot_hold_is_an_error_that_names_it(tmp_path):
+    write_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match="^there is not enough memory to decode .*a.png$"):
+        with images._reading(tmp_path / "a.png") as image:
+            image.load()
+            raise MemoryError
 
 
 def test_a_bomb_is_refused_before_memory_is_allocated(tmp_path):
@@ -533,6 +555,25 @@ def test_normalize_by_hand_and_against_torchvision():
     pixels = torch.from_numpy(picture(16, 16)).permute(2, 0, 1)
     expected = transforms.normalize(pixels / 255, images.MEAN, images.STD)
     assert torch.equal(images.normalize(pixels[None])[0], expected)
+
+
+@pytest.mark.parametrize("why", ["old", "no FreeType"])
+@pytest.mark.parametrize("height", [8, 11, 20])
+def test_text_in_the_bitmap_typeface_has_its_height(monkeypatch, height, why):
+    """Lines of 11 px: made smaller where they do not fit, the width with them; never larger."""
+    bitmap = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
+    wide = math.ceil(bitmap.getlength("1.5 g"))
+    if why == "old":
+        monkeypatch.setattr(images.ImageFont, "load_default", lambda: bitmap)
+    else:  # what Pillow itself finds where its module for FreeType was not built
+        monkeypatch.setitem(sys.modules, "PIL._imagingft", None)
+        missing = ImportError("no FreeType")
+        monkeypatch.setattr(ImageFont, "core", _util.DeferredError(missing))
+    font = images._font(height)
+    assert type(font) is type(bitmap) and images._extent(font) == (11, 0)
+    coverage = images.text_coverage("1.5 g", height)
+    assert coverage.shape == (height, wide if height >= 11 else round(wide * height / 11))
+    assert coverage.dtype == np.uint8 and coverage.max() > 100 and not coverage[11:].any()
 
 
 def test_only_one_file_imports_pil():

@@ -266,6 +266,22 @@ def test_streams_that_are_no_streams():
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("change", ["one more", "one less", "another size", "another kind"])
+def test_a_stream_that_changes_from_walk_to_walk_is_refused(impl, change):
+    first = [(np.array([[1.0, 0.0]]), np.array([[True, False]]))] * 2
+    image, mask = first[1]
+    again, k = {
+        "one more": (first + first[:1], 2),
+        "one less": (first[:1], 1),
+        "another size": ([first[0], (image.T, mask.T)], 1),
+        "another kind": ([first[0], (image.astype(np.float32), mask)], 1),
+    }[change]
+    walks = iter([first, again])
+    with pytest.raises(InputError, match=rf"other images when it was called again \(image {k}\)"):
+        pixel_metrics(lambda: iter(next(walks)), impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_refusals(impl):
     maps, masks = np.zeros((2, 3, 3)), np.zeros((2, 3, 3), bool)
     for metric in (aupro, pixel_auroc, pro_curve, roc_curve):
@@ -307,6 +323,47 @@ def test_a_nan_is_refused_wherever_it_stands(step, rng, monkeypatch):
                 metric(maps, masks)
         with pytest.raises(InputError, match="maps holds a NaN at index"):
             pixel_metrics(lambda maps=maps, masks=masks: zip(maps, masks))
+
+
+def test_a_nan_of_an_image_that_is_not_held_is_refused_where_it_is_gathered(monkeypatch):
+    """The first image alone exceeds what may be held, so that the others are looked at later."""
+    monkeypatch.setattr(metrics, "SMALLEST_SLAB", 2)
+    monkeypatch.setattr(metrics, "STREAM_BUDGET", 0)
+    maps = np.arange(24.0).reshape(3, 2, 4)
+    masks = np.ones(maps.shape, bool)
+    masks[:, 0, 0] = False
+    maps[1, 1, 2] = np.nan
+    for metric in (aupro, pixel_auroc):
+        with pytest.raises(InputError, match=r"maps holds a NaN at index \(1, 1, 2\)"):
+            metric(maps, masks)
+    points = metrics._KernelPoints(metrics._from_arrays(maps, masks), 1, None)
+    points._survey()
+    assert points.kept is None
+    with pytest.raises(InputError, match=r"maps holds a NaN at index \(1, 1, 2\)"):
+        points._gather(np.float64(-np.inf), np.float64(np.inf), points.n_anomalous)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_slabs_that_meet_at_zero_share_no_score(dtype, monkeypatch):
+    """So many zeros, of both signs, that they fill a slab of their own, and the next one below
+    ends at the smallest negative score: where -0.0 would lie there is nothing."""
+    monkeypatch.setattr(metrics, "SMALLEST_SLAB", 4)
+    monkeypatch.setattr(metrics, "STREAM_BUDGET", 0)
+    monkeypatch.setattr(metrics, "SAMPLE_STEP", 1)
+    tiny = np.nextafter(dtype(0), dtype(1))
+    normal = np.repeat([3, -1, -2, -5], [20, 20, 20, 40])
+    wrong = np.repeat([0, -1, -2, -3, 2], [12, 3, 2, 1, 3])
+    scores = np.concatenate([normal, wrong]).astype(dtype) * tiny
+    scores[100:106] = -dtype(0)
+    maps, masks = scores[None, None], (np.arange(scores.size) >= normal.size)[None, None]
+    points = metrics._KernelPoints(metrics._from_arrays(maps, masks), 1, Fraction(0.3))
+    points._survey()
+    assert points.kept is None and points.cut == -5 * tiny
+    slabs = list(points._slabs())
+    assert (0.0, 0.0, 12) in slabs and -tiny in [high for _, high, _ in slabs]
+    assert sum(n for _, _, n in slabs) == wrong.size
+    for limit in (0.3, 0.05, 1.0):
+        assert aupro(maps, masks, limit) == aupro(maps, masks, limit, impl="numpy")
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -363,6 +420,14 @@ def test_weights_are_whole_units():
         n = np.arange(1, area + 1, dtype=object)
         assert points[2, -1] == 2**52
         assert np.all(abs(points[2].astype(object) * area - n * 2**52) * 2 <= area)
+
+
+def test_a_mask_of_more_pixels_than_a_label_can_count_is_refused_unread():
+    mask = np.broadcast_to(np.uint8(0), (2**16, 2**15))  # one byte of memory
+    kernel = metrics._arrays.kernel("_aupro")
+    for label in (lambda: metrics._label_runs(kernel, mask), lambda: metrics._label_numpy(mask)):
+        with pytest.raises(InputError, match="^a mask of 65536 x 32768 px has more .* smaller"):
+            label()
 
 
 MEMORY = """

@@ -9,7 +9,8 @@ from PIL import Image
 from tiled_ref.data.images import encode_jpeg, encode_png, encode_tiff, text_coverage
 from tiled_ref.errors import InputError
 from tiled_ref.render import (
-    COLORS, HALO, LINE, colormap, contours, draw_contours, number, overlay, with_color_bar,
+    COLORS, HALO, LINE, colormap, contours, draw_contours, label_regions, number, overlay,
+    with_color_bar,
 )  # fmt: skip
 
 
@@ -96,6 +97,36 @@ def test_contours_are_seen_on_any_image_and_leave_the_region_alone(shade):
     np.testing.assert_array_equal(out[8, 15], HALO)
     np.testing.assert_array_equal(out[7, 15], [shade] * 3)
     np.testing.assert_array_equal(draw_contours(picture, ~mask & mask), picture)
+
+
+def squares(shape, *corners, side=4):
+    """The regions of a mask with squares at these corners."""
+    mask = np.zeros(shape, bool)
+    for row, col in corners:
+        mask[row : row + side, col : col + side] = True
+    return contours(mask)
+
+
+def test_a_label_lies_above_its_region_and_below_where_another_one_is_there():
+    """11 rows of text and 4 around it, 4 from the region: rows 81 to 95, and 108 to 122."""
+    white = np.full((200, 200, 3), 255, np.uint8)
+    regions = squares((200, 200), (100, 98), (100, 106))
+    first, both = label_regions(white, regions[:1]), label_regions(white, regions)
+    assert np.flatnonzero((first != white).any(axis=(1, 2))).tolist() == [*range(81, 96)]
+    assert np.flatnonzero((both != first).any(axis=(1, 2))).tolist() == [*range(108, 123)]
+    np.testing.assert_array_equal(both[[81, 108], [100, 108]], 255 // 4)
+    assert (white == 255).all()
+
+
+def test_a_label_that_finds_no_place_is_left_out(rng):
+    """Where the picture has room for one only, the larger region's; and for none, none."""
+    picture = rng.integers(0, 256, (17, 56, 3)).astype(np.uint8)
+    small, large = squares((17, 56), (0, 0), side=2)[0], squares((17, 56), (8, 20))[0]
+    out = label_regions(picture, [large, small])
+    np.testing.assert_array_equal(out, label_regions(picture, [large]))
+    assert (out != picture).any()
+    np.testing.assert_array_equal(label_regions(picture[:14], [small]), picture[:14])
+    np.testing.assert_array_equal(label_regions(picture[:, :20], [small]), picture[:, :20])
 
 
 def test_the_picture_beside_the_colour_bar_keeps_its_pixels(rng):

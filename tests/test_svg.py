@@ -161,6 +161,14 @@ def test_an_empty_chart_and_one_value_are_drawn():
         assert "NaN" not in chart.svg() and "nan" not in chart.svg()
 
 
+def test_what_has_no_text_leaves_none():
+    chart = svg.Chart("", "", "y", x_range=(0, 1), y_range=(0, 1))
+    root = parsed(chart)
+    assert texts(root).count("y") == 1 and all(texts(root))
+    page = ElementTree.fromstring(svg.page([chart], 1, ""))
+    assert texts(page) == texts(root)
+
+
 def test_the_same_chart_has_the_same_bytes():
     def draw():
         chart = svg.Chart("t", "x", "y")

@@ -107,6 +107,15 @@ def test_the_board_is_drawn_once_and_never_written_to():
     np.testing.assert_array_equal(board._board().picture, before)
 
 
+def test_a_place_at_the_border_of_the_board_or_beyond_it_is_not_free():
+    """50 px stay empty all around, and a box of 9 px to each side has to fit."""
+    free, inner = board._board()._free, board.SIZE - 59
+    for x, y in ((60, 700), (700, 60), (inner - 1, 400), (400, inner - 1)):
+        assert free(x, y, 9, 9), (x, y)
+    for x, y in ((59, 700), (700, 59), (inner, 400), (400, inner), (-500, 400), (400, 5000)):
+        assert not free(x, y, 9, 9), (x, y)
+
+
 def test_diameters_are_8_to_80_and_mostly_small():
     rng = np.random.default_rng(0)
     sizes = np.array([drawing.diameter(rng) for _ in range(4000)])

@@ -154,6 +154,18 @@ def test_missing_metrics_are_a_dash_and_incomplete_means_are_marked():
     assert rows["a"][1] == "- / -"
 
 
+def test_a_missing_metric_is_a_dash_beside_the_papers_number_as_well():
+    """Table 10, PaDiM ENS9 on pcb3; no AUPRO of ours, so no difference from it."""
+    results = grid("visa", ["pcb3"], setups=["ENS9"], value=lambda *cell: (0.9, None))
+    theirs = [100 * paper.printed("visa", "padim", "pcb3", "ENS9", m).value for m in tables.METRICS]
+    table = tables.by_category("visa", "padim", results)
+    assert table.rows[0][1] == (
+        f"90.0 / -<br><sub>paper {theirs[0]:.1f} / {theirs[1]:.1f}</sub>"
+        f"<br><sub>{90 - theirs[0]:+.1f} / -</sub>"
+    )
+    assert record(table, category="pcb3", quantity="AUPRO")["difference"] is None
+
+
 def test_parameters_and_training_time_stand_beside_tables_3_and_4():
     results = grid("synthetic", ["board"], setups=["SM256", "ENS9"])
     results += [r | {"seed": 33, "seconds_train": 30.0} for r in results]
@@ -202,6 +214,20 @@ def test_recall_by_size_by_hand():
     assert table.rows[0][0] == "4 to 15 px² (2 to 4 px)"
     twice = cells + [(r | {"seed": 33}, d) for r, d in cells]
     assert tables.defect_sizes("folder", "padim", twice).rows[0][1] == "2"  # not twice as many
+
+
+def test_without_defects_there_is_no_table_of_them_and_no_number_of_a_setup():
+    none = {"area": np.zeros(0, int), "recall": np.zeros((0, len(tables.FPRS)))}
+    one = {"area": np.array([9]), "recall": np.full((1, len(tables.FPRS)), 0.7)}
+    with_one, without = result("folder", "a"), result("folder", "b", setup="SM256")
+    results = [with_one, without]
+    assert tables.defect_sizes("folder", "padim", [(without, none)]) is None
+    names = [t.name for t in tables.all_tables(results)]
+    assert [t.name for t in tables.all_tables(results, [(without, none)])] == names
+    made = tables.all_tables(results, [(with_one, one), (without, none)])
+    assert [t.name for t in made[:-1]] == names and made[-1].headers[2:] == ["SM256", "ENS9"]
+    assert [row[1:] for row in made[-1].rows] == [["1", "-", "**70.0**"], ["", "-", "4 px²"]]
+    assert any("No category was run in every setup" in note for note in made[-1].notes)
 
 
 def test_setups_are_compared_on_the_categories_that_all_of_them_have():

@@ -435,7 +435,7 @@ def recall_figure(defects, dataset, category, arch):
     edges = area_edges(np.concatenate(areas))
     setups = setup_names([result for result, _ in defects])
     middles = [math.sqrt(math.sqrt(low * high)) for low, high in zip(edges[:-1], edges[1:])]
-    counts = recall_by_area(setups[0], defects, edges)[1]
+    counts = np.max([recall_by_area(setup, defects, edges)[1] for setup in setups], axis=0)
     where = category or DATASETS.get(dataset, dataset)
     title = f"Recall by size of defect: {ARCHS.get(arch, arch)} on {where}"
     chart = svg.Chart(

@@ -139,7 +139,7 @@ def label_regions(masks, impl="cython", threads=None):
     Raises
     ------
     InputError
-        Another shape or dtype, or an image of 2**31 pixels or more.
+        Another shape or dtype, or an image of 2**31 - 1 pixels or more.
     KernelNotBuiltError
         impl="cython" where the kernel is not built.
     """
@@ -200,7 +200,7 @@ def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):
     UndefinedMetricError
         No anomalous or no normal pixel.
     InputError
-        NaN, another shape or dtype, or an image of 2**31 pixels or more.
+        NaN, another shape or dtype, or an image of 2**31 - 1 pixels or more.
     KernelNotBuiltError
         impl="cython" where the kernels are not built.
 
@@ -495,6 +495,7 @@ def _label_numpy(mask):
     Two passes over the runs, a run being a stretch of anomalous pixels in one row: join the
     runs that touch (corners included), then number the joined ones in row-major order.
     """
+    _check_countable(mask)
     height, width = mask.shape
     padded = np.zeros((height, width + 2), np.int8)
     padded[:, 1:-1] = mask != 0
@@ -538,13 +539,17 @@ def _refuse_nan(k, image):
         raise _arrays.nan_error("maps", [k, int(y), int(x)])
 
 
-def _label_runs(kernel, mask):
-    """Runs of a mask int32 (runs, 2), their labels int32 (runs,), the number of labels."""
+def _check_countable(mask):
     if mask.size >= 2**31 - 1:
         raise InputError(
-            f"a mask of {mask.shape[0]} x {mask.shape[1]} px has more than 2**31 pixels; "
-            "compute the metrics at a smaller image size"
+            f"a mask of {mask.shape[0]} x {mask.shape[1]} px has more pixels than its labels, "
+            "of 32 bits, can count; compute the metrics at a smaller image size"
         )
+
+
+def _label_runs(kernel, mask):
+    """Runs of a mask int32 (runs, 2), their labels int32 (runs,), the number of labels."""
+    _check_countable(mask)
     n_runs, _ = kernel.count_runs(mask)
     runs, labels = np.empty((n_runs, 2), np.int32), np.empty(n_runs, np.int32)
     return runs, labels, kernel.label_runs(mask, runs, labels) if n_runs else 0
@@ -676,7 +681,7 @@ class _KernelPoints:
         if cut > bottom:
             ranges = [(cut, top), (bottom, np.nextafter(cut, bottom, dtype=self.dtype))]
         for low, high in ranges:
-            if self.kept is not None and low >= self.kept_low:
+            if self.kept is not None and (low, high) == (self.kept_low, top):
                 yield low, high, None
             else:
                 yield from self._split(_key(low), _key(high))
@@ -687,8 +692,6 @@ class _KernelPoints:
         A single score that more pixels share stays one slab: it needs no order.
         """
         low, high = self._edges(first, last)
-        if low > high:
-            return
         first, last = _key(low), _key(high)
         shift = max(0, (last - first).bit_length() - SPLIT_BITS)
 
@@ -745,12 +748,8 @@ class _KernelPoints:
         The pixels that share distinct score i are regions[stops[i - 1]:stops[i]].
         """
         if n is None:
-            values, regions = self.kept
-            inside = (values >= low) & (values <= high)
-            if inside.all():
-                self.kept = None  # sorting uses them up, and there is no other slab
-            else:
-                values, regions = values[inside], regions[inside]
+            values, regions = self.kept  # all of them lie in the slab
+            self.kept = None  # sorting uses them up, and no other slab needs them
         else:
             values, regions = self._gather(low, high, n)
             if low == high:

@@ -402,7 +402,7 @@ def defect_sizes(dataset, arch, analyses):
     rows, records = [], []
     curves = {setup: recall_by_area(setup, analyses, edges) for setup in setups}
     for k, (low, high) in enumerate(zip(edges[:-1], edges[1:])):
-        count = curves[setups[0]][1][k]
+        count = max(curves[setup][1][k] for setup in setups)
         row = [f"{low:,} to {high - 1:,} px² ({_side(low)} to {_side(high)} px)", str(count)]
         for setup in setups:
             value = curves[setup][0][k]
@@ -429,6 +429,11 @@ def defect_sizes(dataset, arch, analyses):
     if len(analyses) < len(whole):
         names = sorted({result["category"] for result, _ in analyses})
         notes.append(f"Of the categories that every setup has: {', '.join(map(_escape, names))}.")
+    if len({frozenset(r["category"] for r, _ in analyses if r["setup"] == s) for s in setups}) > 1:
+        notes.append(
+            "No category was run in every setup, so their columns are of different defects; their "
+            "number is that of the setup with most."
+        )
     title = (
         f"Recall of defects by size, {ARCHS.get(arch, arch)} on {DATASETS.get(dataset, dataset)}"
     )

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
 from ..errors import InputError
 from .samples import NORMAL
@@ -373,15 +373,17 @@ def text_coverage(text, height):
     width = max(1, math.ceil(font.getlength(text)))
     canvas = Image.new("L", (width, max(height, sum(_extent(font)))), 0)
     ImageDraw.Draw(canvas).text((0, 0), text, fill=255, font=font)
-    if canvas.height != height:  # the bitmap typeface of a Pillow without FreeType
+    if canvas.height != height:  # the bitmap typeface
         width = max(1, round(width * height / canvas.height))
         canvas = canvas.resize((width, height), Image.BILINEAR)
     return np.array(canvas)
 
 
 def _font(height):
-    """Pillow's own typeface, the largest size whose line fits into the height."""
-    if "size" not in inspect.signature(ImageFont.load_default).parameters:  # before Pillow 10.1
+    """Pillow's own typeface, the largest size whose line fits into the height; its bitmap one
+    before Pillow 10.1 and without FreeType."""
+    sizes = "size" in inspect.signature(ImageFont.load_default).parameters
+    if not (sizes and features.check("freetype2")):
         return ImageFont.load_default()
     size = height
     while size > 4 and sum(_extent(ImageFont.load_default(size))) > height:

@@ -247,7 +247,6 @@ def _parameters_formula(
     rate=RATE,
     half=0.5,
     determinant=True,
-    decoupled=False,
     mean=True,
     steps=None,
     betas=(0.9, 0.999),
@@ -277,25 +276,22 @@ def _parameters_formula(
         gradients = torch.autograd.grad(loss(leaves, half, determinant), [leaves[k] for k in names])
         for k, gradient in zip(names, gradients):
             moments[k], values[k] = adam(
-                values[k], gradient, moments[k], step, rate, betas, decay, decoupled, corrected
+                values[k], gradient, moments[k], step, rate, betas, decay, corrected
             )
     result = {"loss_before": before.numpy(), "loss_after": loss(values).numpy()}
     return {**result, **{k: values[k].detach().numpy() for k in names}}
 
 
-def adam(value, gradient, moments, step, rate, betas, decay=0.0, decoupled=False, corrected=True):
+def adam(value, gradient, moments, step, rate, betas, decay=0.0, corrected=True):
     """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
 
     Parameters: value, gradient, float64 tensors; moments, m and v of the step before; step,
-    from 1; rate, the learning rate; betas; decay, times the value added to the gradient, or,
-    where `decoupled`, taken off the value; corrected, whether the moments' bias is.
+    from 1; rate, the learning rate; betas; decay, times the value added to the gradient;
+    corrected, whether the moments' bias is.
     Returns ((m, v), value).
     """
     value = value.detach()
-    if decoupled:
-        value = value * (1 - rate * decay)
-    else:
-        gradient = gradient + decay * value
+    gradient = gradient + decay * value
     m = betas[0] * moments[0] + (1 - betas[0]) * gradient
     v = betas[1] * moments[1] + (1 - betas[1]) * gradient.square()
     m_hat, v_hat = m, v
@@ -373,15 +369,12 @@ def _map_formula(
     sign=-1.0,
     power=True,
     mode="bilinear",
-    root=False,
     **switches,
 ):
     size = [int(v) for v in inputs["size"]]
     maps = []
     for k in (1, 2, 3):
         mean = combine(np.square(inputs[f"z{k}"].astype(np.float64)), axis=1)
-        if root:
-            mean = np.sqrt(mean)
         one = sign * np.exp(-0.5 * mean) if power else 0.5 * mean
         maps.append(formulas.enlarge(one, size, mode, **switches))
     return {"map": layers(maps, axis=0)}
