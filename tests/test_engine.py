@@ -313,13 +313,20 @@ def test_the_meter_counts_each_storage_once_and_notices_its_end():
     assert meter.alive == 0
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_fewer_bits_deviate_little_and_measurably(tiny_backbone, arch):
+@pytest.mark.parametrize(
+    "arch, map_bound, score_bound",  # beside each what was measured
+    [
+        ("padim", 0.06, 0.2),  # 0.021, 0.047
+        ("patchcore", 0.012, 0.2),  # 0.0030, 0.067
+        ("fastflow", 0.05, 1.0),  # 0.012, 0.51: after one step the scores are nearly equal
+        ("reverse_distillation", 0.024, 0.2),  # 0.0057, 0.12
+    ],
+)
+def test_fewer_bits_deviate_little_and_measurably(tiny_backbone, arch, map_bound, score_bound):
     images = pictures(ENS)
     ensemble = ensemble_of(ENS, arch, tiny_backbone, images[:3])
     deviation = engine.precision_deviation(ensemble, images[3:], "bfloat16")
-    assert 0 < deviation["map"] < 0.06  # measured: at most 0.021, PaDiM
-    assert 0 < deviation["score"] < 1  # of a range that is small here; at most 0.51, FastFlow
+    assert 0 < deviation["map"] < map_bound and 0 < deviation["score"] < score_bound
     assert ensemble.precision == "float32"
     with pytest.raises(InputError, match="float16 needs a CUDA device"):
         engine.precision_deviation(ensemble, images[3:], "float16")
