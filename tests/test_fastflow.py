@@ -247,7 +247,7 @@ def test_a_step_is_adam_on_the_batch_mean_of_the_sum_over_layers(tiny_backbone):
 
 def test_chunks_do_not_change_the_result(tiny_backbone, model, monkeypatch):
     images = pictures(5)
-    monkeypatch.setattr(FastFlow, "CHUNK", 2)
+    monkeypatch.setattr(fastflow, "CHUNK", 2)
     parts = fitted(tiny_backbone, images)
     # Measured: 1.2e-7.
     torch.testing.assert_close(

@@ -11,7 +11,8 @@ from sources import ROOT, SOURCES, module_of
 # golden/, from its neighbours in the same folder; never from its own floor or from above.
 FLOORS = (
     {"tiled_ref", "errors", "backbone", "memory", "progress", "paper", "svg"},
-    {"_arrays", "files", "gaussian", "tiling", "distributed", "report", "precision"},
+    {"_arrays", "files", "tiling", "distributed", "report", "precision"},
+    {"gaussian"},
     {
         "setups", "weights", "data", "features", "models", "merging", "smoothing", "metrics",
         "normalization",

@@ -112,7 +112,7 @@ def test_map_and_score_are_eq_6_and_7_in_scalar_loops(tiny_backbone, pictures):
 
 
 def test_map_is_enlarged_by_nearest_neighbour_before_the_blur(monkeypatch, pictures):
-    monkeypatch.setattr("tiled_ref.models.patchcore.gaussian_blur", lambda maps, sigma: maps)
+    monkeypatch.setattr("tiled_ref.models.patchcore.gaussian_blur", lambda maps, *_: maps)
     model = fitted(ThreeLayers(), pictures)
     maps, _ = model.predict(pictures[:2] * 2)
     blocks = maps.reshape(2, 8, 8, 8, 8)

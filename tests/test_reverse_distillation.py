@@ -10,6 +10,7 @@ from trained import GRID, pictures
 
 from tiled_ref.ensemble import FeatureUntiler
 from tiled_ref.errors import InputError
+from tiled_ref.models.cached import CachedFeatures, batches
 from tiled_ref.models.maps import gaussian_blur
 from tiled_ref.models.reverse_distillation import (
     Block,
@@ -266,8 +267,9 @@ def test_a_step_is_adam_with_the_papers_settings(tiny_backbone):
     model = fitted(tiny_backbone, images, steps=2)
     plain = ReverseDistillation(tiny_backbone, (64, 64), seed=42, device="cpu")
     adam = torch.optim.Adam(plain.student.parameters(), lr=0.005, betas=(0.5, 0.999))
-    encoded = tiny_backbone(images)
-    for _ in range(2):
+    features = CachedFeatures(tiny_backbone, Images(images))
+    for batch in batches(4, 4, 2, seed=42):
+        encoded = features[batch]
         decoded = plain.student.decoder(plain.student.bottleneck(encoded))
         pairs = zip(encoded, decoded)
         loss = sum((1 - F.cosine_similarity(e, d, dim=1)).mean((1, 2)).mean() for e, d in pairs)
@@ -275,8 +277,9 @@ def test_a_step_is_adam_with_the_papers_settings(tiny_backbone):
         loss.backward()
         adam.step()
     for a, b in zip(model.student.parameters(), plain.student.parameters()):
-        # A step moves by about 0.005. Measured: 9e-5; the images are in another order.
-        assert (a - b).abs().mean() < 2e-4
+        # A step moves by 0.005 whatever the gradient's size, so where it is zero but for rounding
+        # a weight may go either way. Measured: all below.
+        assert ((a - b).abs() > 1e-4).double().mean() < 1e-3
 
 
 def test_training_lowers_the_loss(tiny_backbone):

@@ -11,7 +11,7 @@ import torchvision
 # Pixels of the input per position of each layer's feature map, and channels.
 FEATURE_STRIDE = {"layer1": 4, "layer2": 8, "layer3": 16}
 CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}
-LONE = 20480  # values, see in_company; a constant of torch
+CHUNK = 8  # images or tiles that pass a network together, see chunks: their activations fit
 
 
 def channels_of(backbone):
@@ -20,19 +20,17 @@ def channels_of(backbone):
     return getattr(backbone, "channels", CHANNELS)
 
 
-def in_company(function, tensors, smallest):
-    """function(tensors), so that an image gets the same bits alone as in any batch.
+def chunks(images, size=CHUNK):
+    """Images (or feature maps) in the parts that pass a network together.
 
-    On a CPU torch takes another path for a convolution of a single map of at most LONE values
-    than for a batch; from two images on the bits of one do not depend on the others. So a
-    lone image with a smaller map is computed twice, which costs little: it is small.
+    On a CPU one image at a time: the libraries choose their algorithm, and with it the rounding,
+    by the shape of what they compute, so an image's bits depend on its company unless it has
+    none. From 256 x 256 px on that costs no time.
 
-    Parameters: function, list of tensors (B, ...) -> list of tensors (B, ...); tensors;
-    smallest, values per image of the smallest map that is convolved.
+    Parameters: images (B, ...); size, images at a time on other devices.
+    Returns a tuple of tensors (b, ...).
     """
-    if len(tensors[0]) != 1 or smallest > LONE or tensors[0].device.type != "cpu":
-        return function(tensors)
-    return [x[:1] for x in function([torch.cat([x, x]) for x in tensors])]
+    return images.split(1 if images.device.type == "cpu" else size)
 
 
 class ResNet18Features(torch.nn.Module):
@@ -69,13 +67,9 @@ class ResNet18Features(torch.nn.Module):
     @torch.no_grad()
     def forward(self, images):
         """(B, 3, h, w) normalised float32 -> [(B, 64, h/4, w/4), (B, 128, h/8, w/8),
-        (B, 256, h/16, w/16)]; sides that are no multiple of 16 are rounded up. The features of
-        an image do not depend on the others of its batch: see in_company."""
-        smallest = images.shape[-2] * images.shape[-1]  # values of a feature map of layer3
-        return in_company(self._layers, [images], smallest)
-
-    def _layers(self, tensors):
-        images = tensors[0].contiguous(memory_format=torch.channels_last)
+        (B, 256, h/16, w/16)]; sides that are no multiple of 16 are rounded up. Where the
+        features of an image must not depend on its company, see `chunks`."""
+        images = images.contiguous(memory_format=torch.channels_last)
         layer1 = self.layer1(self.stem(images))
         layer2 = self.layer2(layer1)
         return [layer1, layer2, self.layer3(layer2)]

@@ -32,6 +32,7 @@ from .validation import MODES, describe
 from .weights import find_weights
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
+IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
 EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 EPILOG = """\
@@ -602,7 +603,7 @@ def _roots(names, roots):
 
 def _switches(args):
     """Architecture -> keyword arguments that the user gave."""
-    given = {arch: {"impl": args.impl} for arch in ("padim", "patchcore")}
+    given = {arch: {"impl": args.impl} for arch in IMPL_ARCHS}
     for switch in SWITCHES:
         value = getattr(args, switch.flag.lstrip("-").replace("-", "_"))
         for arch in switch.archs if value is not None else ():

@@ -345,8 +345,8 @@ class Engine:
 class Residents:
     """Models of some locations that are on the device together.
 
-    Their heads are one head (`joint_head`) on the devices where that is faster (the model's
-    JOINT), else they are called one after the other.
+    Where the model has a `joint_head`, it is used on a CPU; else the heads are called one after
+    the other.
 
     Parameters: ensemble; locations; states, location -> what its model learnt, or instead
     models, already trained, one per location.
@@ -355,7 +355,7 @@ class Residents:
     def __init__(self, ensemble, locations, states=None, models=None):
         self.ensemble, self.locations = ensemble, list(locations)
         self.model, self.heads, self.joint = ensemble.make_model(), models, None
-        if models is None and ensemble.device.type in getattr(self.model, "JOINT", ()):
+        if models is None and ensemble.device.type == "cpu" and hasattr(self.model, "joint_head"):
             self.joint = self.model.joint_head([states[location] for location in self.locations])
             return
         if models is None:

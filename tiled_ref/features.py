@@ -30,8 +30,7 @@ def budget_within(n_bytes):
 class FeatureMemo:
     """Layers of images in a nameless temporary file, as a context manager that closes it.
 
-    For a network on the CPU whose layers of an image do not depend on the others of its batch,
-    such as backbone.ResNet18Features; a memo is for one network. The file (TMPDIR chooses the
+    For one network on the CPU, which is given one image at a time. The file (TMPDIR chooses the
     folder) is read and written, never mapped, so that it does not count as memory of the
     process. Where it is full or the disk fails, the layers are computed as without a memo.
 
@@ -74,61 +73,53 @@ class FeatureMemo:
         Parameters: network; images float32 (B, 3, h, w). Returns a list of (B, C, hf, wf),
         channels last in memory, and an int.
         """
-        keys = [_digest(image) for image in images]
-        known = [k for k, key in enumerate(keys) if key in self._places]
-        new = [k for k, key in enumerate(keys) if key not in self._places]
-        found = self._read(keys, known, images.shape[-2:]) if known else None
-        if found is None:  # nothing is known, or the disk failed
-            computed = network(images)
-            self._keep(keys, computed, images.shape[-2:])
-            return computed, 0
-        if new:
-            computed = network(images[new])
-            self._keep([keys[k] for k in new], computed, images.shape[-2:])
-            for layer, part in zip(found, computed):
-                layer[new] = part
-        return found, len(known)
+        parts, reused = [], 0
+        for image in images.split(1):  # alone, so that a bit does not depend on who asked first
+            key = _digest(image)
+            found = self._read(key, image.shape[-2:])
+            reused += found is not None
+            if found is None:
+                found = network(image)
+                self._keep(key, found, image.shape[-2:])
+            parts.append(found)
+        return [torch.cat(layer) for layer in zip(*parts)], reused
 
-    def _read(self, keys, known, size):
-        """The layers of all keys, those that are known filled in; None where the disk fails."""
-        shapes = self._shapes[tuple(size)]
-        out = [np.empty((len(keys), *shape), np.float32) for shape in shapes]
+    def _read(self, key, size):
+        """The layers of a known image; None for another one, or where the disk fails."""
+        if key not in self._places:
+            return None
+        start, layers = self._places[key], []
         try:
-            for k in known:
-                start = self._places[keys[k]]
-                for layer in out:
-                    read_at(self._file, layer[k], start)
-                    start += layer[k].nbytes
+            for shape in self._shapes[tuple(size)]:
+                layers.append(np.empty((1, *shape), np.float32))
+                read_at(self._file, layers[-1], start)
+                start += layers[-1].nbytes
         except (OSError, EOFError) as error:
             self._say(f"the shared layers of the backbone cannot be read ({error}); computed again")
             self._give_up()
             return None
-        return [torch.from_numpy(layer).permute(0, 3, 1, 2) for layer in out]
+        return [torch.from_numpy(layer).permute(0, 3, 1, 2) for layer in layers]
 
-    def _keep(self, keys, layers, size):
-        """Write the layers (B, C, hf, wf) of images with these keys, as far as there is room."""
+    def _keep(self, key, layers, size):
+        """Write the layers (1, C, hf, wf) of an image with this key, if there is room."""
         if not self.keeps:
             return
-        rows = [layer.permute(0, 2, 3, 1).contiguous().numpy() for layer in layers]
-        self._shapes[tuple(size)] = [layer.shape[1:] for layer in rows]
-        needed = sum(layer[0].nbytes for layer in rows)
-        for k, key in enumerate(keys):
-            if key in self._places:  # twice in one batch
-                continue
-            if self._size + needed > self.budget:
-                self._stop(f"their {self.budget / 2**30:.1f} GiB are used up")
-                return
-            try:
-                if self._file is None:
-                    self._file = tempfile.TemporaryFile(buffering=0)
-                start = self._size
-                for layer in rows:
-                    write_at(self._file, layer[k], start)
-                    start += layer[k].nbytes
-            except OSError as error:
-                self._stop(error.strerror or error)
-                return
-            self._places[key], self._size = self._size, start
+        arrays = [layer.permute(0, 2, 3, 1).contiguous().numpy() for layer in layers]
+        self._shapes[tuple(size)] = [array.shape[1:] for array in arrays]
+        start = self._size
+        if start + sum(array.nbytes for array in arrays) > self.budget:
+            self._stop(f"their {self.budget / 2**30:.1f} GiB are used up")
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)
+            for array in arrays:
+                write_at(self._file, array, start)
+                start += array.nbytes
+        except OSError as error:
+            self._stop(error.strerror or error)
+            return
+        self._places[key], self._size = self._size, start
 
     def _stop(self, reason):
         self.keeps = False
@@ -164,7 +155,7 @@ class SharedNetwork(torch.nn.Module):
             self.channels = network.channels
 
     def forward(self, images):
-        """images float32 (B, 3, h, w) -> layers as the network's, the same bits."""
+        """images float32 (B, 3, h, w) -> layers as the network's of each image alone."""
         layers, reused = self.memo.layers(self.network, images)
         self.asked += len(images)
         self.reused += reused

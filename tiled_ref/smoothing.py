@@ -1,8 +1,6 @@
 """Smoothing the seams that the borders of the tiles leave in a merged map (Sec. 3.3).
 
-A Gaussian blur, kept only in a narrow band around every tile border. Two implementations
-with equal bits: the specification below, which blurs the whole map and selects, and the
-kernel `kernels/seam_blur.pyx`, which computes the band alone.
+A Gaussian blur, kept only in a narrow band around every tile border.
 """
 
 import math
@@ -11,7 +9,7 @@ import numpy as np
 
 from . import _arrays
 from .errors import InputError
-from .gaussian import gaussian_taps, reflected
+from .gaussian import blur_rows_and_columns
 
 
 def seam_mask(grid, width=0.1):
@@ -59,11 +57,7 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
     KernelNotBuiltError
         impl="cython" where the kernel is not built.
 
-    Order of arithmetic: separable, down the columns first, then along the rows. Each pass
-    computes w0*x0, then adds w_k * (x_{-k} + x_{+k}) for k = 1..radius in this order,
-    every multiplication and addition rounded on its own, in the dtype of maps. Outside
-    the image the map is mirrored without repeating the edge pixel (again and again where
-    the map is smaller than the radius).
+    Order of arithmetic: that of `gaussian.blur_rows_and_columns`.
     Source: Sec. 3.3; sigma and padding from the authors' configuration.
     """
     _arrays.check_impl(impl)
@@ -74,45 +68,9 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
             f"maps must be (N, {grid.image_size[0]}, {grid.image_size[1]}) for this grid, "
             f"got shape {array.shape}"
         )
-    taps = gaussian_taps(sigma, array.dtype)
     rows, cols = _bands(grid, width)
-    if impl == "numpy":
-        with np.errstate(all="ignore"):  # infinities are data here, not a mistake
-            blurred = _blur(_blur(array, taps, axis=1), taps, axis=2)
-        result = np.where(rows[:, None] | cols[None, :], blurred, array)
-        return _arrays.like(result, maps)
-    seam_blur = _arrays.kernel("_seam_blur").seam_blur
-    array = np.ascontiguousarray(array)
-    out = np.empty(array.shape, array.dtype)
-    radius = len(taps) - 1
-    reflect_rows = reflected(grid.image_size[0], radius)
-    reflect_cols = reflected(grid.image_size[1], radius)
-    row_runs, col_runs = _runs(rows), _runs(cols)
-
-    def work(span):
-        line, blurred = np.empty((2, grid.image_size[1] + 2 * radius), array.dtype)  # scratch
-        seam_blur(
-            array, out, taps, row_runs, col_runs, reflect_rows, reflect_cols, line, blurred, *span
-        )
-
-    _arrays.run_threads(work, _arrays.spans(array.shape[0], threads), threads)
-    return _arrays.like(out, maps)
-
-
-def _blur(maps, taps, axis):
-    """One pass of the separable blur along axis 1 (down) or 2 (across)."""
-    radius, n = len(taps) - 1, maps.shape[axis]
-    padded = np.take(maps, reflected(n, radius), axis=axis)
-
-    def shifted(offset):
-        index = [slice(None)] * 3
-        index[axis] = slice(radius + offset, radius + offset + n)
-        return padded[tuple(index)]
-
-    total = taps[0] * shifted(0)
-    for k in range(1, radius + 1):
-        total = total + taps[k] * (shifted(-k) + shifted(k))
-    return total
+    blurred = blur_rows_and_columns(array, sigma, rows, cols, impl, threads)
+    return _arrays.like(blurred, maps)
 
 
 def _bands(grid, width):
@@ -134,9 +92,3 @@ def _bands(grid, width):
                     band[max(0, border - reach) : border + reach] = True
         bands.append(band)
     return bands
-
-
-def _runs(band):
-    """Runs of True, int64 (runs, 2): start and stop of each, ascending."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], band, [False]))))
-    return np.ascontiguousarray(edges.reshape(-1, 2), dtype=np.int64)

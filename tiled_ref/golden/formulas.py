@@ -48,9 +48,9 @@ def enlarge(maps, size, mode="bilinear", **switches):
 
 
 def taps(sigma, radius=None, normalised=True):
-    """All 2 radius + 1 weights of a Gaussian, float64."""
+    """All 2 radius + 1 weights of a Gaussian, in extended precision where the machine has it."""
     radius = int(4 * sigma + 0.5) if radius is None else radius
-    weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / np.longdouble(2 * sigma**2))
     return weights / (weights.sum() if normalised else sigma * math.sqrt(2 * math.pi))
 
 
@@ -69,20 +69,24 @@ def blur_matrix(n, weights, border="reflect"):
     elif border == "zeros":
         weight = np.where((j >= 0) & (j < n), weight, 0.0)
     j = j % n if border == "wrap" else np.clip(j, 0, n - 1)
-    matrix = np.zeros((n, n))
+    matrix = np.zeros((n, n), np.result_type(weights, np.float64))
     np.add.at(matrix, (i, j), weight)
     return matrix
 
 
 def blur(maps, sigma, radius=None, border="reflect", normalised=True, axes="both"):
-    """Separable Gaussian blur of (..., H, W), float64."""
+    """Separable Gaussian blur of (..., H, W), float64.
+
+    Summed in extended precision, where the machine has it, so that the result depends on no
+    library's order of sums.
+    """
     weights = taps(sigma, radius, normalised)
     rows = blur_matrix(maps.shape[-2], weights, border)
     cols = blur_matrix(maps.shape[-1], weights, border)
-    maps = maps.astype(np.float64)
+    maps = maps.astype(np.longdouble)
     if axes != "cols":
         maps = rows @ maps
-    return maps if axes == "rows" else maps @ cols.T
+    return (maps if axes == "rows" else maps @ cols.T).astype(np.float64)
 
 
 # ------------------------------------------------------------------------------- tiles

@@ -15,19 +15,18 @@ and offers
     predict(batch)    (B, 3, h, w) -> maps (B, H, W) float32 and scores (B,) float32: Eq. 4 of
                       the paper, A_ij, s_ij = M_ij(T_ij). The same as head(features(batch))
     features(batch)   list of tensors (B, ...): the part that is the same in every model
-    head(features)    maps and scores: the part that was learnt. An image's bits do not depend
-                      on the others of its batch on a CPU
+    head(features)    maps and scores: the part that was learnt. On a CPU an image's bits do not
+                      depend on the others of its batch, see backbone.chunks
     n_parameters      learnable parameters as Table 3 of the paper counts them (int)
     n_learnt(n)       numbers that a model keeps after training on n images, beside the backbone
     state()           dict of CPU tensors that differ from model to model
     load_state(state) the inverse of state()
     BATCH_SIZE        images per batch in the paper's evaluation, the default of batch_size
 
-and, where heads of several models at once are faster than one after the other,
+and, where that is faster on a CPU than one head after the other,
 
     joint_head(states)  a function of features (L * B, ...), location-major, that gives the maps
                       (L * B, H, W) and scores (L * B,) of L models with these states
-    JOINT             the types of devices, such as "cuda", on which it is used
 
 For tiled input (ST) a batch holds T tiles of every image, (T * B, 3, h, w), tile-major (tile 0
 of all images, then tile 1, ...), and `untile(features, factor)` turns

@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 import torch
 
+from ..backbone import chunks
 from ..errors import InputError
 
 BUDGET = 2 * 2**30  # bytes of host memory for the features of one model's training images
@@ -27,13 +28,13 @@ def encoder_features(backbone, images, budget=BUDGET):
     return CachedFeatures(backbone, images, budget)
 
 
-def layers_in_chunks(backbone, images, chunk):
+def layers_in_chunks(backbone, images):
     """The backbone's layers of a batch, computed a few images at a time.
 
-    Parameters: backbone; images float32 (B, 3, h, w); chunk, images at a time.
+    Parameters: backbone; images float32 (B, 3, h, w).
     Returns a list with (B, C, hf, wf) per layer.
     """
-    parts = [backbone(part) for part in images.split(chunk)]
+    parts = [backbone(part) for part in chunks(images)]
     return [torch.cat(layer) for layer in zip(*parts)]
 
 
@@ -70,7 +71,8 @@ class RecomputedFeatures:
     @torch.no_grad()
     def compute(self, index):
         """Features of one image, a list of (T, hf, wf, C)."""
-        return [layer.permute(0, 2, 3, 1) for layer in self.backbone(self.images[[index]])]
+        layers = layers_in_chunks(self.backbone, self.images[[index]])
+        return [layer.permute(0, 2, 3, 1) for layer in layers]
 
     def __getitem__(self, indices):
         layers = zip(*(self.compute(index) for index in indices))

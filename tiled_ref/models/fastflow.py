@@ -21,12 +21,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..backbone import FEATURE_STRIDE, channels_of
+from ..backbone import CHUNK, FEATURE_STRIDE, channels_of
 from ..errors import InputError
 from .maps import upsample_bilinear
-from .trained import TrainedModel
+from .trained import LAYERS, TrainedModel
 
-LAYERS = ("layer1", "layer2", "layer3")
 N_BLOCKS = 8  # coupling blocks per layer for ResNet-18, Yu et al., implementation details
 CLAMP = 2.0  # of the logarithm of the scale
 DAMPING = 0.1  # of the subnet's output
@@ -86,27 +85,18 @@ class FastFlow(TrainedModel):
         Parameters: layers, the encoder's, a list of float32 (B, C, hf, wf).
         """
         for flow, layer in zip(self.flows, layers):
-            for chunk in layer.split(self.CHUNK):
+            for chunk in layer.split(CHUNK):
                 (nll(*flow(chunk)).sum() / len(layer)).backward()
 
-    def maps(self, parts):
-        """Maps and scores of hidden variables (Yu et al. Sec. 3.3).
+    def anomaly_map(self, layers):
+        """The map of hidden variables (Yu et al. Sec. 3.3).
 
-        Parameters: parts, an iterable of lists, a tensor z (b, C, hf, wf) float32 per layer.
-        Returns maps float32 (B, H, W) in [-1, 0], B the sum of b: the negative likelihood per
-        position (unnormalised), bilinear, mean over the layers, not blurred; and scores float32
-        (B,), the maximum of each map.
+        Parameters: layers, a tensor z (B, C, Hf, Wf) float32 per layer.
+        Returns float32 (B, H, W) in [-1, 0]: the negative likelihood per position
+        (unnormalised), bilinear, mean over the layers, not blurred.
         """
-        total = 0
-        for name, layer in zip(LAYERS, zip(*parts)):
-            z = torch.cat(layer)  # (B, C, hf, wf)
-            if self.untile is not None:
-                z = self.untile(z, FEATURE_STRIDE[name])  # (B, C, Hf, Wf)
-                # The layout of untiled input, so that a single tile gives its bits.
-                z = z.contiguous(memory_format=torch.channels_last)
-            total = total + upsample_bilinear(likelihood_map(z), self.output_size)
-        maps = total / len(LAYERS)  # (B, H, W)
-        return maps, maps.amax((1, 2))
+        maps = [upsample_bilinear(likelihood_map(z), self.output_size) for z in layers]
+        return sum(maps) / len(LAYERS)
 
 
 def nll(z, log_det):

@@ -1,14 +1,12 @@
 """From distances on a feature grid to an anomaly map in pixels; tensors of any float dtype."""
 
-import functools
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..gaussian import gaussian_taps, reflected
-
-BLOCK = 64  # lines or columns that are blurred by one product
+from .. import _arrays
+from ..backbone import chunks
+from ..gaussian import blur_rows_and_columns, gaussian_taps, reflected
 
 
 def placed(value, device, old=None):
@@ -19,53 +17,38 @@ def placed(value, device, old=None):
     return old.copy_(value)
 
 
-def upsample_bilinear(maps, size):
-    """(B, hf, wf) -> (B, *size), bilinear with half-pixel centres (align_corners False)."""
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def upsample_bilinear(maps, size, align_corners=False):
+    """(B, hf, wf) -> (B, *size), bilinear; align_corners False has half-pixel centres."""
+    parts = [
+        F.interpolate(part[:, None], size=size, mode="bilinear", align_corners=align_corners)
+        for part in chunks(maps, len(maps))
+    ]
+    return torch.cat(parts)[:, 0]
 
 
-def gaussian_blur(maps, sigma=4.0):
+def gaussian_blur(maps, sigma=4.0, impl="cython"):
     """Separable Gaussian blur with a mirrored border.
 
-    Parameters: maps (B, H, W) float, any device; sigma in pixels.
-    Returns the same shape and dtype. 33 taps for sigma 4; rows first, then columns.
+    Parameters: maps (B, H, W) float32 or float64, any device; sigma in pixels; impl, on a CPU
+    the kernel or its specification, equal bits.
+    Returns the same shape and dtype. 33 taps for sigma 4; down the columns, then along the rows.
+    Order of arithmetic: on a CPU that of `gaussian.blur_rows_and_columns`; elsewhere that of
+    torch's convolution.
     Source: PaDiM (Defard et al., arXiv:2011.08785) and PatchCore (Roth et al.,
     arXiv:2106.08265) smooth their maps with sigma 4.
     """
-    band = torch.from_numpy(_band(sigma)).to(maps)  # (BLOCK + 2r, BLOCK)
-    radius = (len(band) - BLOCK) // 2
-    height, width = maps.shape[-2:]
-    parts = []
-    if height > 1:  # a lone pixel is its own mean
-        padded = _mirrored(maps, -2, radius)  # (B, H + 2r, W)
-        for i in range(0, height, BLOCK):
-            n = min(BLOCK, height - i)
-            parts.append(band[: n + 2 * radius, :n].T @ padded[:, i : i + n + 2 * radius])
-        maps, parts = torch.cat(parts, -2), []
-    if width > 1:
-        padded = _mirrored(maps, -1, radius)  # (B, H, W + 2r)
-        for j in range(0, width, BLOCK):
-            n = min(BLOCK, width - j)
-            parts.append(padded[..., j : j + n + 2 * radius] @ band[: n + 2 * radius, :n])
-        maps = torch.cat(parts, -1)
-    return maps
+    if maps.device.type == "cpu":
+        everything = (np.ones(side, bool) for side in maps.shape[1:])
+        array, threads = maps.numpy(), _arrays.thread_count()
+        return torch.from_numpy(blur_rows_and_columns(array, sigma, *everything, impl, threads))
+    return convolved(maps, sigma)
 
 
-@functools.cache
-def _band(sigma):
-    """The taps once per column, one row lower each: float64 (BLOCK + 2r, BLOCK).
-
-    A product with it takes more multiplications than a convolution with the taps, and a tenth
-    of the time, because oneDNN has no fast convolution of a single channel.
-    """
-    half = gaussian_taps(sigma)  # centre outwards
-    band = np.zeros((BLOCK + 2 * (len(half) - 1), BLOCK))
-    for k, tap in enumerate([*half[:0:-1], *half]):
-        np.fill_diagonal(band[k:], tap)
-    return band
-
-
-def _mirrored(maps, axis, radius):
-    """Maps with radius more pixels on both sides of an axis, see `gaussian.reflected`."""
-    places = torch.from_numpy(reflected(maps.shape[axis], radius)).to(maps.device)
-    return maps.index_select(axis, places)
+def convolved(maps, sigma):
+    """gaussian_blur by torch's convolutions: maps (B, H, W), any device."""
+    half = torch.from_numpy(gaussian_taps(sigma))
+    taps = torch.cat([half.flip(0), half[1:]]).to(maps)  # (2r + 1,)
+    radius = len(half) - 1
+    rows, cols = (torch.from_numpy(reflected(n, radius)).to(maps.device) for n in maps.shape[1:])
+    padded = maps[:, rows][:, :, cols][:, None]  # (B, 1, H + 2r, W + 2r)
+    return F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[:, 0]

@@ -232,8 +232,10 @@ class Banks:
         if self.indexes:
             found = []
             for bank, moments, own in zip(self.banks, self.moments, places):
-                _, j = nearest(bank[own], bank, min(k, len(bank)), moments=moments)
-                found.append(bank[j])
+                # One by one: a vector's neighbours do not depend on the others asked for.
+                near = [nearest(q, bank, min(k, len(bank)), moments=moments)[1]
+                        for q in bank[own].split(1)]  # fmt: skip
+                found.append(bank[torch.cat(near)])
             return torch.stack(found)
         of = torch.arange(len(self.banks), device=self.banks.device)[:, None]
         k = min(k, self.banks.shape[1])

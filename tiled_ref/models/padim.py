@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
+from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from ..errors import InputError
 from .gaussians import mahalanobis_each, pack, unpack
 from .maps import gaussian_blur, placed, upsample_bilinear
@@ -59,7 +59,7 @@ class Padim:
     n_channels : int
         D, channels kept of all that the backbone has.
     impl : {"cython", "numpy"}
-        Of the distances on the CPU, see gaussians.mahalanobis.
+        Of distances and blur on the CPU, see gaussians.mahalanobis.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -71,8 +71,6 @@ class Padim:
 
     BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
-    CHUNK = 8  # images or tiles per pass through the backbone: its activations fit the caches
-    JOINT = ("cpu", "cuda")  # devices on which joint_head is faster than one head after another
     INVERSE_CHUNK = {"cpu": 32, "cuda": 512}  # covariance matrices inverted at a time
 
     def __init__(
@@ -131,7 +129,7 @@ class Padim:
         nearest neighbour, concatenated, the chosen channels; untiled where tiled.
         """
         parts = []
-        for chunk in images.split(self.CHUNK):
+        for chunk in chunks(images):
             layers = self.backbone(chunk)
             size = layers[0].shape[-2:]
             part = images.new_empty(len(chunk), len(self.channels), *size)
@@ -229,40 +227,21 @@ class Padim:
     def _maps(self, distances):
         """Distances (B, P) -> maps (B, H, W) and scores (B,)."""
         maps = distances.reshape(-1, *self.grid)  # (B, hf, wf)
-        maps = gaussian_blur(upsample_bilinear(maps, self.output_size), SIGMA)  # (B, H, W)
+        maps = upsample_bilinear(maps, self.output_size)  # (B, H, W)
+        maps = gaussian_blur(maps, SIGMA, self.impl)
         return maps, maps.amax((1, 2))
 
     @torch.no_grad()
     def joint_head(self, states):
-        """The head of several models at once; on a GPU one product over all L * P positions.
+        """The heads of several models in one call, on a CPU.
 
-        Parameters: states, a list of L states, which end up on the device together.
+        Parameters: states, a list of L states.
         Returns a function of features (L * B, D, hf, wf), location-major, that gives maps
         (L * B, H, W) and scores (L * B,).
         """
         self.grid = tuple(states[0]["grid"].tolist())
-        self.channels = states[0]["channels"].to(self.device)
-        if self._packs:
-            return torch.no_grad()(
-                lambda features: self._maps(self._distances(states, features[0]))
-            )
-        n_locations, (n, d) = len(states), states[0]["mean"].shape
-        mean = torch.empty(n_locations, n, d, device=self.device)
-        precision = torch.empty(n_locations, n, d, d, device=self.device)
-        for k, state in enumerate(states):
-            mean[k] = state["mean"]
-            unpack(state["packed"].to(self.device), precision[k])
-        mean, precision = mean.flatten(0, 1), precision.flatten(0, 1)
-
-        @torch.no_grad()
-        def head(features):
-            x = features[0].unflatten(0, (n_locations, -1))  # (L, B, D, hf, wf)
-            x = x.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (L * P, B, D)
-            distances = batched_mahalanobis(x, mean, precision)  # (L * P, B)
-            distances = distances.unflatten(0, (n_locations, -1)).transpose(1, 2)  # (L, B, P)
-            return self._maps(distances.flatten(0, 1))
-
-        return head
+        self.channels = states[0]["channels"]
+        return torch.no_grad()(lambda features: self._maps(self._distances(states, features[0])))
 
     def state(self):
         """What fit found, on the CPU: mean, packed (P, D (D + 1) / 2), the upper triangles of

@@ -17,7 +17,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of
+from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from ..errors import InputError
 from .coreset import select_coreset
 from .maps import gaussian_blur, placed
@@ -54,7 +54,7 @@ class PatchCore:
     n_neighbours : int >= 1
         b of Eq. 7, 1 for no re-weighting. A smaller bank lowers it to the bank's size.
     impl : {"cython", "numpy"}
-        Of the greedy selection and the search on the CPU: the kernel, or the plain
+        Of the greedy selection, the search and the blur on the CPU: the kernels, or the plain
         algorithms. Equal choices, distances equal within 1e-15.
 
     Attributes after fit
@@ -67,8 +67,6 @@ class PatchCore:
 
     BATCH_SIZE = 8  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer2"]  # px per position of the embedding
-    CHUNK = 8  # images or tiles per pass through the backbone
-    JOINT = ("cpu", "cuda")  # devices on which joint_head is faster than one head after another
 
     def __init__(
         self,
@@ -124,7 +122,7 @@ class PatchCore:
         grid of layer2 (bilinear, align_corners False), concatenated; untiled where tiled.
         """
         parts = []
-        for chunk in images.split(self.CHUNK):
+        for chunk in chunks(images):
             _, layer2, layer3 = (local_mean(x) for x in self.backbone(chunk))
             layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
             parts.append(torch.cat([layer2, layer3], dim=1))
@@ -216,9 +214,9 @@ class PatchCore:
         farthest = distances.argmax(2, keepdim=True)  # (L, B, 1)
         star = patches.gather(2, farthest[..., None].expand(-1, -1, -1, patches.shape[-1]))
         around = banks.around(places.gather(2, farthest)[..., 0], self.n_neighbours)  # N_b(m*)
-        delta = star.double() - around.double()  # (L, B, b, 384)
-        scores = reweight(delta.square().sum(-1).sqrt().flatten(0, 1)).float()  # (L * B,)
-        return gaussian_blur(maps, SIGMA), scores
+        delta = (star.double() - around.double()).flatten(0, 1)  # (L * B, b, 384)
+        parts = [reweight(d.square().sum(-1).sqrt()) for d in chunks(delta, len(delta))]
+        return gaussian_blur(maps, SIGMA, self.impl), torch.cat(parts).float()
 
     def state(self):
         """What fit found, on the CPU: bank, chosen, grid."""

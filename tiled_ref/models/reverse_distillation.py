@@ -7,7 +7,7 @@ arXiv:2201.10703. Tensors are float32 throughout. Read Sec. 3 beside this file:
     3.1  Eq. 2   L = sum_k 1/(H_k W_k) sum_h sum_w M^k(h, w)         -> distillation_loss
     3.1  student decoder, symmetrical to the encoder                 -> Decoder
     3.2  one-class bottleneck: multi-scale feature fusion, embedding -> Bottleneck
-    3.3  Eq. 3   the anomaly map, from all M^k enlarged              -> ReverseDistillation.maps
+    3.3  Eq. 3   the anomaly map, from all M^k enlarged     -> ReverseDistillation.anomaly_map
 """
 
 import math
@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..backbone import FEATURE_STRIDE, channels_of
+from ..backbone import channels_of
 from ..errors import InputError
-from .maps import gaussian_blur
+from .maps import gaussian_blur, upsample_bilinear
 from .trained import TrainedModel
 
-LAYERS = ("layer1", "layer2", "layer3")
 LEARNING_RATE, BETAS = 0.005, (0.5, 0.999)  # Adam, Deng and Li Sec. 4.1
 SIGMA = 4.0  # px, blur of the anomaly map, Deng and Li Sec. 4.1
 
@@ -34,20 +33,23 @@ class ReverseDistillation(TrainedModel):
     loss and map. loss, "positions" or "flattened": Eq. 2, or one cosine per image and layer as in
     the released code (deviation D10). combine, "product" or "sum": how the layers' maps become
     one; deviation D11: Eq. 3 of the paper is the sum; the product is what the tiled ensemble's
-    authors evaluated.
+    authors evaluated. impl, "cython" or "numpy": of the blur on the CPU.
 
     Attributes
     ----------
     student : Student, the network
     """
 
-    def __init__(self, backbone, output_size, *, loss="positions", combine="product", **options):
+    def __init__(
+        self, backbone, output_size, *, loss="positions", combine="product", impl="cython",
+        **options,
+    ):  # fmt: skip
         if loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
         if combine not in ("product", "sum"):
             raise InputError(f"combine must be 'product' or 'sum', not {combine!r}")
         super().__init__(backbone, output_size, **options)
-        self.loss, self.combine = loss, combine
+        self.loss, self.combine, self.impl = loss, combine, impl
         self.student = Student(channels_of(backbone)["layer1"])
         initialize(self.student, torch.Generator().manual_seed(self.seed))
         self.network = self.student.to(self.device, memory_format=torch.channels_last)
@@ -75,38 +77,28 @@ class ReverseDistillation(TrainedModel):
         Parameters: layers, the encoder's, a list of float32 (B, C, hf, wf).
         """
         answer = self.student(layers)
-        loss = LOSSES[self.loss](self.whole(answer[:3]), self.whole(answer[3:]))
+        whole = self.whole(answer)
+        loss = LOSSES[self.loss](whole[:3], whole[3:])
         loss.backward()
 
-    def whole(self, layers):
-        """Feature maps of tiles -> of images; the same list where the input is not tiled."""
-        if self.untile is None:
-            return layers
-        whole = [self.untile(x, FEATURE_STRIDE[name]) for name, x in zip(LAYERS, layers)]
-        # The layout of untiled input, so that a single tile gives its bits.
-        return [x.contiguous(memory_format=torch.channels_last) for x in whole]
+    def anomaly_map(self, layers):
+        """The map of the student's answers (Deng and Li Sec. 3.3, Eq. 3).
 
-    def maps(self, parts):
-        """Maps and scores of the student's answers (Deng and Li Sec. 3.3, Eq. 3).
-
-        Parameters: parts, an iterable of lists of six tensors (b, C, hf, wf) float32, three
-        layers of the encoder and three of the decoder.
-        Returns maps float32 (B, H, W), B the sum of b: the layers' distances enlarged (bilinear,
-        align_corners True), multiplied (or summed), blurred with sigma 4 px; and scores
-        float32 (B,), the maximum of each map.
+        Parameters: layers, six tensors (B, C, Hf, Wf) float32, three of the encoder and three
+        of the decoder.
+        Returns float32 (B, H, W): the layers' distances enlarged (bilinear, align_corners
+        True), multiplied (or summed), blurred with sigma 4 px.
         """
-        layers = [torch.cat(layer) for layer in zip(*parts)]
-        encoded, decoded = self.whole(layers[:3]), self.whole(layers[3:])
+        encoded, decoded = layers[:3], layers[3:]
         combined = None
         for e, d in zip(encoded, decoded):
-            m = cosine_distance(e, d)[:, None]  # (B, 1, hf, wf)
-            m = F.interpolate(m, self.output_size, mode="bilinear", align_corners=True)[:, 0]
+            m = cosine_distance(e, d)  # (B, hf, wf)
+            m = upsample_bilinear(m, self.output_size, align_corners=True)  # (B, H, W)
             if combined is None:
-                combined = m  # (B, H, W)
+                combined = m
             else:
                 combined = combined * m if self.combine == "product" else combined + m
-        maps = gaussian_blur(combined, SIGMA)  # (B, H, W)
-        return maps, maps.amax((1, 2))
+        return gaussian_blur(combined, SIGMA, self.impl)
 
 
 def cosine_distance(encoded, decoded):

@@ -2,18 +2,20 @@
 
 import torch
 
-from ..backbone import in_company
+from ..backbone import FEATURE_STRIDE, chunks
 from ..errors import InputError
 from ..precision import autocast_of
 from .cached import BUDGET, batches, encoder_features, layers_in_chunks
+
+LAYERS = ("layer1", "layer2", "layer3")
 
 
 class TrainedModel:
     """A model whose own part is a network, trained by Adam on the layers of the encoder.
 
     A subclass makes `network`, a torch.nn.Module on the device, whose forward takes the list of
-    three layers (B, C, hf, wf) and returns the list of tensors (B, ...) that `maps` takes, and
-    adds `optimizer`, `add_gradient` and `maps`.
+    three layers (B, C, hf, wf) and returns a list of tensors (B, ...), and adds `optimizer`,
+    `add_gradient` and `anomaly_map`.
 
     Parameters
     ----------
@@ -40,8 +42,6 @@ class TrainedModel:
     """
 
     BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
-    CHUNK = 8  # images or tiles per pass: memory does not grow with the batch
-    JOINT = ("cuda",)  # devices on which joint_head is faster than one head after another
 
     def __init__(
         self,
@@ -107,55 +107,47 @@ class TrainedModel:
         """Anomaly maps and scores (Rolih et al. Eq. 4: A_ij, s_ij = M_ij(T_ij)).
 
         Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
-        Returns maps float32 (B, H, W), see `maps`, and scores float32 (B,), the maximum of each.
+        Returns maps float32 (B, H, W), see `anomaly_map`, and scores float32 (B,), the maxima.
         """
-        return self.maps(self.answers(self.backbone(chunk)) for chunk in images.split(self.CHUNK))
+        parts = chunks(images)
+        return self.maps(self.answers(self.backbone(part)) for part in parts)
 
     def features(self, images):
         """What is the same in every model of an ensemble: the layers of the encoder."""
-        return layers_in_chunks(self.backbone, images, self.CHUNK)
+        return layers_in_chunks(self.backbone, images)
 
     @torch.no_grad()
     def head(self, features):
         """Maps and scores, see predict, of features(images)."""
-        chunks = zip(*(layer.split(self.CHUNK) for layer in features))
-        return self.maps(self.answers(list(chunk)) for chunk in chunks)
+        parts = zip(*(chunks(layer) for layer in features))
+        return self.maps(self.answers(list(part)) for part in parts)
+
+    def maps(self, parts):
+        """Maps float32 (B, H, W), see `anomaly_map`, and scores float32 (B,), the maxima.
+
+        Parameters: parts, an iterable of `answers` to some of the images or tiles each.
+        """
+        answers = self.whole([torch.cat(part) for part in zip(*parts)])
+        images = zip(*(chunks(answer, len(answer)) for answer in answers))
+        maps = torch.cat([self.anomaly_map(list(image)) for image in images])
+        return maps, maps.amax((1, 2))
 
     def answers(self, layers):
         """The network's answers in float32: lists of (B, C, hf, wf) -> of (B, ...)."""
+        with autocast_of(self.backbone, self.device):
+            return [x.float() for x in self.network(layers)]
 
-        def answer(layers):
-            with autocast_of(self.backbone, self.device):
-                return [x.float() for x in self.network(layers)]
+    def whole(self, layers):
+        """Feature maps of tiles -> of images; the same list where the input is not tiled.
 
-        return in_company(answer, layers, layers[-1][0].numel() // 2)
-
-    def joint_head(self, states):
-        """The head of several models at once, their networks batched by torch.func.vmap.
-
-        Parameters: states, a list of L states, which end up on the device together.
-        Returns a function of features, each (L * B, C, hf, wf), location-major, that gives maps
-        (L * B, H, W) and scores (L * B,).
+        Parameters: layers, tensors (T * B, C, hf, wf) of layers 1 to 3, once or twice.
         """
-        stacked = {
-            name: torch.stack([state[name].to(self.device) for state in states])  # (L, ...)
-            for name in states[0]
-        }
-        self.network.eval()
-
-        def answers(tensors, layers):
-            with autocast_of(self.backbone, self.device):
-                answer = torch.func.functional_call(self.network, tensors, (layers,))
-                return [x.float() for x in answer]
-
-        batched = torch.func.vmap(answers)
-
-        @torch.no_grad()
-        def head(features):
-            layers = [layer.unflatten(0, (len(states), -1)) for layer in features]  # (L, B, ...)
-            return self.maps([[layer.flatten(0, 1) for layer in batched(stacked, layers)]])
-
-        return head
+        if self.untile is None:
+            return layers
+        names = LAYERS * (len(layers) // len(LAYERS))
+        whole = [self.untile(x, FEATURE_STRIDE[name]) for name, x in zip(names, layers)]
+        # The layout of untiled input, so that a single tile gives its bits.
+        return [x.contiguous(memory_format=torch.channels_last) for x in whole]
 
     def state(self):
         """What fit found, on the CPU: the tensors of the network."""
