@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import functools
+import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -13,8 +15,8 @@ import torch
 from . import __version__, _arrays, features, grid
 from .backbone import ResNet18Features
 from .data import DATASETS
-from .distributed import Alone, RankError, find_ranks
-from .engine import parse_memory
+from .distributed import Ended, Ranks
+from .engine import MODES as MEMORY_MODES
 from .ensemble import TiledEnsemble
 from .errors import InputError, KernelNotBuiltError, one_line
 from .experiment import METRIC_SIZES, Options, run_cell, versions
@@ -22,9 +24,9 @@ from .explain import BUILT_IN, explain, write_walk
 from .files import make_folder
 from .html_report import write_report
 from .models import MODELS
-from .precision import PRECISIONS
 from .predict import MAPS, PICTURES, PredictOptions, run_predict
 from .progress import Progress
+from .recipe import OPTIONS, Recipe, is_allowed
 from .report import result_table, text_table
 from .setups import SETUPS
 from .store import WHERE_SAME, OutputLock
@@ -34,6 +36,8 @@ from .weights import find_weights
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
 EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 EPILOG = """\
 examples:
@@ -104,54 +108,63 @@ SWITCHES = (
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
-    ranks = find_ranks()
-    with ranks.main_speaks():
-        args = build_parser().parse_args(argv)
-    args.ranks = ranks
-    args.given = _given(sys.argv[1:] if argv is None else argv)
-    if args.explain is not None:
-        args.command = explain_image
-    if args.load is not None or args.predict is not None:
-        args.command = predict_images
+    ranks, args = Ranks(), None
     try:
-        shared = args.command is run  # anything else is done by one process
-        status = args.command(args) if shared or ranks.is_main else 0
-        ranks.close()
-        return status
-    except (InputError, KernelNotBuiltError) as error:
-        if args.debug:
+        with contextlib.ExitStack() as stack:
+            if not ranks.is_main:  # rank 0 prints the help, the version and the tables
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            args = build_parser().parse_args(argv)
+            args.ranks = ranks
+            args.given = _given(sys.argv[1:] if argv is None else argv)
+            if args.explain is not None:
+                args.command = explain_image
+            if args.load is not None or args.predict is not None:
+                args.command = predict_images
+            shared = args.command is run  # anything else is done by one process
+            return args.command(args) if shared or ranks.is_main else 0
+    except Exception as error:
+        if args is not None and args.debug:
             traceback.print_exc()
-        ranks.fail(one_line(error))
+        if isinstance(error, (InputError, KernelNotBuiltError)):
+            ranks.fail(f"tiled-ref: error: {one_line(error)}")
+        elif grid.out_of_memory(error):
+            ranks.fail(f"tiled-ref: error: {grid.memory_sentence(error)}")
+        else:  # a mistake of the program
+            raise
         return EXIT_INPUT
-    except RankError as error:
-        ranks.fail(str(error), about_other=True)
+    except Ended as error:
+        ranks.fail(f"tiled-ref: error: {error}")
         return EXIT_RANK
-    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-        if args.debug:
-            traceback.print_exc()
-        ranks.fail(
-            f"out of memory ({str(error).partition('. ')[0]}); choose a smaller --batch-size, "
-            "--tile-size or --image-size"
-        )
-        return EXIT_INPUT
     except KeyboardInterrupt:
-        if args.debug:
+        command = getattr(args, "command", None)
+        if args is not None and args.debug:
             traceback.print_exc()
         kept = {
             run: "; the same command with --resume goes on",
             predict_images: "; the rows so far are in predictions.partial.csv",
-        }.get(args.command, "")
-        ranks.interrupted(f"interrupted{kept}")
+        }.get(command, "")
+        ranks.fail(f"tiled-ref: interrupted{kept}")
         return EXIT_INTERRUPTED
-    except Exception as error:  # a mistake of the program, which the other ranks must learn of
-        if ranks.size > 1:
-            ranks.fail(f"{type(error).__name__}: {error}")
-        raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are InputErrors, so that one of several processes prints them."""
+
+    def error(self, message):
+        raise InputError(f"{message}; see --help")
+
+
+class _Removed(argparse.Action):
+    """An option of an earlier version, refused with a sentence that says what to use."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} was removed: {self.const}")
 
 
 def build_parser():
     """The argparse parser of run.py and of the entry point tiled-ref."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tiled-ref",
         usage="%(prog)s [--setup NAME ...] [--dataset NAME --root DIR] [options]",
         description="Anomaly detection on high-resolution images with a tiled ensemble: one model\n"
@@ -160,7 +173,7 @@ def build_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(command=run, ranks=Alone())
+    parser.set_defaults(command=run)
     parser.add_argument("--version", action="version", version=f"tiled-ref {__version__}")
 
     group = parser.add_argument_group("what to run")
@@ -226,21 +239,7 @@ def build_parser():
     )
 
     group = parser.add_argument_group("method (the defaults are the paper's)")
-    group.add_argument(
-        "--score", default="mean", choices=["mean", "max"],
-        help="image score from tile scores (default mean)",
-    )  # fmt: skip
-    group.add_argument(
-        "--seam-width", type=_fraction, default=0.1, metavar="X",
-        help="smoothed band on each side of a seam, fraction of the tile (default 0.1)",
-    )  # fmt: skip
-    group.add_argument(
-        "--seam-sigma", type=_positive_float, default=2.0, metavar="PX",
-        help="Gaussian of the seam smoothing in pixels (default 2)",
-    )  # fmt: skip
-    group.add_argument(
-        "--antialias", action="store_true", help="filter before shrinking images (default off)"
-    )
+    _add_options(group, "method")
     group.add_argument(
         "--metric-size", default="setup", choices=METRIC_SIZES,
         help="pixel metrics at the setup's image size or at each image's own (default setup)",
@@ -295,10 +294,9 @@ def build_parser():
         help="compiled kernels, or their NumPy specification with the same bits (default cython)",
     )  # fmt: skip
     group.add_argument(
-        "--memory", type=_memory, metavar="low|resident|BYTES",
+        "--memory", type=_memory, metavar="|".join(MEMORY_MODES),
         help="low: one tile location on the device at a time; resident: all of them, the tiles "
-        "of an image as one batch; or a cap such as 2GiB, within which the sizes are planned "
-        "(default low)",
+        "of an image as one batch (default low)",
     )  # fmt: skip
     group.add_argument(
         "--share-features", type=_share, default=features.BUDGET, metavar="off|BYTES",
@@ -306,13 +304,11 @@ def build_parser():
         "has computed, the same bits, from a temporary file (TMPDIR) of so many bytes, at most "
         f"half of what is free there (default {features.BUDGET >> 30}GiB)",
     )  # fmt: skip
+    _add_options(group, "running")
     group.add_argument(
-        "--precision", choices=[*PRECISIONS], metavar="|".join(PRECISIONS),
-        help="of the networks; statistics and distances stay in float32 (default float32)",
+        "--compile", action=_Removed, nargs=0, help=argparse.SUPPRESS,
+        const="leave it out; the backbone is never compiled",
     )  # fmt: skip
-    group.add_argument(
-        "--compile", action="store_true", help="compile the backbone with torch.compile"
-    )
     group.add_argument(
         "--threads", type=_positive, metavar="N",
         help="threads of the kernels that merge, smooth and score (default 2, or "
@@ -336,31 +332,79 @@ def build_parser():
     return parser
 
 
+def _add_options(group, name):
+    """Add the options that the fields of Recipe declare for a group of --help."""
+    for option in OPTIONS:
+        about = option.metadata
+        if about["group"] != name:
+            continue
+        flag = f"--{option.name.replace('_', '-')}"
+        if about["kind"] is bool:
+            group.add_argument(flag, action="store_true", help=f"{about['text']} (default off)")
+            continue
+        group.add_argument(
+            flag,
+            type=functools.partial(_option_value, option),
+            default=None,
+            metavar=about["metavar"] or "|".join(about["choices"]),
+            help=f"{about['text']} (default {option.default:g})"
+            if about["kind"] is float else f"{about['text']} (default {option.default})",
+        )  # fmt: skip
+
+
+def _option_value(option, text):
+    """The value of a Recipe's option; as argparse's type."""
+    try:
+        value = option.metadata["kind"](text)
+    except ValueError:
+        value = None
+    if value is None or not is_allowed(option, value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {option.metadata['wanted']}")
+    return value
+
+
 def run(args):
     """Run every cell that the options name and print the table."""
     ranks = args.ranks
     progress = Progress(quiet=args.quiet or not ranks.is_main)
-    setups, archs, categories, backbone, options = _prepare(args, progress)
+    recipes, categories, backbone, options = _prepare(args, progress)
+    if ranks.size > 1 and options.memory != "low":
+        raise InputError(
+            f"--memory {options.memory} keeps all tile locations in one process, and "
+            f"{ranks.size} processes share them; leave it out"
+        )
     with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
-        ranks.start(options.device, args.out, _description(args, options), progress.note)
-        results, failures = grid.run(
-            categories, archs, setups, args.seed, backbone, options, progress,
-            debug=args.debug, cell=run_cell,
-        )  # fmt: skip
-        ranks.finish()
+        ranks.start(args.out, _description(args, options))
+        if ranks.size > 1:
+            progress.note(
+                f"{ranks.size} processes share the tile locations, with "
+                f"{torch.get_num_threads()} torch threads each; only rank 0 shows its progress"
+            )
+        sweep = grid.Sweep(categories, recipes, backbone, options, progress, args.debug)
+        results = []
+        for recipe, images, network in sweep.cells():
+            title = f"{images.category.dataset} {images.category.name}"
+            with sweep.caught(f"{title} {recipe.arch} {recipe.setup.name} seed {recipe.seed}"):
+                results.append(run_cell(recipe, images, network, options, progress))
+        told = ranks.finish()
         if not ranks.is_main:
             return 0
+        failures = sweep.failures
         if ranks.size > 1:
-            results, failures = grid.gather(
-                categories, archs, setups, args.seed, failures, options
-            )
-        if results:
-            print(result_table(results))
-        if args.report and results:
-            progress.note("report: tables, figures, report.html")
-            page, notes = write_report(args.out)
-            for note in notes:
-                progress.note(f"report: {note}")
+            results, failures = grid.gather(sweep, told)
+        return _report(args, results, failures, progress)
+
+
+def _report(args, results, failures, progress):
+    """Print the table of the results and the failures, write the page; returns the status."""
+    progress.title = ""
+    if results:
+        print(result_table(results))
+    if args.report and results:
+        progress.note("report: tables, figures, report.html")
+        page, notes = write_report(args.out)
+        for note in notes:
+            progress.note(f"report: {note}")
     if results and not args.quiet:
         print(f"\nFull precision: {args.out}/results.csv and metrics.json of each run below it")
         if args.report:
@@ -377,7 +421,7 @@ NOT_EXPLAINED = {
 PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
 SHARED = {
     "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
-    "--memory", "--precision", "--compile",
+    "--memory", "--precision",
 }  # fmt: skip
 
 
@@ -408,7 +452,6 @@ def predict_images(args):
         batch_size=args.batch_size,
         allow_version_change=args.allow_version_change,
         precision=args.precision,
-        compile=args.compile,
         progress=progress.stage(f"check the ensemble {args.load}"),
         say=progress.note,
     )
@@ -445,15 +488,18 @@ def explain_image(args):
     if alien:
         raise InputError(f"{alien[0]} does not apply to --explain, which keeps pictures only")
     progress = Progress(quiet=args.quiet)
-    setups, archs, categories, backbone, options = _prepare(args, progress)
+    recipes, categories, backbone, options = _prepare(args, progress)
     for flag, values in (
-        ("--setup", setups), ("--arch", archs), ("--category", categories), ("--seed", args.seed)
-    ):  # fmt: skip
+        ("--setup", {recipe.setup for recipe in recipes}),
+        ("--arch", {recipe.arch for recipe in recipes}),
+        ("--category", categories),
+        ("--seed", args.seed),
+    ):
         if len(values) > 1:
             raise InputError(f"--explain walks one image once: give one {flag}, not {len(values)}")
     category = categories[0].load()
     title, stages = explain(
-        args.explain, category, setups[0], archs[0], args.seed[0], backbone, options, progress
+        args.explain, category, recipes[0], backbone, options, progress
     )
     folder = args.out / "explain"
     names = write_walk(stages, folder, title)
@@ -465,7 +511,7 @@ def explain_image(args):
 
 
 def _prepare(args, progress):
-    """What the options name: setups, archs, categories, the backbone and Options."""
+    """What the options name: recipes, categories, the backbone and Options."""
     alien = sorted(args.given & PREDICTION)
     if alien:
         raise InputError(f"{alien[0]} needs a saved ensemble; name its folder with --load")
@@ -476,7 +522,15 @@ def _prepare(args, progress):
         SETUPS[name].with_sizes(args.image_size, args.tile_size, args.stride)
         for name in _expand(args.setup, SETUPS)
     ]
-    archs = _expand(args.arch, MODELS)
+    chosen = {option.name: getattr(args, option.name) for option in OPTIONS}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    switches = _switches(args)
+    recipes = [
+        Recipe(setup, arch, seed, args.batch_size, switches.get(arch), **chosen)
+        for arch in _expand(args.arch, MODELS)
+        for setup in setups
+        for seed in args.seed
+    ]
     categories = _categories(args)
     device = args.ranks.device(_resolve_device(args.device))
     if device.type == "cuda":  # float32 means float32, as on the CPU
@@ -489,20 +543,12 @@ def _prepare(args, progress):
         out=args.out,
         device=device,
         memory=args.memory or "low",
-        precision=args.precision or "float32",
-        compile=args.compile,
         share_features=args.share_features,
         weights=weights.kind,
-        batch_size=args.batch_size,
-        antialias=args.antialias,
-        score=args.score,
-        seam_width=args.seam_width,
-        seam_sigma=args.seam_sigma,
         metric_size=args.metric_size,
         impl=args.impl,
         threads=args.threads,
         weights_digest=weights.digest,
-        switches=_switches(args),
         resume=args.resume or args.ranks.restarted or (WHERE_SAME if args.report else False),
         save=args.save,
         report=args.report,
@@ -510,7 +556,7 @@ def _prepare(args, progress):
         percentile=args.percentile,
         ranks=args.ranks,
     )
-    return setups, archs, categories, backbone, options
+    return recipes, categories, backbone, options
 
 
 def _description(args, options):
@@ -634,21 +680,31 @@ def _device(text):
 
 
 def _memory(text):
-    try:
-        return parse_memory(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    if text in MEMORY_MODES:
+        return text
+    cap = _bytes(text) is not None
+    raise argparse.ArgumentTypeError(
+        f"a cap in bytes ({text}) was removed; use low, the memory of one model on one tile"
+        if cap else f"{text!r} is neither low nor resident"
+    )  # fmt: skip
 
 
 def _share(text):
     """Bytes, 0 for "off"."""
-    try:
-        n_bytes = 0 if text == "off" else parse_memory(text)
-        if isinstance(n_bytes, int):
-            return n_bytes
-    except ValueError:
-        pass  # it says what --memory may be
-    raise argparse.ArgumentTypeError(f"{text!r} is neither off nor a number of bytes such as 8GiB")
+    n_bytes = 0 if text == "off" else _bytes(text)
+    if n_bytes is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither off nor a number of bytes such as 8GiB"
+        )
+    return n_bytes
+
+
+def _bytes(text):
+    """A number of bytes such as 8GiB or 500MB as an int; None for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in BYTES:
+        return None
+    return int(float(match[1]) * BYTES[match[2].upper()])
 
 
 def _natural(text):
@@ -659,16 +715,8 @@ def _positive(text):
     return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
 
 
-def _fraction(text):
-    return _number(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
-
-
 def _percentile(text):
     return _number(text, float, "a number above 0 and at most 100", lambda p: 0 < p <= 100)
-
-
-def _positive_float(text):
-    return _number(text, float, "a positive number", lambda value: 0 < value < float("inf"))
 
 
 def _number(text, kind, wanted, fits):

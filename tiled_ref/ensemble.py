@@ -1,12 +1,15 @@
-"""One model per tile location, one alive at a time (Sec. 3.2, Eq. 3-4).
+"""One model per tile location, one alive at a time (Sec. 3.2, Eq. 3-4), and their merging.
 
-    Eq. 3   M = {M_ij | M_ij trained on T_ij}      TiledEnsemble.fit_location
-    Eq. 4   A_ij, s_ij = M_ij(T_ij^test)           TiledEnsemble.predict_location
+    Eq. 3   M = {M_ij | M_ij trained on T_ij}      each_location, first half of the loop
+    Eq. 4   A_ij, s_ij = M_ij(T_ij^test)           each_location, second half
+    Sec. 3.3 and Eq. 5                             merge
 
 SM and ST setups are ensembles with a single location, so that every setup takes the same
-path; an ST model gets the tiles of an image as a batch and puts its features together with
-`FeatureUntiler`.
+path; an ST model gets the tiles of an image as a batch.
 """
+
+import collections.abc
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,14 +19,85 @@ from .backbone import ResNet18Features
 from .data.images import forget_pages, normalize
 from .data.inputs import as_images
 from .errors import InputError
-from .models import MODELS
-from .precision import Compiled, MixedPrecision, check_precision
-from .setups import SETUPS
+from .progress import Progress
+from .recipe import Recipe
 from .weights import find_weights
 
 MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
 COMBINE = {"mean": merging.mean_scores, "max": merging.max_scores}
-KEPT = ("seed", "switches", "antialias", "score", "seam_width", "seam_sigma")  # by save and load
+
+
+def each_location(
+    recipe, network, device, train, test, states, *, locations=None, model=None, progress=None
+):
+    """Train one model per location and predict with it, one location after the other.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    network : callable
+        The backbone, see `Recipe.network`.
+    device : torch.device
+    train : uint8 (N, 3, H, W), or None where all states are known
+        Normal images, resized, in host memory.
+    test : uint8 (M, 3, H, W)
+        Images to predict, resized, in host memory; may be none (M = 0).
+    states : mutable mapping, location -> state
+        A location that it holds is loaded, another one is trained and given to it; it may keep
+        the state, write it or forget it, which is not asked for again.
+    locations : iterable of (int, int), optional
+        Some of `recipe.setup.models`, all by default.
+    model : optional
+        One of recipe.model(...) that may take the known states; saves making it.
+    progress : Progress, optional
+
+    Yields
+    ------
+    (location, rows, maps, scores) per batch: rows a slice of range(M), maps float32 (B, h, w)
+    and scores float32 (B,) on the host, B the length of rows.
+    """
+    progress = progress or Progress(quiet=True)
+    setup, order = recipe.setup, list(recipe.setup.models)
+    for location in order if locations is None else locations:
+        where = f" tile {order.index(location) + 1}/{len(order)}" if len(order) > 1 else ""
+        if location in states:
+            model = model or recipe.model(network, device)
+            model.load_state(states[location])
+        else:
+            model = None  # the last one goes before the next one comes
+            model = recipe.model(network, device)
+            tiles = LocationImages(train, setup.input_grid, setup.models[location], device)
+            model.fit(tiles, progress.stage(f"fit{where}", len(tiles)))  # Eq. 3
+            states[location] = model.state()
+        tiles = LocationImages(test, setup.input_grid, setup.models[location], device)
+        stage = progress.stage(f"predict{where}", len(tiles))
+        for rows in slices(len(test), recipe.batch_size):
+            maps, scores = model.predict(tiles[rows])  # Eq. 4
+            yield location, rows, maps.cpu().numpy(), scores.cpu().numpy()
+            stage(rows.stop, len(test))
+
+
+def slices(n, step):
+    """range(n) in slices of step."""
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+class Forgotten(collections.abc.MutableMapping):
+    """States of an ensemble of which none is kept."""
+
+    def __setitem__(self, location, state):
+        pass
+
+    def __getitem__(self, location):
+        raise KeyError(location)
+
+    __delitem__ = __getitem__
+
+    def __iter__(self):
+        return iter(())
+
+    def __len__(self):
+        return 0
 
 
 class LocationImages:
@@ -39,9 +113,9 @@ class LocationImages:
         The locations whose tiles make a batch: one for SM and ENS, all for ST.
     device : torch.device
 
-    `len(self)` is N; `self[indices]`, for a list of ints, is float32 (T * B, 3, h, w) on the
-    device, tile-major, T the number of locations. The zero padding of tiles that stick out
-    of the image is applied after normalisation.
+    `len(self)` is N; `self[indices]`, for a list of ints or a slice, is float32
+    (T * B, 3, h, w) on the device, tile-major, T the number of locations. The zero padding of
+    tiles that stick out of the image is applied after normalisation.
     """
 
     def __init__(self, images, grid, locations, device):
@@ -64,59 +138,80 @@ class LocationImages:
         return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
 
 
-class FeatureUntiler:
-    """Puts the feature maps of an image's tiles together (the ST setups, Rolih et al. Sec. 4.2).
+def collect(predictions, grid, n):
+    """What `each_location` yields for n images, in any order, as two arrays.
 
-    Parameters: grid of the input tiles.
-    Called with features (T * B, C, h/factor, w/factor), tile-major, and factor, the pixels
-    per position; returns (B, C, H/factor, W/factor), overlaps averaged. Differentiable.
+    Returns tile maps float32 (rows, cols, n, h, w) and tile scores float32 (rows, cols, n).
     """
-
-    def __init__(self, grid):
-        self.grid = grid
-        self.n_tiles = grid.rows * grid.cols
-        self.tile_size = grid.tile_size
-
-    def __call__(self, features, factor):
-        grid = self.grid.scaled(factor)
-        shape = grid.rows, grid.cols, features.shape[0] // self.n_tiles, *features.shape[1:]
-        return grid.untile(features.reshape(shape))
+    tile_maps = np.empty((grid.rows, grid.cols, n, *grid.tile_size), np.float32)
+    tile_scores = np.empty((grid.rows, grid.cols, n), np.float32)
+    for location, rows, maps, scores in predictions:
+        tile_maps[location][rows], tile_scores[location][rows] = maps, scores
+    return tile_maps, tile_scores
 
 
-class TiledEnsemble:
-    """A set of models, one per tile location (Eq. 3), and the merging of what they say.
+def merge(maps, scores, recipe, impl="cython", threads=None):
+    """From tile predictions to image predictions (Sec. 3.3): untile, smooth the seams, Eq. 5.
+
+    Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N); recipe, whose score,
+    seam_width and seam_sigma count; impl and threads, see `merging`.
+    Returns maps (N, H, W) and scores (N,).
+    """
+    merged = merging.untile_average(maps, recipe.grid, impl=impl, threads=threads)
+    merged = smoothing.smooth_seams(
+        merged, recipe.grid, recipe.seam_width, recipe.seam_sigma, impl, threads
+    )
+    return merged, COMBINE[recipe.score](scores)
+
+
+def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progress=None):
+    """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET.
 
     Parameters
     ----------
-    setup : Setup or str
-        Or the name of one in `tiled_ref.setups.SETUPS`.
-    arch : str
-        A key of `tiled_ref.models.MODELS`.
+    maps : list of arrays or store.RowFile, (N, h, w)
+        Per location in row-major order.
+    scores : (rows, cols, N)
+    recipe, impl, threads
+        As of `merge`.
+    out : array or store.RowFile, (N, H, W)
+        Is filled with the merged, smoothed maps.
+    progress : callable, optional, progress(done, total)
+
+    Returns scores (N,).
+    """
+    grid, n = recipe.grid, scores.shape[2]
+    per_image = grid.rows * grid.cols * 4 * grid.tile_size[0] * grid.tile_size[1]
+    merged_scores = []
+    for rows in slices(n, max(1, MERGE_BUDGET // per_image)):
+        tiles = np.stack([location[rows] for location in maps])  # (rows * cols, B, h, w)
+        tiles = tiles.reshape(grid.rows, grid.cols, *tiles.shape[1:])
+        out[rows], part = merge(tiles, scores[:, :, rows], recipe, impl, threads)
+        merged_scores.append(part)
+        if progress:
+            progress(rows.stop, n)
+    return np.concatenate(merged_scores)
+
+
+class TiledEnsemble:
+    """A set of models, one per tile location (Eq. 3), and the merging of their predictions.
+
+    Parameters
+    ----------
+    setup : Recipe, Setup or str
+        A whole recipe, or a setup or its name.
+    arch, options
+        The other fields of the recipe, see `recipe.Recipe`.
     backbone : ResNet18Features, optional
         Frozen and therefore shared by all locations. By default made of `weights`.
     weights : str
         Where the backbone's weights come from, see `weights.find_weights`; or, with a backbone,
         what it was made of, "imagenet", "random" or None for something else.
-    seed : int
-        Set anew before every model, so all locations share channel choices and initial weights.
     device : torch.device or str
-    batch_size : int, optional
-        Images per batch; the architecture's own by default.
-    switches : dict, optional
-        Keyword arguments of the architecture.
-    antialias : bool
-        Filter before shrinking images.
-    score : {"mean", "max"}
-        How tile scores become an image score (Eq. 5; "max" is the switch).
-    seam_width, seam_sigma : float
-        See `smoothing.smooth_seams`.
-    precision : {"float32", "bfloat16", "float16"}
-        Of the networks, see `precision`.
-    compile : bool
-        Compile the backbone with torch.compile; rounding differs.
 
     Attributes
     ----------
+    recipe : Recipe
     states : mapping
         Location -> state of its model, on the host.
     thresholds : dict or None
@@ -125,7 +220,7 @@ class TiledEnsemble:
     Raises
     ------
     InputError
-        For an unknown setup or architecture, and from finding the weights.
+        As Recipe, and from finding the weights.
 
     Examples
     --------
@@ -152,60 +247,28 @@ class TiledEnsemble:
     """
 
     def __init__(
-        self,
-        setup,
-        arch="padim",
-        *,
-        backbone=None,
-        weights="auto",
-        seed=42,
-        device="cpu",
-        batch_size=None,
-        switches=None,
-        antialias=False,
-        score="mean",
-        seam_width=0.1,
-        seam_sigma=2.0,
-        precision="float32",
-        compile=False,
+        self, setup, arch="padim", *, backbone=None, weights="auto", device="cpu", **options
     ):
-        if arch not in MODELS:
-            raise InputError(
-                f"unknown architecture {arch!r}; the known ones are {', '.join(MODELS)}"
-            )
-        if isinstance(setup, str):
-            if setup not in SETUPS:
-                raise InputError(f"unknown setup {setup!r}; the known ones are {', '.join(SETUPS)}")
-            setup = SETUPS[setup]
-        if score not in COMBINE:
-            raise InputError(f"score must be one of {', '.join(COMBINE)}, not {score!r}")
+        self.recipe = setup if isinstance(setup, Recipe) else Recipe(setup, arch, **options)
         if backbone is None:
             found = find_weights(weights)
             backbone, weights = ResNet18Features(found.state_dict), found.kind
-        self.setup = setup
-        self.arch = arch
-        self.seed = seed
         self.device = torch.device(device)
         self.backbone = backbone.to(self.device)
-        self.batch_size = batch_size or MODELS[arch].BATCH_SIZE
-        self.switches = dict(switches or {})
+        self.network = self.recipe.network(self.backbone, self.device)
         self.weights = weights if weights in ("imagenet", "random") else None
-        self.antialias, self.score = antialias, score
-        self.seam_width, self.seam_sigma = seam_width, seam_sigma
-        check_precision(precision, self.device)
-        self.precision, self.compile = precision, bool(compile)
-        self.network = self.backbone
-        if compile:
-            self.network = Compiled(self.network)
-        if precision != "float32":
-            self.network = MixedPrecision(self.network, precision)
         self.states = {}
         self.thresholds = None
 
     @property
+    def setup(self):
+        """The recipe's Setup."""
+        return self.recipe.setup
+
+    @property
     def grid(self):
         """TileGrid of the models' locations."""
-        return self.setup.ensemble_grid
+        return self.recipe.grid
 
     @property
     def n_parameters(self):
@@ -219,61 +282,50 @@ class TiledEnsemble:
         return backbone + self.make_model().n_learnt(n_images) * self.setup.n_models
 
     def make_model(self, **overrides):
-        """A fresh model for any location, seeded; overrides, keyword arguments for this one."""
-        tiled_input = self.setup.kind == "ST"
-        return MODELS[self.arch](
-            self.network,
-            self.grid.tile_size,
-            seed=self.seed,
-            device=self.device,
-            untile=FeatureUntiler(self.setup.input_grid) if tiled_input else None,
-            **{"batch_size": self.batch_size, **self.switches, **overrides},
+        """A fresh model for any location, see `Recipe.model`."""
+        return self.recipe.model(self.network, self.device, **overrides)
+
+    def each_location(self, train, test, states=None, **how):
+        """`each_location` with the ensemble's recipe, network, device and, by default, states."""
+        states = self.states if states is None else states
+        return each_location(
+            self.recipe, self.network, self.device, train, test, states, **how
         )
 
-    def location_images(self, images, location):
-        """LocationImages of one location: its tiles, or for ST those of all input tiles.
-
-        Parameters: images uint8 (N, 3, H, W); location (i, j).
-        """
-        grid = self.setup.input_grid
-        locations = grid.locations() if self.setup.kind == "ST" else [location]
-        return LocationImages(images, grid, locations, self.device)
+    def as_images(self, images):
+        """Images as the models see them, uint8 (N, 3, H, W); images, see `data.inputs`."""
+        return as_images(images, self.setup.image_size, antialias=self.recipe.antialias)
 
     def fit(self, images, progress=None):
         """Train one model per location on normal images and keep what it learnt.
 
-        Parameters: images, see `data.inputs.as_samples`, of any size; progress, if given, is
-        called as progress(location, "fit", done, total), or with the name of a part of it.
+        Parameters: images, see `data.inputs.as_samples`, of any size; progress, a Progress.
         Returns self.
         Raises InputError for images that are none, or too few for the architecture.
         """
-        images = as_images(images, self.setup.image_size, antialias=self.antialias)
+        images = self.as_images(images)
         self.states, self.thresholds = {}, None
-        for location in self.grid.locations():
-            self.states[location] = self.fit_location(images, location, progress).state()
+        for _ in self.each_location(images, images[:0], progress=progress):
+            raise AssertionError("there is no image to predict")
         return self
 
     def predict(self, images, impl="cython", progress=None, threads=None):
-        """What the trained models say, put together.
+        """Merged anomaly maps and image scores of the trained models, one after the other.
 
         Parameters: images and progress as in `fit`; impl and threads, see `merging`. All images
         are in memory at once; `predict.predictions` takes any number.
         Returns merged, seam-smoothed maps float32 (N, H, W) and scores float32 (N,), raw.
         Raises InputError where nothing was fitted.
         """
+        self.check_trained()
+        images = self.as_images(images)
+        found = self.each_location(None, images, progress=progress)
+        return merge(*collect(found, self.grid, len(images)), self.recipe, impl, threads)
+
+    def check_trained(self):
+        """Raise InputError unless there is a state of every location."""
         if len(self.states) < self.setup.n_models:
             raise InputError("the ensemble has not been trained; call fit before predict")
-        images = as_images(images, self.setup.image_size, antialias=self.antialias)
-        maps, scores = self.allocate(len(images))
-        for i, j in self.grid.locations():
-            model = self.make_model()
-            model.load_state(self.states[i, j])
-            self.predict_location(model, images, (i, j), maps[i, j], scores[i, j], progress)
-        return merge(
-            maps, scores, self.grid,
-            score=self.score, width=self.seam_width, sigma=self.seam_sigma,
-            impl=impl, threads=threads,
-        )  # fmt: skip
 
     def calibrate(self, images, labels=None, masks=None, percentile=100.0):
         """Decide the thresholds on images that were not trained on.
@@ -322,19 +374,9 @@ class TiledEnsemble:
 
     @classmethod
     def load(
-        cls,
-        folder,
-        *,
-        backbone=None,
-        weights=None,
-        device="cpu",
-        batch_size=None,
-        precision=None,
-        compile=False,
-        allow_version_change=False,
-        progress=None,
-        say=None,
-    ):
+        cls, folder, *, backbone=None, weights=None, device="cpu", batch_size=None,
+        precision=None, allow_version_change=False, progress=None, say=None,
+    ):  # fmt: skip
         """The ensemble that `save`, or a run with --save, has written. Nothing is executed.
 
         Parameters
@@ -344,7 +386,7 @@ class TiledEnsemble:
             The one it was trained with; by default made of weights.
         weights : str, optional
             See `weights.find_weights`; by default those that it was trained with.
-        device, batch_size, precision, compile
+        device, batch_size, precision
             As of TiledEnsemble; batch size and precision by default those of the training.
         allow_version_change : bool
             Load it although another version of torch trained it.
@@ -369,17 +411,16 @@ class TiledEnsemble:
             raise InputError(
                 "the ensemble was trained with a backbone of its own; give it as backbone="
             )
-        options = {name: getattr(manifest, name) for name in KEPT}
-        options["batch_size"] = batch_size or manifest.batch_size
-        options["precision"], options["compile"] = precision or manifest.precision, compile
+        recipe = replace(
+            manifest.recipe,
+            batch_size=batch_size or manifest.recipe.batch_size,
+            precision=precision or manifest.recipe.precision,
+        )
         weights = weights or manifest.weights
         if backbone is None:
             backbone = ResNet18Features(find_weights(weights, say=say).state_dict)
+        ensemble = cls(recipe, backbone=backbone, weights=manifest.weights, device=device)
         try:
-            ensemble = cls(
-                manifest.setup, manifest.arch, backbone=backbone, weights=manifest.weights,
-                device=device, **options,
-            )  # fmt: skip
             model = ensemble.make_model()
         except TypeError as error:  # a switch that the architecture has not
             raise InputError(f"the ensemble's manifest is not understood: {error}") from error
@@ -387,90 +428,3 @@ class TiledEnsemble:
         ensemble.states = saved.load_states(manifest, model, progress)
         ensemble.thresholds = manifest.thresholds
         return ensemble
-
-    def allocate(self, n):
-        """Room on the host for tile maps (rows, cols, n, h, w) and scores (rows, cols, n)."""
-        shape = self.grid.rows, self.grid.cols, n
-        return np.empty((*shape, *self.grid.tile_size), np.float32), np.empty(shape, np.float32)
-
-    def fit_location(self, images, location, progress=None, model=None):
-        """Eq. 3 for one location: a model trained on its tiles, on the device.
-
-        Parameters: images uint8 (N, 3, H, W); location (i, j); progress as in `fit`; model, one
-        of make_model with overrides. Returns the trained model.
-        """
-
-        def report(done, total, part="fit"):
-            if progress:
-                progress(location, part, done, total)
-
-        report(0, len(images))
-        model = model or self.make_model()
-        model.fit(self.location_images(images, location), progress=report)
-        return model
-
-    def predict_location(
-        self, model, images, location, maps, scores, progress=None, batch_size=None
-    ):
-        """Eq. 4 for one location: fills maps (N, h, w) and scores (N,) on the host.
-
-        Parameters: model, trained; images uint8 (N, 3, H, W); location (i, j); maps and scores;
-        progress as in `fit`; batch_size, by default the ensemble's.
-        """
-        source = self.location_images(images, location)
-        if progress:
-            progress(location, "predict", 0, len(source))
-        step = batch_size or self.batch_size
-        for start in range(0, len(source), step):
-            stop = min(start + step, len(source))
-            batch_maps, batch_scores = model.predict(source[list(range(start, stop))])
-            maps[start:stop] = batch_maps.cpu().numpy()
-            scores[start:stop] = batch_scores.cpu().numpy()
-            if progress:
-                progress(location, "predict", stop, len(source))
-
-
-def merge(maps, scores, grid, *, score="mean", width=0.1, sigma=2.0, impl="cython", threads=None):
-    """From tile predictions to image predictions (Sec. 3.3): untile, smooth the seams, Eq. 5.
-
-    Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N), grid; score "mean" or
-    "max"; width, sigma, impl, threads: see `smoothing.smooth_seams`.
-    Returns maps (N, H, W) and scores (N,).
-    """
-    merged = merging.untile_average(maps, grid, impl=impl, threads=threads)
-    merged = smoothing.smooth_seams(
-        merged, grid, width=width, sigma=sigma, impl=impl, threads=threads
-    )
-    return merged, COMBINE[score](scores)
-
-
-def merge_rows(maps, scores, grid, out, *, budget=MERGE_BUDGET, progress=None, **options):
-    """`merge` for maps that need not fit in memory: a few images at a time.
-
-    Parameters
-    ----------
-    maps : list of arrays or store.RowFile, (N, h, w)
-        Per location in row-major order.
-    scores : (rows, cols, N)
-    out : array or store.RowFile, (N, H, W)
-        Is filled with the merged, smoothed maps.
-    budget : int
-        Bytes of tile maps read at a time; one image at least.
-    progress : callable, optional, progress(done, total)
-    options : as of `merge`
-
-    Returns scores (N,).
-    """
-    n = scores.shape[2]
-    per_image = grid.rows * grid.cols * 4 * grid.tile_size[0] * grid.tile_size[1]
-    step = max(1, budget // per_image)
-    merged_scores = []
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        tiles = np.stack([location[rows] for location in maps])  # (rows * cols, B, h, w)
-        tiles = tiles.reshape(grid.rows, grid.cols, *tiles.shape[1:])
-        out[rows], part = merge(tiles, scores[:, :, rows], grid, **options)
-        merged_scores.append(part)
-        if progress:
-            progress(rows.stop, n)
-    return np.concatenate(merged_scores)

@@ -1,22 +1,22 @@
-"""A run: load, train, predict, merge, smooth, score, save.
+"""A cell of a run: load, train, predict, merge, smooth, score, save.
 
 The walk of the data, for 512/256/128 (ENS9), N training and M test images:
 
     Category                      samples, sorted
     read_images                   (N, 3, 512, 512) uint8, decoded and resized once per run
     LocationImages                (B, 3, 256, 256) float32, one location at a time
-    Model.fit, Model.predict      (M, 256, 256) maps and (M,) scores per location, into CellStore
+    each_location                 (M, 256, 256) maps and (M,) scores per location, into Pieces
     untile_average                (M, 512, 512)        mean_scores  (M,)
     smooth_seams                  (M, 512, 512), a few images at a time
     auroc, pixel_metrics          metrics.json, a row of results.csv
 """
 
+import contextlib
 import csv
 import hashlib
 import json
 import platform
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,20 +26,19 @@ import torchvision
 
 from . import __version__, analysis, features, metrics, validation
 from .data import images as image_data
-from .distributed import Alone
-from .engine import MODES, Residents, make_plan
-from .ensemble import MERGE_BUDGET, TiledEnsemble, merge_rows
+from .distributed import Ranks, Share
+from .engine import Resident
+from .ensemble import TiledEnsemble, merge_rows
 from .errors import InputError
 from .files import atomic_write
 from .memory import PeakMemory
 from .models.maps import upsample_bilinear
 from .progress import Progress
 from .saved import FORMAT_VERSION, write_manifest
-from .store import CellStore, maps_name, remove_pieces
+from .store import Pieces, remove_pieces
 
 METRIC_SIZES = ("setup", "original")
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, beyond that in a file
-WRITE_SECONDS = 5.0  # of training, from which on a model is written before it predicts
 MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, beyond that read again and again
 RESULT_COLUMNS = (
     "dataset", "category", "arch", "setup", "seed",
@@ -52,7 +51,7 @@ RESULT_COLUMNS = (
 
 @dataclass(frozen=True)
 class Options:
-    """What all cells of a run have in common.
+    """What all cells of a run have in common, beside what their recipes say.
 
     Parameters
     ----------
@@ -62,21 +61,11 @@ class Options:
     weights, weights_digest : str
         What the backbone was made of, "imagenet" or "random", and the digest of its tensors
         (weights.tensors_digest), copied into every result.
-    batch_size : int or None
-        Images per batch; the architecture's own if None.
-    antialias : bool
-        Filter before shrinking images (off in the paper).
-    score : {"mean", "max"}
-        How tile scores become an image score (Eq. 5; "max" is the switch).
-    seam_width, seam_sigma : float
-        Fraction of the tile's side; pixels.
     metric_size : {"setup", "original"}
         Pixel metrics at the setup's image size (paper) or at each image's own (MVTec protocol;
         deviation D6).
     impl, threads
         See `merging.untile_average`.
-    switches : dict
-        Architecture name -> keyword arguments of its model.
     resume : bool or store.WHERE_SAME
         Go on with unfinished cells, and take finished ones as they are.
     save : bool
@@ -87,14 +76,12 @@ class Options:
         Which images decide the thresholds; see `validation.plan`.
     percentile : float
         Of the scores of normal images, the threshold where there is no defective one.
-    memory : "low", "resident" or int
-        How many locations are on the device at a time, or a cap in bytes; see `engine`.
-    precision, compile
-        See TiledEnsemble.
+    memory : "low" or "resident"
+        How many locations are on the device at a time, see `engine`.
     share_features : int
-        Bytes on the disk for layers of the backbone that cells of a grid share, at most half of
-        what is free there; 0 shares none. See `grid.run`.
-    ranks : distributed.Alone or distributed.Ranks
+        Bytes on the disk for layers of the backbone that cells of a sweep share, at most half
+        of what is free there; 0 shares none. See `grid.cells`.
+    ranks : distributed.Ranks
         The processes that share the run.
     """
 
@@ -102,31 +89,24 @@ class Options:
     device: torch.device = torch.device("cpu")
     weights: str = "imagenet"
     weights_digest: str = None
-    batch_size: int = None
-    antialias: bool = False
-    score: str = "mean"
-    seam_width: float = 0.1
-    seam_sigma: float = 2.0
     metric_size: str = "setup"
     impl: str = "cython"
     threads: int = None
-    switches: dict = field(default_factory=dict)
     resume: bool = False
     save: bool = False
     report: bool = False
     validation: str = "same-as-test"
     percentile: float = 100.0
-    memory: object = "low"
-    precision: str = "float32"
-    compile: bool = False
+    memory: str = "low"
     share_features: int = features.BUDGET
-    ranks: Alone = field(default_factory=Alone, compare=False)
+    ranks: Ranks = field(default_factory=Ranks, compare=False)
 
 
 class CategoryImages:
     """The images and masks of one category, decoded once and kept at every size asked for.
 
-    Parameters: category, a data.Category; options; progress.
+    Parameters: category, a data.Category; options; progress, a Progress; antialias, as of
+    recipe.Recipe.
 
     Attributes
     ----------
@@ -134,15 +114,12 @@ class CategoryImages:
         Which images decide the thresholds; options.validation chooses.
     category : data.Category
         What is trained on and predicted: that of the plan.
-    memo : features.FeatureMemo or None
-        Where the cells find layers of the backbone that another cell has computed.
     """
 
-    def __init__(self, category, options, progress):
+    def __init__(self, category, options, progress, antialias=False):
         self.plan = validation.plan(category, options.validation)
         self.category = self.plan.category
-        self.memo = None
-        self._options = options
+        self._options, self._antialias = options, antialias
         self._progress = progress
         self._expected = ()
         self._images = {}
@@ -162,9 +139,9 @@ class CategoryImages:
             arrays = image_data.read_images_at(
                 getattr(self.category, split),
                 sizes,
-                antialias=self._options.antialias,
-                budget=_within(IMAGE_BUDGET, self._options),
-                progress=self._progress.stage(f"{self.category.name}: decode {split} at {text}"),
+                antialias=self._antialias,
+                budget=IMAGE_BUDGET,
+                progress=self._progress.stage(f"decode {split} at {text}"),
             )
             self._images |= {(split, s): images for s, images in zip(sizes, arrays)}
         return self._images[split, size]
@@ -175,7 +152,7 @@ class CategoryImages:
         An array (N, H, W) within MASK_BUDGET; beyond it every loop reads them anew.
         """
         test = self.category.test
-        if len(test) * size[0] * size[1] > _within(MASK_BUDGET, self._options):
+        if len(test) * size[0] * size[1] > MASK_BUDGET:
             return (image_data.read_masks([sample], size)[0] for sample in test)
         if size not in self._masks:
             self._masks[size] = image_data.read_masks(test, size)
@@ -210,7 +187,8 @@ class _Reported(CategoryImages):
         chosen = whole.plan.reported
         test = tuple(whole.category.test[k] for k in chosen)
         part = replace(whole.category, test=test)
-        super().__init__(part, replace(whole._options, validation="same-as-test"), whole._progress)
+        options = replace(whole._options, validation="same-as-test")
+        super().__init__(part, options, whole._progress, whole._antialias)
         self._whole, self._chosen = whole, chosen
 
     def images(self, split, size):
@@ -218,16 +196,14 @@ class _Reported(CategoryImages):
         return images[self._chosen] if split == "test" else images
 
 
-def run_cell(setup, arch, images, seed, backbone, options, progress=None):
+def run_cell(recipe, images, backbone, options, progress=None):
     """Train and test one architecture in one setup on one category with one seed.
 
     Parameters
     ----------
-    setup : Setup
-    arch : str
+    recipe : Recipe
     images : CategoryImages
-    seed : int
-    backbone : ResNet18Features
+    backbone : ResNet18Features or features.SharedLayers
     options : Options
     progress : Progress, optional
 
@@ -245,71 +221,98 @@ def run_cell(setup, arch, images, seed, backbone, options, progress=None):
         Whatever is wrong with images, masks or options.
     """
     progress = progress or Progress(quiet=True)
-    category = images.category
-    title = f"{category.name} {arch} {setup.name} seed {seed}"
-    ensemble = make_ensemble(setup, arch, seed, backbone, options)
-    identity = cell_identity(ensemble, images, options)
-    folder = cell_folder(options.out, category, arch, setup, seed)
-    cell = options.ranks.cell(f"{category.dataset} {title}", identity)
-    with cell.shared_fate():
-        return _run_share(cell, ensemble, images, identity, folder, options, progress, title)
-
-
-def _run_share(cell, ensemble, images, identity, folder, options, progress, title):
-    """What run_cell returns: this process's share in a cell, a WholeCell or SharedCell."""
-    category, setup = images.category, ensemble.setup
-    if not cell.opens and cell.is_finished:
-        return None
-    if options.resume and cell.opens and folder is not None:
-        finished = _take_finished(folder, identity, images, options, progress, title)
-        if finished is not None:
-            cell.opened(finished=True)
-            return finished
-    clock = _Clock()
-    peak = PeakMemory(options.device)
-    if category.has_masks:  # a bad mask is found now, not after the training
-        images.masks(setup.image_size)
-    with CellStore(folder, identity, options.resume, progress.note, not cell.opens) as store:
-        cell.opened()
-        show = cell.watch(location_progress(progress, title, ensemble.grid))
-        plan = plan_cell(ensemble, images, options, progress, title)
-        if images.memo is not None:
-            ensemble.network = images.memo.wrap(ensemble.network)
-        for group in cell.take(plan.groups(ensemble.grid.locations()), peak):
+    category, setup = images.category, recipe.setup
+    progress.title = f"{category.name} {recipe.arch} {setup.name} seed {recipe.seed}"
+    share = Share(options.ranks, f"{category.dataset} {progress.title}")
+    with _shared_fate(share):
+        if not share.opens and share.is_over():
+            return None
+        ensemble = TiledEnsemble(
+            recipe, backbone=backbone, weights=options.weights, device=options.device
+        )
+        identity = cell_identity(recipe, images, options)
+        folder = cell_folder(options.out, category, recipe)
+        if options.resume and share.opens and folder is not None:
+            finished = _take_finished(folder, identity, images, options, progress)
+            if finished is not None:
+                share.opened("finished")
+                return finished
+        peak = PeakMemory(options.device)
+        if category.has_masks:  # a bad mask is found now, not after the training
+            images.masks(setup.image_size)
+        with Pieces(
+            folder, identity, options.resume, save=options.save,
+            hold=options.memory == "resident",
+            network=backbone if isinstance(backbone, features.SharedLayers) else None,
+            note=progress.note, joins=not share.opens,
+        ) as pieces:  # fmt: skip
+            share.opened("ready")
             train = images.images("train", setup.image_size)
             test = images.images("test", setup.image_size)
-            run_locations(ensemble, group, train, test, store, plan, options, show)
-        if not cell.finishes:
-            return None  # the rank that completes the last location goes on
+            _locations(ensemble, train, test, pieces, share, options, progress)
+            if not share.finishes:
+                return None
+            result = _finish(ensemble, images, pieces, identity, peak, options, progress)
+    return result
 
-        with clock("merge"):
-            maps = store.new_maps("merged", (len(category.test), *setup.image_size))
-            scores = _merge(ensemble.grid, store, maps, options, progress.stage(f"{title}: merge"))
-        with clock("score"):
-            maps, scores, scored = _score(ensemble, images, maps, scores, options, progress, title)
-        result = {
-            "dataset": category.dataset,
-            "category": category.name,
-            **_counts(ensemble, len(category.train), len(scores)),
-            **scored,
-            **_costs(store, ensemble.grid.locations(), clock),
-            **cell.peak(peak),
-            **identity,
-            "thresholds": ensemble.thresholds,
-            **_circumstances(options),
-        }
-        if folder is not None:
-            _keep(result, ensemble, store, maps, scores, images, options, progress, title)
-        store.finish()
+
+@contextlib.contextmanager
+def _shared_fate(share):
+    """A context whose InputError lets the other ranks drop the cell as well."""
+    try:
+        yield
+    except InputError:
+        share.opened("failed")
+        raise
+
+
+def _locations(ensemble, train, test, pieces, share, options, progress):
+    """Train and test the models of this process's locations, as far as the pieces lack them."""
+    locations = list(ensemble.setup.models)
+    if options.memory == "low":
+        todo = pieces.missing(share.take(locations))
+        found = ensemble.each_location(train, test, pieces, locations=todo, progress=progress)
+    else:  # all states first, then all locations predict together
+        if all(map(pieces.is_done, locations)):
+            return
+        for _ in ensemble.each_location(train, test[:0], pieces, progress=progress):
+            raise AssertionError("there is no image to predict")
+        resident = Resident(ensemble.recipe, ensemble.network, ensemble.device, pieces)
+        found = resident.predict(test, progress.stage("predict"))
+    for location, rows, maps, scores in found:
+        pieces.add(location, rows, len(test), maps, scores)
+
+
+def _finish(ensemble, images, pieces, identity, peak, options, progress):
+    """Merge, score and write a cell whose locations are done; returns its result."""
+    recipe, category = ensemble.recipe, images.category
+    clock, n_test = _Clock(), len(category.test)
+    with clock("merge"):
+        maps = pieces.new_maps("merged", (n_test, *recipe.setup.image_size))
+        scores = _merge(recipe, pieces, maps, options, progress.stage("merge"))
+    with clock("score"):
+        maps, scores, scored = _score(ensemble, images, maps, scores, options, progress)
+    result = {
+        "dataset": category.dataset,
+        "category": category.name,
+        **_counts(ensemble, len(category.train), len(scores)),
+        **scored,
+        **_costs(pieces, recipe.grid.locations(), clock),
+        **peak.read(),
+        **identity,
+        "thresholds": ensemble.thresholds,
+        **_circumstances(options),
+    }
+    if pieces.folder is not None:
+        _keep(result, ensemble, pieces, maps, scores, images, options, progress)
+    pieces.finish()
     return result
 
 
 def _counts(ensemble, n_train, n_test):
     """The part of a result about the ensemble: names and numbers."""
     return {
-        "arch": ensemble.arch,
         "setup": ensemble.setup.name,
-        "seed": ensemble.seed,
         "n_parameters": ensemble.n_parameters,
         "n_stored_parameters": ensemble.n_stored_parameters(n_train),
         "n_models": ensemble.setup.n_models,
@@ -318,14 +321,14 @@ def _counts(ensemble, n_train, n_test):
     }
 
 
-def _costs(store, locations, clock):
+def _costs(pieces, locations, clock):
     """The part of a result about time; features_reused, 0 to 1, is what made it shorter."""
-    seconds_train, seconds_predict = store.seconds(locations)
+    seconds_train, seconds_predict = pieces.seconds(locations)
     return {
         "seconds_train": seconds_train,
         "seconds_test": seconds_predict + clock["merge"],
         "seconds_score": clock["score"],
-        "features_reused": store.reused(locations),
+        "features_reused": pieces.reused(locations),
     }
 
 
@@ -341,47 +344,27 @@ def _circumstances(options):
     }
 
 
-def make_ensemble(setup, arch, seed, backbone, options):
-    """The TiledEnsemble of a cell, untrained. Parameters: see run_cell."""
-    return TiledEnsemble(
-        setup,
-        arch,
-        backbone=backbone,
-        seed=seed,
-        device=options.device,
-        batch_size=options.batch_size,
-        switches=options.switches.get(arch),
-        weights=options.weights,
-        antialias=options.antialias,
-        score=options.score,
-        seam_width=options.seam_width,
-        seam_sigma=options.seam_sigma,
-        precision=options.precision,
-        compile=options.compile,
-    )
-
-
-def _take_finished(folder, identity, images, options, progress, title):
-    """The result of a cell that was finished with the same options, else None; both is said."""
+def _take_finished(folder, identity, images, options, progress):
+    """The result of a cell that was finished with the same options, else None. Logs which."""
     finished = finished_result(folder, identity, options, images.reported.digest)
     if finished is not None:
-        progress.note(f"{title}: finished before, taken from {folder / 'metrics.json'}")
+        progress.note(f"{progress.title}: finished before, taken from {folder / 'metrics.json'}")
         remove_pieces(folder)
         if options.ranks.is_main:
             write_results_csv(options.out)
     elif (folder / "metrics.json").is_file():
-        progress.note(f"{title}: finished before with other options, so it is computed again")
+        progress.note(f"{progress.title}: finished before with other options, so it is computed again")
     return finished
 
 
-def _score(ensemble, images, maps, scores, options, progress, title):
+def _score(ensemble, images, maps, scores, options, progress):
     """Thresholds, kept in the ensemble, and metrics.
 
     Returns maps and scores of the images that metrics are reported of, and the dict of
     score_predictions.
     """
     category, setup = images.category, ensemble.setup
-    stage = progress.stage(f"{title}: score")
+    stage = progress.stage("score")
     ensemble.thresholds = validation.find_thresholds(
         images.plan, maps, scores, percentile=options.percentile,
         masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
@@ -390,26 +373,26 @@ def _score(ensemble, images, maps, scores, options, progress, title):
         maps, scores = Rows(maps, images.plan.reported), scores[images.plan.reported]
     result = score_predictions(maps, scores, images.reported, setup, options, progress)
     stage(len(category.test), len(category.test))
-    progress.note(f"{title}: {validation.describe(ensemble.thresholds)}")
+    progress.note(f"{progress.title}: {validation.describe(ensemble.thresholds)}")
     return maps, scores, result
 
 
-def _keep(result, ensemble, store, maps, scores, images, options, progress, title):
+def _keep(result, ensemble, pieces, maps, scores, images, options, progress):
     """Write what outlives a cell: the ensemble, what a report needs, and last the result."""
     setup, category = ensemble.setup, images.category
     if options.save:
-        if not store.published:
+        if not pieces.published:
             write_manifest(
-                store.ensemble_folder, ensemble, category=category.name, versions=versions()
+                pieces.ensemble_folder, ensemble, category=category.name, versions=versions()
             )
-        store.publish_ensemble()
+        pieces.publish_ensemble()
     if options.report:
-        stage = progress.stage(f"{title}: analyse")
+        stage = progress.stage("analyse")
         reported = images.reported
         with options.ranks.one_at_a_time(f"images {category.dataset} {category.name}"):
-            analysis.save_images(store.folder.parents[2], reported, setup, options)
+            analysis.save_images(pieces.folder.parents[2], reported, setup, options)
         analysis.save_analysis(
-            store.folder, maps, scores, reported, setup, options, ensemble.thresholds
+            pieces.folder, maps, scores, reported, setup, options, ensemble.thresholds
         )
         stage(len(scores), len(scores))
     save_result(result, options.out, table=options.ranks.is_main)
@@ -433,136 +416,40 @@ class Rows:
         return self.rows[int(self.chosen[key])]
 
 
-def _within(budget, options):
-    """A budget of bytes on the host, smaller where a cap on the memory of a CPU leaves less."""
-    if options.memory in MODES or options.device.type != "cpu":
-        return budget
-    return min(budget, options.memory // 8)
-
-
-def plan_cell(ensemble, images, options, progress, title):
-    """The engine.Plan of a cell; one with a cap is told to the user.
-
-    Parameters: ensemble; images, a CategoryImages; options; progress; title, of the cell.
-    """
-    if options.memory in MODES:
-        return make_plan(ensemble, options.memory)
-    train = images.images("train", ensemble.setup.image_size)
-    test = images.images("test", ensemble.setup.image_size)
-    plan = make_plan(ensemble, options.memory, train, len(test))
-    progress.note(f"{title}: {plan.describe()}")
-    return plan
-
-
-def run_locations(ensemble, group, train, test, store, plan, options, show=None):
-    """Train and test the models of some locations, as far as `store` does not hold them yet.
-
-    Parameters: ensemble; group, a list of locations (i, j) that are on the device together;
-    train and test uint8 (N, 3, H, W); store, a CellStore; plan, an engine.Plan; options; show
-    as `progress` of TiledEnsemble.fit.
-
-    A model that took less than WRITE_SECONDS to train and predicts at once is written only for
-    --save: to train it again after a crash costs no more than to write it would.
-    """
-
-    def is_done(location):
-        kept = store.published or store.has_model(location) or not options.save
-        return store.has_prediction(location) and kept
-
-    group = [location for location in group if not is_done(location)]
-    if not group:
-        return
-    clock = _Clock()
-    before = _layers(ensemble)
-    models = []
-    for location in group:
-        model = ensemble.make_model(**plan.fit_overrides)
-        if store.has_model(location):
-            model.load_state(store.load_model(location))
-        else:
-            with clock("train", options.device):
-                ensemble.fit_location(train, location, show, model)
-            seconds = clock.pop("train")
-            written = options.save or len(group) > 1 or seconds >= WRITE_SECONDS
-            store.save_model(location, model.state() if written else None, seconds)
-        models.append(model)
-    maps = [
-        store.new_maps(maps_name(location), (len(test), *ensemble.grid.tile_size))
-        for location in group
-    ]
-    scores = np.empty((len(group), len(test)), np.float32)
-    with clock("test", options.device):
-        if len(group) == 1:
-            ensemble.predict_location(
-                models[0], test, group[0], maps[0], scores[0], show, plan.batch
-            )
-        else:
-            predict_together(ensemble, group, models, test, maps, scores, plan, show)
-    layers = (_layers(ensemble) - before) / len(group)
-    for k, location in enumerate(group):
-        store.save_prediction(location, maps[k], scores[k], clock["test"] / len(group), layers)
-        if not options.save:
-            store.drop_model(location)
-
-
-def _layers(ensemble):
-    """float64 (2,): images whose layers were asked for and those reused so far, zero unless the
-    ensemble shares them."""
-    network = ensemble.network
-    return np.array([getattr(network, "asked", 0), getattr(network, "reused", 0)], np.float64)
-
-
-def predict_together(ensemble, group, models, test, maps, scores, plan, show=None):
-    """Fill maps, a list of (N, h, w), and scores (L, N) of locations that are on the device.
-
-    Parameters: as of run_locations; models, trained, one per location of the group.
-    """
-    residents = Residents(ensemble, group, models=models)
-    place = {location: k for k, location in enumerate(group)}
-    for location, rows, *prediction in residents.predict(test, plan.batch):
-        maps[place[location]][rows], scores[place[location], rows] = prediction
-        if show:
-            show(location, "predict", rows.stop, len(test))
-
-
-def _merge(grid, store, out, options, progress):
+def _merge(recipe, pieces, out, options, progress):
     """Fill out (N, H, W) with the merged maps of all locations; returns the scores (N,)."""
-    maps, scores = zip(*(store.prediction(location) for location in grid.locations()))
+    grid = recipe.grid
+    maps, scores = zip(*(pieces.prediction(location) for location in grid.locations()))
     scores = np.stack(scores).reshape(grid.rows, grid.cols, -1)
     return merge_rows(
-        maps, scores, grid, out,
-        score=options.score, width=options.seam_width, sigma=options.seam_sigma,
+        maps, scores, recipe, out,
         impl=options.impl, threads=options.threads, progress=progress,
-        budget=_within(MERGE_BUDGET, options),
     )  # fmt: skip
 
 
-def cell_folder(out, category, arch, setup, seed):
-    """OUT/<dataset>/<category>/<arch>/<setup>/seed<k>, None without OUT."""
+def cell_folder(out, category, recipe):
+    """OUT/<dataset>/<category>/<arch>/<setup>/seed<k>, None without OUT.
+
+    Parameters: out; category, of which dataset and name count; recipe, a Recipe.
+    """
     if out is None:
         return None
-    return Path(out, category.dataset, category.name, arch, setup.name, f"seed{seed}")
+    parts = category.dataset, category.name, recipe.arch, recipe.setup.name
+    return Path(out, *parts, f"seed{recipe.seed}")
 
 
-def cell_identity(ensemble, images, options):
+def cell_identity(recipe, images, options):
     """What decides the metrics of a cell, as JSON values: written into metrics.json, and
     compared before an unfinished run is resumed."""
-    setup = ensemble.setup
+    setup = recipe.setup
     return {
         "image_size": list(setup.image_size),
         "tile_size": list(setup.tile_size),
         "stride": list(setup.stride),
-        "batch_size": ensemble.batch_size,
-        "antialias": options.antialias,
-        "score": options.score,
-        "seam_width": options.seam_width,
-        "seam_sigma": options.seam_sigma,
+        **recipe.values(),
         "metric_size": options.metric_size,
         "validation": options.validation,
         "percentile": options.percentile,
-        "precision": ensemble.precision,
-        "compile": ensemble.compile,
-        "switches": ensemble.switches,
         "weights": options.weights,
         "weights_digest": options.weights_digest,
         "images_digest": images.digest,
@@ -649,7 +536,7 @@ def save_result(result, out, table=True):
 def gather_results(cells, options):
     """The results of cells that any rank computed; writes results.csv.
 
-    Parameters: cells, tuples (category, arch, setup, seed); options. Returns a list of dicts.
+    Parameters: cells, pairs (category, recipe), see cell_folder; options. Returns a list of dicts.
     """
     write_results_csv(options.out)
     return [read_result(cell_folder(options.out, *cell) / "metrics.json") for cell in cells]
@@ -701,7 +588,7 @@ def device_name(device):
 
 
 class _Clock:
-    """Adds up wall-clock seconds by name."""
+    """Wall-clock seconds by name."""
 
     def __init__(self):
         self._seconds = {}
@@ -709,36 +596,11 @@ class _Clock:
     def __getitem__(self, name):
         return self._seconds[name]
 
-    def pop(self, name):
-        """The seconds of a name, which then start anew."""
-        return self._seconds.pop(name)
-
-    @contextmanager
-    def __call__(self, name, device=None):
+    @contextlib.contextmanager
+    def __call__(self, name):
         start = time.perf_counter()
         yield
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def location_progress(progress, title, grid):
-    """The progress(location, name, done, total) that TiledEnsemble calls: a stage a location.
-
-    Parameters: progress, a Progress; title, text before the stage's name; grid, TileGrid of
-    the locations. Returns the callable.
-    """
-    stages = {}
-    n = grid.rows * grid.cols
-
-    def show(location, name, done, total):
-        if (location, name) not in stages:
-            number = location[0] * grid.cols + location[1] + 1
-            of = f" tile {number}/{n}" if n > 1 else ""
-            stages[location, name] = progress.stage(f"{title}: {name}{of}")
-        stages[location, name](done, total)
-
-    return show
+        self._seconds[name] = time.perf_counter() - start
 
 
 def _enlarged(image_map, size):

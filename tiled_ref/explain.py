@@ -18,9 +18,9 @@ from .data.images import (
     text_coverage,
 )  # fmt: skip
 from .data.samples import NORMAL
-from .ensemble import LocationImages, TiledEnsemble
+from .ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collect
 from .errors import InputError
-from .experiment import CategoryImages, location_progress
+from .experiment import CategoryImages
 from .files import atomic_write, make_folder
 from .normalization import f1_threshold
 
@@ -69,30 +69,27 @@ class Stage:
         return f"({sides}) {self.array.dtype}"
 
 
-def explain(text, category, setup, arch, seed, backbone, options, progress):
+def explain(text, category, recipe, backbone, options, progress):
     """Walk one image through a setup that is trained for it.
 
-    Parameters: text, see choose_image; category, a data.Category; setup, arch, seed,
-    backbone, options and progress as in experiment.run_cell.
+    Parameters: text, see choose_image; category, a data.Category; recipe, backbone, options
+    and progress as in experiment.run_cell.
     Returns a title and the list of Stage.
     Raises InputError for whatever is wrong with images or options.
     """
-    name, image, sample = choose_image(text, category, setup.image_size, options.antialias)
+    size, antialias = recipe.setup.image_size, recipe.antialias
+    name, image, sample = choose_image(text, category, size, antialias)
     samples = judges(category, sample)
-    judging = read_images(samples, setup.image_size, antialias=options.antialias)
-    masks = read_masks(samples, setup.image_size)
-    train = CategoryImages(category, options, progress).images("train", setup.image_size)
-    ensemble = TiledEnsemble(
-        setup, arch, backbone=backbone, seed=seed, device=options.device,
-        batch_size=options.batch_size, switches=options.switches.get(arch),
-        precision=options.precision, compile=options.compile,
-    )  # fmt: skip
-    title = f"{name}: {arch}, {setup.name}"
-    show = location_progress(progress, title, ensemble.grid)
+    judging = read_images(samples, size, antialias=antialias)
+    masks = read_masks(samples, size)
+    progress.title = f"{name}: {recipe.arch}, {recipe.setup.name}"
+    train = CategoryImages(category, options, progress, antialias).images("train", size)
+    ensemble = TiledEnsemble(recipe, backbone=backbone, device=options.device)
     truth = None
     if sample is not None and (sample.label == NORMAL or category.has_masks):
-        truth = read_masks([sample], setup.image_size)[0]
-    return title, walk(image, train, ensemble, options, judging, masks, truth, show)
+        truth = read_masks([sample], size)[0]
+    stages = walk(image, train, ensemble, options, judging, masks, truth, progress)
+    return progress.title, stages
 
 
 def choose_image(text, category, size, antialias=False):
@@ -145,15 +142,14 @@ def walk(image, train, ensemble, options, judging, masks, truth=None, progress=N
     ensemble : TiledEnsemble
         Any setup and architecture, not trained.
     options : experiment.Options
-        score, seam_width, seam_sigma, impl and threads are used.
+        impl and threads are used.
     judging : uint8 (V, 3, H, W)
         Images on which the threshold of the mask is chosen.
     masks : bool (V, H, W)
         What is defective in them.
     truth : bool (H, W), optional
         What is defective in the image.
-    progress : callable, optional
-        progress(location, "fit" or "predict", done, total).
+    progress : Progress, optional
 
     Returns
     -------
@@ -161,16 +157,11 @@ def walk(image, train, ensemble, options, judging, masks, truth=None, progress=N
     """
     grid, tile_grid = ensemble.grid, ensemble.setup.input_grid
     everything = np.concatenate([image[None], judging])  # (1 + V, 3, H, W)
-    tile_maps, tile_scores = ensemble.allocate(len(everything))
-    for i, j in grid.locations():
-        model = ensemble.fit_location(train, (i, j), progress)
-        ensemble.predict_location(
-            model, everything, (i, j), tile_maps[i, j], tile_scores[i, j], progress
-        )
-        del model  # before the next one is made: one is alive at a time
+    found = ensemble.each_location(train, everything, Forgotten(), progress=progress)
+    tile_maps, tile_scores = collect(found, grid, len(everything))
     stages = [_image_stage(image), _tile_stage(image, tile_grid)]
     stages += _feature_stages(_features(image, tile_grid, ensemble), tile_grid)
-    stages += _map_stages(image, tile_maps, tile_scores, grid, options, masks)
+    stages += _map_stages(image, tile_maps, tile_scores, ensemble.recipe, options, masks)
     return stages if truth is None else [*stages, _truth_stage(image, truth, stages[-1].array)]
 
 
@@ -223,15 +214,15 @@ def _feature_stages(layers, grid):
     return stages
 
 
-def _map_stages(image, tile_maps, tile_scores, grid, options, masks):
+def _map_stages(image, tile_maps, tile_scores, recipe, options, masks):
     """From tile maps (rows, cols, 1 + V, h, w) to the mask; place 0 is the walked image."""
+    grid, sigma = recipe.grid, recipe.seam_sigma
     merged = merging.untile_average(tile_maps, grid, impl=options.impl, threads=options.threads)
-    band = smoothing.seam_mask(grid, options.seam_width)  # (H, W)
+    band = smoothing.seam_mask(grid, recipe.seam_width)  # (H, W)
     smooth = smoothing.smooth_seams(
-        merged, grid, options.seam_width, options.seam_sigma, options.impl, options.threads
+        merged, grid, recipe.seam_width, sigma, options.impl, options.threads
     )
-    combine = {"mean": merging.mean_scores, "max": merging.max_scores}[options.score]
-    score = combine(tile_scores)[0]
+    score = COMBINE[recipe.score](tile_scores)[0]
     labelled = masks.any()
     threshold, f1 = f1_threshold(smooth[1:].ravel(), masks.ravel())
     mask = smooth[0] >= threshold
@@ -251,9 +242,9 @@ def _map_stages(image, tile_maps, tile_scores, grid, options, masks):
     return [
         Stage(
             "tile-maps", "Anomaly maps of the tiles", mine,
-            "ensemble.TiledEnsemble.predict_location", "Rolih et al. Eq. 4",
+            "ensemble.each_location", "Rolih et al. Eq. 4",
             f"What the {'model says' if n == 1 else f'{n} models say'}; image score "
-            f"{score:.4g}, the {options.score} of {', '.join(f'{s:.4g}' for s in scores.flat)} "
+            f"{score:.4g}, the {recipe.score} of {', '.join(f'{s:.4g}' for s in scores.flat)} "
             "(Eq. 5).",
             apart(pictures),
         ),
@@ -267,14 +258,14 @@ def _map_stages(image, tile_maps, tile_scores, grid, options, masks):
         Stage(
             "seam-band", "The seam band", band,
             "smoothing.seam_mask", "Rolih et al. Sec. 3.3",
-            f"{100 * band.mean():.1f} % of the pixels lie within {options.seam_width:g} of a "
+            f"{100 * band.mean():.1f} % of the pixels lie within {recipe.seam_width:g} of a "
             "tile's side from a border between tiles; only these are smoothed.",
             render.overlay(photo, band.astype(np.float32)),
         ),
         Stage(
             "smoothed-map", "The map with smoothed seams", smooth[0],
             "smoothing.smooth_seams", "Rolih et al. Sec. 3.3",
-            f"A Gaussian of {options.seam_sigma:g} px inside the band; the largest change is "
+            f"A Gaussian of {sigma:g} px inside the band; the largest change is "
             f"{np.abs(smooth[0] - merged[0]).max():.3g}.",
             heat_with_bar(smooth[0]),
         ),

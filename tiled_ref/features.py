@@ -1,9 +1,9 @@
-"""Layers of the frozen backbone shared by the cells of a grid: computed once, then read.
+"""Layers of the frozen backbone shared by the cells of a sweep: computed once, then read.
 
 The architectures, the setups with the same tiles and the seeds of a category all ask one
-frozen network for the layers of the same images. A FeatureMemo keeps them by the content of
-the image, so nobody has to know which cells have what in common: the tiles of ST9 are those
-of ENS9, and four of them are those of ENS4.
+frozen network for the layers of the same images. SharedLayers stands in its place and keeps
+them by the content of the image, so nobody has to know which cells have what in common: the
+tiles of ST9 are those of ENS9, and four of them are those of ENS4.
 """
 
 import hashlib
@@ -27,15 +27,17 @@ def budget_within(n_bytes):
         return 0
 
 
-class FeatureMemo:
-    """Layers of images in a nameless temporary file, as a context manager that closes it.
+class SharedLayers(torch.nn.Module):
+    """A frozen network on the CPU that reads the layers of an image which it has seen before.
 
-    For one network on the CPU, which is given one image at a time. The file (TMPDIR chooses the
-    folder) is read and written, never mapped, so that it does not count as memory of the
-    process. Where it is full or the disk fails, the layers are computed as without a memo.
+    It has them in a nameless temporary file (TMPDIR chooses the folder), which is read and
+    written, never mapped, so that it does not count as memory of the process. Where it is full
+    or the disk fails, the layers are computed as without it. A context manager that closes the
+    file.
 
     Parameters
     ----------
+    network : backbone.ResNet18Features
     budget : int
         Bytes on the disk; images that come when it is used up are not kept.
     say : callable
@@ -45,12 +47,17 @@ class FeatureMemo:
     ----------
     keeps : bool
         Whether new images are kept; False where nobody will ask again.
+    asked, reused : int
+        Images whose layers were asked for, and those of them that were read.
     """
 
-    def __init__(self, budget, say):
-        self.budget = budget
+    def __init__(self, network, budget, say):
+        super().__init__()
+        self.network, self.budget, self._say = network, budget, say
+        if hasattr(network, "channels"):
+            self.channels = network.channels
         self.keeps = True
-        self._say = say
+        self.asked = self.reused = 0
         self._file = None
         self._size = 0
         self._places = {}  # digest of an image -> where its layers start in the file
@@ -62,27 +69,25 @@ class FeatureMemo:
     def __exit__(self, *exception):
         self._give_up()
 
-    def wrap(self, network):
-        """A SharedNetwork: the network, its layers by way of this memo."""
-        return SharedNetwork(network, self)
+    def state_dict(self, *args, **kwargs):
+        """That of the network."""
+        return self.network.state_dict(*args, **kwargs)
 
     @torch.no_grad()
-    def layers(self, network, images):
-        """What network(images) is, and how many of the images were not computed for it.
-
-        Parameters: network; images float32 (B, 3, h, w). Returns a list of (B, C, hf, wf),
-        channels last in memory, and an int.
-        """
-        parts, reused = [], 0
-        for image in images.split(1):  # alone, so that a bit does not depend on who asked first
+    def forward(self, images):
+        """images float32 (B, 3, h, w) -> list of (B, C, hf, wf), the network's of each image
+        alone, so that no bit depends on who asked first."""
+        parts = []
+        for image in images.split(1):
             key = _digest(image)
-            found = self._read(key, image.shape[-2:])
-            reused += found is not None
-            if found is None:
-                found = network(image)
-                self._keep(key, found, image.shape[-2:])
-            parts.append(found)
-        return [torch.cat(layer) for layer in zip(*parts)], reused
+            layers = self._read(key, image.shape[-2:])
+            self.asked += 1
+            self.reused += layers is not None
+            if layers is None:
+                layers = self.network(image)
+                self._keep(key, layers, image.shape[-2:])
+            parts.append(layers)
+        return [torch.cat(layer) for layer in zip(*parts)]
 
     def _read(self, key, size):
         """The layers of a known image; None for another one, or where the disk fails."""
@@ -134,32 +139,6 @@ class FeatureMemo:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-class SharedNetwork(torch.nn.Module):
-    """A network that asks a memo first.
-
-    Parameters: network; memo, a FeatureMemo.
-
-    Attributes
-    ----------
-    asked, reused : int
-        Images whose layers were asked for, and those of them that were read.
-    """
-
-    def __init__(self, network, memo):
-        super().__init__()
-        self.network, self.memo = network, memo
-        self.asked = self.reused = 0
-        if hasattr(network, "channels"):
-            self.channels = network.channels
-
-    def forward(self, images):
-        """images float32 (B, 3, h, w) -> layers as the network's of each image alone."""
-        layers, reused = self.memo.layers(self.network, images)
-        self.asked += len(images)
-        self.reused += reused
-        return layers
 
 
 def _digest(image):

@@ -19,6 +19,7 @@ from .data import images as image_data
 from .figures import all_figures, write_figures
 from .figures import Collection, _first_seeds
 from .files import atomic_write
+from .recipe import OPTIONS
 from .report import MARK_NOTE, bytes_text, marked
 from .tables import (
     ARCHS, DATASETS, all_tables, cell_number, ordered, setup_names, write_tables,
@@ -300,8 +301,7 @@ def cell_html(text):
 
 def differing_options(results):
     """Sentences on options in which the cells differ, so that nobody compares the unlike."""
-    keys = ("weights", "antialias", "score", "seam_width", "seam_sigma", "metric_size", "precision",
-            "torch")  # fmt: skip
+    keys = ("weights", *(option.name for option in OPTIONS), "metric_size", "torch")
     notes = []
     for key in keys:
         values = sorted({str(r.get(key)) for r in results})

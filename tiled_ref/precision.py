@@ -1,5 +1,4 @@
-"""Networks in fewer bits, on demand: mixed precision and compilation of what is not learnt from
-statistics.
+"""Networks in fewer bits, on demand.
 
 The convolutional networks (backbone, flows, decoder) run under torch.autocast; statistics,
 distances, likelihoods and training in float32, as always.
@@ -59,29 +58,3 @@ def autocast_of(backbone, device):
     if isinstance(backbone, MixedPrecision):
         return torch.autocast(torch.device(device).type, backbone.dtype)
     return contextlib.nullcontext()
-
-
-class Compiled(torch.nn.Module):
-    """A backbone compiled by torch.compile, at its first use for each shape of its input.
-
-    Parameters: backbone. Raises InputError where torch cannot compile here.
-    """
-
-    def __init__(self, backbone):
-        super().__init__()
-        device = next(backbone.parameters()).device
-        try:
-            torch.compile(lambda x: x * 2 + 1)(torch.ones(2, device=device))
-        except Exception as error:  # torch raises many types, all of which say it cannot compile
-            raise InputError(
-                "--compile: torch cannot compile here "
-                f"({str(error).strip().splitlines()[0]}); leave it out"
-            ) from error
-        self.backbone = backbone
-        self._call = torch.compile(backbone)
-        if hasattr(backbone, "channels"):
-            self.channels = backbone.channels
-
-    def forward(self, images):
-        """images float32 (B, 3, h, w) -> layers as the backbone's, float32."""
-        return self._call(images)

@@ -60,7 +60,7 @@ class PredictOptions:
         Of which images mask, overlay and contours are drawn, at the image's own size.
     impl, threads
         See `merging.untile_average`.
-    memory : None, "low", "resident" or int
+    memory : None, "low" or "resident"
         See `engine`; None keeps all models in memory where they fit a budget.
     """
 
@@ -68,7 +68,7 @@ class PredictOptions:
     pictures: str = "anomalous"
     impl: str = "cython"
     threads: int = None
-    memory: object = None
+    memory: str = None
 
 
 class Predictor:
@@ -82,8 +82,7 @@ class Predictor:
     def __init__(
         self, ensemble, impl="cython", threads=None, budget=RESIDENT_BUDGET, memory=None
     ):
-        if len(ensemble.states) < ensemble.setup.n_models:
-            raise InputError("the ensemble has not been trained; call fit before predict")
+        ensemble.check_trained()
         self.ensemble = ensemble
         if memory is None:
             first = ensemble.states[ensemble.grid.locations()[0]]
@@ -91,7 +90,6 @@ class Predictor:
             fits = n_bytes * ensemble.setup.n_models <= budget
             memory = "resident" if fits and ensemble.device.type == "cpu" else "low"
         self.engine = Engine(ensemble, memory, impl=impl, threads=threads)
-        self.resident = not self.engine.visitors
 
     @property
     def batch(self):
@@ -99,8 +97,8 @@ class Predictor:
         grid, (height, width) = self.ensemble.grid, self.ensemble.setup.image_size
         tiles = grid.rows * grid.cols * grid.tile_size[0] * grid.tile_size[1]
         per_image = 3 * height * width + 4 * tiles + 3 * 4 * height * width
-        most = LARGEST_BATCH if self.resident else 1 << 16
-        return max(1, min(self.engine.plan.batch or most, BATCH_BUDGET // per_image))
+        most = LARGEST_BATCH if self.engine.resident else 1 << 16
+        return max(1, min(most, BATCH_BUDGET // per_image))
 
     def __call__(self, images):
         """Raw maps float32 (B, H, W) and scores float32 (B,) of images uint8 (B, 3, H, W)."""
@@ -149,7 +147,7 @@ def _each_prediction(predictor, samples):
         images = image_data.read_images(
             batch,
             ensemble.setup.image_size,
-            antialias=ensemble.antialias,
+            antialias=ensemble.recipe.antialias,
             failed=errors.__setitem__,
         )
         read = [k for k in range(len(batch)) if k not in errors]
@@ -269,11 +267,9 @@ def run_predict(ensemble, source, out, options, progress=None, stdin=None):
     make_folder(out)
     _clear(out)
     count = {"normal": 0, "anomalous": 0, "unknown": 0, "errors": 0}
-    stage = progress.stage(f"predict with {ensemble.arch} {ensemble.setup.name}")
+    stage = progress.stage(f"predict with {ensemble.recipe.arch} {ensemble.setup.name}")
     stage(0, len(samples))
     predictor = Predictor(ensemble, options.impl, options.threads, memory=options.memory)
-    if isinstance(options.memory, int):
-        progress.note(predictor.engine.plan.describe())
     with (
         _Table(out / "predictions", COLUMNS) as table,
         _Table(out / "regions", REGION_COLUMNS) as regions,

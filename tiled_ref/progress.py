@@ -1,11 +1,11 @@
-"""Progress on stderr: a live line with counts and an ETA on a terminal, else a line a stage."""
+"""Progress on stderr: a live line with counts and the time left on a terminal, else a line a stage."""
 
 import sys
 import time
 
 
 class Progress:
-    """Shows how far each stage of a run has come.
+    """Shows how far a run has come.
 
     Parameters
     ----------
@@ -14,6 +14,14 @@ class Progress:
     stream : text file, optional
         sys.stderr by default. Live updates if it is a terminal; one plain line when a stage
         ends otherwise, so that a log stays readable.
+
+    Attributes
+    ----------
+    title : str
+        What stands before the name of every stage.
+    work, done : float
+        What the whole run has to do, and what it has done, in units of one's own: the time left
+        is elapsed / done * (work - done). Without work it is that of the stage alone.
     """
 
     REDRAW_SECONDS = 0.1
@@ -22,6 +30,9 @@ class Progress:
         self.quiet = quiet
         self.stream = sys.stderr if stream is None else stream
         self.live = not quiet and self.stream.isatty()
+        self.title = ""
+        self.work = self.done = 0.0
+        self.began = time.monotonic()
         self._drawn = ""
 
     def note(self, text):
@@ -30,9 +41,9 @@ class Progress:
             self._clear()
             print(text, file=self.stream, flush=True)
 
-    def stage(self, name):
-        """A callable (done, total) to be called as the stage named so goes on."""
-        return _Stage(self, name)
+    def stage(self, name, work=0.0):
+        """A Stage of this name, which does so much of the run's work."""
+        return Stage(self, f"{self.title}: {name}" if self.title else name, work)
 
     def draw(self, text):
         """Replace the live line."""
@@ -41,31 +52,45 @@ class Progress:
         self.stream.flush()
         self._drawn = text
 
+    def left(self):
+        """Seconds that the run will still take; None where nothing is known."""
+        if not self.done:
+            return None
+        return (time.monotonic() - self.began) / self.done * max(0.0, self.work - self.done)
+
     def _clear(self):
         if self._drawn:
             self.stream.write("\r" + " " * len(self._drawn) + "\r")
             self._drawn = ""
 
 
-class _Stage:
-    def __init__(self, progress, name):
-        self.progress = progress
-        self.name = name
+class Stage:
+    """A part of a run; called with (done, total) as it goes on, and where a part of it counts
+    something else, with (done, total, name)."""
+
+    def __init__(self, progress, name, work):
+        self.progress, self.name, self.work = progress, name, work
         self.started = time.monotonic()
         self.redrawn = 0.0
+        self.before = progress.done
 
-    def __call__(self, done, total):
+    def __call__(self, done, total, part=None):
         progress = self.progress
+        name = f"{self.name}, {part}" if part else self.name
+        if part is None and total:
+            progress.done = self.before + self.work * done / total
         if progress.quiet:
             return
         now = time.monotonic()
-        seconds = now - self.started
         if done >= total:
-            progress.note(f"{self.name}: {total}/{total} in {duration(seconds)}")
+            progress.note(f"{name}: {total}/{total} in {duration(now - self.started)}")
         elif progress.live and now - self.redrawn >= progress.REDRAW_SECONDS:
             self.redrawn = now
-            eta = f", {duration(seconds / done * (total - done))} left" if done else ""
-            progress.draw(f"{self.name}: {done}/{total}{eta}")
+            left = progress.left()
+            if not progress.work and done:
+                left = (now - self.started) / done * (total - done)
+            eta = f", {duration(left)} left" if left is not None else ""
+            progress.draw(f"{name}: {done}/{total}{eta}")
 
 
 def duration(seconds):

@@ -1,6 +1,7 @@
 """Trained ensembles on disk: plain tensors and JSON, nothing that runs when it is read."""
 
 import collections.abc
+import functools
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ from .data.disk import printable
 from .errors import InputError
 from .files import atomic_write, make_folder, sync_folder
 from .models import MODELS
-from .precision import PRECISIONS
+from .recipe import OPTIONS, Recipe, is_allowed
 from .setups import Setup
 from .validation import MODES
 from .weights import tensors_digest
@@ -238,8 +239,7 @@ def save_ensemble(folder, ensemble, **facts):
         The ensemble has not been fitted; the folder holds something else or cannot be written.
     """
     folder = Path(folder)
-    if len(ensemble.states) < ensemble.setup.n_models:
-        raise InputError("the ensemble has not been trained; call fit before save")
+    ensemble.check_trained()
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{printable(folder)} is not a folder; choose another one to save to")
     if folder.is_dir() and os.listdir(folder) and not (folder / MANIFEST).is_file():
@@ -309,15 +309,7 @@ def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions
             "tile_size": list(setup.tile_size),
             "stride": list(setup.stride),
         },
-        "arch": ensemble.arch,
-        "switches": ensemble.switches,
-        "seed": ensemble.seed,
-        "batch_size": ensemble.batch_size,
-        "precision": ensemble.precision,
-        "antialias": ensemble.antialias,
-        "score": ensemble.score,
-        "seam_width": ensemble.seam_width,
-        "seam_sigma": ensemble.seam_sigma,
+        **ensemble.recipe.values(),
         "weights": ensemble.weights,
         "backbone_digest": tensors_digest(ensemble.backbone.state_dict()),
         "thresholds": ensemble.thresholds if thresholds is None else thresholds,
@@ -333,23 +325,12 @@ def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions
 class Manifest:
     """A manifest.json that has been checked.
 
-    Parameters: setup, arch, switches, seed, batch_size, what TiledEnsemble is made with;
-    precision, antialias, score, seam_width, seam_sigma, as in experiment.Options; weights,
-    their kind, and backbone_digest of their tensors; thresholds as of
-    validation.find_thresholds, or None; category, what was trained on; versions of the
+    Parameters: recipe; weights, their kind, and backbone_digest of their tensors; thresholds as
+    of validation.find_thresholds, or None; category, what was trained on; versions of the
     packages; files, location -> StateFile.
     """
 
-    setup: Setup
-    arch: str
-    switches: dict
-    seed: int
-    batch_size: int
-    antialias: bool
-    score: str
-    seam_width: float
-    seam_sigma: float
-    precision: str
+    recipe: Recipe
     weights: str
     backbone_digest: str
     thresholds: dict
@@ -457,14 +438,14 @@ def load_states(manifest, model, progress=None, budget=RESIDENT_BUDGET):
                 has = "lacks" if name in wanted else "has"
                 raise InputError(
                     f"the ensemble's manifest {has} a tensor {_short(name)} at location "
-                    f"{location}, unlike {manifest.arch}; restore it from a copy, or train again"
+                    f"{location}, unlike {manifest.recipe.arch}; restore it from a copy, or train again"
                 )
             dtype, shape = file.tensors[name]
             same = dtype == wanted[name][0] and len(shape) == len(wanted[name][1])
             if not same or any(b not in (None, a) for a, b in zip(shape, wanted[name][1])):
                 raise InputError(
                     f"the ensemble's manifest says that {name} at location {location} is {dtype} "
-                    f"{shape}, which does not fit {manifest.arch} in {manifest.setup.name}; "
+                    f"{shape}, which does not fit {manifest.recipe.arch} in {manifest.recipe.setup.name}; "
                     "restore it from a copy, or train again"
                 )
     for done, file in enumerate(manifest.files.values(), start=1):
@@ -562,20 +543,22 @@ def _checked_manifest(folder, content):
         _entry(switches, key, (str, int, float, bool, type(None)))
         if isinstance(value, str) and len(value) > 100:
             raise _ManifestError(f"its switch {_short(repr(key))} is too long")
-    finite = (int, float)
-    return Manifest(
-        setup=setup,
-        arch=arch,
-        switches=switches,
+    options = {}
+    for option in OPTIONS:
+        if option.name == "precision" and option.name not in content:
+            continue  # older ensembles have none
+        kind = option.metadata["kind"]
+        kinds = (int, float) if kind is float else kind
+        value = _entry(content, option.name, kinds, functools.partial(is_allowed, option))
+        options[option.name] = kind(value)
+    recipe = Recipe(
+        setup, arch, switches=switches,
         seed=_entry(content, "seed", int, lambda value: 0 <= value < 2**63),
         batch_size=_entry(content, "batch_size", int, lambda value: 1 <= value <= 1 << 16),
-        precision=_entry(content, "precision", str, lambda value: value in PRECISIONS)
-        if "precision" in content
-        else "float32",
-        antialias=_entry(content, "antialias", bool),
-        score=_entry(content, "score", str, lambda value: value in ("mean", "max")),
-        seam_width=float(_entry(content, "seam_width", finite, lambda value: 0 <= value <= 1)),
-        seam_sigma=float(_entry(content, "seam_sigma", finite, lambda value: 0 < value <= 1e6)),
+        **options,
+    )  # fmt: skip
+    return Manifest(
+        recipe=recipe,
         weights=_entry(
             content, "weights", (str, type(None)), lambda x: x in (None, "imagenet", "random")
         ),

@@ -61,6 +61,19 @@ class Setup:
         return TileGrid(self.image_size, self.image_size, self.image_size)
 
     @property
+    def models(self):
+        """The models, as a dict: location (i, j) in `ensemble_grid` -> list of the locations in
+        `input_grid` whose tiles the model sees. One tile each for SM and ENS, all for ST.
+
+        >>> SETUPS["ENS4"].models
+        {(0, 0): [(0, 0)], (0, 1): [(0, 1)], (1, 0): [(1, 0)], (1, 1): [(1, 1)]}
+        >>> SETUPS["ST4"].models
+        {(0, 0): [(0, 0), (0, 1), (1, 0), (1, 1)]}
+        """
+        tiles = self.input_grid.locations()
+        return {tile: [tile] for tile in tiles} if self.kind == "ENS" else {(0, 0): tiles}
+
+    @property
     def n_tiles(self):
         """Tiles an image is cut into."""
         return self.input_grid.rows * self.input_grid.cols
@@ -68,7 +81,7 @@ class Setup:
     @property
     def n_models(self):
         """Models trained: one per tile location for ENS, else 1 (Eq. 3)."""
-        return self.ensemble_grid.rows * self.ensemble_grid.cols
+        return len(self.models)
 
     def with_sizes(self, image_size=None, tile_size=None, stride=None):
         """The same kind of setup with other sizes, named after them.

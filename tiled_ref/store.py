@@ -14,16 +14,18 @@ Every file is written under a temporary name, synced and renamed, so a file that
 is complete. One process at a time works on OUT (`OutputLock`).
 """
 
+import collections.abc
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 
 from .errors import InputError
 from .files import atomic_write, make_folder, read_at, sync_folder, write_at
-from .saved import read_tensors, write_tensors
+from .saved import location_name, read_tensors, write_tensors
 
 try:
     import fcntl
@@ -143,10 +145,15 @@ OUT_REMEDY = "choose another --out or make room, and go on with --resume"
 
 
 WHERE_SAME = "where-same"  # resume what has the same identity, start the rest over
+WRITE_SECONDS = 5.0  # of training, from which on a model is written before it predicts
 
 
-class CellStore:
+class Pieces(collections.abc.MutableMapping):
     """The pieces of one cell, as a context manager that closes their files.
+
+    As a mapping, location -> what its model learnt (`ensemble.each_location`): written where
+    the ensemble is saved or the training took longer than WRITE_SECONDS, else forgotten, so that
+    a run never holds all of them.
 
     Parameters
     ----------
@@ -157,6 +164,12 @@ class CellStore:
     resume : bool or WHERE_SAME
         Keep the pieces of an earlier, unfinished run. Otherwise they are removed. WHERE_SAME
         keeps them where they have the same identity and removes them where not.
+    save : bool
+        The models belong to the result.
+    hold : bool
+        Keep the models in memory as well.
+    network : optional
+        A `features.SharedLayers`, whose counts are kept.
     note : callable, optional
         note(text) tells the user what was found.
     joins : bool
@@ -173,11 +186,19 @@ class CellStore:
         An earlier run has already given the finished ensemble its name.
     """
 
-    def __init__(self, folder, identity, resume=False, note=lambda text: None, joins=False):
+    def __init__(
+        self, folder, identity, resume=False, *, save=False, hold=False, network=None,
+        note=lambda text: None, joins=False,
+    ):  # fmt: skip
         self.folder = None if folder is None else Path(folder)
         self.published = False
+        self._save, self._hold = save, hold
+        self._held = {}  # location -> state
         self._memory = {}
         self._open = []
+        self._maps, self._scores = {}, {}  # of locations that predict
+        self._since = time.perf_counter()
+        self._network, self._layers = network, np.zeros(2)
         if folder is None:
             return
         self.partial = self.folder / "partial"
@@ -189,7 +210,8 @@ class CellStore:
             resume = _fits(run, identity, note)
         if self.partial.is_dir() and resume:
             _check_identity(run, identity)
-            note(f"{self.folder}: resumed, {self._count()} tile locations are done")
+            count = len(list(self.partial.glob("scores_*.npz")))
+            note(f"{self.folder}: resumed, {count} tile locations are done")
             self.published = run.is_file() and not self.ensemble_folder.is_dir()
         elif self.partial.exists():
             note(f"{self.folder}: an unfinished run is there and starts over; --resume goes on")
@@ -214,48 +236,77 @@ class CellStore:
         """Where the models lie while the run goes on."""
         return self.partial / "ensemble"
 
-    def has_model(self, location):
-        """Whether what location (i, j) learnt has been kept."""
+    def missing(self, locations):
+        """Yield those of the locations that are not done; the time of each counts from here."""
+        for location in locations:
+            if not self.is_done(location):
+                self._lap()
+                self._layers_since()
+                yield location
+
+    def is_done(self, location):
+        """Whether a location has predicted and, where that is asked for, its model is kept."""
+        if self.folder is None:
+            return ("scores", location) in self._memory
+        if not self._piece("scores", location, ".npz").is_file():
+            return False
+        return self.published or not self._save or self._model(location).is_file()
+
+    # ------------------------------------------------------------ the models, as a mapping
+
+    def __contains__(self, location):
+        if location in self._held:
+            return True
         return self.folder is not None and self._model(location).is_file()
 
-    def save_model(self, location, state, seconds):
-        """Keep what a location learnt, and the seconds it took; state None keeps those alone."""
+    def __getitem__(self, location):
+        if location not in self:
+            raise KeyError(location)
+        if location not in self._held:
+            return read_tensors(self._model(location))
+        return self._held[location]
+
+    def __setitem__(self, location, state):
+        seconds = self._lap()
         self._memory["fit", location] = seconds
-        if self.folder is not None:
-            with atomic_write(self._piece("fit", location, ".json")) as file:
-                json.dump({"seconds": seconds}, file)
-            if state is not None:
-                write_tensors(self._model(location), state)
+        if self._hold:
+            self._held[location] = state
+        if self.folder is None:
+            return
+        with atomic_write(self._piece("fit", location, ".json")) as file:
+            json.dump({"seconds": seconds}, file)
+        if self._save or seconds >= WRITE_SECONDS:
+            write_tensors(self._model(location), state)
+        self._lap()
 
-    def load_model(self, location):
-        """The state that save_model got, as CPU tensors."""
-        return read_tensors(self._model(location))
-
-    def drop_model(self, location):
-        """Remove the model of a location that has predicted."""
+    def __delitem__(self, location):
+        self._held.pop(location, None)
         if self.folder is not None:
             self._model(location).unlink(missing_ok=True)
 
-    def has_prediction(self, location):
-        """Whether the maps and scores of location (i, j) have been kept."""
-        if self.folder is None:
-            return ("scores", location) in self._memory
-        return self._piece("scores", location, ".npz").is_file()
+    def __iter__(self):
+        return iter(self._held)
 
-    def new_maps(self, name, shape):
-        """Room for maps, float32 of this shape: a RowFile, or an array in memory."""
-        if self.folder is None:
-            return np.empty(shape, np.float32)
-        self._open.append(RowFile(self.partial / f"{name}.npy", shape))
-        return self._open[-1]
+    def __len__(self):
+        return len(self._held)
 
-    def save_prediction(self, location, maps, scores, seconds, layers=(0.0, 0.0)):
-        """Keep what a location predicts.
+    # --------------------------------------------------------------------- the predictions
 
-        Parameters: location (i, j); maps, from new_maps(maps_name(location), ...); scores
-        float32 (N,); seconds of the prediction; layers, how many were asked for and reused
-        (`features.SharedNetwork`).
+    def add(self, location, rows, n, maps, scores):
+        """Keep some predictions of a location; those of the last rows complete it.
+
+        Parameters: location (i, j); rows, a slice of range(n), in ascending order; n, images;
+        maps float32 (B, h, w) and scores float32 (B,) of these rows.
         """
+        if rows.start == 0:
+            shape = (n, *maps.shape[1:])
+            self._maps[location] = self.new_maps(maps_name(location), shape)
+            self._scores[location] = np.empty(n, np.float32)
+        self._maps[location][rows], self._scores[location][rows] = maps, scores
+        if rows.stop < n:
+            return
+        maps, scores = self._maps.pop(location), self._scores.pop(location)
+        seconds, layers = self._lap(), self._layers_since()
         self._memory["predict", location] = seconds
         self._memory["layers", location] = layers
         if self.folder is None:
@@ -263,8 +314,18 @@ class CellStore:
             return
         maps.commit()
         maps.close()
-        tensors = {"scores": scores, "seconds": np.array(seconds), "layers": np.array(layers)}
+        tensors = {"scores": scores, "seconds": np.array(seconds), "layers": layers}
         write_tensors(self._piece("scores", location, ".npz"), tensors)
+        if not self._save:
+            del self[location]
+        self._lap()
+
+    def new_maps(self, name, shape):
+        """Room for maps, float32 of this shape: a RowFile, or an array in memory."""
+        if self.folder is None:
+            return np.empty(shape, np.float32)
+        self._open.append(RowFile(self.partial / f"{name}.npy", shape))
+        return self._open[-1]
 
     def prediction(self, location):
         """(maps, scores) of a location: a RowFile or an array (N, h, w), float32 (N,)."""
@@ -274,6 +335,21 @@ class CellStore:
         scores = read_tensors(self._piece("scores", location, ".npz"))["scores"].numpy()
         self._open.append(RowFile(self.partial / f"{maps_name(location)}.npy"))
         return self._open[-1], scores
+
+    def _lap(self):
+        """Seconds since the last one."""
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
+
+    def _layers_since(self):
+        """float64 (2,): images whose layers were asked for, and read, since the last call."""
+        now = np.zeros(2)
+        if self._network is not None:
+            now[:] = self._network.asked, self._network.reused
+        before, self._layers = self._layers, now
+        return now - before
+
+    # ------------------------------------------------------------------------------ the end
 
     def seconds(self, locations):
         """Seconds of (training, prediction) of all locations, earlier runs included."""
@@ -320,13 +396,10 @@ class CellStore:
             remove_pieces(self.folder)
 
     def _model(self, location):
-        return self.ensemble_folder / f"location_{location[0]}_{location[1]}.npz"
+        return self.ensemble_folder / location_name(location)
 
     def _piece(self, kind, location, ending):
         return self.partial / f"{kind}_{location[0]}_{location[1]}{ending}"
-
-    def _count(self):
-        return len(list(self.partial.glob("scores_*.npz")))
 
 
 def remove_pieces(folder):
@@ -337,7 +410,7 @@ def remove_pieces(folder):
 
 
 def maps_name(location):
-    """The name of a location's maps in a CellStore."""
+    """The name of a location's maps in Pieces."""
     return f"maps_{location[0]}_{location[1]}"
 
 

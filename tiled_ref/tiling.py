@@ -227,6 +227,25 @@ class TileGrid:
             )
 
 
+class FeatureUntiler:
+    """Puts the feature maps of an image's tiles together (the ST setups, Rolih et al. Sec. 4.2).
+
+    Parameters: grid of the input tiles.
+    Called with features (T * B, C, h/factor, w/factor), tile-major, and factor, the pixels
+    per position; returns (B, C, H/factor, W/factor), overlaps averaged. Differentiable.
+    """
+
+    def __init__(self, grid):
+        self.grid = grid
+        self.n_tiles = grid.rows * grid.cols
+        self.tile_size = grid.tile_size
+
+    def __call__(self, features, factor):
+        grid = self.grid.scaled(factor)
+        shape = grid.rows, grid.cols, features.shape[0] // self.n_tiles, *features.shape[1:]
+        return grid.untile(features.reshape(shape))
+
+
 def _pair(field, value):
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     name = field.replace("_", " ")

@@ -4,11 +4,14 @@ Every other stage has its own input; here the stages follow one another, so that
 agrees with each of them learns whether it has put them together as the method does.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from ..ensemble import LocationImages, merge
-from ..models import padim as model
+from ..ensemble import Forgotten, collect, each_location, merge
+from ..recipe import Recipe
+from ..setups import Setup
 from . import formulas, padim, preprocessing, small_model
 from .compare import close
 from .numbers import Numbers
@@ -46,28 +49,31 @@ def _images(draw, n, height, width):
     return (2 * y + x + draw.integers(100, n, 3, height, width)).clip(0, 255).astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class GivenChannels(Recipe):
+    """A recipe of PaDiM that does not draw its channels: channels int64 (D,)."""
+
+    channels: torch.Tensor = None
+
+    def model(self, network, device):
+        """A fresh model with these channels."""
+        model = super().model(network, device, n_channels=len(self.channels))
+        model.channels = self.channels
+        return model
+
+
 def _compute(inputs):
     grid, backbone = tile_grid(inputs["grid"]), small_model.backbone(inputs["weights"])
-    tile_maps, tile_scores = [], []
-    for location in grid.locations():
-        one = model.Padim(
-            backbone, grid.tile_size, seed=0, device="cpu", n_channels=len(inputs["channels"])
-        )
-        one.channels = tensor(inputs["channels"])
-        one.fit(_tiles(inputs["train"], grid, location))
-        test = _tiles(inputs["test"], grid, location)
-        maps, scores = one.predict(test[list(range(len(test)))])
-        tile_maps.append(maps)
-        tile_scores.append(scores)
-    maps = torch.stack(tile_maps).unflatten(0, (grid.rows, grid.cols)).numpy()
-    scores = torch.stack(tile_scores).unflatten(0, (grid.rows, grid.cols)).numpy()
-    width, sigma = float(inputs["width"]), float(inputs["sigma"])
-    merged, score = merge(maps, scores, grid, width=width, sigma=sigma)
+    setup = Setup("golden", "ENS", grid.image_size, grid.tile_size, grid.stride)
+    recipe = GivenChannels(
+        setup, seam_width=float(inputs["width"]), seam_sigma=float(inputs["sigma"]),
+        channels=tensor(inputs["channels"]),
+    )  # fmt: skip
+    train, test = inputs["train"], inputs["test"]
+    found = each_location(recipe, backbone, torch.device("cpu"), train, test, Forgotten())
+    maps, scores = collect(found, grid, len(test))
+    merged, score = merge(maps, scores, recipe)
     return {"tile_maps": maps, "tile_scores": scores, "map": merged, "score": score}
-
-
-def _tiles(images, grid, location):
-    return LocationImages(images, grid, [location], torch.device("cpu"))
 
 
 def _formula(inputs, shared=False, early=False, of_map=False, smoothed=True, biggest=False):

@@ -21,17 +21,13 @@ def pack(matrices):
     return matrices[..., rows, cols]
 
 
-def unpack(packed, out=None):
-    """The inverse of pack: packed (P, D (D + 1) / 2), any dtype -> (P, D, D), in the memory of
-    `out` if given."""
+def unpack(packed):
+    """The inverse of pack: packed (P, D (D + 1) / 2), any dtype -> (P, D, D)."""
     d = int((2 * packed.shape[1]) ** 0.5)
     places = torch.empty(d, d, dtype=torch.int64, device=packed.device)
     rows, cols = torch.triu_indices(d, d, device=packed.device)
     places[rows, cols] = places[cols, rows] = torch.arange(len(rows), device=packed.device)
-    if out is None:
-        out = packed.new_empty(len(packed), d, d)
-    torch.index_select(packed, 1, places.flatten(), out=out.view(len(packed), d * d))
-    return out
+    return packed[:, places.flatten()].view(len(packed), d, d)
 
 
 def mahalanobis(x, mean, packed, impl="cython", threads=None):

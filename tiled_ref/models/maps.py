@@ -9,14 +9,6 @@ from ..backbone import chunks
 from ..gaussian import blur_rows_and_columns, gaussian_taps, reflected
 
 
-def placed(value, device, old=None):
-    """A tensor on a device, in the memory of `old` if that has its shape and is not on the host,
-    so that what a model holds is on a device once while another location's takes its place."""
-    if old is None or device.type == "cpu" or old.shape != value.shape:
-        return value.to(device)
-    return old.copy_(value)
-
-
 def upsample_bilinear(maps, size, align_corners=False):
     """(B, hf, wf) -> (B, *size), bilinear; align_corners False has half-pixel centres."""
     parts = [

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from ..errors import InputError
 from .gaussians import mahalanobis_each, pack, unpack
-from .maps import gaussian_blur, placed, upsample_bilinear
+from .maps import gaussian_blur, upsample_bilinear
 
 N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
 D = 100  # channels drawn at random for ResNet-18, Defard et al. Sec. IV-B (PaDiM-R18-Rd100)
@@ -255,13 +255,9 @@ class Padim:
 
     def load_state(self, state):
         """The inverse of state()."""
-        self.mean = placed(state["mean"], self.device, self.mean)
+        self.mean = state["mean"].to(self.device)
         packed = state["packed"].to(self.device)
-        if self._packs:
-            self._inverses = packed
-        else:
-            fits = self._inverses is not None and self._inverses.shape[:2] == self.mean.shape
-            self._inverses = unpack(packed, self._inverses if fits else None)
+        self._inverses = packed if self._packs else unpack(packed)
         self.channels = state["channels"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
 

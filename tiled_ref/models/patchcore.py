@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from ..errors import InputError
 from .coreset import select_coreset
-from .maps import gaussian_blur, placed
+from .maps import gaussian_blur
 from .neighbours import Banks
 
 N_FEATURES = CHANNELS["layer2"] + CHANNELS["layer3"]  # 384
@@ -228,7 +228,7 @@ class PatchCore:
 
     def load_state(self, state):
         """The inverse of state()."""
-        self.bank = placed(state["bank"], self.device, self.bank)
+        self.bank = state["bank"].to(self.device)
         self.banks = None
         self.chosen = state["chosen"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
