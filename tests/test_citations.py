@@ -7,9 +7,10 @@ import pytest
 
 from citations import cited, in_code, in_tests
 from sources import ROOT, SOURCES
-from tiled_ref import experiment, metrics, paper, smoothing
+from tiled_ref import metrics, paper, smoothing
 from tiled_ref.data import images
 from tiled_ref.models import fastflow, padim, patchcore, reverse_distillation, trained
+from tiled_ref.recipe import Recipe
 
 
 def default(function, name):
@@ -20,7 +21,7 @@ def default(function, name):
 # (where the number stands, what the code has, what is printed there)
 NUMBERS = [
     ("Rolih et al. Sec. 3.3, 10 % of the tile", default(smoothing.smooth_seams, "width"), 0.1),
-    ("Rolih et al. Sec. 3.3, as a command runs", experiment.Options().seam_width, 0.1),
+    ("Rolih et al. Sec. 3.3, as a command runs", Recipe("SM256").seam_width, 0.1),
     ("Rolih et al. Sec. 4.1, AUPRO up to FPR 30 %", default(metrics.aupro, "fpr_limit"), 0.3),
     ("Rolih et al. Sec. 4.2, batch size", padim.Padim.BATCH_SIZE, 32),
     ("Rolih et al. Sec. 4.2, PatchCore's", patchcore.PatchCore.BATCH_SIZE, 8),

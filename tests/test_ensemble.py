@@ -9,11 +9,13 @@ import torch
 
 from tiled_ref import merging, smoothing
 from tiled_ref.data.images import normalize
-from tiled_ref.ensemble import FeatureUntiler, LocationImages, TiledEnsemble, merge
+from tiled_ref.ensemble import Forgotten, LocationImages, TiledEnsemble, merge
 from tiled_ref.errors import InputError
 from tiled_ref.models import padim
+from tiled_ref.progress import Progress
+from tiled_ref.recipe import Recipe
 from tiled_ref.setups import Setup
-from tiled_ref.tiling import TileGrid
+from tiled_ref.tiling import FeatureUntiler, TileGrid
 from toys import toy_images
 
 SIZE, TILE, STRIDE = (96, 96), (48, 48), (24, 24)
@@ -100,11 +102,11 @@ def test_prediction_is_eq_4_then_untiling_smoothing_and_eq_5(tiny_backbone, imag
 
 def test_score_is_the_mean_of_tile_scores_not_of_the_merged_map():
     """Eq. 5 by hand: (1 + 2 + 3 + 6) / 4 = 3; the switch takes 6."""
-    grid = TileGrid(4, 2, 2)
+    setup = Setup("four", "ENS", (4, 4), (2, 2), (2, 2))
     maps = np.zeros((2, 2, 1, 2, 2), np.float32)
     scores = np.array([[[1], [2]], [[3], [6]]], np.float32)
-    assert merge(maps, scores, grid)[1] == 3
-    assert merge(maps, scores, grid, score="max")[1] == 6
+    assert merge(maps, scores, Recipe(setup))[1] == 3
+    assert merge(maps, scores, Recipe(setup, score="max"))[1] == 6
 
 
 @pytest.mark.parametrize("kind", ["SM", "ST", "ENS"])
@@ -141,12 +143,17 @@ def test_one_model_is_alive_at_a_time(tiny_backbone, images, monkeypatch):
 
 def test_progress_counts_every_image_of_every_location(tiny_backbone, images):
     seen = []
+
+    class Told(Progress):
+        def stage(self, name, work=0.0):
+            return lambda *call: seen.append((name, *call))
+
     ensemble = TiledEnsemble(setup_of("ENS"), backbone=tiny_backbone, batch_size=4)
-    ensemble.fit(images, progress=lambda *call: seen.append(call))
-    ensemble.predict(images[:5], progress=lambda *call: seen.append(call))
-    for location in ensemble.grid.locations():
-        assert [c[2:] for c in seen if c[:2] == (location, "fit")] == [(0, 6), (4, 6), (6, 6)]
-        assert [c[2:] for c in seen if c[:2] == (location, "predict")] == [(0, 5), (4, 5), (5, 5)]
+    ensemble.fit(images, progress=Told())
+    ensemble.predict(images[:5], progress=Told())
+    for k in range(1, 10):
+        assert [c[1:] for c in seen if c[0] == f"fit tile {k}/9"] == [(4, 6), (6, 6)]
+        assert [c[1:] for c in seen if c[0] == f"predict tile {k}/9"] == [(4, 5), (5, 5)]
 
 
 def test_parameters_count_the_backbone_once_per_model(tiny_backbone):
@@ -170,3 +177,49 @@ def test_misuse_is_answered_with_a_sentence(tiny_backbone, images):
         TiledEnsemble(setup_of("ENS"), backbone=tiny_backbone).predict(images)
     with pytest.raises(InputError, match="unknown architecture 'x'; the known ones are"):
         TiledEnsemble(setup_of("ENS"), "x", backbone=tiny_backbone)
+
+
+def test_states_may_be_kept_given_or_forgotten(tiny_backbone, images):
+    """One loop: what the mapping does with a state decides what is trained, not what comes out."""
+    ensemble = TiledEnsemble(setup_of("ENS"), backbone=tiny_backbone)
+    train, test = images[:4], images[4:]
+
+    def run(states, locations=None):
+        found = ensemble.each_location(train, test, states, locations=locations)
+        return {(place, rows.start): (maps, scores) for place, rows, maps, scores in found}
+
+    kept = {}
+    expected = run(kept)
+    assert sorted(kept) == sorted(ensemble.setup.models) and len(expected) == 9
+    half = {place: kept[place] for place in list(kept)[:4]}  # what an interrupted run has left
+    order = [(2, 1), (0, 0)]
+    for found in (run(Forgotten()), run(half), run(kept, reversed(list(kept))), run({}, order)):
+        for key, parts in found.items():
+            for a, b in zip(parts, expected[key]):
+                np.testing.assert_array_equal(a, b)
+    assert len(Forgotten()) == 0 and (0, 0) not in Forgotten() and len(half) == 9
+
+
+def test_a_recipe_is_checked_field_by_field():
+    setup = setup_of("ENS")
+    for name, value, sentence in (
+        ("score", "median", "score must be one of mean, max, not 'median'"),
+        ("seam_width", 1.5, "seam_width must be a number from 0 to 1, not 1.5"),
+        ("seam_width", float("nan"), "seam_width must be a number"),
+        ("seam_sigma", 0, "seam_sigma must be a positive number up to 1e6, not 0"),
+        ("seam_sigma", True, "seam_sigma must be a positive number"),
+        ("antialias", 1, "antialias must be bool, not 1"),
+        ("precision", "int8", "precision must be one of float32"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            Recipe(setup, **{name: value})
+    with pytest.raises(InputError, match="unknown setup 'ENS5'"):
+        Recipe("ENS5")
+    assert Recipe("ENS9").setup.n_models == 9 and Recipe("ENS9", "patchcore").batch_size == 8
+
+
+def test_the_models_of_a_setup_and_the_tiles_they_see():
+    assert setup_of("SM").models == {(0, 0): [(0, 0)]}
+    tiles = setup_of("ST").input_grid.locations()
+    assert setup_of("ST").models == {(0, 0): tiles} and len(tiles) == 9
+    assert setup_of("ENS").models == {tile: [tile] for tile in tiles}

@@ -22,7 +22,7 @@ from toys import Images, toy_images
 from trained import pictures
 
 from tiled_ref.engine import Engine
-from tiled_ref.ensemble import FeatureUntiler, LocationImages, TiledEnsemble, merge
+from tiled_ref.ensemble import LocationImages, TiledEnsemble, collect, merge
 from tiled_ref.gaussian import blur_rows_and_columns
 from tiled_ref.merging import untile_average
 from tiled_ref.metrics import aupro, label_regions, pixel_auroc
@@ -32,9 +32,10 @@ from tiled_ref.models.coreset import select_coreset
 from tiled_ref.models.gaussians import mahalanobis, pack
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
 from tiled_ref.models.neighbours import NearestIndex
+from tiled_ref.recipe import Recipe
 from tiled_ref.setups import Setup
 from tiled_ref.smoothing import smooth_seams
-from tiled_ref.tiling import TileGrid
+from tiled_ref.tiling import FeatureUntiler, TileGrid
 
 ARCHS = sorted(MODELS)
 SWITCHES = {"fastflow": {"steps": 1}, "reverse_distillation": {"steps": 1}}
@@ -172,12 +173,9 @@ def separate_models(setup, arch, backbone, train, test):
             for images in (train, test)
         ]
         model.fit(seen[0])
-        parts.append([part.numpy() for part in model.predict(seen[1][list(range(len(test)))])])
-    maps, scores = (np.stack(part) for part in zip(*parts))
-    shape = tiles.rows, tiles.cols
-    return merge(
-        maps.reshape(*shape, *maps.shape[1:]), scores.reshape(*shape, *scores.shape[1:]), tiles
-    )
+        found = [part.numpy() for part in model.predict(seen[1][list(range(len(test)))])]
+        parts.append((location, slice(0, len(test)), *found))
+    return merge(*collect(parts, tiles, len(test)), Recipe(setup))
 
 
 def parts_of(setup, n=6):

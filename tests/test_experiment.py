@@ -7,13 +7,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from tiled_ref import experiment, metrics
+from tiled_ref import experiment, metrics, store
 from tiled_ref.data import images as image_data
-from tiled_ref.distributed import Alone
+from tiled_ref.distributed import Ranks
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.errors import InputError
 from tiled_ref.experiment import RESULT_COLUMNS, CategoryImages, Options, run_cell
+from tiled_ref.models.padim import Padim
 from tiled_ref.progress import Progress
+from tiled_ref.recipe import Recipe
 from tiled_ref.setups import Setup
 from toys import toy_category
 
@@ -24,9 +26,10 @@ QUIET = Progress(quiet=True)
 
 
 def run(backbone, setup=ENS, category=None, seed=42, **options):
+    method = {key: options.pop(key) for key in ("score", "batch_size", "precision") if key in options}
     options = Options(**options)
     images = CategoryImages(category or toy_category(), options, QUIET)
-    return run_cell(setup, "padim", images, seed, backbone, options, QUIET)
+    return run_cell(Recipe(setup, seed=seed, **method), images, backbone, options, QUIET)
 
 
 def timeless(result):
@@ -117,7 +120,7 @@ def test_every_image_is_decoded_once_per_size(tiny_backbone, monkeypatch):
     images = CategoryImages(toy_category(), Options(), QUIET)
     for setup in (ENS, ST):
         for seed in (42, 33):
-            run_cell(setup, "padim", images, seed, tiny_backbone, Options(), QUIET)
+            run_cell(Recipe(setup, seed=seed), images, tiny_backbone, Options(), QUIET)
     assert reads == [(6, (96, 96)), (8, (96, 96))]
     reads.clear()
     images = CategoryImages(toy_category(), Options(), QUIET)
@@ -146,9 +149,9 @@ def test_a_model_that_took_long_is_not_trained_again(
     tiny_backbone, tmp_path, monkeypatch, limit, trained_again
 ):
     """A crash between training and prediction; what is cheap is not written."""
-    monkeypatch.setattr(experiment, "WRITE_SECONDS", limit)
+    monkeypatch.setattr(store, "WRITE_SECONDS", limit)
     whole = run(tiny_backbone, SM)
-    fit, fits = TiledEnsemble.fit_location, []
+    fit, fits = Padim.fit, []
 
     def counted(self, *args, **kwargs):
         fits.append(1)
@@ -158,10 +161,10 @@ def test_a_model_that_took_long_is_not_trained_again(
         raise RuntimeError
 
     with monkeypatch.context() as patched:
-        patched.setattr(TiledEnsemble, "predict_location", crash)
+        patched.setattr(Padim, "predict", crash)
         with pytest.raises(RuntimeError):
             run(tiny_backbone, SM, out=tmp_path)
-    monkeypatch.setattr(TiledEnsemble, "fit_location", counted)
+    monkeypatch.setattr(Padim, "fit", counted)
     resumed = run(tiny_backbone, SM, out=tmp_path, resume=True)
     assert len(fits) == trained_again
     assert resumed["pixel_aupro"] == whole["pixel_aupro"]
@@ -194,9 +197,9 @@ def test_a_foreign_metrics_json_is_named(tiny_backbone, tmp_path):
 
 
 def test_options_say_what_the_paper_does_by_default():
-    options = Options()
-    assert (options.score, options.seam_width, options.seam_sigma) == ("mean", 0.1, 2.0)
-    assert (options.metric_size, options.antialias) == ("setup", False)
+    recipe = Recipe("ENS9")
+    assert (recipe.score, recipe.seam_width, recipe.seam_sigma) == ("mean", 0.1, 2.0)
+    assert (Options().metric_size, recipe.antialias) == ("setup", False)
     assert experiment.METRIC_SIZES[0] == "setup"
 
 
@@ -208,21 +211,6 @@ def test_all_locations_at_once_give_the_same_metrics_and_files(tiny_backbone, tm
     files = [sorted((tmp_path / name).rglob("location_*.npz")) for name in ("low", "resident")]
     assert len(files[0]) == 9
     assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]
-
-
-@pytest.mark.parametrize("arch", ["patchcore", "fastflow"])
-def test_a_wide_cap_on_memory_gives_the_same_metrics(tiny_backbone, tmp_path, arch):
-    def cell(memory):
-        options = Options(
-            out=tmp_path / str(memory), memory=memory,
-            switches={arch: {"steps": 2} if arch == "fastflow" else {}},
-        )  # fmt: skip
-        images = CategoryImages(toy_category(), options, QUIET)
-        return run_cell(ENS, arch, images, 42, tiny_backbone, options, QUIET)
-
-    low, capped = cell("low"), cell(1 << 40)
-    assert (low["memory"], capped["memory"]) == ("low", 1 << 40)
-    assert timeless(low) == timeless(capped)
 
 
 def test_save_asked_for_later_trains_again(tiny_backbone, tmp_path):
@@ -253,7 +241,7 @@ def test_precision_is_part_of_a_cell_and_changes_little(tiny_backbone, tmp_path)
 def test_the_images_of_a_category_are_written_by_one_rank_at_a_time(
     tiny_backbone, tmp_path, monkeypatch
 ):
-    class Turns(Alone):
+    class Turns(Ranks):
         inside = None
 
         @contextmanager

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from toys import Images
 from trained import GRID, draw_state, pictures
 
-from tiled_ref.ensemble import FeatureUntiler
+from tiled_ref.tiling import FeatureUntiler
 from tiled_ref.errors import InputError
 from tiled_ref.models import fastflow
 from tiled_ref.models.fastflow import CouplingBlock, FastFlow, LayerFlow, likelihood_map, nll

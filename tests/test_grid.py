@@ -12,12 +12,12 @@ import torch
 
 from made_up import made_up_result, small
 from tiled_ref import cli, grid
-from tiled_ref.distributed import Alone
 from tiled_ref.errors import InputError
-from tiled_ref.experiment import Options
+from tiled_ref.experiment import Options, run_cell
 from tiled_ref.progress import Progress
 from tiled_ref.setups import SETUPS
-from tiled_ref.store import CellStore, maps_name
+from tiled_ref.recipe import Recipe
+from tiled_ref.store import Pieces
 from toys import toy_category, write_category
 
 SM, ENS = SETUPS["SM256"], SETUPS["ENS4"]
@@ -27,44 +27,56 @@ def planned(*names):
     return [grid.Planned("toys", name, lambda name=name: small(name)) for name in names]
 
 
-def run(plan, cell, archs=("padim",), setups=(SM, ENS), seeds=(42, 33), **options):
+def recipes(archs=("padim",), setups=(SM, ENS), seeds=(42, 33), **more):
+    return [Recipe(s, a, k, **more) for a in archs for s in setups for k in seeds]
+
+
+def sweep(plan, cells, backbone=None, debug=False, stream=None, **options):
+    stream = stream or io.StringIO()
+    options = Options(**options)
+    return grid.Sweep(plan, cells, backbone, options, Progress(stream=stream), debug)
+
+
+def through(whole, cell):
+    """The results of all cells; cell(recipe, images, backbone) stands for run_cell."""
+    results = []
+    for recipe, images, backbone in whole.cells():
+        with whole.caught(f"toys {images.category.name} {recipe.arch} {recipe.setup.name} "
+                          f"seed {recipe.seed}"):  # fmt: skip
+            results.append(cell(recipe, images, backbone))
+    return results
+
+
+def run(plan, cell, cells=None, **options):
     stream = io.StringIO()
-    results, failures = grid.run(
-        plan, archs, setups, seeds, None, Options(**options), Progress(stream=stream), cell=cell
-    )
-    return results, failures, stream.getvalue()
+    whole = sweep(plan, cells or recipes(), stream=stream, **options)
+    return through(whole, cell), whole.failures, stream.getvalue()
 
 
-def answer(setup, arch, images, seed):
-    return made_up_result("toys", images.category.name, arch, setup.name, seed)
+def answer(recipe, images, backbone):
+    name = images.category.name
+    return made_up_result("toys", name, recipe.arch, recipe.setup.name, recipe.seed)
 
 
 def test_every_cell_runs_once_and_shares_the_categorys_images():
-    """In the order of the table, or, where layers are shared, setup by setup here; the results
-    come in the order of the table."""
-    archs = ("padim", "patchcore")
-    names, seeds = ("SM256", "ENS4"), (42, 33)
-    table = [(c, a, s, k) for c in "ab" for a in archs for s in names for k in seeds]
-    grouped = [(c, a, s, k) for c in "ab" for s in names for a in archs for k in seeds]
-    for budget, order in ((0, table), (1 << 20, grouped)):
-        seen = []
+    archs, seen = ("padim", "patchcore"), []
+    table = [(c, a, s, k) for c in "ab" for a in archs for s in ("SM256", "ENS4") for k in (42, 33)]
 
-        def cell(setup, arch, images, seed, *rest, seen=seen):
-            seen.append((images.category.name, arch, setup.name, seed, id(images)))
-            return answer(setup, arch, images, seed)
+    def cell(recipe, images, backbone):
+        seen.append(id(images))
+        return answer(recipe, images, backbone)
 
-        results, failures, _ = run(planned("a", "b"), cell, archs, share_features=budget)
-        assert [entry[:4] for entry in seen] == order
-        assert len({entry[4] for entry in seen[:8]}) == 1 and not failures
-        keys = ("category", "arch", "setup", "seed")
-        assert [tuple(result[key] for key in keys) for result in results] == table
+    results, failures, _ = run(planned("a", "b"), cell, recipes(archs))
+    assert len(set(seen[:8])) == 1 and not failures
+    keys = ("category", "arch", "setup", "seed")
+    assert [tuple(result[key] for key in keys) for result in results] == table
 
 
 def test_failures_come_in_the_order_of_the_table():
-    def cell(setup, arch, *rest):
+    def cell(*_):
         raise InputError("x")
 
-    _, failures, _ = run(planned("a"), cell, archs=("padim", "patchcore"), seeds=(42,))
+    _, failures, _ = run(planned("a"), cell, recipes(("padim", "patchcore"), seeds=(42,)))
     assert [failure.cell for failure in failures] == [
         f"toys a {a} {s} seed 42" for a in ("padim", "patchcore") for s in ("SM256", "ENS4")
     ]
@@ -73,15 +85,15 @@ def test_failures_come_in_the_order_of_the_table():
 def test_a_category_is_released_before_the_next():
     alive = []
 
-    def cell(setup, arch, images, seed, *rest):
+    def cell(recipe, images, backbone):
         if images.category.name == "b":
             gc.collect()
             assert all(reference() is None for reference in alive)
         else:
             alive.append(weakref.ref(images))
-            if setup is ENS:
+            if recipe.setup is ENS:
                 raise InputError("an error keeps its traceback, and that the images")
-        return answer(setup, arch, images, seed)
+        return answer(recipe, images, backbone)
 
     results, failures, _ = run(planned("a", "b"), cell)
     assert len(alive) == 4 and len(results) == 6
@@ -89,12 +101,12 @@ def test_a_category_is_released_before_the_next():
 
 
 def test_a_failing_cell_is_told_and_the_others_go_on():
-    def cell(setup, arch, images, seed, *rest):
-        if images.category.name == "a" and seed == 33:
+    def cell(recipe, images, backbone):
+        if images.category.name == "a" and recipe.seed == 33:
             raise InputError("the image x is damaged")
-        if setup is ENS:
+        if recipe.setup is ENS:
             raise ZeroDivisionError("by zero")
-        return answer(setup, arch, images, seed)
+        return answer(recipe, images, backbone)
 
     results, failures, said = run(planned("a", "b"), cell)
     assert len(results) == 3 and len(failures) == 5
@@ -110,9 +122,9 @@ def test_a_category_that_cannot_be_loaded_is_told_and_the_others_go_on():
         raise InputError("the mask m is missing")
 
     plan = [grid.Planned("toys", "a", broken), *planned("b")]
-    results, failures, said = run(plan, lambda s, a, i, k, *r: answer(s, a, i, k))
+    results, failures, said = run(plan, answer)
     assert len(results) == 4 and [str(f) for f in failures] == ["toys a: the mask m is missing"]
-    assert "cells: 8/8 done\n" in said
+    assert "cells: 8/8 done\n" in said and "cells: 5/8 done" in said
 
 
 def test_memory_that_ran_out_is_the_users_to_change():
@@ -128,43 +140,31 @@ def test_debug_shows_where_a_cell_failed(capsys):
     def cell(*args):
         raise ZeroDivisionError("by zero")
 
-    stream = io.StringIO()
-    arguments = planned("a"), ("padim",), (SM,), (42, 33), None, Options(), Progress(stream=stream)
-    _, failures = grid.run(*arguments, cell=cell, debug=True)
+    _, failures, _ = run(planned("a"), cell, recipes(setups=(SM,)), debug=True)
     assert len(failures) == 2 and capsys.readouterr().err.count("Traceback") == 2
-    grid.run(*arguments, cell=cell)
+    run(planned("a"), cell, recipes(setups=(SM,)))
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_what_other_processes_report_is_told_once_and_their_cells_left_out(tmp_path, monkeypatch):
-    class Two(Alone):
-        def told(self):
-            return [("toys a padim SM256 seed 33", "the image x is damaged", True),
-                    ("toys b", "the mask m is missing", True)]  # fmt: skip
-
-    options = Options(out=tmp_path, ranks=Two())
+    told = [("toys a padim SM256 seed 33", "the image x is damaged", True),
+            ("toys b", "the mask m is missing", True)]  # fmt: skip
     monkeypatch.setattr(grid, "gather_results", lambda cells, options: cells)
-    mine = [grid.Failure("toys b", "the mask m is missing", True)]
-    plan = planned("a", "b")
-    cells, failures = grid.gather(plan, ("padim",), (SM, ENS), (42, 33), mine, options)
+    whole = sweep(planned("a", "b"), recipes(), out=tmp_path)
+    whole.failures.append(grid.Failure("toys b", "the mask m is missing", True))
+    cells, failures = grid.gather(whole, told)
     assert [str(f) for f in failures] == [
         "toys a padim SM256 seed 33: the image x is damaged", "toys b: the mask m is missing"
     ]  # fmt: skip
-    assert [(e.name, setup.name, seed) for e, _, setup, seed in cells] == [
+    assert [(entry.name, r.setup.name, r.seed) for entry, r in cells] == [
         ("a", "SM256", 42), ("a", "ENS4", 42), ("a", "ENS4", 33)
     ]  # fmt: skip
 
 
 def test_without_room_in_the_temporary_folder_nothing_is_shared(monkeypatch):
     monkeypatch.setattr(grid, "budget_within", lambda n_bytes: 0)
-    memos = []
-
-    def cell(setup, arch, images, seed, *rest):
-        memos.append(images.memo)
-        return answer(setup, arch, images, seed)
-
-    results, failures, said = run(planned("a"), cell)
-    assert len(results) == 4 and not failures and memos == [None] * 4
+    seen, said = backbones(["SM256", "ENS9"], seeds=(42, 33))
+    assert seen == [(None, None)] * 4
     assert "no temporary folder has room, so no layers are shared" in said
 
 
@@ -181,125 +181,57 @@ def test_the_only_cell_of_a_grid_raises_what_it_raises():
         raise InputError("x")
 
     with pytest.raises(InputError):
-        run(planned("a"), cell, setups=(SM,), seeds=(42,))
-
-
-def only(groups):
-    return [cell for group in groups for cell in group]
-
-
-def test_time_left_by_hand():
-    """PaDiM: SM256 is 1 tile of 256 px, ENS9 9, so 10 s of SM256 promise 90 s of ENS9. Two
-    categories: 10 s more of SM256 and 180 s of ENS9."""
-    sm, ens9 = cells = only(grid.schedule(("padim",), (SM, SETUPS["ENS9"]), (42,), False))
-    clock = grid.Eta(2, cells)
-    assert clock.seconds_left() is None and clock.left() == ""
-    clock.done(sm, 10.0)
-    assert clock.seconds_left() == pytest.approx(10 + 2 * 90)
-    clock.done(ens9, None)  # failed: done, but says nothing
-    assert clock.seconds_left() == pytest.approx(10 + 90)
-    assert clock.left() == ", about 1 min 40 s left"
-    clock.skip_category()
-    assert clock.seconds_left() == 0 and clock.left() == "" and clock.count == 4
-
-
-def test_another_architecture_is_guessed_until_it_is_measured():
-    archs = ("padim", "patchcore", "patchcore")
-    padim, first, second = (grid.Cell(k, arch, SM, 42) for k, arch in enumerate(archs))
-    clock = grid.Eta(1, [padim, first, second])
-    clock.done(padim, 10.0)
-    ratio = grid.FIRST_GUESS["patchcore"]
-    assert clock.seconds_left() == pytest.approx(2 * 10 * ratio)
-    clock.done(first, 7.0)
-    assert clock.seconds_left() == pytest.approx(7)
-
-
-def test_cells_that_reuse_layers_have_a_time_of_their_own():
-    """The first of three seeds computes them; 10 s of it say 10 s times the guess of the others,
-    and when the second took 4 s, the third will take 4 s, and of the next category 10 + 4 + 4."""
-    cells = only(grid.schedule(("padim",), (SM,), (1, 2, 3), True))
-    clock = grid.Eta(2, cells)
-    clock.done(cells[0], 10.0)
-    reused = 10 * grid.REUSE_GUESS["padim"]
-    assert clock.seconds_left() == pytest.approx(2 * reused + 10 + 2 * reused)
-    clock.done(cells[1], 4.0)
-    assert clock.seconds_left() == pytest.approx(4 + 10 + 4 + 4)
+        run(planned("a"), cell, recipes(setups=(SM,), seeds=(42,)))
 
 
 # -------------------------------------------------------------------------- shared layers
 
 
-def schedule(setups, archs=("padim",), seeds=(42,), share=True):
-    groups = grid.schedule(archs, [SETUPS[name] for name in setups], seeds, share)
-    return [[(c.place, c.arch, c.setup.name, c.seed, c.reuses) for c in group] for group in groups]
-
-
-def test_setups_with_equal_tiles_come_together_by_hand():
-    """4 of the 9 tiles of ST9 are those of ENS4, fewer than half; all of ST4 and ENS9 were there
-    before."""
-    names = ("SM256", "ENS4", "ST9", "SM512", "ST4", "ENS9")
-    assert schedule(names) == [
-        [(0, "padim", "SM256", 42, False)],
-        [(1, "padim", "ENS4", 42, False), (2, "padim", "ST9", 42, False),
-         (4, "padim", "ST4", 42, True), (5, "padim", "ENS9", 42, True)],
-        [(3, "padim", "SM512", 42, False)],
-    ]  # fmt: skip
-    assert schedule(["SM256"], ("padim", "patchcore"), (1, 2)) == [
-        [(0, "padim", "SM256", 1, False), (1, "padim", "SM256", 2, True),
-         (2, "patchcore", "SM256", 1, True), (3, "patchcore", "SM256", 2, True)]
-    ]  # fmt: skip
-    alone = schedule(["SM256", "SM512"], share=False)
-    assert len(alone) == 1 and [cell[2] for cell in alone[0]] == ["SM256", "SM512"]
-    assert not any(cell[-1] for cell in schedule(["ENS9", "ENS9"], share=False)[0])
-
-
-def memos(setups, **more):
-    """The memo that each cell of a category finds, and whether it keeps what is new."""
+def backbones(setups, seeds=(42,), method=None, **options):
+    """The SharedLayers that each cell of a category finds, and whether it keeps what is new."""
     seen = []
 
-    def cell(setup, arch, images, seed, *rest):
-        seen.append((images.memo, images.memo is not None and images.memo.keeps))
-        return answer(setup, arch, images, seed)
+    def cell(recipe, images, backbone):
+        seen.append((backbone, backbone and backbone.keeps))
+        return answer(recipe, images, backbone)
 
-    options = {"seeds": (42,), **more}
-    said = run(planned("a"), cell, setups=[SETUPS[name] for name in setups], **options)[2]
-    return seen, said
+    cells = recipes(setups=[SETUPS[name] for name in setups], seeds=seeds, **method or {})
+    return seen, run(planned("a"), cell, cells, **options)[2]
 
 
-def test_cells_with_something_in_common_share_a_memo_and_the_last_keeps_nothing():
-    seen, said = memos(["SM256", "ST9", "SM512", "ENS9", "ENS4"])
-    found = [memo for memo, _ in seen]  # SM256, ST9, ENS9, ENS4, SM512
-    assert found[0] is found[4] is None and found[1] is found[2] is found[3] is not None
-    assert [keeps for _, keeps in seen] == [False, True, True, False, False]
-    assert "a: 3 cells share the layers of the backbone, within" in said
+def test_cells_share_layers_and_keep_what_a_later_one_asks_for():
+    seen, said = backbones(["SM256", "ST9", "SM512", "ENS9", "ENS4"])
+    assert len({id(shared) for shared, _ in seen}) == 1 and seen[0][0] is not None
+    assert [keeps for _, keeps in seen] == [False, True, False, True, False]
+    assert "a: 5 cells share the layers of the backbone, within" in said
 
 
 @pytest.mark.parametrize(
     "setups, more",
     [
         (["ENS9"], {}),
-        (["SM256", "SM512"], {}),
         (["ST9", "ENS9"], {"share_features": 0}),
-        (["ST9", "ENS9"], {"precision": "bfloat16"}),
-        (["ST9", "ENS9"], {"compile": True}),
+        (["ST9", "ENS9"], {"method": {"precision": "bfloat16"}}),
         (["ST9", "ENS9"], {"device": torch.device("cuda")}),
         (["ST9", "ENS9"], {"ranks": SimpleNamespace(size=2)}),
     ],
     ids=str,
 )
 def test_nothing_is_kept_for_nobody(setups, more):
-    seen, said = memos(setups, **more)
-    assert {memo for memo, _ in seen} == {None} and "share the layers" not in said
+    seen, said = backbones(setups, **more)
+    assert seen == [(None, None)] * len(setups) and "share the layers" not in said
 
 
-def test_a_memo_ends_with_its_group():
-    seen, _ = memos(["SM256", "ENS9"], seeds=(1, 2))
-    assert seen[0][0] is seen[1][0] is not seen[2][0] is seen[3][0]
+def test_shared_layers_end_with_their_category():
+    ended, seen = [], []
+
+    def cell(recipe, images, backbone):
+        seen.append(backbone)
+
     with pytest.MonkeyPatch.context() as patch:
-        ended = []
-        patch.setattr(grid.FeatureMemo, "__exit__", lambda memo, *exception: ended.append(memo))
-        seen, _ = memos(["SM256", "ENS9"], seeds=(1, 2))
-        assert ended == [seen[0][0], seen[2][0]]
+        patch.setattr(grid.SharedLayers, "__exit__", lambda layers, *_: ended.append(layers))
+        run(planned("a", "b"), cell)
+    assert ended == [seen[0], seen[4]] and seen[0] is seen[3] is not seen[4]
 
 
 def timeless(result):
@@ -318,15 +250,13 @@ def analyses(out):
 
 def toy_grid(backbone, out, archs, setups, seeds, budget):
     """Every result of a small category, and what was kept for a report."""
-    options = Options(
-        out=out, share_features=budget, report=True,
-        switches={arch: {"steps": 2} for arch in ("fastflow", "reverse_distillation")},
-    )  # fmt: skip
+    options = Options(out=out, share_features=budget, report=True)
     plan = [grid.Planned("toys", "toy", lambda: toy_category(n_train=3, n_good=2, n_bad=2))]
-    results, failures = grid.run(
-        plan, archs, setups, seeds, backbone, options, Progress(quiet=True)
-    )
-    assert not failures
+    switches = {arch: {"steps": 2} for arch in ("fastflow", "reverse_distillation")}
+    cells = [Recipe(s, a, k, None, switches.get(a)) for a in archs for s in setups for k in seeds]
+    whole = grid.Sweep(plan, cells, backbone, options, Progress(quiet=True))
+    results = through(whole, lambda *cell: run_cell(*cell, options, whole.progress))
+    assert not whole.failures
     return results, analyses(out)
 
 
@@ -359,21 +289,48 @@ def test_shared_layers_change_no_bit(tiny_backbone, tmp_path, archs, tiled, seed
 def test_the_part_reused_is_that_of_all_pieces(tmp_path):
     """What an earlier process did counts: 3 of 4 and 1 of 12 images are 4 of 16."""
     for folder in (None, tmp_path):
-        with CellStore(folder, {"a": 1}) as store:
-            assert store.reused([]) == 0.0
-            for location, layers in (((0, 0), (4, 3)), ((0, 1), (12, 1))):
-                maps = store.new_maps(maps_name(location), (2, 3, 3))
-                maps[0:2] = np.zeros((2, 3, 3), np.float32)
-                store.save_prediction(location, maps, np.zeros(2, np.float32), 1.0, layers)
+        network = SimpleNamespace(asked=0, reused=0)
+        with Pieces(folder, {"a": 1}, network=network) as pieces:
+            assert pieces.reused([]) == 0.0
+            for location, asked, reused in (((0, 0), 4, 3), ((0, 1), 12, 1)):
+                network.asked, network.reused = network.asked + asked, network.reused + reused
+                for row in range(2):
+                    maps, scores = np.zeros((1, 3, 3), np.float32), np.zeros(1, np.float32)
+                    pieces.add(location, slice(row, row + 1), 2, maps, scores)
             if folder is None:
-                assert store.reused([(0, 0), (0, 1)]) == 0.25
-    with CellStore(tmp_path, {"a": 1}, resume=True) as store:
-        assert store.reused([(0, 0), (0, 1)]) == 0.25
+                assert pieces.reused([(0, 0), (0, 1)]) == 0.25
+    with Pieces(tmp_path, {"a": 1}, resume=True) as pieces:
+        assert pieces.reused([(0, 0), (0, 1)]) == 0.25
 
 
 def test_a_cell_that_another_process_finishes_has_no_result():
     results, failures, said = run(planned("a"), lambda *cell: None)
-    assert results == [] and failures == [] and "cells: 4/4 done" in said
+    assert results == [None] * 4 and failures == [] and "cells: 4/4 done" in said
+
+
+def test_time_left_is_elapsed_per_work_done(monkeypatch):
+    """SM256 is 1 tile of 256 px, ENS9 9 of them: after the first 10 s, 9 * 10 s are left; a cell
+    that was finished before takes its work away."""
+    now = [0.0]
+    monkeypatch.setattr("tiled_ref.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    cells = recipes(setups=(SM, SETUPS["ENS9"], ENS), seeds=(42,))
+    whole = sweep(planned("a"), cells, stream=stream)
+
+    def cell(recipe, images, backbone):
+        if recipe.setup is not ENS:
+            now[0] += 10.0
+            n = len(images.category.train) + len(images.category.test)
+            area = recipe.setup.n_tiles * 256 * 256
+            whole.progress.stage("all", n * area)(n, n)
+
+    through(whole, cell)
+    said = [line for line in stream.getvalue().splitlines() if line.startswith("cells")]
+    assert said == [
+        "cells: 1/3 done, about 2 min 10 s left",  # 9 + 4 tiles
+        "cells: 2/3 done, about 8.0 s left",  # 4 tiles, 20 s for 10
+        "cells: 3/3 done",
+    ]
 
 
 # ------------------------------------------------------------------------ the command line

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tiled_ref.ensemble import FeatureUntiler
+from tiled_ref.tiling import FeatureUntiler
 from tiled_ref.errors import InputError
 from tiled_ref.gaussian import gaussian_taps, reflected
 from tiled_ref.models import padim

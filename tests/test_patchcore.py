@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiled_ref.ensemble import FeatureUntiler
+from tiled_ref.tiling import FeatureUntiler
 from tiled_ref.errors import InputError
 from tiled_ref.models import neighbours
 from tiled_ref.models.coreset import select_coreset

@@ -8,7 +8,7 @@ from tiled_ref.data import mvtec
 from tiled_ref.experiment import CategoryImages, Options, run_cell
 from tiled_ref.paper import paper_result
 from tiled_ref.progress import Progress
-from tiled_ref.setups import SETUPS
+from tiled_ref.recipe import Recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -19,7 +19,7 @@ def test_padim_on_screw_is_where_the_paper_is(screw, official_weights):
     backbone = ResNet18Features(torch.load(official_weights, weights_only=True))
     quiet, options = Progress(quiet=True), Options()
     images = CategoryImages(mvtec.load(screw, "screw"), options, quiet)
-    result = run_cell(SETUPS["SM256"], "padim", images, 42, backbone, options, quiet)
+    result = run_cell(Recipe("SM256"), images, backbone, options, quiet)
     assert (result["n_train"], result["n_test"]) == (320, 160)
     auroc, aupro = paper_result("mvtec", "padim", "screw", "SM256")
     assert abs(result["image_auroc"] - auroc) < 0.10

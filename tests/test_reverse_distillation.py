@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from toys import Images
 from trained import GRID, pictures
 
-from tiled_ref.ensemble import FeatureUntiler
+from tiled_ref.tiling import FeatureUntiler
 from tiled_ref.errors import InputError
 from tiled_ref.models.cached import CachedFeatures, batches
 from tiled_ref.models.maps import gaussian_blur

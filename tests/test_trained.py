@@ -5,7 +5,7 @@ import torch
 from toys import Images
 from trained import GRID, pictures, same_predictions
 
-from tiled_ref.ensemble import FeatureUntiler
+from tiled_ref.tiling import FeatureUntiler
 from tiled_ref.errors import InputError
 from tiled_ref.models import FastFlow, ReverseDistillation
 from tiled_ref.models.cached import batches
