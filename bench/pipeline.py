@@ -43,7 +43,7 @@ from tiled_ref._arrays import thread_count  # noqa: E402
 from tiled_ref.data import images as image_data  # noqa: E402
 from tiled_ref.data import synthetic  # noqa: E402
 from tiled_ref.engine import Engine  # noqa: E402
-from tiled_ref.ensemble import TiledEnsemble  # noqa: E402
+from tiled_ref.ensemble import Forgotten, TiledEnsemble  # noqa: E402
 from tiled_ref.errors import InputError  # noqa: E402
 from tiled_ref.files import atomic_write  # noqa: E402
 from tiled_ref.memory import PeakMemory  # noqa: E402
@@ -182,10 +182,9 @@ def job_train(job):
 
 def fit_to(ensemble, train, folder):
     """Train location by location as a run does: one model at a time, the others on the disk."""
-    for location in ensemble.grid.locations():
-        state = ensemble.fit_location(train, location).state()
-        if folder:
-            ensemble.states[location] = state
+    states = ensemble.states if folder else Forgotten()
+    for _ in ensemble.each_location(train, train[:0], states):
+        pass  # no image to predict
     if folder:
         ensemble.save(folder)
 

@@ -21,6 +21,7 @@ import tiled_ref.ensemble
 from tiled_ref import cli
 from tiled_ref.data.images import encode_jpeg, encode_png, encode_tiff
 from tiled_ref.ensemble import TiledEnsemble
+from tiled_ref.models.padim import Padim
 from tiled_ref.memory import PeakMemory
 from tiled_ref.saved import read_tensors, write_tensors
 from tiled_ref.setups import SETUPS
@@ -464,7 +465,7 @@ def test_a_bad_mask_is_found_before_the_training(place, capsys, monkeypatch):
     def train(*args, **kwargs):
         raise AssertionError("the training has begun")
 
-    monkeypatch.setattr(TiledEnsemble, "fit_location", train)
+    monkeypatch.setattr(Padim, "fit", train)
     monkeypatch.setattr(cli, "find_weights", find_weights_once)
     (place / "parts/ground_truth/square/5_mask.png").write_bytes(b"x")
     arguments = [*user(place), "--out", place / "out", "--device", "cpu"]

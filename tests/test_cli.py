@@ -136,10 +136,21 @@ def test_help_is_grouped_and_names_every_choice(capsys):
     ],
 )
 def test_a_wrong_option_is_one_sentence_and_status_2(argv, sentence, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(*argv)
-    assert stop.value.code == 2
-    assert sentence in capsys.readouterr().err
+    assert run(*argv) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.startswith("tiled-ref: error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv, use",
+    [
+        (["--compile"], "--compile was removed: leave it out"),
+        (["--memory", "2GiB"], "a cap in bytes (2GiB) was removed; use low"),
+    ],
+)
+def test_a_removed_option_says_what_to_use(argv, use, capsys):
+    assert run(*argv) == 2
+    assert use in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

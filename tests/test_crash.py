@@ -13,7 +13,7 @@ import pytest
 from tiled_ref import cli
 from tiled_ref import store as store_module
 from tiled_ref.errors import InputError
-from tiled_ref.store import CellStore, OutputLock, RowFile
+from tiled_ref.store import Pieces, OutputLock, RowFile
 
 SERVER = Path(__file__).resolve().parent / "crash_server.py"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -114,39 +114,38 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path, capsys):
 
 
 def test_resuming_with_other_options_is_refused(tmp_path):
-    CellStore(tmp_path, {"seed": 1, "score": "mean"})
-    CellStore(tmp_path, {"seed": 1, "score": "mean"}, resume=True)
+    Pieces(tmp_path, {"seed": 1, "score": "mean"})
+    Pieces(tmp_path, {"seed": 1, "score": "mean"}, resume=True)
     with pytest.raises(InputError, match="score was mean, is max.*start over without --resume"):
-        CellStore(tmp_path, {"seed": 1, "score": "max"}, resume=True)
+        Pieces(tmp_path, {"seed": 1, "score": "max"}, resume=True)
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", "7"])
 def test_an_unfinished_run_that_cannot_be_read_is_named(tmp_path, content):
-    store = CellStore(tmp_path, {})
+    store = Pieces(tmp_path, {})
     run = next(store.folder.rglob("run.json"))
     run.write_text(content)
     with pytest.raises(InputError, match="run.json cannot be read .* start over without --resume"):
-        CellStore(tmp_path, {}, resume=True)
+        Pieces(tmp_path, {}, resume=True)
 
 
 def test_an_unfinished_run_starts_over_without_resume(tmp_path):
     notes = []
-    store = CellStore(tmp_path, {})
-    maps = store.new_maps("maps_0_0", (1, 2, 2))
-    maps[0:1] = [[[1, 2], [3, 4]]]
-    store.save_prediction((0, 0), maps, maps[0][0, :1], 0.5)
-    assert CellStore(tmp_path, {}, resume=True, note=notes.append).has_prediction((0, 0))
+    store = Pieces(tmp_path, {})
+    maps = np.array([[[1, 2], [3, 4]]], np.float32)
+    store.add((0, 0), slice(0, 1), 1, maps, maps[0, 0, :1])
+    assert Pieces(tmp_path, {}, resume=True, note=notes.append).is_done((0, 0))
     assert "resumed, 1 tile locations are done" in notes[0]
-    assert not CellStore(tmp_path, {}, note=notes.append).has_prediction((0, 0))
+    assert not Pieces(tmp_path, {}, note=notes.append).is_done((0, 0))
     assert "starts over; --resume goes on" in notes[1]
 
 
 def test_a_published_ensemble_is_not_published_again(tmp_path):
     """A kill between the ensemble's renaming and the end of the run, whatever came before."""
-    store = CellStore(tmp_path, {})
+    store = Pieces(tmp_path, {})
     (store.ensemble_folder / "manifest.json").write_text("mine")
     store.publish_ensemble()
-    again = CellStore(tmp_path, {}, resume=True)
+    again = Pieces(tmp_path, {}, resume=True)
     assert again.published and not again.ensemble_folder.exists()
     again.publish_ensemble()
     assert (tmp_path / "ensemble" / "manifest.json").read_text() == "mine"
@@ -154,7 +153,7 @@ def test_a_published_ensemble_is_not_published_again(tmp_path):
 
 def test_a_new_ensemble_takes_the_place_of_an_earlier_one(tmp_path):
     for content in ("first", "second"):
-        store = CellStore(tmp_path, {})
+        store = Pieces(tmp_path, {})
         (store.ensemble_folder / "manifest.json").write_text(content)
         (store.ensemble_folder / content).touch()
         store.publish_ensemble()

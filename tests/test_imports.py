@@ -17,7 +17,7 @@ FLOORS = (
         "setups", "weights", "data", "features", "models", "merging", "smoothing", "metrics",
         "normalization",
     },
-    {"render", "validation", "analysis"},
+    {"render", "validation", "analysis", "recipe"},
     {"saved"},
     {"ensemble", "store", "tables"},
     {"engine"},

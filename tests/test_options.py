@@ -1,5 +1,7 @@
 """Every option of --help, each on its own, on a small folder of images."""
 
+from argparse import SUPPRESS
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,6 @@ USED = {
     "--memory": [*TILES, "--memory", "resident"],
     "--share-features": ["--seed", "0", "1", "--share-features", "1MiB"],
     "--precision": ["--precision", "bfloat16"],
-    "--compile": ["--compile"],
     "--threads": ["--threads", "1"],
     "--resume": ["--resume"],
     "--save": ["--save"],
@@ -58,7 +59,7 @@ USED = {
     "--quiet": ["--quiet"],
     "--debug": ["--debug"],
 }  # fmt: skip
-SLOW = {"--compile", "--list"}  # compilation; 24 ensembles in full size, see test_cli.py
+SLOW = {"--list"}  # 24 ensembles in full size, see test_cli.py
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def workplace(tmp_path_factory):
 
 
 def test_the_list_has_every_option():
-    options = {o for o in cli.build_parser()._option_string_actions if o.startswith("--")}
+    actions = cli.build_parser()._option_string_actions.items()
+    options = {o for o, action in actions if o.startswith("--") and action.help != SUPPRESS}
     assert set(USED) == options - {"--help", "--version"}
 
 

@@ -154,9 +154,10 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
     assert predictor.batch == 3 and grid.rows * grid.cols == 4
     monkeypatch.setattr(predict, "BATCH_BUDGET", 1)
     assert predictor.batch == 1
-    sizes = []
-    allocate = ensemble.allocate
-    monkeypatch.setattr(ensemble, "allocate", lambda n: sizes.append(n) or allocate(n))
+    sizes, call = [], Predictor.__call__
+    monkeypatch.setattr(
+        Predictor, "__call__", lambda self, images: sizes.append(len(images)) or call(self, images)
+    )
     monkeypatch.setattr(predict, "BATCH_BUDGET", 2 * per_image)
     samples = as_samples([folder / "a.png", folder / "b/x.png"]) * 4 + as_samples(
         [folder / "a.png"]
@@ -173,11 +174,11 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
 def test_models_beyond_the_budget_give_the_same(ensemble, folder):
     images = np.stack([CATEGORY.test[k].read_image()[:64, :64].transpose(2, 0, 1) for k in (0, 5)])
     first, second = Predictor(ensemble), Predictor(ensemble, budget=0)
-    assert first.resident and not second.resident
+    assert first.engine.resident and not second.engine.resident
     for _ in range(2):
         for a, b in zip(first(images), second(images)):
             np.testing.assert_array_equal(a, b)
-    assert len(first.engine.residents.locations) == 4 and second.engine.residents is None
+    assert len(first.engine.resident.locations) == 4
 
 
 def test_an_unreadable_image_is_raised_or_left_out(ensemble, folder):
@@ -326,16 +327,6 @@ def test_load_and_predict(saved, folder, tmp_path, capsys):
     one = sorted(p for p in folder.iterdir() if p.name != "bad.png")[0]
     assert run("--load", saved, "--predict", one, *argv[4:], "--quiet") == 0
     assert capsys.readouterr().out.startswith("1 image: 1 ")
-
-
-def test_a_cap_on_memory_is_planned_and_gives_the_same(saved, folder, tmp_path, capsys):
-    found = {}
-    for memory in ("low", "64GiB"):
-        out = tmp_path / memory
-        assert run("--load", saved, "--predict", folder, "--out", out, "--memory", memory) == 0
-        found[memory] = [row["score"] for row in rows(out / "predictions.csv")]
-    assert "memory: cap 65,536 MiB" in capsys.readouterr().err
-    assert found["low"] == found["64GiB"] and len(found["low"]) == 3
 
 
 def test_an_ensemble_without_thresholds_says_so(ensemble, folder, tmp_path, capsys, monkeypatch):

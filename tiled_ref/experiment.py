@@ -276,7 +276,7 @@ def _locations(ensemble, train, test, pieces, share, options, progress):
         if all(map(pieces.is_done, locations)):
             return
         for _ in ensemble.each_location(train, test[:0], pieces, progress=progress):
-            raise AssertionError("there is no image to predict")
+            pass  # nothing to predict yet
         resident = Resident(ensemble.recipe, ensemble.network, ensemble.device, pieces)
         found = resident.predict(test, progress.stage("predict"))
     for location, rows, maps, scores in found:
@@ -353,7 +353,7 @@ def _take_finished(folder, identity, images, options, progress):
         if options.ranks.is_main:
             write_results_csv(options.out)
     elif (folder / "metrics.json").is_file():
-        progress.note(f"{progress.title}: finished before with other options, so it is computed again")
+        progress.note(f"{progress.title}: finished with other options, so it is computed again")
     return finished
 
 

@@ -110,10 +110,10 @@ class Sweep:
 
     @contextlib.contextmanager
     def caught(self, title):
-        """A context in which an error of one of several cells becomes a Failure.
+        """A context in which an error of one of several cells, named by title, becomes a Failure.
 
         Where several processes share the run, only an InputError does; anything else ends them
-        all. A KeyboardInterrupt, and what the only cell raises, is never caught.
+        all. A KeyboardInterrupt, and what the only cell raises, is never caught. Yields None.
         """
         isolated = Exception if self.options.ranks.size == 1 else InputError
         try:
@@ -133,7 +133,6 @@ class Sweep:
         failure = Failure(title, text, is_input)
         self.progress.note(f"failed: {failure}")
         self.failures.append(failure)
-        self.options.ranks.tell([title, text, is_input])
 
     @contextlib.contextmanager
     def _shared(self, name):
@@ -176,7 +175,7 @@ def gather(sweep, told):
     Parameters: sweep, which has ended in all of them; told, as of Ranks.finish.
     Returns (results, failures), in the order of the table.
     """
-    found = {failure.cell: failure for failure in sweep.failures}
+    found = {}
     for failure in told:
         found.setdefault(failure[0], Failure(*failure))
     cells, ordered = [], []
@@ -198,7 +197,7 @@ def exit_status(failures):
 
 
 def cell_title(entry, recipe=None):
-    """A category, or a cell of it, as failures name it."""
+    """A category (anything with dataset and name), or a cell of it, as failures name it."""
     where = f"{entry.dataset} {entry.name}"
     if recipe is None:
         return where

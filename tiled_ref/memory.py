@@ -65,18 +65,6 @@ def _peak_resident():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def resident_bytes():
-    """What the process holds now; its peak where the system does not say."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("VmRSS:"):
-                    return int(line.split()[1]) * 1024
-    except FileNotFoundError:  # not Linux
-        pass
-    return _peak_resident()
-
-
 class TensorMeter(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make and that are alive, as a context.
 

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line with counts and the time left on a terminal, else a line a stage."""
+"""Progress on stderr: on a terminal a live line with the time left, else a line a stage."""
 
 import sys
 import time
@@ -66,7 +66,8 @@ class Progress:
 
 class Stage:
     """A part of a run; called with (done, total) as it goes on, and where a part of it counts
-    something else, with (done, total, name)."""
+    something else, with (done, total, name). Parameters: progress, name and work as of
+    Progress.stage."""
 
     def __init__(self, progress, name, work):
         self.progress, self.name, self.work = progress, name, work

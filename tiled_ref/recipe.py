@@ -4,7 +4,6 @@ The constructor of TiledEnsemble, the options of the command line, the identity 
 the manifest of a saved ensemble are made from the fields of `Recipe`.
 """
 
-import math
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -14,6 +13,8 @@ from .models import MODELS
 from .precision import PRECISIONS, MixedPrecision, check_precision
 from .setups import SETUPS, Setup
 from .tiling import FeatureUntiler
+
+LARGEST = 1e300  # of a number; neither infinity nor NaN is below it
 
 
 def _option(default, group, text, *, choices=None, wanted=None, fits=None, metavar=None):
@@ -141,5 +142,5 @@ def is_allowed(option, value):
     """Whether an option, one of OPTIONS, may have a value: of its type, finite, and fitting."""
     kind, fits = option.metadata["kind"], option.metadata["fits"]
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value) and fits(value)
+        return type(value) in (int, float) and abs(value) <= LARGEST and fits(value)
     return type(value) is kind and fits(value)

@@ -415,6 +415,9 @@ class States(collections.abc.Mapping):
             self._resident[location] = state
         return state
 
+    def __contains__(self, location):  # without reading its file
+        return location in self._manifest.files
+
     def __iter__(self):
         return iter(self._manifest.files)
 
@@ -431,21 +434,21 @@ def load_states(manifest, model, progress=None, budget=RESIDENT_BUDGET):
     Raises InputError for tensors that are not those of the model, and for a file whose SHA-256
     is not that of the manifest.
     """
-    wanted = _layout(model)
+    recipe, wanted = manifest.recipe, _layout(model)
     for location, file in manifest.files.items() if wanted is not None else ():
         for name in sorted({*wanted, *file.tensors}):
             if name not in wanted or name not in file.tensors:
                 has = "lacks" if name in wanted else "has"
                 raise InputError(
                     f"the ensemble's manifest {has} a tensor {_short(name)} at location "
-                    f"{location}, unlike {manifest.recipe.arch}; restore it from a copy, or train again"
+                    f"{location}, unlike {recipe.arch}; restore it from a copy, or train again"
                 )
             dtype, shape = file.tensors[name]
             same = dtype == wanted[name][0] and len(shape) == len(wanted[name][1])
             if not same or any(b not in (None, a) for a, b in zip(shape, wanted[name][1])):
                 raise InputError(
                     f"the ensemble's manifest says that {name} at location {location} is {dtype} "
-                    f"{shape}, which does not fit {manifest.recipe.arch} in {manifest.recipe.setup.name}; "
+                    f"{shape}, which does not fit {recipe.arch} in {recipe.setup.name}; "
                     "restore it from a copy, or train again"
                 )
     for done, file in enumerate(manifest.files.values(), start=1):

@@ -75,11 +75,7 @@ def blur_matrix(n, weights, border="reflect"):
 
 
 def blur(maps, sigma, radius=None, border="reflect", normalised=True, axes="both"):
-    """Separable Gaussian blur of (..., H, W), float64.
-
-    Summed in extended precision, where the machine has it, so that the result depends on no
-    library's order of sums.
-    """
+    """Separable Gaussian blur of (..., H, W), float64, summed in extended precision."""
     weights = taps(sigma, radius, normalised)
     rows = blur_matrix(maps.shape[-2], weights, border)
     cols = blur_matrix(maps.shape[-1], weights, border)
