@@ -465,6 +465,13 @@ MUTANTS = [
      "tests/test_apidoc.py::test_page_by_hand"),
     ("tiled_ref/apidoc.py", ' and "setter" not in _decorators(part):', ":",
      "tests/test_apidoc.py::test_entries_by_hand"),
+    # setup.py, MANIFEST.in
+    ("setup.py", '"assets/*"', '"assets/*.css"',
+     "tests/test_packaging.py::test_the_wheel_has_every_file_of_the_package"),
+    ("setup.py", '"tiled_ref.golden", "', '"',
+     "tests/test_packaging.py::test_the_wheel_has_every_file_of_the_package"),
+    ("MANIFEST.in", " *.npy", "",
+     "tests/test_packaging.py::test_the_sdist_has_every_file_of_the_source_tree"),
     # tiled_ref/memory.py
     ("tiled_ref/memory.py", "self.resident = max(self.resident, _peak_resident())",
      "self.resident = _peak_resident()",
