@@ -2,15 +2,11 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 
-import pytest
-
 from sources import ROOT
-from tiled_ref import files, memory, progress, report
-from tiled_ref.errors import InputError
+from tiled_ref import memory, progress, report
 from tiled_ref.paper import paper_result
 
 RESULT = {
@@ -112,27 +108,6 @@ def test_quiet_is_quiet():
     shown.note("x")
     shown.stage("y")(1, 1)
     assert stream.getvalue() == ""
-
-
-def test_a_file_appears_complete_or_not_at_all(tmp_path):
-    path = tmp_path / "deep" / "x.txt"
-    with files.atomic_write(path) as file:
-        file.write("one")
-        assert not path.exists()
-    assert path.read_text() == "one"
-    with pytest.raises(RuntimeError), files.atomic_write(path) as file:
-        file.write("two")
-        raise RuntimeError
-    assert path.read_text() == "one" and os.listdir(path.parent) == ["x.txt"]
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write .*file/x.txt: .*choose another --out"):
-        with files.atomic_write(tmp_path / "file" / "x.txt"):
-            pass
-    with pytest.raises(InputError, match="cannot make the folder .*file"):
-        files.make_folder(tmp_path / "file")
 
 
 PEAKS = """

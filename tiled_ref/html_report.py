@@ -47,19 +47,20 @@ def write_report(out):
     folder = out / "report"
     collection = Collection(out)
     tables = all_tables(collection.results, collection.defects())
-    write_tables(tables, folder)
     figures, notes = all_figures(collection)
-    write_figures(figures, folder)
     for path in collection.without:
         notes.append(
             f"{path.relative_to(out)} has metrics but nothing for pictures of the same test "
             "images, so it is in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
+    seen = [MARK_NOTE] if marked(collection.results) else []  # what the terminal says anyway
+    text = page(collection, tables, figures, notes + seen)
+    write_tables(tables, folder)
+    write_figures(figures, folder)
     path = folder / "report.html"
     with atomic_write(path) as file:
-        seen = [MARK_NOTE] if marked(collection.results) else []  # what the terminal says anyway
-        file.write(page(collection, tables, figures, notes + seen))
+        file.write(text)
     return path, notes
 
 
