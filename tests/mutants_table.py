@@ -489,9 +489,16 @@ MUTANTS = [
      "        file.write(page(collection, tables, figures, notes + seen))",
      "tests/test_files.py::test_pages_are_built_before_their_file_is_opened"),
     # tiled_ref/memory.py
-    ("tiled_ref/memory.py", "self.resident = max(self.resident, _peak_resident())",
-     "self.resident = _peak_resident()",
+    ("tiled_ref/memory.py", "in (self.resident, _peak_resident())", "in (_peak_resident(),)",
      "tests/test_report.py::test_a_peak_that_the_system_forgets_counts_until_reset"),
+    ("tiled_ref/memory.py", "    if resource is None:\n        return None\n", "",
+     "tests/test_report.py::test_a_peak_that_no_system_reports_is_none_and_a_dash"),
+    ("tiled_ref/memory.py", "except ImportError:  # Windows", "except KeyError:",
+     "tests/test_imports.py::test_every_module_is_imported_where_the_system_is_not_posix"),
+    ("tiled_ref/report.py", "    if count is None:\n        return \"-\"\n", "",
+     "tests/test_report.py::test_a_run_and_its_report_do_without_peaks"),
+    ("tiled_ref/figures.py", "    if largest_peak(results) is None:", "    if False:",
+     "tests/test_figures.py::test_a_peak_that_the_system_did_not_report_has_no_bar"),
     # the tests that read the sources
     ("tiled_ref/models/padim.py", "D = 100 ", "D = 90 ",
      "tests/test_citations.py::test_numbers_are_those_of_the_papers"),

@@ -1,13 +1,15 @@
 """What the terminal shows, and the small things behind it."""
 
+import csv
 import io
 import json
 import subprocess
 import sys
 
 from sources import ROOT
-from tiled_ref import memory, progress, report
+from tiled_ref import cli, memory, progress, report
 from tiled_ref.paper import paper_result
+from toys import toy_category, write_category
 
 RESULT = {
     "dataset": "mvtec", "category": "screw", "arch": "padim", "setup": "ENS9", "seed": 42,
@@ -132,6 +134,37 @@ def test_peak_memory_sees_an_allocation_and_forgets_it():
     before, after, *forgotten = json.loads(child.stdout)
     assert after - before > 150 << 20
     assert all(peak < after - (100 << 20) for peak in forgotten)
+
+
+def test_a_peak_that_no_system_reports_is_none_and_a_dash(monkeypatch):
+    """As on Windows: no resource, no /proc."""
+
+    def no_proc(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(memory, "resource", None)
+    monkeypatch.setattr(memory, "open", no_proc, raising=False)
+    read = memory.PeakMemory("cpu").read()
+    assert read["peak_memory_bytes"] is None and read["memory_kind"] == "host, not reported"
+    assert memory.resident_bytes() is None
+    unknown = RESULT | {"peak_memory_bytes": None}
+    assert cells(report.result_table([unknown]).splitlines()[-1])[-1].strip() == "-"
+    assert report.largest_peak([unknown, RESULT]) == 3 << 29
+    assert report.largest_peak([unknown]) is None
+
+
+def test_a_run_and_its_report_do_without_peaks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "_peak_resident", lambda: None)
+    write_category(tmp_path / "parts", toy_category(n_train=3, side=64), train="train")
+    fixed = ["--dataset", "folder", "--root", tmp_path / "parts", "--weights", "random",
+             "--device", "cpu", "--quiet"]  # fmt: skip
+    argv = ["--setup", "SM256", "--seed", "1", "2", "--report", "--out", tmp_path / "out"]
+    assert cli.main([str(part) for part in fixed + argv]) == 0
+    assert capsys.readouterr().out.count(" -\n") == 3  # two seeds and their mean
+    page = (tmp_path / "out" / "report" / "report.html").read_text("utf-8")
+    assert '["-",null]' in page and "Figure 5 needs peak memory" in page
+    with open(tmp_path / "out" / "results.csv", encoding="utf-8", newline="") as file:
+        assert {row["peak_memory_bytes"] for row in csv.DictReader(file)} == {""}
 
 
 def test_a_peak_that_the_system_forgets_counts_until_reset(monkeypatch):

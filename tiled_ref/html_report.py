@@ -20,7 +20,7 @@ from .figures import all_figures, write_figures
 from .figures import Collection, _first_seeds
 from .files import atomic_write
 from .recipe import OPTIONS
-from .report import MARK_NOTE, bytes_text, marked
+from .report import MARK_NOTE, bytes_text, largest_peak, marked
 from .tables import (
     ARCHS, DATASETS, all_tables, cell_number, ordered, setup_names, write_tables,
 )  # fmt: skip
@@ -153,7 +153,7 @@ def summary(results):
         for key in ("seconds_train", "seconds_test"):
             seconds = sum(r[key] for r in group) / len(group)
             row.append([f"{seconds:.1f} s{marked(group)}", seconds])
-        peak = max(r["peak_memory_bytes"] for r in group)
+        peak = largest_peak(group)
         row.append([bytes_text(peak), peak])
         rows.append(row)
     if all(row[8][1] is None and row[10][1] is None for row in rows):  # nothing of the paper's
