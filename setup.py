@@ -55,7 +55,10 @@ def kernel(name):
 
 setup(
     packages=["tiled_ref", "tiled_ref.data", "tiled_ref.golden", "tiled_ref.models"],
-    package_data={"tiled_ref": ["*.csv"], "tiled_ref.golden": ["*.md", "*.json"]},
+    package_data={
+        "tiled_ref": ["*.csv", "assets/*"],
+        "tiled_ref.golden": ["*.md", "*.json"],
+    },
     ext_modules=cythonize(
         [kernel(name) for name in ("untile", "seam_blur", "aupro", "kcenter", "mahalanobis")],
         compiler_directives=DIRECTIVES,

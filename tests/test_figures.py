@@ -212,13 +212,27 @@ def test_an_architecture_that_lacks_a_setup_has_no_bar_there():
     )
 
 
-@pytest.mark.parametrize("aupro, lines", [(0.8, 2), (None, 1)])
-def test_resolution_shows_memory_where_no_aupro_is_known(aupro, lines):
-    results = [made_up_result(setup=s, pixel_aupro=aupro) for s in ("SM256", "SM512")]
+def test_a_peak_that_the_system_did_not_report_has_no_bar():
+    results = [made_up_result(setup="SM256"), made_up_result(peak_memory_bytes=None)]
+    (figure,) = figures.memory(some(results)).figures
+    assert set(bars(figure.data)) == {"SM256 PaDiM: 1.00 GiB"}
+    made = figures.memory(some(results[1:]))
+    assert made.figures == [] and "Figure 5 needs peak memory" in made.notes[0]
+
+
+@pytest.mark.parametrize(
+    "aupro, peak, lines", [(0.8, 1 << 30, 2), (None, 1 << 30, 1), (0.8, None, 1)]
+)
+def test_resolution_shows_what_is_known_of_aupro_and_memory(aupro, peak, lines):
+    results = [
+        made_up_result(setup=s, pixel_aupro=aupro, peak_memory_bytes=peak)
+        for s in ("SM256", "SM512")
+    ]
     (figure,) = figures.resolution(some(results)).figures
     names = [t.text for t in ElementTree.fromstring(figure.data).iter(f"{NAME}text")]
     assert names.count("single model") == lines and "nan" not in figure.data
-    assert "AUPRO in %" in names and names[-1] == "single model"  # in the legend of memory
+    in_legend_of_memory = names[-1] == "single model"
+    assert "AUPRO in %" in names and in_legend_of_memory == (peak is not None)
 
 
 def test_latency_comes_from_pipeline_json(out, made):

@@ -1,6 +1,7 @@
 """Imports run one way only, from the command line down, and only to the packages named."""
 
 import ast
+import subprocess
 import sys
 
 import pytest
@@ -107,6 +108,29 @@ def test_there_is_no_ring_of_imports():
         done.update(free)
         for module in free:
             del todo[module]
+
+
+# Without the modules that Windows lacks, and with the one that it has instead.
+ELSEWHERE = """
+import importlib, sys, types
+import numpy, torch, torchvision
+for name in ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"):
+    sys.modules[name] = None
+sys.modules["msvcrt"] = types.ModuleType("msvcrt")
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from tiled_ref import memory, store
+assert store.fcntl is None and memory.resource is None
+"""
+
+
+def test_every_module_is_imported_where_the_system_is_not_posix():
+    modules = [module_of(path) for path in SOURCES]
+    assert "tiled_ref.memory" in modules and len(modules) > 50
+    child = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *modules], cwd=ROOT, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
 
 
 def test_run_py_imports_the_command_line_alone():

@@ -1,17 +1,15 @@
 """What the terminal shows, and the small things behind it."""
 
+import csv
 import io
 import json
-import os
 import subprocess
 import sys
 
-import pytest
-
 from sources import ROOT
-from tiled_ref import files, memory, progress, report
-from tiled_ref.errors import InputError
+from tiled_ref import cli, memory, progress, report
 from tiled_ref.paper import paper_result
+from toys import toy_category, write_category
 
 RESULT = {
     "dataset": "mvtec", "category": "screw", "arch": "padim", "setup": "ENS9", "seed": 42,
@@ -114,27 +112,6 @@ def test_quiet_is_quiet():
     assert stream.getvalue() == ""
 
 
-def test_a_file_appears_complete_or_not_at_all(tmp_path):
-    path = tmp_path / "deep" / "x.txt"
-    with files.atomic_write(path) as file:
-        file.write("one")
-        assert not path.exists()
-    assert path.read_text() == "one"
-    with pytest.raises(RuntimeError), files.atomic_write(path) as file:
-        file.write("two")
-        raise RuntimeError
-    assert path.read_text() == "one" and os.listdir(path.parent) == ["x.txt"]
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write .*file/x.txt: .*choose another --out"):
-        with files.atomic_write(tmp_path / "file" / "x.txt"):
-            pass
-    with pytest.raises(InputError, match="cannot make the folder .*file"):
-        files.make_folder(tmp_path / "file")
-
-
 PEAKS = """
 import json
 from tiled_ref import memory
@@ -157,6 +134,37 @@ def test_peak_memory_sees_an_allocation_and_forgets_it():
     before, after, *forgotten = json.loads(child.stdout)
     assert after - before > 150 << 20
     assert all(peak < after - (100 << 20) for peak in forgotten)
+
+
+def test_a_peak_that_no_system_reports_is_none_and_a_dash(monkeypatch):
+    """As on Windows: no resource, no /proc."""
+
+    def no_proc(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(memory, "resource", None)
+    monkeypatch.setattr(memory, "open", no_proc, raising=False)
+    read = memory.PeakMemory("cpu").read()
+    assert read["peak_memory_bytes"] is None and read["memory_kind"] == "host, not reported"
+    assert memory.resident_bytes() is None
+    unknown = RESULT | {"peak_memory_bytes": None}
+    assert cells(report.result_table([unknown]).splitlines()[-1])[-1].strip() == "-"
+    assert report.largest_peak([unknown, RESULT]) == 3 << 29
+    assert report.largest_peak([unknown]) is None
+
+
+def test_a_run_and_its_report_do_without_peaks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "_peak_resident", lambda: None)
+    write_category(tmp_path / "parts", toy_category(n_train=3, side=64), train="train")
+    fixed = ["--dataset", "folder", "--root", tmp_path / "parts", "--weights", "random",
+             "--device", "cpu", "--quiet"]  # fmt: skip
+    argv = ["--setup", "SM256", "--seed", "1", "2", "--report", "--out", tmp_path / "out"]
+    assert cli.main([str(part) for part in fixed + argv]) == 0
+    assert capsys.readouterr().out.count(" -\n") == 3  # two seeds and their mean
+    page = (tmp_path / "out" / "report" / "report.html").read_text("utf-8")
+    assert '["-",null]' in page and "Figure 5 needs peak memory" in page
+    with open(tmp_path / "out" / "results.csv", encoding="utf-8", newline="") as file:
+        assert {row["peak_memory_bytes"] for row in csv.DictReader(file)} == {""}
 
 
 def test_a_peak_that_the_system_forgets_counts_until_reset(monkeypatch):

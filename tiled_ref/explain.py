@@ -354,13 +354,12 @@ def write_walk(stages, folder, title):
     folder = Path(folder)
     make_folder(folder)
     names = [f"{number:02d}-{stage.name}.png" for number, stage in enumerate(stages, start=1)]
-    for name, stage in zip(names, stages):
+    files = {name: encode_png(_reduced(stage.picture)) for name, stage in zip(names, stages)}
+    files["overview.jpg"] = encode_jpeg(overview(stages), 85)
+    files["index.html"] = _page(stages, names, title).encode()
+    for name, data in files.items():
         with atomic_write(folder / name, "wb") as file:
-            file.write(encode_png(_reduced(stage.picture)))
-    with atomic_write(folder / "overview.jpg", "wb") as file:
-        file.write(encode_jpeg(overview(stages), 85))
-    with atomic_write(folder / "index.html") as file:
-        file.write(_page(stages, names, title))
+            file.write(data)
     return names
 
 

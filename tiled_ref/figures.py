@@ -24,6 +24,7 @@ from .data import images as image_data
 from .errors import InputError
 from .experiment import read_result
 from .files import atomic_write
+from .report import largest_peak
 from .tables import (
     ARCHS, DATASETS, area_edges, category_names, file_name, ordered, recall_by_area, setup_names,
     shared_categories,
@@ -168,6 +169,8 @@ class _Made:
 def memory(collection):
     """Fig. 5: peak memory of each setup, the largest of its cells."""
     results = collection.results
+    if largest_peak(results) is None:
+        return _Made([], ["Figure 5 needs peak memory, which the cells' system did not report."])
     setups, archs = setup_names(results), ordered(results, "arch", ARCHS)
     devices = sorted({str(r["device"]) for r in results})
     chart = svg.Chart(
@@ -180,11 +183,10 @@ def memory(collection):
     for k, arch in enumerate(archs):
         x, y = [], []
         for n, setup in enumerate(setups):
-            peaks = [r["peak_memory_bytes"] for r in results
-                     if (r["arch"], r["setup"]) == (arch, setup)]  # fmt: skip
-            if peaks:
+            peak = _peak_gib([r for r in results if (r["arch"], r["setup"]) == (arch, setup)])
+            if peak is not None:
                 x.append(n)
-                y.append(max(peaks) / 2**30)
+                y.append(peak)
         names = [f"{setups[n]} {ARCHS.get(arch, arch)}: {value:.2f} GiB" for n, value in zip(x, y)]
         offset = (k - (len(archs) - 1) / 2) * width
         chart.bars(x, y, ARCHS.get(arch, arch), k, width * 0.92, offset, names)
@@ -211,16 +213,21 @@ def resolution(collection):
 
 
 def _by_resolution(results):
-    """Kind of setup -> {side in px: (AUPRO in percent or None, GiB)}, means over seeds."""
+    """Kind of setup -> {side in px: (AUPRO in percent or None, GiB or None)}, means over seeds."""
     series = {}
     for r in results:
         series.setdefault(kind_of(r), {}).setdefault(max(r["image_size"]), []).append(r)
     return {
-        kind: {side: (_mean_percent(rs, "pixel_aupro"),
-                      max(r["peak_memory_bytes"] for r in rs) / 2**30)
+        kind: {side: (_mean_percent(rs, "pixel_aupro"), _peak_gib(rs))
                for side, rs in sorted(sides.items())}
         for kind, sides in sorted(series.items())
     }  # fmt: skip
+
+
+def _peak_gib(results):
+    """The largest peak memory of results in GiB, None where no system reported one."""
+    peak = largest_peak(results)
+    return None if peak is None else peak / 2**30
 
 
 def kind_of(result):

@@ -1,6 +1,7 @@
 """Writing files so that nobody ever sees half of one."""
 
 import contextlib
+import io
 import os
 from pathlib import Path
 
@@ -9,31 +10,62 @@ from .errors import InputError
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w"):
-    """A file to write to that takes its name only when it is complete and on the disk.
+    """A new file that takes its name only when it is complete and on the disk.
 
-    Parameters: path; mode "w" (UTF-8 text, newlines as written) or "wb".
+    Build the contents first: the body of the `with` block should do no more than write them.
+
+    Parameters: path, its folders are made; mode "w" (UTF-8 text, newlines as written) or "wb".
     Yields the open file.
-    Raises InputError naming the path where it cannot be written; what was there before stays.
+    Raises InputError naming the path if this file cannot be written. Any other exception of the
+    body passes unchanged. In both cases an earlier file of this name stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
+    raw = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as error:
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            raw = _NewFile(temporary, path)
+        file = io.BufferedWriter(raw)
+        if mode == "w":
+            file = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield file
+        file.flush()
+        with _naming(path):
+            os.fsync(raw.fileno())
+            raw.close()
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if raw is not None:
+                raw.close()  # first, so that nothing flushes the buffers any more
         with contextlib.suppress(OSError):  # there may be nothing to remove
             temporary.unlink()
-        if isinstance(error, OSError):
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}; choose another --out or make room"
-            ) from error
         raise
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Turn an OSError into an InputError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose another --out or make room"
+        ) from error
+
+
+class _NewFile(io.FileIO):
+    """A file opened for writing; if a write fails, the error names `path`, its final name."""
+
+    def __init__(self, name, path):
+        super().__init__(name, "w")
+        self._path = path
+
+    def write(self, data):
+        with _naming(self._path):
+            return super().write(data)
 
 
 def sync_folder(path):

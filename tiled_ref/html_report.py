@@ -20,7 +20,7 @@ from .figures import all_figures, write_figures
 from .figures import Collection, _first_seeds
 from .files import atomic_write
 from .recipe import OPTIONS
-from .report import MARK_NOTE, bytes_text, marked
+from .report import MARK_NOTE, bytes_text, largest_peak, marked
 from .tables import (
     ARCHS, DATASETS, all_tables, cell_number, ordered, setup_names, write_tables,
 )  # fmt: skip
@@ -47,19 +47,20 @@ def write_report(out):
     folder = out / "report"
     collection = Collection(out)
     tables = all_tables(collection.results, collection.defects())
-    write_tables(tables, folder)
     figures, notes = all_figures(collection)
-    write_figures(figures, folder)
     for path in collection.without:
         notes.append(
             f"{path.relative_to(out)} has metrics but nothing for pictures of the same test "
             "images, so it is in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
+    seen = [MARK_NOTE] if marked(collection.results) else []  # what the terminal says anyway
+    text = page(collection, tables, figures, notes + seen)
+    write_tables(tables, folder)
+    write_figures(figures, folder)
     path = folder / "report.html"
     with atomic_write(path) as file:
-        seen = [MARK_NOTE] if marked(collection.results) else []  # what the terminal says anyway
-        file.write(page(collection, tables, figures, notes + seen))
+        file.write(text)
     return path, notes
 
 
@@ -152,7 +153,7 @@ def summary(results):
         for key in ("seconds_train", "seconds_test"):
             seconds = sum(r[key] for r in group) / len(group)
             row.append([f"{seconds:.1f} s{marked(group)}", seconds])
-        peak = max(r["peak_memory_bytes"] for r in group)
+        peak = largest_peak(group)
         row.append([bytes_text(peak), peak])
         rows.append(row)
     if all(row[8][1] is None and row[10][1] is None for row in rows):  # nothing of the paper's

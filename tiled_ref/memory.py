@@ -1,12 +1,16 @@
 """Peak memory of a run: on a GPU what torch allocated, on a CPU what the process held."""
 
-import resource
 import sys
 import weakref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 class PeakMemory:
@@ -15,7 +19,7 @@ class PeakMemory:
     CUDA: the peaks of torch's allocator on the device. CPU: the peak resident set of the
     whole process; Linux can forget an earlier peak, elsewhere it counts from the start of the
     process (`since_start` says which). The system stores a peak only now and then, so that it may
-    say less than a moment ago; what has been read once counts.
+    say less than a moment ago; what has been read once counts. Windows reports none.
     """
 
     def __init__(self, device):
@@ -25,7 +29,7 @@ class PeakMemory:
 
     def reset(self):
         """Forget the peak so far."""
-        self.resident = 0  # bytes, the largest that was read
+        self.resident = None  # bytes, the largest that was read
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
@@ -36,15 +40,18 @@ class PeakMemory:
             self.since_start = True
 
     def read(self):
-        """dict: peak_memory_bytes, peak_reserved_bytes (None on a CPU), memory_kind."""
+        """dict: peak_memory_bytes (None where the system reports none), peak_reserved_bytes
+        (None on a CPU), memory_kind."""
         if self.device.type == "cuda":
             return {
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device),
                 "peak_reserved_bytes": torch.cuda.max_memory_reserved(self.device),
                 "memory_kind": "device, allocated by torch",
             }
+        readings = [n for n in (self.resident, _peak_resident()) if n is not None]
+        self.resident = max(readings, default=None)
         kind = "host, resident" + (" since process start" if self.since_start else "")
-        self.resident = max(self.resident, _peak_resident())
+        kind = "host, not reported" if self.resident is None else kind
         return {
             "peak_memory_bytes": self.resident,
             "peak_reserved_bytes": None,
@@ -53,7 +60,7 @@ class PeakMemory:
 
 
 def _peak_resident():
-    """Bytes. VmHWM where there is /proc, because ru_maxrss cannot be reset."""
+    """Bytes, or None. VmHWM where there is /proc, because ru_maxrss cannot be reset."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             for line in file:
@@ -61,6 +68,8 @@ def _peak_resident():
                     return int(line.split()[1]) * 1024
     except FileNotFoundError:  # not Linux
         pass
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

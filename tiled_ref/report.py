@@ -62,8 +62,16 @@ def percent(fraction):
 
 
 def bytes_text(count):
-    """Bytes as GiB or MiB."""
+    """Bytes as GiB or MiB, "-" for None."""
+    if count is None:
+        return "-"
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def largest_peak(results):
+    """The largest peak memory of results in bytes, None where no system reported one."""
+    peaks = [result["peak_memory_bytes"] for result in results]
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def _by_cell(results):
@@ -80,7 +88,7 @@ def _mean(group):
     for key in (*[key for key, _ in METRICS], "seconds_train", "seconds_test"):
         values = [result[key] for result in group]
         mean[key] = None if None in values else sum(values) / len(values)
-    mean["peak_memory_bytes"] = max(result["peak_memory_bytes"] for result in group)
+    mean["peak_memory_bytes"] = largest_peak(group)
     mean["features_reused"] = max(result.get("features_reused", 0) for result in group)
     return mean
 

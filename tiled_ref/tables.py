@@ -142,15 +142,14 @@ def all_tables(results, analyses=()):
 
 def write_tables(tables, folder):
     """Write NAME.md and NAME.csv of each table, and all of them as tables.md and tables.csv."""
-    for table in tables:
-        for ending, text in (("md", table.markdown()), ("csv", table.csv())):
-            with atomic_write(folder / f"{table.name}.{ending}") as file:
-                file.write(text)
-    with atomic_write(folder / "tables.md") as file:
-        file.write("\n".join(table.markdown() for table in tables))
-    with atomic_write(folder / "tables.csv") as file:
-        parts = [table.csv() for table in tables]
-        file.write(parts[0] + "".join(text.partition("\n")[2] for text in parts[1:]))
+    pages, parts = [table.markdown() for table in tables], [table.csv() for table in tables]
+    texts = {f"{table.name}.md": text for table, text in zip(tables, pages)}
+    texts |= {f"{table.name}.csv": text for table, text in zip(tables, parts)}
+    texts["tables.md"] = "\n".join(pages)
+    texts["tables.csv"] = parts[0] + "".join(text.partition("\n")[2] for text in parts[1:])
+    for name, text in texts.items():
+        with atomic_write(folder / name) as file:
+            file.write(text)
 
 
 # ----------------------------------------------------------------------- Tables 1, 2, 5-12

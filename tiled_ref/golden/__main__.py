@@ -96,11 +96,10 @@ def run_check(options):
     status = 0 if first_failing(found) is None else 1
     sys.stdout.write(as_text(found, extra, bundle))
     if options.json:
+        report = as_json(found, extra, bundle, folder, status)
+        text = json.dumps(report, indent=1, allow_nan=False)
         with atomic_write(options.json) as file:
-            json.dump(
-                as_json(found, extra, bundle, folder, status), file, indent=1, allow_nan=False
-            )
-            file.write("\n")
+            file.write(text + "\n")
     return status
 
 

@@ -99,12 +99,13 @@ def _export(folder, stages, models, command):
         files[name] = (resources.files(__package__) / name).read_bytes()
     cases = [_case_text(stage["name"], case) for stage in listed for case in stage["cases"]]
     files["cases.txt"] = "".join(cases).encode()
+    text = _text(manifest)
     for file in old:  # the manifest first: half a bundle has none
         file.unlink(missing_ok=True)
     for path, data in files.items():
         npy.write_bytes(folder / path, data)
     with atomic_write(folder / "manifest.json") as file:
-        file.write(_text(manifest))
+        file.write(text)
     return manifest
 
 
