@@ -21,7 +21,7 @@ FLOORS = (
     {"ensemble", "store", "tables"},
     {"engine"},
     {"experiment", "predict"},
-    {"explain", "figures", "grid", "golden", "apidoc"},
+    {"explain", "figures", "grid", "golden"},
     {"html_report"},
     {"cli"},
 )
