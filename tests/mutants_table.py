@@ -216,7 +216,7 @@ MUTANTS = [
     ("tiled_ref/weights.py", "return Weights(counted, \"imagenet\"",
      "return Weights(state, \"imagenet\"",
      "tests/test_weights.py::test_what_the_digest_does_not_see_is_not_handed_on"),
-    ("tiled_ref/weights.py", "if len(data) > limit:", "if False:",
+    ("tiled_ref/weights.py", "if len(data) > DOWNLOAD_BYTES:", "if False:",
      "tests/test_weights.py::test_a_silent_a_slow_and_an_endless_download_come_to_an_end"),
     ("tiled_ref/weights.py", "if answer.length:", "if False:",
      "tests/test_weights.py::test_a_bad_download_is_told_not_stored_and_the_chain_goes_on"),

@@ -314,7 +314,7 @@ def test_every_test_named_in_the_readme_exists():
 
 
 def test_every_function_in_the_table_of_equations_exists():
-    """`tiling.TileGrid.window`, `.tile_at`, `PatchCore.embed`: the last word is defined."""
+    """`tiling.TileGrid.rows`, `.cols`, `PatchCore.embed`: the last word is defined."""
     table = readme().partition("## Equation, function, test")[2].partition("\n## ")[0]
     defined = {
         name

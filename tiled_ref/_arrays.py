@@ -157,11 +157,10 @@ def bits(array):
     return array.view(np.int32 if array.dtype == np.float32 else np.int64)
 
 
-def refuse_nan(name, array, first=0):
-    """Raise InputError naming the first NaN of `array`; `first` is added to axis 0."""
+def refuse_nan(name, array):
+    """Raise InputError naming the first NaN of `array`."""
     if np.isnan(np.min(array, initial=np.inf)):
-        index = [int(k) for k in np.unravel_index(np.argmax(np.isnan(array)), array.shape)]
-        raise nan_error(name, [index[0] + first, *index[1:]])
+        raise nan_error(name, np.unravel_index(np.argmax(np.isnan(array)), array.shape))
 
 
 def nan_error(name, index):

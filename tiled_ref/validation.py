@@ -39,7 +39,7 @@ class Plan:
     reported: np.ndarray
 
 
-def plan(category, mode="same-as-test", seed=SEED):
+def plan(category, mode="same-as-test"):
     """Choose the images that decide the thresholds.
 
     Parameters
@@ -51,8 +51,6 @@ def plan(category, mode="same-as-test", seed=SEED):
         the other half.
         none: a tenth of the training images, which the models are then not trained on; no
         defective image has a part in it.
-    seed : int
-        Of the drawing.
 
     Returns
     -------
@@ -65,7 +63,7 @@ def plan(category, mode="same-as-test", seed=SEED):
     """
     n = len(category.test)
     everything = np.arange(n)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     if mode == "same-as-test":
         return Plan(mode, category, everything, everything)
     if mode == "split":
