@@ -149,19 +149,15 @@ def thresholds_of(mode, maps, scores, labels, deciding, masks=None, percentile=1
         image["threshold"] = percentile_threshold(mine, percentile)
     image |= {"minimum": float(mine.min()), "maximum": float(mine.max())}
 
-    def normal_pixels():
-        return ((maps[k], None) for k in deciding if labels[k] == NORMAL)
-
-    def labelled_pixels():
-        chosen = set(deciding.tolist())
-        return ((maps[k], mask) for k, mask in enumerate(masks()) if k in chosen)
-
     pixel = {"rule": "f1", "percentile": None}
     if anomalous.any() and masks is not None:
-        pixel |= vars(pixel_statistics(labelled_pixels))
+        chosen = set(deciding.tolist())
+        pairs = ((maps[k], mask) for k, mask in enumerate(masks()) if k in chosen)
+        pixel |= pixel_statistics(pairs)
     elif not anomalous.all():
         pixel = {"rule": "percentile", "percentile": percentile}
-        pixel |= vars(pixel_statistics(normal_pixels, percentile))
+        pairs = ((maps[k], None) for k in deciding if labels[k] == NORMAL)
+        pixel |= pixel_statistics(pairs, percentile)
     else:
         pixel = None
     return {
