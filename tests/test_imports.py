@@ -13,10 +13,11 @@ FLOORS = (
     {"tiled_ref", "errors", "backbone", "memory", "progress", "paper", "svg"},
     {"_arrays", "files", "gaussian", "tiling", "distributed", "report", "precision"},
     {
-        "setups", "weights", "data", "features", "models", "merging", "smoothing", "metrics",
-        "normalization",
+        "setups", "weights", "data", "features", "models", "merging", "smoothing",
+        "normalization", "pixel_ranking",
     },
-    {"render", "validation", "analysis"},
+    {"metrics", "validation"},
+    {"render", "analysis"},
     {"saved"},
     {"ensemble", "store", "tables"},
     {"engine"},
@@ -32,7 +33,8 @@ NARROW = {
     "data": {"data", "errors", "files"},
     "merging": {"_arrays", "errors"},
     "smoothing": {"_arrays", "errors", "gaussian"},
-    "metrics": {"_arrays", "errors"},
+    "metrics": {"_arrays", "errors", "pixel_ranking"},
+    "pixel_ranking": {"_arrays", "errors"},
 }
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}
 PATHS = [*SOURCES, ROOT / "run.py"]
