@@ -39,15 +39,16 @@ class TileGrid:
 
     Examples
     --------
-    The worked example of the paper: nine tiles, T_00 and T_01 share columns 128..255.
+    The worked example of the paper: nine tiles, T_00 and T_01 share columns 128..255. Then a
+    stride that does not fit the height: four tiles of 40 px, 25 px apart, need 3 * 25 + 40.
 
     >>> grid = TileGrid(512, 256, 128)
     >>> grid.rows, grid.cols
     (3, 3)
     >>> grid.origins[:3]
     ((0, 0), (0, 128), (0, 256))
-    >>> TileGrid((100, 70), (40, 30), (30, 20)).padded_size
-    (100, 70)
+    >>> TileGrid((100, 70), (40, 30), (25, 20)).padded_size
+    (115, 70)
     """
 
     image_size: tuple

@@ -1,4 +1,4 @@
-"""From image files to arrays: decode, resize, normalise. The only file that imports PIL.
+"""Image files to arrays and back: decode, resize, normalise, encode. The only file with PIL.
 
 Every image is decoded and resized once per run, into one uint8 array (N, 3, H, W) from
 which all tiles are cut.
