@@ -1,13 +1,10 @@
 # Regions and exact ranks: the parts of AUPRO and pixel AUROC that touch every pixel. Their
-# specification is the NumPy twin in tiled_ref/metrics.py.
+# twins are `label_mask` and `rank_pixels` of tiled_ref/metrics.py; tiled_ref/pixel_ranking.py
+# calls what is here.
 #
 # Nothing here adds floating-point numbers. Scores are only compared; what is counted are
 # pixels, and what is added are integers. So the result depends neither on the number of
 # threads nor on the order of images.
-#
-# The order of scores is the order of their keys: the bits of the float as an unsigned
-# integer, the sign bit flipped for positive numbers and all bits for negative ones. Adding
-# 0.0 first makes -0.0 and 0.0 one score. NaN never gets here.
 
 from libc.string cimport memcpy
 
@@ -20,27 +17,10 @@ ctypedef unsigned long long key_t
 
 cdef enum:
     PIECE = 64  # pixels looked at together
-    MARK_BIT = 31  # of a table's counts
-    UNUSED = 16  # places of a table for pixels that do not count
-
-cdef unsigned int MARK = <unsigned int> 1 << MARK_BIT
 
 ctypedef fused count_t:
     unsigned int
     long long
-
-
-cdef inline key_t key_of(floating score) noexcept nogil:
-    """Unsigned integer with the order of the scores."""
-    cdef floating value = score + <floating> 0.0
-    cdef unsigned int bits
-    cdef key_t long_bits
-    if floating is float:
-        memcpy(&bits, &value, 4)
-        return bits ^ ((<unsigned int> 0 - (bits >> 31)) | <unsigned int> 0x80000000)
-    else:
-        memcpy(&long_bits, &value, 8)
-        return long_bits ^ ((<key_t> 0 - (long_bits >> 63)) | (<key_t> 1 << 63))
 
 
 # Regions -------------------------------------------------------------------------------
@@ -179,71 +159,66 @@ def paint(const int[:, ::1] runs, const int[::1] labels, int offset, int[::1] ou
                 out[k] = offset + labels[run]
 
 
-def measure(const int[:, ::1] runs, const int[::1] labels, int[::1] areas):
-    """areas[label - 1] += pixels of the region with this label."""
-    cdef Py_ssize_t run
-    if areas.shape[0] > 0x7fffffff:
-        raise ValueError("measure: too many areas")
-    check_runs(runs, labels, 0x7fffffff, <int> areas.shape[0])
-    with nogil:
-        for run in range(labels.shape[0]):
-            areas[labels[run] - 1] += runs[run, 1] - runs[run, 0]
-
-
 # Scores --------------------------------------------------------------------------------
 
 def gather(const floating[::1] scores, const int[:, ::1] runs, const int[::1] labels,
-           int first, floating low, floating high, floating[::1] values, int[::1] regions):
-    """Scores in low..high in runs, and the number first + label - 1 of their region.
+           floating low, int[::1] areas, floating[::1] values, int[::1] regions):
+    """The scores in runs that are not below low, and the regions they lie in, label - 1.
 
-    values may be empty where the scores themselves are not wanted. Returns how many; -1
-    where a score in a run is NaN.
+    NaN is not below. areas[label - 1] receives the pixels of every region. Returns how many
+    scores there are.
     """
-    cdef Py_ssize_t run, k, n = 0
-    cdef bint keep = values.shape[0] > 0
-    cdef floating score
-    cdef int nan = 0
-    check_runs(runs, labels, scores.shape[0], 0x7fffffff)
-    if keep and values.shape[0] != regions.shape[0]:
+    cdef Py_ssize_t run, k, n = 0, room = values.shape[0]
+    if areas.shape[0] > 0x7fffffff or regions.shape[0] != room:
         raise ValueError("gather: values and regions differ in length")
+    check_runs(runs, labels, scores.shape[0], <int> areas.shape[0])
     with nogil:
+        for k in range(areas.shape[0]):
+            areas[k] = 0
         for run in range(labels.shape[0]):
+            areas[labels[run] - 1] += runs[run, 1] - runs[run, 0]
             for k in range(runs[run, 0], runs[run, 1]):
-                score = scores[k]
-                nan |= score != score
-                if score >= low and score <= high:
-                    if n == regions.shape[0]:
+                if not scores[k] < low:
+                    if n == room:
                         raise ValueError("gather: no room")
-                    if keep:
-                        values[n] = score
-                    regions[n] = first + labels[run] - 1
+                    values[n] = scores[k]
+                    regions[n] = labels[run] - 1
                     n += 1
-    return -1 if nan else n
+    return n
 
 
-def histogram(const floating[::1] scores, const mask_t[::1] mask, floating low,
-              floating high, int shift, long long[::1] counts):
-    """Count keys of anomalous scores in low..high: counts[(key - key of low) >> shift] += 1.
+def select(const floating[::1] scores, floating low, floating[::1] out, Py_ssize_t n):
+    """Append the scores of a map that are not below low, NaN among them, to out[:n].
 
-    counts must reach up to high.
+    out must have room for the whole map. Returns the new n.
     """
     cdef Py_ssize_t k
-    cdef floating score
-    cdef key_t first = key_of(low)
-    if scores.shape[0] != mask.shape[0]:
-        raise ValueError("histogram: scores and mask differ in shape")
-    if not 0 <= shift < 64 or not low <= high:
-        raise ValueError("histogram: bad range")
-    if (key_of(high) - first) >> shift >= <key_t> counts.shape[0]:
-        raise ValueError("histogram: counts too short")
+    if n < 0 or scores.shape[0] > out.shape[0] - n:
+        raise ValueError("select: no room")
     with nogil:
-        for k in range(scores.shape[0]):
-            score = scores[k]
-            if mask[k] and score >= low and score <= high:
-                counts[<Py_ssize_t> ((key_of(score) - first) >> shift)] += 1
+        for k in range(scores.shape[0]):  # without a branch: write all, step on where it counts
+            out[n] = scores[k]
+            n += not scores[k] < low
+    return n
 
 
 # Ranks ---------------------------------------------------------------------------------
+#
+# The order of scores is the order of their keys: the bits of the float as an unsigned
+# integer, the sign bit flipped for positive numbers and all bits for negative ones. The key of
+# -0.0 is the one below that of 0.0, so that the two, equal as scores, lie side by side.
+
+cdef inline key_t key_of(floating score) noexcept nogil:
+    """Unsigned integer with the order of the scores."""
+    cdef unsigned int bits
+    cdef key_t long_bits
+    if floating is float:
+        memcpy(&bits, &score, 4)
+        return bits ^ ((<unsigned int> 0 - (bits >> 31)) | <unsigned int> 0x80000000)
+    else:
+        memcpy(&long_bits, &score, 8)
+        return long_bits ^ ((<key_t> 0 - (long_bits >> 63)) | (<key_t> 1 << 63))
+
 
 def sort_pass(const floating[::1] values, const int[::1] regions, int shift,
               floating[::1] values_out, int[::1] regions_out, Py_ssize_t[::1] place):
@@ -282,207 +257,11 @@ def sort_pass(const floating[::1] values, const int[::1] regions, int shift,
     return True
 
 
-def count_distinct(const floating[::1] values):
-    """How many different scores there are in ascending values."""
-    cdef Py_ssize_t k, n = values.shape[0] > 0
-    with nogil:
-        for k in range(1, values.shape[0]):
-            n += values[k] != values[k - 1]
-    return n
-
-
-def make_distinct(floating[::1] values, int[::1] stops):
-    """Keep one of equal scores of ascending values, in place, at the front.
-
-    stops (distinct,) receives one past the last place that each score had.
-    """
-    cdef Py_ssize_t k, n = -1
-    with nogil:
-        for k in range(values.shape[0]):
-            if k == 0 or values[k] != values[k - 1 if n < 0 else n]:
-                n += 1
-                if n == stops.shape[0]:
-                    raise ValueError("make_distinct: no room")
-                values[n] = values[k]
-            stops[n] = <int> (k + 1)
-
-
-# A table counts scores in buckets: bucket b is for the keys whose difference from that of
-# `start`, shifted right by `shift`, is b. Its last bucket is for all scores outside; it is
-# followed by UNUSED places that are not read, several of them, so that the processor need
-# not wait for one count to be written before it writes the next.
-
-def mark(const floating[::1] values, floating start, int shift, unsigned int[::1] table):
-    """Mark the buckets in which one of the ascending values is not alone.
-
-    These are, unless shift is 0, all that hold a value; and the one for what is outside.
-    """
-    cdef Py_ssize_t k, last = table.shape[0] - UNUSED - 1
-    cdef key_t first = key_of(start)
-    check_table(table, start, shift)
-    with nogil:
-        table[last] |= MARK
-        if shift:
-            for k in range(values.shape[0]):
-                table[bucket_of(values[k], start, first, shift, last)] |= MARK
-
-
-cdef int check_table(const unsigned int[::1] table, floating start, int shift) except -1:
-    """A table with a last bucket, whose buckets do not reach beyond the keys there are."""
-    cdef key_t most = (<key_t> 0 - 1) >> (64 - 8 * sizeof(floating))
-    if not UNUSED < table.shape[0] <= 0x7fffffff:
-        raise ValueError("aupro: table too short or long")
-    if not 0 <= shift < 8 * <int> sizeof(floating):
-        raise ValueError("aupro: bad shift")
-    if <key_t> (table.shape[0] - UNUSED - 1) > (most - key_of(start)) >> shift:
-        raise ValueError("aupro: table beyond the scores")
-    return 0
-
-
-cdef inline Py_ssize_t bucket_of(floating score, floating start, key_t first, int shift,
-                                 Py_ssize_t last) noexcept nogil:
-    cdef key_t bucket = (key_of(score) - first) >> shift
-    return last if score < start or bucket > <key_t> last else <Py_ssize_t> bucket
-
-
-cdef inline void find_buckets(const floating* scores, int n, floating low, floating high,
-                              floating start, int shift, int last, int* buckets) noexcept nogil:
-    """Buckets of n scores, as `bucket_of`; of those outside low..high some place unused.
-
-    In vectors, hence without a branch and with signed integers, which they can compare: the
-    difference from the key of start, less half the range of the keys. A score below start
-    then becomes larger than every other, and all beyond the table are cut to its last bucket.
-    """
-    cdef int k
-    cdef floating value
-    cdef int bits, beyond, inside, bias, most, half = <int> (<unsigned int> 1 << 31)
-    cdef long long long_bits, long_beyond, long_bias, long_most
-    cdef long long long_half = <long long> (<key_t> 1 << 63)
-    value = start + <floating> 0.0
-    if floating is float:
-        memcpy(&bits, &value, 4)
-        bits ^= (bits >> 31) & ~half
-        bias = <int> (<unsigned int> bits + <unsigned int> half)
-        most = <int> ((<unsigned int> last << shift) + <unsigned int> half)
-        for k in range(n):
-            value = scores[k] + <floating> 0.0
-            memcpy(&bits, &value, 4)
-            bits ^= (bits >> 31) & ~half
-            bits = <int> (<unsigned int> bits - <unsigned int> bias)
-            beyond = -<int> (bits > most)
-            bits = (most & beyond) | (bits & ~beyond)
-            bits = <int> ((<unsigned int> bits - <unsigned int> half) >> shift)
-            inside = -<int> (scores[k] >= low) & -<int> (scores[k] <= high)
-            buckets[k] = (bits & inside) | ((last + 1 + (k & (UNUSED - 1))) & ~inside)
-    else:
-        memcpy(&long_bits, &value, 8)
-        long_bits ^= (long_bits >> 63) & ~long_half
-        long_bias = <long long> (<key_t> long_bits + <key_t> long_half)
-        long_most = <long long> ((<key_t> last << shift) + <key_t> long_half)
-        for k in range(n):
-            value = scores[k] + <floating> 0.0
-            memcpy(&long_bits, &value, 8)
-            long_bits ^= (long_bits >> 63) & ~long_half
-            long_bits = <long long> (<key_t> long_bits - <key_t> long_bias)
-            long_beyond = -<long long> (long_bits > long_most)
-            long_bits = (long_most & long_beyond) | (long_bits & ~long_beyond)
-            bits = <int> ((<key_t> long_bits - <key_t> long_half) >> shift)
-            inside = -<int> (scores[k] >= low) & -<int> (scores[k] <= high)
-            buckets[k] = (bits & inside) | ((last + 1 + (k & (UNUSED - 1))) & ~inside)
-
-
-def place(const floating[::1] scores, floating low, floating high, floating start, int shift,
-          unsigned int[::1] table, floating[::1] aside, Py_ssize_t n):
-    """Count the scores in low..high of a map in the table.
-
-    Those in marked buckets are also appended to aside[:n], which must have room for the
-    whole map. Returns the new n; -1 where a score is NaN, with counts in the table that
-    mean nothing.
-    """
-    cdef Py_ssize_t begin = 0, n_pixels = scores.shape[0], k
-    cdef int length
-    cdef int last = <int> (table.shape[0] - UNUSED - 1), any_high, nan = 0, any_last
-    cdef int buckets[PIECE]
-    cdef unsigned int count
-    check_table(table, start, shift)
-    if n < 0 or n_pixels > aside.shape[0] - n:
-        raise ValueError("place: no room")
-    with nogil:
-        while begin < n_pixels:
-            length = PIECE if begin + PIECE <= n_pixels else <int> (n_pixels - begin)
-            # Most pieces lie below what matters: one comparison a pixel, made in vectors.
-            # A NaN is not below.
-            any_high = 0
-            for k in range(begin, begin + length):
-                any_high |= not scores[k] < low
-            if not any_high:
-                begin += length
-                continue
-            for k in range(begin, begin + length):
-                nan |= scores[k] != scores[k]
-            if length == PIECE:  # the usual case, compiled for this number
-                find_buckets(&scores[begin], PIECE, low, high, start, shift, last, buckets)
-            else:
-                find_buckets(&scores[begin], length, low, high, start, shift, last, buckets)
-            if shift:
-                # Without a branch: write every score, step on where it is marked.
-                for k in range(length):
-                    count = table[buckets[k]]
-                    table[buckets[k]] = count + 1
-                    aside[n] = scores[begin + k]
-                    n += count >> MARK_BIT
-            else:
-                any_last = 0
-                for k in range(length):
-                    any_last |= buckets[k] == last
-                for k in range(length):
-                    table[buckets[k]] += 1
-                if any_last:  # seldom, and no other bucket is marked
-                    for k in range(length):
-                        aside[n] = scores[begin + k]
-                        n += buckets[k] == last
-            begin += length
-    return -1 if nan else n
-
-
-def count_table(const floating[::1] values, floating start, int shift,
-                const unsigned int[::1] table, count_t[::1] counts):
-    """Add what the unmarked buckets of the table hold to counts (2 n + 1,), as `tally` does.
-
-    The table was marked for these ascending distinct values (n,).
-    """
-    cdef Py_ssize_t i, bucket = 0, at, n = values.shape[0], last = table.shape[0] - UNUSED - 1
-    cdef key_t first = key_of(start)
-    cdef long long total
-    check_table(table, start, shift)
-    if counts.shape[0] != 2 * n + 1:
-        raise ValueError("count_table: counts must have 2 n + 1 places")
-    with nogil:
-        for i in range(n + 1):
-            # Up to the bucket of this value all scores lie between the last value and it.
-            at = last
-            if i < n:
-                at = 0 if values[i] < start else bucket_of(values[i], start, first, shift, last)
-            total = 0
-            while bucket < at:
-                total += unmarked(table[bucket])
-                bucket += 1
-            counts[2 * i] += <count_t> total
-            if i < n and shift == 0 and bucket == at and at < last and values[i] >= start:
-                counts[2 * i + 1] += table[bucket]
-                bucket += 1
-
-
-cdef inline unsigned int unmarked(unsigned int count) noexcept nogil:
-    """A bucket's count, 0 where it is marked."""
-    return count & ((count >> MARK_BIT) - 1)
-
-
 def tally(const floating[::1] values, const floating[::1] scores, count_t[::1] counts):
-    """Where ascending scores stand among ascending distinct values (n,).
+    """Where ascending scores stand among ascending values (n,).
 
     counts (2 n + 1,): [2 i + 1] is added the number of scores equal to value i, [2 i] of
-    those between value i - 1 and value i.
+    those between value i - 1 and value i. Of equal values the first has them all.
     """
     cdef Py_ssize_t i, k = 0, before, n = values.shape[0], n_scores = scores.shape[0]
     if counts.shape[0] != 2 * n + 1:
@@ -500,50 +279,29 @@ def tally(const floating[::1] values, const floating[::1] scores, count_t[::1] c
         counts[2 * n] += <count_t> (n_scores - k)
 
 
-def climb(const int[::1] regions, const int[::1] stops, const count_t[::1] counts,
-          const int[::1] areas, unsigned int[::1] rests, long long unit,
-          Py_ssize_t start, Py_ssize_t stop, long long[::1] state, long long[:, ::1] points):
-    """Curve points of the values stop - 1 down to start.
+def rank(const floating[::1] values, count_t[::1] counts):
+    """From the counts that `tally` made to ranks, in place.
 
-    state: normal pixels, covered share and anomalous pixels so far. points (4, stop - start)
-    receives for each value the normal pixels above it, those at or above it, the share
-    covered at or above it, the anomalous pixels at or above it. A region's pixels are worth
-    `unit` together: each unit // area, and one more whenever the remainders, kept in rests
-    (regions,), make up a whole area.
+    The scores counted are those of all pixels, the ascending values (n,) those of the anomalous
+    ones among them. counts[2 i] becomes the number of normal pixels above value i, and
+    counts[2 i + 1] of those at or above it.
     """
-    cdef Py_ssize_t i, k, column = 0
-    cdef long long above, share, pixels, area, part
-    cdef int region
-    if not 0 <= start <= stop <= stops.shape[0] or counts.shape[0] != 2 * stops.shape[0] + 1:
-        raise ValueError("climb: values out of range")
-    if state.shape[0] != 3 or points.shape[0] != 4 or points.shape[1] != stop - start:
-        raise ValueError("climb: state or points of another size")
-    if areas.shape[0] != rests.shape[0]:
-        raise ValueError("climb: areas and rests differ in length")
-    above, share, pixels = state[0], state[1], state[2]
+    cdef Py_ssize_t first, last, k, n = values.shape[0]
+    cdef count_t above, here, below
+    if counts.shape[0] != 2 * n + 1:
+        raise ValueError("rank: counts must have 2 n + 1 places")
     with nogil:
-        for i in range(stop - 1, start - 1, -1):
-            above += counts[2 * i + 2]
-            points[0, column] = above
-            above += counts[2 * i + 1]
-            points[1, column] = above
-            if stops[i] > regions.shape[0] or (i > 0 and stops[i - 1] < 0):
-                raise ValueError("climb: stops out of range")
-            for k in range(stops[i - 1] if i > 0 else 0, stops[i]):
-                region = regions[k]
-                if not 0 <= region < areas.shape[0]:
-                    raise ValueError("climb: region out of range")
-                area = areas[region]
-                if area < 1:
-                    raise ValueError("climb: region without pixels")
-                part = unit // area
-                share += part
-                rests[region] += <unsigned int> (unit - part * area)
-                if rests[region] >= <unsigned int> area:
-                    rests[region] -= <unsigned int> area
-                    share += 1
-                pixels += 1
-            points[2, column] = share
-            points[3, column] = pixels
-            column += 1
-    state[0], state[1], state[2] = above, share, pixels
+        last = n - 1
+        above = counts[2 * n]
+        while last >= 0:
+            first = last
+            while first > 0 and values[first - 1] == values[last]:
+                first -= 1
+            # Equal values are as many anomalous pixels among those counted.
+            here = above + counts[2 * first + 1] - <count_t> (last - first + 1)
+            below = counts[2 * first]
+            for k in range(first, last + 1):
+                counts[2 * k] = above
+                counts[2 * k + 1] = here
+            above = here + below
+            last = first - 1

@@ -444,12 +444,11 @@ def test_nearest_masks_agree_with_torch(size):
 # ------------------------------------------------------------------------ whole data sets
 
 
-@pytest.mark.parametrize("threads", [None, 1, 5])
-def test_images_are_read_once_in_order_whatever_the_threads(threads):
+@pytest.mark.parametrize("cores", [1, 5])
+def test_images_are_read_once_in_order_whatever_the_threads(cores, monkeypatch):
+    monkeypatch.setattr(images.os, "sched_getaffinity", lambda _: range(cores), raising=False)
     reads, seen = [], []
-    got = images.read_images(
-        samples(7, reads), (16, 24), threads=threads, progress=lambda *p: seen.append(p)
-    )
+    got = images.read_images(samples(7, reads), (16, 24), progress=lambda *p: seen.append(p))
     assert got.shape == (7, 3, 16, 24) and got.dtype == np.uint8 and got.flags.c_contiguous
     assert sorted(reads) == list(range(7))
     assert seen == [(k, 7) for k in range(1, 8)]
@@ -466,24 +465,24 @@ def test_antialias_reaches_the_resize():
     )
 
 
-def test_beyond_the_budget_images_lie_in_a_file_that_leaves_nothing_behind(tmp_path):
+def test_beyond_the_budget_images_lie_in_a_file_that_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(images.tempfile, "tempdir", str(tmp_path))
     n_bytes = 5 * 3 * 16 * 16
     inside = images.read_images(samples(5), (16, 16), budget=n_bytes)
-    beyond = images.read_images(
-        samples(5), (16, 16), budget=n_bytes - 1, cache_dir=tmp_path / "cache"
-    )
+    beyond = images.read_images(samples(5), (16, 16), budget=n_bytes - 1)
     assert not isinstance(inside, np.memmap) and isinstance(beyond, np.memmap)
     assert beyond.flags.c_contiguous
     np.testing.assert_array_equal(inside, beyond)
     del beyond
     gc.collect()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_folder_that_cannot_be_used_is_an_error(tmp_path):
+def test_a_temporary_folder_that_cannot_be_used_is_an_error(tmp_path, monkeypatch):
     touch(tmp_path / "file")
+    monkeypatch.setattr(images.tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(InputError, match="file cannot hold the images, 768 bytes"):
-        images.read_images(samples(1), (16, 16), budget=0, cache_dir=tmp_path / "file")
+        images.read_images(samples(1), (16, 16), budget=0)
 
 
 def test_a_cache_that_the_disk_cannot_hold_is_an_error_before_anything_is_decoded(
@@ -497,8 +496,9 @@ def test_a_cache_that_the_disk_cannot_hold_is_an_error_before_anything_is_decode
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(images.os, "posix_fallocate", full, raising=False)
-    with pytest.raises(InputError, match="1,536 bytes .No space left.*; choose a folder"):
-        images.read_images(samples(2, reads), (16, 16), budget=0, cache_dir=tmp_path)
+    monkeypatch.setattr(images.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(InputError, match="1,536 bytes .No space left.*; set TMPDIR"):
+        images.read_images(samples(2, reads), (16, 16), budget=0)
     assert asked == [(0, 1536)] and reads == []
     assert list(tmp_path.iterdir()) == []
 
@@ -511,7 +511,7 @@ def test_the_first_bad_file_in_order_is_reported(tmp_path):
         files.append(FileSample(path.name, 0, "good", path))
     for _ in range(3):
         with pytest.raises(InputError, match="3.png is not an image"):
-            images.read_images(files, (8, 8), threads=4)
+            images.read_images(files, (8, 8))
 
 
 def test_masks_are_resized_and_false_for_normal_images():

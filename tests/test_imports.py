@@ -15,15 +15,16 @@ FLOORS = (
     {"_arrays", "files", "tiling", "distributed", "report", "precision"},
     {"gaussian"},
     {
-        "setups", "weights", "data", "features", "models", "merging", "smoothing", "metrics",
-        "normalization",
+        "setups", "weights", "data", "features", "models", "merging", "smoothing",
+        "normalization", "pixel_ranking",
     },
-    {"render", "validation", "analysis", "recipe"},
+    {"metrics", "validation", "recipe"},
+    {"render", "analysis"},
     {"saved"},
     {"ensemble", "store", "tables"},
     {"engine"},
     {"experiment", "predict"},
-    {"explain", "figures", "grid", "golden", "apidoc"},
+    {"explain", "figures", "grid", "golden"},
     {"html_report"},
     {"cli"},
 )
@@ -34,7 +35,8 @@ NARROW = {
     "data": {"data", "errors", "files"},
     "merging": {"_arrays", "errors"},
     "smoothing": {"_arrays", "errors", "gaussian"},
-    "metrics": {"_arrays", "errors"},
+    "metrics": {"_arrays", "errors", "pixel_ranking"},
+    "pixel_ranking": {"_arrays", "errors"},
 }
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}
 PATHS = [*SOURCES, ROOT / "run.py"]

@@ -97,7 +97,6 @@ def test_label_runs_by_hand():
 
 RUNS = np.array([[0, 1], [2, 3], [5, 6]], I32)
 ONES = np.ones(3, I32)
-TABLE = np.zeros(20, np.uint32)
 
 
 @pytest.mark.parametrize(
@@ -111,30 +110,18 @@ TABLE = np.zeros(20, np.uint32)
         ("paint", (RUNS, ONES[:2], 0, F(6, I32)), "differ in length"),
         ("paint", (RUNS - 1, ONES, 0, F(6, I32)), "run out of range"),
         ("paint", (RUNS[:, ::-1].copy(), ONES, 0, F(6, I32)), "run out of range"),
-        ("measure", (RUNS, 2 * ONES, F(1, I32)), "label out of range"),
-        ("measure", (RUNS, 0 * ONES, F(1, I32)), "label out of range"),
-        ("measure", (RUNS, ONES[:2], F(1, I32)), "differ in length"),
-        ("gather", (SCORES[0], RUNS, ONES, 0, 0, 9, F(3), F(3, I32)), "run out of range"),
-        ("gather", (SCORES.ravel(), RUNS, ONES, 0, 0, 9, F(2), F(2, I32)), "no room"),
-        ("gather", (SCORES.ravel(), RUNS, ONES, 0, 0, 9, F(2), F(3, I32)), "in length"),
-        ("histogram", (SCORES[0], MASK[0], 0.0, 9.0, 62, np.zeros(1, int)), "too short"),
-        ("histogram", (SCORES[0], MASK[0], 9.0, 0.0, 63, np.zeros(1, int)), "bad range"),
-        ("histogram", (SCORES[0], MASK[0], 0.0, 9.0, 64, np.zeros(1, int)), "bad range"),
-        ("histogram", (SCORES[0], MASK[0, :2], 0.0, 9.0, 63, np.zeros(1, int)), "shape"),
+        ("gather", (SCORES[0], RUNS, ONES, 0, F(1, I32), F(3), F(3, I32)), "run out of range"),
+        ("gather", (SCORES.ravel(), RUNS, ONES, 0, F(1, I32), F(2), F(2, I32)), "no room"),
+        ("gather", (SCORES.ravel(), RUNS, ONES, 0, F(1, I32), F(2), F(3, I32)), "in length"),
+        ("gather", (SCORES.ravel(), RUNS, 2 * ONES, 0, F(1, I32), F(3), F(3, I32)), "label out"),
+        ("gather", (SCORES.ravel(), RUNS, 0 * ONES, 0, F(1, I32), F(3), F(3, I32)), "label out"),
+        ("gather", (SCORES.ravel(), RUNS, ONES[:2], 0, F(1, I32), F(3), F(3, I32)), "in length"),
+        ("select", (SCORES[0], 0.0, F(4), 2), "no room"),
+        ("select", (SCORES[0], 0.0, F(9), -1), "no room"),
         ("sort_pass", (F(3), F(3, I32), 0, F(3), F(2, I32), F(8, int)), "differ in length"),
         ("sort_pass", (F(3), F(3, I32), 0, F(3), F(3, I32), F(7, int)), "not a power of two"),
-        ("make_distinct", (np.array([1.0, 2.0]), F(1, I32)), "no room"),
-        ("mark", (SCORES[0], 0.0, 64, TABLE), "bad shift"),
-        ("mark", (SCORES[0], 0.0, 0, TABLE[:16]), "table too short"),
-        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE, F(4), 2), "no room"),
-        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE, F(9), -1), "no room"),
-        ("place", (SCORES[0], 0.0, 9.0, 0.0, 0, TABLE[:16], F(9), 0), "table too short"),
-        ("place", (SCORES[0], 0.0, 9.0, 0.0, -1, TABLE, F(9), 0), "bad shift"),
-        ("place", (SCORES[0], 0.0, 9.0, np.inf, 63, TABLE, F(9), 0), "beyond the scores"),
-        ("mark", (SCORES[0], np.nan, 51, TABLE), "beyond the scores"),
-        ("count_table", (F(3), 0.0, 0, TABLE, np.zeros(6, int)), "2 n . 1 places"),
-        ("count_table", (F(3), 0.0, 64, TABLE, np.zeros(7, int)), "bad shift"),
         ("tally", (F(3), F(4), np.zeros(6, int)), "2 n . 1 places"),
+        ("rank", (F(3), np.zeros(6, int)), "2 n . 1 places"),
     ],
 )
 def test_ranks_refuse(function, arguments, sentence):
@@ -142,36 +129,20 @@ def test_ranks_refuse(function, arguments, sentence):
         getattr(ranks, function)(*arguments)
 
 
-def climb(**changes):
-    arguments = dict(
-        regions=np.array([0, 0, 1], I32), stops=np.array([1, 3], I32), counts=np.zeros(5, int),
-        areas=np.array([2, 1], I32), rests=np.array([1, 0], np.uint32), unit=8, start=0, stop=2,
-        state=np.zeros(3, int), points=F((4, 2), int),
-    )  # fmt: skip
-    arguments.update(changes)
-    ranks.climb(*arguments.values())
-    return arguments["points"]
+def test_counts_and_ranks_by_hand():
+    """Anomalous 2 2 5; all pixels 1 2 2 2 3 5 9: normal are 1 2 3 9."""
+    values, counts = np.array([2.0, 2.0, 5.0]), np.zeros(7, int)
+    ranks.tally(values, np.array([1.0, 2, 2, 2, 3]), counts)
+    ranks.tally(values, np.array([5.0, 9]), counts)
+    assert counts.tolist() == [1, 3, 0, 0, 1, 1, 1]
+    ranks.rank(values, counts)  # above 2: 3 and 9; at or above it 2, 3 and 9; above 5: 9
+    assert counts[:6].reshape(3, 2).tolist() == [[2, 3], [2, 3], [1, 1]]
 
 
-@pytest.mark.parametrize(
-    "changes, sentence",
-    [
-        ({"stop": 3}, "values out of range"),
-        ({"counts": np.zeros(4, int)}, "values out of range"),
-        ({"state": np.zeros(2, int)}, "another size"),
-        ({"points": F((4, 1), int)}, "another size"),
-        ({"rests": np.zeros(1, np.uint32)}, "differ in length"),
-        ({"stops": np.array([1, 4], I32)}, "stops out of range"),
-        ({"stops": np.array([-1, 3], I32)}, "stops out of range"),
-        ({"regions": np.array([0, 2, 1], I32)}, "region out of range"),
-        ({"regions": np.array([0, -1, 1], I32)}, "region out of range"),
-        ({"areas": np.array([0, 1], I32)}, "region without pixels"),
-    ],
-)
-def test_climb_refuses(changes, sentence):
-    assert climb()[2].tolist() == [12, 16]  # half of region 0 and region 1; then all
-    with pytest.raises(ValueError, match=sentence):
-        climb(**changes)
+def test_select_by_hand():
+    out = np.zeros(5)
+    assert ranks.select(np.array([1.0, np.nan, 3.0, 2.0]), 2.0, out, 1) == 4
+    assert np.array_equal(out[:4], [0, np.nan, 3, 2], equal_nan=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -244,7 +244,8 @@ def test_tiled_input_untiles_the_embedding_and_keeps_one_head(tiny_backbone, pic
     batch = images[[0, 1]]  # (18, 3, 32, 32)
     embedding = model.embed(batch)
     single = Padim(tiny_backbone, (32, 32), seed=42, device="cpu")
-    tiles = [single.embed(grid.tile_at(pictures[:2], i, j)) for i, j in grid.locations()]
+    cut = grid.tile(pictures[:2])
+    tiles = [single.embed(cut[i, j]) for i, j in grid.locations()]
     # Position (4, 4) of 16 x 16 lies in tiles 00, 01, 10, 11, at (4 - 4 i, 4 - 4 j) of each.
     covering = [(0, 4, 4), (1, 4, 0), (3, 0, 4), (4, 0, 0)]
     mean = sum(tiles[t][:, :, a, b] for t, a, b in covering) / 4

@@ -11,7 +11,7 @@ from tiled_ref.errors import InputError
 from tiled_ref.models import neighbours
 from tiled_ref.models.coreset import select_coreset
 from tiled_ref.models.maps import gaussian_blur
-from tiled_ref.models.neighbours import NearestIndex, nearest
+from tiled_ref.models.neighbours import NearestIndex, nearest, search_each
 from tiled_ref.models.patchcore import PatchCore, local_mean, reweight
 from tiled_ref.tiling import TileGrid
 from toys import Images, ThreeLayers
@@ -367,9 +367,10 @@ def test_index_finds_what_brute_force_finds(name, threads, monkeypatch):
     monkeypatch.setattr(neighbours, "BLOCK", 100)
     bank, queries = (a.astype(np.float32) for a in hard_banks()[name])
     copies = bank.copy(), queries.copy()
-    index = NearestIndex(torch.from_numpy(bank), threads)
+    monkeypatch.setenv("TILED_REF_THREADS", str(threads))
+    index = NearestIndex(torch.from_numpy(bank))
     assert index.filter.stored is None or name not in ("computed", "ties", "one vector")
-    distances, places = index.search(torch.from_numpy(queries))
+    distances, places = (a[0] for a in search_each([index], torch.from_numpy(queries)[None]))
     expected_distances, expected = brute_force(queries, bank, 1)
     plain_distances, plain = nearest(torch.from_numpy(queries), torch.from_numpy(bank))
     assert np.array_equal(places.numpy(), expected[:, 0])
@@ -383,7 +384,7 @@ def test_index_finds_what_brute_force_finds(name, threads, monkeypatch):
 def test_index_refuses_features_that_are_not_finite(rng):
     index = NearestIndex(torch.from_numpy(rng.standard_normal((9, 4)).astype(np.float32)))
     with pytest.raises(InputError, match="NaN"):
-        index.search(torch.full((2, 4), math.nan))
+        search_each([index], torch.full((1, 2, 4), math.nan))
 
 
 def test_kernel_and_plain_algorithms_give_the_same_maps(tiny_backbone, pictures):

@@ -171,9 +171,11 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
         assert score == pytest.approx(wanted_score, rel=1e-5)
 
 
-def test_models_beyond_the_budget_give_the_same(ensemble, folder):
+def test_models_beyond_the_budget_give_the_same(ensemble, folder, monkeypatch):
     images = np.stack([CATEGORY.test[k].read_image()[:64, :64].transpose(2, 0, 1) for k in (0, 5)])
-    first, second = Predictor(ensemble), Predictor(ensemble, budget=0)
+    first = Predictor(ensemble)
+    monkeypatch.setattr("tiled_ref.predict.RESIDENT_BUDGET", 0)
+    second = Predictor(ensemble)
     assert first.engine.resident and not second.engine.resident
     for _ in range(2):
         for a, b in zip(first(images), second(images)):
@@ -274,9 +276,10 @@ def test_a_folder_is_walked_in_order_without_hidden_files_and_linked_folders(fol
     assert names == ["Z.JPG", "a.png", "b/x.png", "b/y.png"]
 
 
-def test_paths_on_standard_input_end_with_lines_or_nul():
+def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
     def paths(data):
-        return [os.fsencode(path) for path in find_paths("-", io.BytesIO(data))]
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        return [os.fsencode(path) for path in find_paths("-")]
 
     assert paths(b"a.png\nb c.png\r\n\n") == [b"a.png", b"b c.png"]
     assert paths(b"a\nb.png\0c.png\0") == [b"a\nb.png", b"c.png"]
@@ -285,12 +288,13 @@ def test_paths_on_standard_input_end_with_lines_or_nul():
         paths(b"\n\n")
 
 
-def test_odd_file_names_end_to_end(ensemble, folder, tmp_path):
+def test_odd_file_names_end_to_end(ensemble, folder, tmp_path, monkeypatch):
     names = [b"new\nline.png", b"\xff\xfe.png", "ü.png".encode(), b"a.png"]
     for name in names[:3]:
         shutil.copyfile(folder / "a.png", os.fsencode(folder) + b"/" + name)
     data = b"\0".join(os.fsencode(folder) + b"/" + name for name in names)
-    count = run_predict(ensemble, "-", tmp_path / "out", PredictOptions(), stdin=io.BytesIO(data))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    count = run_predict(ensemble, "-", tmp_path / "out", PredictOptions())
     assert count["errors"] == 0
     table = rows(tmp_path / "out/predictions.csv")
     assert [row["path"].rpartition("/")[2] for row in table] == [

@@ -171,7 +171,6 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
 # Commands of the README besides run.py -> (words to replace by others, exit status).
 OTHERS = {
     "tests/fuzz.py": ({"5000": "20"}, 0),
-    "tiled_ref.apidoc": ({}, 0),
     "tiled_ref.golden check": ({}, 0),
     "tiled_ref.golden export": ({}, 0),
     "tests/port/build.py": ({}, 0),
@@ -220,7 +219,7 @@ def test_the_other_commands_run(words, replaced, status, workplace, request):
     assert result.returncode == status, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     made = {path.name for path in workplace.iterdir()} - before
-    named = {"--json": "report.json", "export": words[-1], "tiled_ref.apidoc": "api.html"}
+    named = {"--json": "report.json", "export": words[-1]}
     if words[-1] == "imagenet":
         named["export"] = "genuine"
     for word in set(named) & set(words):
@@ -315,7 +314,7 @@ def test_every_test_named_in_the_readme_exists():
 
 
 def test_every_function_in_the_table_of_equations_exists():
-    """`tiling.TileGrid.window`, `.tile_at`, `PatchCore.embed`: the last word is defined."""
+    """`tiling.TileGrid.rows`, `.cols`, `PatchCore.embed`: the last word is defined."""
     table = readme().partition("## Equation, function, test")[2].partition("\n## ")[0]
     defined = {
         name

@@ -157,20 +157,14 @@ def bits(array):
     return array.view(np.int32 if array.dtype == np.float32 else np.int64)
 
 
-def refuse_nan(name, array, first=0):
-    """Raise InputError naming the first NaN of `array`; `first` is added to axis 0."""
+def refuse_nan(name, array, *lead):
+    """Raise InputError naming the index of the first NaN; `lead` goes before it."""
     if np.isnan(np.min(array, initial=np.inf)):
-        index = [int(k) for k in np.unravel_index(np.argmax(np.isnan(array)), array.shape)]
-        raise nan_error(name, [index[0] + first, *index[1:]])
-
-
-def nan_error(name, index):
-    """The InputError for a NaN at `index`."""
-    where = ", ".join(str(k) for k in index)
-    return InputError(
-        f"{name} holds a NaN at index ({where}); a score that is not a number has no rank, "
-        "so repair the model or the file it came from"
-    )
+        index = *lead, *np.unravel_index(np.argmax(np.isnan(array)), array.shape)
+        raise InputError(
+            f"{name} holds a NaN at index ({', '.join(map(str, index))}); a score that is not a "
+            "number has no rank, so repair the model or the file it came from"
+        )
 
 
 def _names(dtypes):

@@ -33,7 +33,7 @@ from .tables import (
 PIPELINE = "pipeline.json"
 PIPELINE_KEYS = ("arch", "setup", "device", "latency_ms", "images_per_second")
 PRO_LIMIT = 0.3
-PANEL, GAP, HEADER = 168, 6, 26  # of PNG grids, pixels
+PANEL, GAP, HEADER, TEXT_HEIGHT = 168, 6, 26, 16  # of PNG grids, pixels
 ZOOM_PANEL = 236  # of the grid with details, pixels
 # Two-sided 95 % points of Student's t with 1 to 30 degrees of freedom.
 T_95 = (
@@ -727,16 +727,16 @@ def enlarge(values, shape):
     return image_data.resize_image(grey, shape)[..., 0] / 255
 
 
-def text_width(text, height=16):
+def text_width(text):
     """Pixels that a text takes in a picture."""
-    return image_data.text_coverage(text, height).shape[1]
+    return image_data.text_coverage(text, TEXT_HEIGHT).shape[1]
 
 
-def _write_text(out, text, top, left, height=16):
+def _write_text(out, text, top, left):
     if not text:
         return
-    cover = image_data.text_coverage(text, height)[..., None] / 255
-    part = out[top : top + height, left : left + cover.shape[1]]
+    cover = image_data.text_coverage(text, TEXT_HEIGHT)[..., None] / 255
+    part = out[top : top + TEXT_HEIGHT, left : left + cover.shape[1]]
     cover = cover[: part.shape[0], : part.shape[1]]
     part[:] = np.rint(part * (1 - cover) + 28 * cover)
 

@@ -171,12 +171,12 @@ def _number(number):
 # -------------------------------------------------------------------------------- gallery
 
 
-def gallery(collection, charts, budget=GALLERY_BYTES):
+def gallery(collection, charts):
     """What the page's pictures are made of.
 
-    Parameters: collection, a figures.Collection; charts, see the caller; budget, bytes.
+    Parameters: collection, a figures.Collection; charts, see the caller.
     Returns a list with a dict per category, see report.js. Where all pictures together exceed
-    `budget` bytes, of every category the same part is kept, the worst errors first: an image's
+    GALLERY_BYTES, of every category the same part is kept, the worst errors first: an image's
     error is the worst of its setups.
     """
     categories = []
@@ -192,7 +192,7 @@ def gallery(collection, charts, budget=GALLERY_BYTES):
         one["charts"] = {arch: charts.get((dataset, category, arch), []) for arch in cells}
         categories.append((one, images, cells))
     size = sum(_picture_bytes(images, cells) for _, images, cells in categories)
-    part = min(1.0, budget / max(1, size))
+    part = min(1.0, GALLERY_BYTES / max(1, size))
     for one, images, cells in categories:
         ranked = np.argsort(-severity(images.labels, cells), kind="stable")
         kept = sorted(ranked[: max(1, int(part * len(ranked)))].tolist())

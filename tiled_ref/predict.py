@@ -75,19 +75,17 @@ class Predictor:
     """The models of an ensemble, ready for one batch of images after another.
 
     Parameters: ensemble, a fitted or loaded TiledEnsemble; impl and threads, see
-    `merging.untile_average`; budget, bytes of models that stay in memory (all or none of them)
-    where memory is None; memory, see `engine`.
+    `merging.untile_average`; memory, see `engine`. Where it is None all models stay in memory if
+    they fit RESIDENT_BUDGET, else none.
     """
 
-    def __init__(
-        self, ensemble, impl="cython", threads=None, budget=RESIDENT_BUDGET, memory=None
-    ):
+    def __init__(self, ensemble, impl="cython", threads=None, memory=None):
         ensemble.check_trained()
         self.ensemble = ensemble
         if memory is None:
             first = ensemble.states[ensemble.grid.locations()[0]]
             n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in first.values())
-            fits = n_bytes * ensemble.setup.n_models <= budget
+            fits = n_bytes * ensemble.setup.n_models <= RESIDENT_BUDGET
             memory = "resident" if fits and ensemble.device.type == "cpu" else "low"
         self.engine = Engine(ensemble, memory, impl=impl, threads=threads)
 
@@ -163,7 +161,7 @@ def _each_prediction(predictor, samples):
 # ------------------------------------------------------------------------------ the inputs
 
 
-def find_paths(source, stdin=None):
+def find_paths(source):
     """The image files that --predict names.
 
     Parameters
@@ -172,8 +170,6 @@ def find_paths(source, stdin=None):
         A file; a folder, whose image files are taken with those of all folders below it, by
         name (links to folders are not followed); or "-", paths on standard input, separated by
         NUL if there is one in it, else by the ends of lines.
-    stdin : binary file, optional
-        By default sys.stdin.buffer.
 
     Returns
     -------
@@ -185,7 +181,7 @@ def find_paths(source, stdin=None):
         No such file or folder; no image in it; nothing on standard input.
     """
     if os.fspath(source) == "-":
-        data = (sys.stdin.buffer if stdin is None else stdin).read()
+        data = sys.stdin.buffer.read()
         names = data.split(b"\0") if b"\0" in data else data.splitlines()
         paths = [Path(os.fsdecode(name)) for name in names if name]
         if not paths:
@@ -229,7 +225,7 @@ def output_name(index, path):
 # ----------------------------------------------------------------------------- the outputs
 
 
-def run_predict(ensemble, source, out, options, progress=None, stdin=None):
+def run_predict(ensemble, source, out, options, progress=None):
     """Score images and write what was asked for.
 
     Parameters
@@ -241,7 +237,6 @@ def run_predict(ensemble, source, out, options, progress=None, stdin=None):
         Folder of the results, which replace those of an earlier prediction.
     options : PredictOptions
     progress : Progress, optional
-    stdin : binary file, optional
 
     Returns
     -------
@@ -262,7 +257,7 @@ def run_predict(ensemble, source, out, options, progress=None, stdin=None):
             "the ensemble has no threshold for pixels, so no masks can be drawn; train it with "
             "--validation none, or use --pictures none"
         )
-    paths = find_paths(source, stdin)
+    paths = find_paths(source)
     samples = [FileSample(printable(path), NORMAL, "", path) for path in paths]
     make_folder(out)
     _clear(out)

@@ -38,14 +38,13 @@ def colormap(values):
     return table[np.rint(np.clip(values, 0, 1) * (len(table) - 1)).astype(np.uint8)]
 
 
-def overlay(image, values, alpha=0.5):
+def overlay(image, values):
     """A heat map over an image.
 
-    The image is shown in grey, so that no colour of its own is taken for heat, and mixed with
-    the colour of each value.
+    The image is shown in grey, so that no colour of its own is taken for heat, and mixed half
+    and half with the colour of each value.
 
-    Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1; alpha, the part of the
-    heat map, 0 to 1.
+    Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1.
     Returns uint8 (H, W, 3).
     Raises InputError for other shapes or types.
     """
@@ -59,8 +58,7 @@ def overlay(image, values, alpha=0.5):
     for start in range(0, len(image), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         grey = image[rows] @ np.array(LUMA, np.float32)  # (rows, W)
-        mixed = (1 - alpha) * grey[:, :, None] + alpha * colormap(values[rows])
-        out[rows] = np.rint(mixed)
+        out[rows] = np.rint(0.5 * grey[:, :, None] + 0.5 * colormap(values[rows]))
     return out
 
 
@@ -181,19 +179,18 @@ def contours(mask, impl="cython"):
     ]
 
 
-def draw_contours(picture, mask, width=None):
+def draw_contours(picture, mask):
     """A picture with the outlines of a mask's regions, white with a black rim.
 
-    Parameters: picture uint8 (H, W, 3); mask bool or uint8 (H, W); width of the white line in
-    pixels, by default 1 for every 400 px of the picture's smaller side.
-    Returns uint8 (H, W, 3). The line runs outside the region, along it, so that what is in
-    the region stays visible.
+    Parameters: picture uint8 (H, W, 3); mask bool or uint8 (H, W).
+    Returns uint8 (H, W, 3). The line runs outside the region, along it, so that what is in the
+    region stays visible; it is 1 px wide for every 400 px of the picture's smaller side.
     Raises InputError for other shapes or types.
     """
     picture, mask = _checked(picture), np.asarray(mask) != 0
     if mask.shape != picture.shape[:2]:
         raise InputError(f"the mask is {mask.shape}, the picture {picture.shape[:2]}")
-    width = width or max(1, round(min(mask.shape) / 400))
+    width = max(1, round(min(mask.shape) / 400))
     out = picture.copy()
     if mask.any():
         line = _grown(mask, width)

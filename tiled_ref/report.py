@@ -36,7 +36,8 @@ def result_table(results):
     headers = ["category", "arch", "setup", "seed", *[title for _, title in METRICS]]
     headers += ["paper AUROC/AUPRO", "difference", "params", "train", "test", "peak memory"]
     if not any(row[7] for row in rows):  # no cell of the paper among them
-        headers, rows = _without(headers, 7, 9), [_without(row, 7, 9) for row in rows]
+        for row in (headers, *rows):
+            del row[7:9]
     note = f"\n\n{MARK_NOTE}" if marked(results) else ""
     return text_table(headers, rows, left=4) + note
 
@@ -117,7 +118,3 @@ def _row(result, seed):
         f"{result['seconds_test']:.1f} s{mark}",
         bytes_text(result["peak_memory_bytes"]),
     ]
-
-
-def _without(row, start, stop):
-    return row[:start] + row[stop:]

@@ -56,15 +56,15 @@ def number(value):
     return text.replace("-", MINUS)
 
 
-def linear_ticks(low, high, target=5):
-    """Round numbers from low to high, about `target` of them.
+def linear_ticks(low, high):
+    """Round numbers from low to high, about five of them.
 
     >>> linear_ticks(0, 1), linear_ticks(82.3, 99.1)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [85.0, 90.0, 95.0])
     """
     if not high > low:
         return [low]
-    raw = (high - low) / target
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if raw <= m * power * (1 + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -138,14 +138,14 @@ class Chart:
 
         self._items.append(draw)
 
-    def points(self, x, y, label=None, series=0, names=None, size=4.0):
+    def points(self, x, y, label=None, series=0, names=None):
         """Marks at x, y, floats (n,); `names` become tooltips."""
         x, y = _floats(x), _floats(y)
         self._see(x, y, label, series, "mark")
         names = names or [None] * len(x)
         self._items.append(
             lambda place: "".join(
-                _mark(*place(a, b), series, size, name) for a, b, name in zip(x, y, names)
+                _mark(*place(a, b), series, 4.0, name) for a, b, name in zip(x, y, names)
             )
         )
 
@@ -163,17 +163,16 @@ class Chart:
 
         self._items.append(draw)
 
-    def bars(self, x, heights, label=None, series=0, width=0.8, offset=0.0, names=None,
-             opacity=0.9, base=0.0):  # fmt: skip
+    def bars(self, x, heights, label=None, series=0, width=0.8, offset=0.0, names=None):
         """Upright bars centred at x + offset, `width` wide, in units of x."""
         x, heights = _floats(x), _floats(heights)
         edges = [a + offset + side * width / 2 for a in x for side in (-1, 1)]
-        self._see(edges, heights + ([] if self.log_y else [base]), label, series, "bar")
+        self._see(edges, heights + ([] if self.log_y else [0.0]), label, series, "bar")
         names = names or [None] * len(x)
 
         def draw(place):
             out = []
-            bottom = self._y_bottom if self.log_y else base
+            bottom = self._y_bottom if self.log_y else 0.0
             for a, h, name in zip(x, heights, names):
                 left, top = place(a + offset - width / 2, max(h, bottom))
                 right, floor = place(a + offset + width / 2, min(h, bottom))
@@ -181,7 +180,7 @@ class Chart:
                 out.append(
                     f'<rect class="f{_k(series)}" x="{_n(left)}" y="{_n(top)}" '
                     f'width="{_n(right - left)}" height="{_n(floor - top)}" '
-                    f'fill="{_color(series)}" opacity="{opacity}">{title}</rect>'
+                    f'fill="{_color(series)}" opacity="0.9">{title}</rect>'
                 )
             return "".join(out)
 

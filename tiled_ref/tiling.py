@@ -39,15 +39,16 @@ class TileGrid:
 
     Examples
     --------
-    The worked example of the paper: nine tiles, T_00 and T_01 share columns 128..255.
+    The worked example of the paper: nine tiles, T_00 and T_01 share columns 128..255. Then a
+    stride that does not fit the height: four tiles of 40 px, 25 px apart, need 3 * 25 + 40.
 
     >>> grid = TileGrid(512, 256, 128)
     >>> grid.rows, grid.cols
     (3, 3)
     >>> grid.origins[:3]
     ((0, 0), (0, 128), (0, 256))
-    >>> TileGrid((100, 70), (40, 30), (30, 20)).padded_size
-    (100, 70)
+    >>> TileGrid((100, 70), (40, 30), (25, 20)).padded_size
+    (115, 70)
     """
 
     image_size: tuple
@@ -98,30 +99,9 @@ class TileGrid:
             for j in range(self.cols)
         )
 
-    @cached_property
-    def row_count(self):
-        """How many tile rows cover each image row, int64 (H,)."""
-        return _coverage(self.image_size[0], self.tile_size[0], self.stride[0], self.rows)
-
-    @cached_property
-    def col_count(self):
-        """How many tile columns cover each image column, int64 (W,)."""
-        return _coverage(self.image_size[1], self.tile_size[1], self.stride[1], self.cols)
-
     def locations(self):
         """Tile locations (i, j), row-major."""
         return [(i, j) for i in range(self.rows) for j in range(self.cols)]
-
-    def tile_at(self, images, i, j):
-        """Tile (i, j) of every image, zero-padded at the bottom and right where it sticks out.
-
-        Parameters: images (..., H, W), any dtype, NumPy or torch.
-        Returns (..., h, w): a view where the tile lies inside the image, else a copy.
-        Raises InputError for another image size and IndexError for a location off the grid.
-        """
-        self.check_image(images)
-        rows, cols = self.window(i, j)
-        return self.pad_tile(images[..., rows, cols])
 
     def window(self, i, j):
         """The pixels of tile (i, j) that lie inside the image, two slices (Eq. 2).
@@ -256,13 +236,6 @@ def _pair(field, value):
     if any(side <= 0 for side in pair):
         raise InputError(f"the {name} must be positive, not {_text(pair)}")
     return tuple(int(side) for side in pair)
-
-
-def _coverage(image, tile, stride, n):
-    count = np.zeros(image, dtype=np.int64)
-    for k in range(n):
-        count[k * stride : k * stride + tile] += 1
-    return count
 
 
 def _pieces(image, tile, stride, n):

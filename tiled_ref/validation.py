@@ -39,7 +39,7 @@ class Plan:
     reported: np.ndarray
 
 
-def plan(category, mode="same-as-test", seed=SEED):
+def plan(category, mode="same-as-test"):
     """Choose the images that decide the thresholds.
 
     Parameters
@@ -51,8 +51,6 @@ def plan(category, mode="same-as-test", seed=SEED):
         the other half.
         none: a tenth of the training images, which the models are then not trained on; no
         defective image has a part in it.
-    seed : int
-        Of the drawing.
 
     Returns
     -------
@@ -65,7 +63,7 @@ def plan(category, mode="same-as-test", seed=SEED):
     """
     n = len(category.test)
     everything = np.arange(n)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     if mode == "same-as-test":
         return Plan(mode, category, everything, everything)
     if mode == "split":
@@ -151,19 +149,15 @@ def thresholds_of(mode, maps, scores, labels, deciding, masks=None, percentile=1
         image["threshold"] = percentile_threshold(mine, percentile)
     image |= {"minimum": float(mine.min()), "maximum": float(mine.max())}
 
-    def normal_pixels():
-        return ((maps[k], None) for k in deciding if labels[k] == NORMAL)
-
-    def labelled_pixels():
-        chosen = set(deciding.tolist())
-        return ((maps[k], mask) for k, mask in enumerate(masks()) if k in chosen)
-
     pixel = {"rule": "f1", "percentile": None}
     if anomalous.any() and masks is not None:
-        pixel |= vars(pixel_statistics(labelled_pixels))
+        chosen = set(deciding.tolist())
+        pairs = ((maps[k], mask) for k, mask in enumerate(masks()) if k in chosen)
+        pixel |= pixel_statistics(pairs)
     elif not anomalous.all():
         pixel = {"rule": "percentile", "percentile": percentile}
-        pixel |= vars(pixel_statistics(normal_pixels, percentile))
+        pairs = ((maps[k], None) for k in deciding if labels[k] == NORMAL)
+        pixel |= pixel_statistics(pairs, percentile)
     else:
         pixel = None
     return {

@@ -257,7 +257,7 @@ def _from_download(cached, url, digest, say):
     say(f"weights: trying torchvision's download of {FILE_NAME}")
     try:
         with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
-            data = _read_all(answer, DOWNLOAD_SECONDS, DOWNLOAD_BYTES)
+            data = _read_all(answer)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise SourceError(f"no answer ({getattr(error, 'reason', None) or error})") from error
     weights = _verified(_read_pth(io.BytesIO(data)), digest, "torchvision download")
@@ -265,16 +265,18 @@ def _from_download(cached, url, digest, say):
     return weights
 
 
-def _read_all(answer, seconds, limit):
+def _read_all(answer):
     """Body of an HTTP answer; SourceError where it is too slow, too long or breaks off."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + DOWNLOAD_SECONDS
     data = bytearray()
     while piece := answer.read1(1 << 20):  # what has come, so that the clock is seen
         data += piece
-        if len(data) > limit:
-            raise SourceError(f"sent more than {limit:,} bytes, which the official file has not")
+        if len(data) > DOWNLOAD_BYTES:
+            raise SourceError(
+                f"sent more than {DOWNLOAD_BYTES:,} bytes, which the official file has not"
+            )
         if time.monotonic() > end:
-            raise SourceError(f"was not complete after {seconds:g} s")
+            raise SourceError(f"was not complete after {DOWNLOAD_SECONDS:g} s")
     if answer.length:
         raise SourceError(f"broke off, {answer.length:,} bytes before the end")
     return bytes(data)

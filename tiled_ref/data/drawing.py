@@ -87,10 +87,10 @@ def blob(rng, x, y, radius, roughness=0.25):
     return np.sqrt(x * x + y * y) - radius * np.maximum(edge, 0.35)
 
 
-def wander(rng, length, n=7, bend=0.35):
-    """Points of a curved line of this length, centred on (0, 0), of random direction."""
-    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, n - 1))
-    steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * (length / (n - 1))
+def wander(rng, length, bend=0.35):
+    """Seven points of a curved line of this length, centred on (0, 0), of random direction."""
+    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, 6))
+    steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * (length / 6)
     points = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
     return points - (points.max(0) + points.min(0)) / 2
 
@@ -183,11 +183,11 @@ def shifted(picture, x, y, size):
     return out.reshape(size, size, depth)
 
 
-def widened(alpha, by=3):
-    """Largest value within `by` pixels down and across: a little more than a shape covers."""
+def widened(alpha):
+    """Largest value within 3 pixels down and across: a little more than a shape covers."""
     for axis in (0, 1):
-        padded = np.pad(alpha, [(by, by) if a == axis else (0, 0) for a in (0, 1)])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * by + 1, axis=axis)
+        padded = np.pad(alpha, [(3, 3) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 7, axis=axis)
         alpha = windows.max(axis=-1)
     return alpha
 

@@ -1,4 +1,4 @@
-"""From image files to arrays: decode, resize, normalise. The only file that imports PIL.
+"""Image files to arrays and back: decode, resize, normalise, encode. The only file with PIL.
 
 Every image is decoded and resized once per run, into one uint8 array (N, 3, H, W) from
 which all tiles are cut.
@@ -401,36 +401,30 @@ def _extent(font):
 # ------------------------------------------------------------------------- whole data sets
 
 
-def read_images(
-    samples,
-    size,
-    *,
-    antialias=False,
-    cache_dir=None,
-    budget=BUDGET,
-    threads=None,
-    progress=None,
-    failed=None,
+def read_images(samples, size, **options):
+    """Decode and resize every image once, to one size.
+
+    Parameters: samples and options as in read_images_at; size (H, W) in pixels.
+    Returns uint8 (N, 3, H, W). Raises InputError as read_images_at does.
+    """
+    return read_images_at(samples, [size], **options)[0]
+
+
+def read_images_at(
+    samples, sizes, *, antialias=False, budget=BUDGET, progress=None, failed=None
 ):
-    """Decode and resize every image once.
+    """Decode every image once and resize it to each of several sizes.
 
     Parameters
     ----------
     samples : sequence of Sample, length N
-    size : (int, int)
-        Height and width in pixels.
+    sizes : sequence of (H, W) in pixels
     antialias : bool
         See resize_image.
-    cache_dir : path-like, optional
-        Folder of the cache file; made where it is missing. Default: the system's folder for
-        temporary files.
     budget : int
-        Bytes. An array of more bytes lies in a cache file, mapped into memory, whose space
-        is free again when the array is no longer in use or the process ends, however it
-        ends.
-    threads : int, optional
-        Decoding threads; default: the processor's cores, at most MAX_THREADS. No influence
-        on the result.
+        Bytes of one array. An array of more bytes lies in a file in the system's folder for
+        temporary files, mapped into memory; its space is free again when the array is no
+        longer in use or the process ends, however it ends.
     progress : callable, optional
         progress(done, total) after every image, in this thread.
     failed : callable, optional
@@ -439,41 +433,16 @@ def read_images(
 
     Returns
     -------
-    uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the budget.
+    A list of uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the budget.
 
     Raises
     ------
     InputError
-        From reading a sample (of several, the first in order); for a cache folder without
+        From reading a sample (of several, the first in order); for a temporary folder without
         enough space.
     """
-    (images,) = read_images_at(
-        samples, [size], antialias=antialias, cache_dir=cache_dir, budget=budget,
-        threads=threads, progress=progress, failed=failed,
-    )  # fmt: skip
-    return images
-
-
-def read_images_at(
-    samples,
-    sizes,
-    *,
-    antialias=False,
-    cache_dir=None,
-    budget=BUDGET,
-    threads=None,
-    progress=None,
-    failed=None,
-):
-    """Decode every image once and resize it to each of several sizes.
-
-    Parameters: samples, antialias, cache_dir and failed as in read_images; sizes, sequence of
-    (H, W) in pixels; budget, of the array of each size.
-    Returns a list with the array of read_images for each size.
-    Raises InputError as read_images does.
-    """
     samples = list(samples)
-    arrays = [_allocate((len(samples), 3, *size), budget, cache_dir) for size in sizes]
+    arrays = [_allocate((len(samples), 3, *size), budget) for size in sizes]
 
     def read(k):
         try:
@@ -490,15 +459,14 @@ def read_images_at(
             images[k] = pixels.transpose(2, 0, 1)
             forget_pages(images)
 
-    _each(read, len(samples), threads, progress)
+    _each(read, len(samples), progress)
     return arrays
 
 
-def read_masks(samples, size, *, threads=None):
+def read_masks(samples, size):
     """The masks of all samples, resized.
 
-    Parameters: samples, sequence of N Sample; size (H, W) in pixels; threads as in
-    read_images.
+    Parameters: samples, sequence of N Sample; size (H, W) in pixels.
     Returns bool (N, H, W); False everywhere for a normal image.
     Raises InputError for an anomalous sample without a mask, and from reading a mask.
     """
@@ -509,7 +477,7 @@ def read_masks(samples, size, *, threads=None):
     def read(n):
         masks[anomalous[n]] = resize_mask(_mask_of(samples[anomalous[n]]), size)
 
-    _each(read, len(anomalous), threads, None)
+    _each(read, len(anomalous))
     return masks
 
 
@@ -554,15 +522,14 @@ def _mask_of(sample):
     return mask
 
 
-def _allocate(shape, budget, cache_dir):
+def _allocate(shape, budget):
     """An uninitialised uint8 array of this shape: in memory, or beyond the budget in a file
     that has no name any more (where the system allows) and vanishes with its last user."""
     n_bytes = math.prod(shape)
     if n_bytes <= budget:
         return np.empty(shape, np.uint8)
-    folder = os.fspath(cache_dir or tempfile.gettempdir())
+    folder = tempfile.gettempdir()
     try:
-        os.makedirs(folder, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if n_bytes > free:  # the attempt would fill the disk before it fails
             raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
@@ -573,17 +540,16 @@ def _allocate(shape, budget, cache_dir):
             return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:
         raise InputError(
-            f"the cache folder {folder} cannot hold the images, {n_bytes:,} bytes "
-            f"({error.strerror}); choose a folder with more space or a smaller image size"
+            f"the temporary folder {folder} cannot hold the images, {n_bytes:,} bytes "
+            f"({error.strerror}); set TMPDIR to a folder with more space, or choose a smaller "
+            "image size"
         ) from error
 
 
-def _each(function, n, threads, progress):
+def _each(function, n, progress=None):
     """function(k) for k in range(n), in threads; the first failure in order is raised."""
-    if threads is None:
-        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-        threads = min(MAX_THREADS, len(cores) or os.cpu_count() or 1)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    with ThreadPoolExecutor(min(MAX_THREADS, len(cores) or os.cpu_count() or 1)) as pool:
         futures = [pool.submit(function, k) for k in range(n)]
         try:
             for done, future in enumerate(futures, start=1):

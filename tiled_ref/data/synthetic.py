@@ -58,11 +58,11 @@ def categories(root=None):
     return tuple(_SCENES)
 
 
-def load(root, name, *, seed=SEED, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N_DEFECTIVE):
+def load(root, name, *, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N_DEFECTIVE):
     """One category.
 
-    Parameters: root, ignored; name, one of categories(); seed of the data set; n_train,
-    n_good, n_defective, numbers of pictures. The kinds of defects take turns.
+    Parameters: root, ignored; name, one of categories(); n_train, n_good,
+    n_defective, numbers of pictures. The kinds of defects take turns.
     Returns Category. Raises InputError for an unknown category (lists the known ones).
     """
     check_category(name, categories(), None)
@@ -70,7 +70,7 @@ def load(root, name, *, seed=SEED, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N
 
     def sample(k, split, defect):
         label = NORMAL if defect == GOOD else ANOMALOUS
-        key = seed, zlib.crc32(name.encode()), _STREAMS[split, label], k
+        key = SEED, zlib.crc32(name.encode()), _STREAMS[split, label], k
         path = f"{name}/{split}/{defect}/{k:03d}.png"
         return SyntheticSample(path, label, defect, name, key)
 

@@ -33,6 +33,7 @@ from ..errors import InputError
 from .filter import Filter, workers
 
 EPSILON = 0.9  # distortion allowed to the projection, the authors' configuration
+PROJECTED_AT_ONCE = 2**26  # bytes of the projection's float64 copies
 LANES = 8  # partial sums of a squared distance
 
 POOL = 16384  # points brought up to date at a time, or a 64th of all
@@ -42,12 +43,12 @@ NOT_TRACKED = np.empty(0, np.int64)  # which centre is nearest is of no interest
 KEEP = 0.75  # rows are dropped from the product when fewer than that are left
 
 
-def projected_dimensions(n, eps=EPSILON):
-    """Dimensions that keep the distances of n points within a factor 1 +- eps.
+def projected_dimensions(n):
+    """Dimensions that keep the distances of n points within a factor 1 +- eps, EPSILON.
 
     Johnson-Lindenstrauss bound: int(4 ln n / (eps^2/2 - eps^3/3)), at least 1.
     """
-    return max(1, int(4 * math.log(n) / (eps * eps / 2 - eps**3 / 3)))
+    return max(1, int(4 * math.log(n) / (EPSILON**2 / 2 - EPSILON**3 / 3)))
 
 
 def sparse_projection(n_features, n_components, rng):
@@ -68,15 +69,15 @@ def sparse_projection(n_features, n_components, rng):
     return signs * (math.sqrt(1 / density) / math.sqrt(n_components))
 
 
-def project(table, matrix, budget=2**26):
-    """table @ matrix.T, computed in float64 and rounded once, in chunks of `budget` bytes.
+def project(table, matrix):
+    """table @ matrix.T, computed in float64 and rounded once, some rows at a time.
 
     Parameters: table float32 (N, D), any device; matrix float64 (d, D).
     Returns float32 (N, d) on the table's device.
     """
     matrix = torch.from_numpy(matrix).to(table.device)
     out = table.new_empty(len(table), len(matrix))  # (N, d)
-    rows = max(1, budget // (8 * (matrix.shape[0] + matrix.shape[1])))
+    rows = max(1, PROJECTED_AT_ONCE // (8 * (matrix.shape[0] + matrix.shape[1])))
     for chunk, result in zip(table.split(rows), out.split(rows)):
         result.copy_(chunk.double() @ matrix.T)
     return out

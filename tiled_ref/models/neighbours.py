@@ -142,26 +142,16 @@ class NearestIndex:
     order of a float64 sum (that of coreset.squared_distances here). A third of the CPU time,
     because of a bank vector mostly 65 numbers are looked at instead of all.
 
-    Parameters: bank float32 (M, D), CPU, finite; threads, see tiled_ref._arrays.thread_count.
+    Parameters: bank float32 (M, D), CPU, finite.
     """
 
-    def __init__(self, bank, threads=None):
+    def __init__(self, bank):
         self.kernel = _arrays.kernel("_kcenter")
-        self.threads = _arrays.thread_count(threads)
+        self.threads = _arrays.thread_count()
         self.bank = np.ascontiguousarray(bank.numpy())
         self.rows = np.arange(len(bank))
         with workers(self.threads) as pool:
             self.filter = Filter(self.bank, pool)
-
-    def search(self, queries):
-        """The nearest vector of every query.
-
-        Parameters: queries float32 (Q, D), CPU.
-        Returns distances float64 (Q,) and indices int64 (Q,), the lowest among equals.
-        Raises InputError where a query is not finite.
-        """
-        distances, indices = search_each([self], queries[None])
-        return distances[0], indices[0]
 
     def _search(self, queries, squares, places, local):
         f, m = self.filter, len(self.bank)
