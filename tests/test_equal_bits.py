@@ -109,12 +109,13 @@ def test_a_coreset_does_not_depend_on_the_threads(monkeypatch, impl):
     assert all(torch.equal(one, chosen[0]) for one in chosen)
 
 
-def test_a_search_does_not_depend_on_threads_or_company(rng):
+def test_a_search_does_not_depend_on_threads_or_company(rng, monkeypatch):
     bank = torch.from_numpy(rng.standard_normal((300, 24)).astype(np.float32))
     queries = torch.from_numpy(rng.standard_normal((1100, 24)).astype(np.float32))
-    expected = NearestIndex(bank, 1).search(queries)
+    expected = NearestIndex(bank).search(queries)
     for threads in THREADS:
-        index = NearestIndex(bank, threads)
+        monkeypatch.setenv("TILED_REF_THREADS", str(threads))
+        index = NearestIndex(bank)
         equal(index.search(queries), expected)
         equal(index.search(queries[600:607]), [part[600:607] for part in expected])
 

@@ -27,7 +27,8 @@ def chunks(images, size=CHUNK):
     by the shape of what they compute, so an image's bits depend on its company unless it has
     none. From 256 x 256 px on that costs no time.
 
-    Parameters: images (B, 3, h, w), or maps (B, C, hf, wf), any dtype; size, images at a time on other devices.
+    Parameters: images (B, 3, h, w), or maps (B, C, hf, wf), any dtype; size, images at a time
+    on other devices.
     Returns a tuple of tensors (b, ...).
     """
     return images.split(1 if images.device.type == "cpu" else size)
