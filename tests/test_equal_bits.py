@@ -31,7 +31,7 @@ from tiled_ref.models.cached import CachedFeatures, RecomputedFeatures
 from tiled_ref.models.coreset import select_coreset
 from tiled_ref.models.gaussians import mahalanobis, pack
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
-from tiled_ref.models.neighbours import NearestIndex
+from tiled_ref.models.neighbours import NearestIndex, search_each
 from tiled_ref.recipe import Recipe
 from tiled_ref.setups import Setup
 from tiled_ref.smoothing import smooth_seams
@@ -112,12 +112,13 @@ def test_a_coreset_does_not_depend_on_the_threads(monkeypatch, impl):
 def test_a_search_does_not_depend_on_threads_or_company(rng, monkeypatch):
     bank = torch.from_numpy(rng.standard_normal((300, 24)).astype(np.float32))
     queries = torch.from_numpy(rng.standard_normal((1100, 24)).astype(np.float32))
-    expected = NearestIndex(bank).search(queries)
+    expected = search_each([NearestIndex(bank)], queries[None])
     for threads in THREADS:
         monkeypatch.setenv("TILED_REF_THREADS", str(threads))
-        index = NearestIndex(bank)
-        equal(index.search(queries), expected)
-        equal(index.search(queries[600:607]), [part[600:607] for part in expected])
+        indexes = [NearestIndex(bank)]
+        equal(search_each(indexes, queries[None]), expected)
+        some = search_each(indexes, queries[None, 600:607])
+        equal(some, [part[:, 600:607] for part in expected])
 
 
 # --- an image alone and in a batch --------------------------------------------------------------

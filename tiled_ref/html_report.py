@@ -20,7 +20,7 @@ from .figures import all_figures, write_figures
 from .figures import Collection, _first_seeds
 from .files import atomic_write
 from .recipe import OPTIONS
-from .report import MARK_NOTE, bytes_text, largest_peak, marked
+from .report import LEFT_OUT, bytes_text, largest_peak, timed
 from .tables import (
     ARCHS, DATASETS, all_tables, cell_number, ordered, setup_names, write_tables,
 )  # fmt: skip
@@ -54,7 +54,8 @@ def write_report(out):
             "images, so it is in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
-    seen = [MARK_NOTE] if marked(collection.results) else []  # what the terminal says anyway
+    results = collection.results
+    seen = [LEFT_OUT] if len(timed(results)) < len(results) else []  # the terminal says it anyway
     text = page(collection, tables, figures, notes + seen)
     write_tables(tables, folder)
     write_figures(figures, folder)
@@ -151,8 +152,9 @@ def summary(results):
         n_parameters = group[0]["n_parameters"]
         row.append([f"{n_parameters / 1e6:.1f} M", n_parameters])
         for key in ("seconds_train", "seconds_test"):
-            seconds = sum(r[key] for r in group) / len(group)
-            row.append([f"{seconds:.1f} s{marked(group)}", seconds])
+            values = [r[key] for r in timed(group)]
+            seconds = sum(values) / len(values) if values else None
+            row.append(["-" if seconds is None else f"{seconds:.1f} s", seconds])
         peak = largest_peak(group)
         row.append([bytes_text(peak), peak])
         rows.append(row)

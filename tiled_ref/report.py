@@ -5,19 +5,15 @@ from .paper import paper_result
 METRICS = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pixel_aupro", "AUPRO"))
 
 
-MARK = "*"
-MARK_NOTE = (
-    f"{MARK} With layers of the backbone that another cell had computed: shorter than the cell "
-    "takes alone, and its peak memory can be lower. --share-features off measures each alone."
+LEFT_OUT = (
+    "Cells that read layers of the backbone which another cell had computed have no times here; "
+    "--share-features off measures each cell alone."
 )
 
 
-def marked(results):
-    """The text after a time that stands for these results: MARK where one reused layers.
-
-    Parameters: results, dicts as `experiment.run_cell` returns. Returns a str.
-    """
-    return MARK if any(result.get("features_reused") for result in results) else ""
+def timed(results):
+    """Those results, dicts as `experiment.run_cell` returns, whose cells computed all layers."""
+    return [result for result in results if not result.get("features_reused")]
 
 
 def result_table(results):
@@ -26,7 +22,7 @@ def result_table(results):
     Parameters: results, dicts as `experiment.run_cell` returns, in the order of the rows.
     Returns lines joined by newlines: a row a cell, a row with the mean where a cell was run
     with several seeds, and, where the paper has the cell, its value and the difference of
-    ours in points; below it MARK_NOTE where a cell reused layers.
+    ours in points; below it LEFT_OUT where a cell reused layers.
     """
     rows = []
     for group in _by_cell(results):
@@ -38,7 +34,7 @@ def result_table(results):
     if not any(row[7] for row in rows):  # no cell of the paper among them
         for row in (headers, *rows):
             del row[7:9]
-    note = f"\n\n{MARK_NOTE}" if marked(results) else ""
+    note = f"\n\n{LEFT_OUT}" if len(timed(results)) < len(results) else ""
     return text_table(headers, rows, left=4) + note
 
 
@@ -96,7 +92,7 @@ def _mean(group):
 
 def _row(result, seed):
     paper = difference = ""
-    mark = marked([result])
+    is_timed = bool(timed([result]))
     cell = paper_result(result["dataset"], result["arch"], result["category"], result["setup"])
     if cell and result["weights"] == "imagenet":
         ours = result["image_auroc"], result["pixel_aupro"]
@@ -114,7 +110,7 @@ def _row(result, seed):
         paper,
         difference,
         f"{result['n_parameters'] / 1e6:.1f} M",
-        f"{result['seconds_train']:.1f} s{mark}",
-        f"{result['seconds_test']:.1f} s{mark}",
+        f"{result['seconds_train']:.1f} s" if is_timed else "-",
+        f"{result['seconds_test']:.1f} s" if is_timed else "-",
         bytes_text(result["peak_memory_bytes"]),
     ]
