@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -58,59 +58,29 @@ Exit status: 0 done, 1 a cell failed unexpectedly or another process of a shared
 """
 
 
-@dataclass(frozen=True)
-class Switch:
-    """An option that is a keyword argument of one or more architectures.
-
-    Parameters: flag, such as "--steps"; archs, the architectures that have it; keyword, its
-    name there; argument, keywords of argparse's add_argument; help, its text.
-    """
-
-    flag: str
-    archs: tuple
-    keyword: str
-    argument: dict
-    help: str
-
-
-def _choice(flag, arch, keyword, choices, text):
-    """A Switch between named variants, the first the paper's."""
-    argument = {"choices": choices, "metavar": "|".join(choices)}
-    return Switch(flag, (arch,), keyword, argument, f"{text} (default {choices[0]})")
-
-
+# Options that are keyword arguments of architectures: flag, architectures, keyword, the variants
+# (the paper's first; None for a whole number) and the text of --help.
 SWITCHES = (
-    Switch(
-        "--steps",
-        ("fastflow", "reverse_distillation"),
-        "steps",
-        {"type": lambda text: _positive(text), "metavar": "N"},
-        "optimiser steps of fastflow and reverse_distillation (default 200)",
-    ),
-    _choice(
-        "--patchcore-start", "patchcore", "start", ["excluded", "included"],
-        "whether the random start of the coreset belongs to it",
-    ),
-    _choice(
-        "--fastflow-kernels", "fastflow", "kernels", ["3x3", "alternating"],
-        "convolutions of the coupling blocks, alternating: 3x3 and 1x1",
-    ),
-    _choice(
-        "--rd-loss", "reverse_distillation", "loss", ["positions", "flattened"],
-        "cosine over the channels of each position, or of the flattened map",
-    ),
-    _choice(
-        "--rd-map", "reverse_distillation", "combine", ["product", "sum"],
-        "how the layers' distances make a map",
-    ),
+    ("--steps", ("fastflow", "reverse_distillation"), "steps", None,
+     "optimiser steps of fastflow and reverse_distillation (default 200)"),
+    ("--patchcore-start", ("patchcore",), "start", ("excluded", "included"),
+     "whether the random start of the coreset belongs to it"),
+    ("--fastflow-kernels", ("fastflow",), "kernels", ("3x3", "alternating"),
+     "convolutions of the coupling blocks, alternating: 3x3 and 1x1"),
+    ("--rd-loss", ("reverse_distillation",), "loss", ("positions", "flattened"),
+     "cosine over the channels of each position, or of the flattened map"),
+    ("--rd-map", ("reverse_distillation",), "combine", ("product", "sum"),
+     "how the layers' distances make a map"),
 )  # fmt: skip
 
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
-    ranks, args = Ranks(), None
+    ranks, args = Ranks(os.environ), None
     try:
         with contextlib.ExitStack() as stack:
+            if ranks.size > 1:
+                stack.enter_context(ranks.connected())
             if not ranks.is_main:  # rank 0 prints the help, the version and the tables
                 nowhere = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
@@ -131,6 +101,8 @@ def main(argv=None):
         elif grid.out_of_memory(error):
             ranks.fail(f"tiled-ref: error: {grid.memory_sentence(error)}")
         else:  # a mistake of the program
+            if ranks.size > 1:  # torchrun ends the others, whose sentence would hide this one
+                ranks.fail(f"tiled-ref: error: {type(error).__name__}: {one_line(error)}")
             raise
         return EXIT_INPUT
     except Ended as error:
@@ -259,8 +231,14 @@ def build_parser():
     )  # fmt: skip
 
     group = parser.add_argument_group("architecture variants (the defaults are the paper's)")
-    for switch in SWITCHES:
-        group.add_argument(switch.flag, **switch.argument, help=switch.help)
+    for flag, _, _, variants, text in SWITCHES:
+        if variants is None:
+            group.add_argument(flag, type=_positive, metavar="N", help=text)
+            continue
+        group.add_argument(
+            flag, choices=variants, metavar="|".join(variants),
+            help=f"{text} (default {variants[0]})",
+        )  # fmt: skip
 
     group = parser.add_argument_group("a saved ensemble on new images")
     group.add_argument(
@@ -364,7 +342,11 @@ def _option_value(option, text):
 
 
 def run(args):
-    """Run every cell that the options name and print the table."""
+    """Run every cell that the options name and print the table.
+
+    Parameters: args, of build_parser. Returns the exit status.
+    Raises InputError for options that do not go together, and what the only cell raises.
+    """
     ranks = args.ranks
     progress = Progress(quiet=args.quiet or not ranks.is_main)
     recipes, categories, backbone, options = _prepare(args, progress)
@@ -374,8 +356,8 @@ def run(args):
             f"{ranks.size} processes share them; leave it out"
         )
     with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
-        ranks.start(args.out, _description(args, options))
         if ranks.size > 1:
+            ranks.start(args.out, _description(args, options))
             progress.note(
                 f"{ranks.size} processes share the tile locations, with "
                 f"{torch.get_num_threads()} torch threads each; only rank 0 shows its progress"
@@ -383,14 +365,13 @@ def run(args):
         sweep = grid.Sweep(categories, recipes, backbone, options, progress, args.debug)
         results = []
         for recipe, images, network in sweep.cells():
-            title = f"{images.category.dataset} {images.category.name}"
-            with sweep.caught(f"{title} {recipe.arch} {recipe.setup.name} seed {recipe.seed}"):
+            with sweep.caught(grid.cell_title(images.category, recipe)):
                 results.append(run_cell(recipe, images, network, options, progress))
-        told = ranks.finish()
-        if not ranks.is_main:
-            return 0
         failures = sweep.failures
         if ranks.size > 1:
+            told = ranks.finish([astuple(failure) for failure in failures])
+            if not ranks.is_main:
+                return 0
             results, failures = grid.gather(sweep, told)
         return _report(args, results, failures, progress)
 
@@ -448,7 +429,7 @@ def predict_images(args):
     ensemble = TiledEnsemble.load(
         args.load,
         weights=None if args.weights == "auto" else args.weights,
-        device=_resolve_device(args.device),
+        device=_resolve_device(args.device, Ranks()),
         batch_size=args.batch_size,
         allow_version_change=args.allow_version_change,
         precision=args.precision,
@@ -532,11 +513,12 @@ def _prepare(args, progress):
         for seed in args.seed
     ]
     categories = _categories(args)
-    device = args.ranks.device(_resolve_device(args.device))
+    device = _resolve_device(args.device, args.ranks)
     if device.type == "cuda":  # float32 means float32, as on the CPU
         torch.backends.cudnn.allow_tf32 = False
     make_folder(args.out)
-    weights = args.ranks.main_first(lambda: find_weights(args.weights, say=progress.note))
+    with args.ranks.one_at_a_time("weights"):  # one downloads them, the others find them
+        weights = find_weights(args.weights, say=progress.note)
     progress.note(f"backbone: {weights.kind} weights, {weights.origin}; device: {device}")
     backbone = ResNet18Features(weights.state_dict)
     options = Options(
@@ -549,7 +531,7 @@ def _prepare(args, progress):
         impl=args.impl,
         threads=args.threads,
         weights_digest=weights.digest,
-        resume=args.resume or args.ranks.restarted or (WHERE_SAME if args.report else False),
+        resume=args.resume or args.ranks.restarts > 0 or (WHERE_SAME if args.report else False),
         save=args.save,
         report=args.report,
         validation=args.validation,
@@ -650,16 +632,17 @@ def _roots(names, roots):
 def _switches(args):
     """Architecture -> keyword arguments that the user gave."""
     given = {arch: {"impl": args.impl} for arch in IMPL_ARCHS}
-    for switch in SWITCHES:
-        value = getattr(args, switch.flag.lstrip("-").replace("-", "_"))
-        for arch in switch.archs if value is not None else ():
-            given.setdefault(arch, {})[switch.keyword] = value
+    for flag, archs, keyword, _, _ in SWITCHES:
+        value = getattr(args, flag.lstrip("-").replace("-", "_"))
+        for arch in archs if value is not None else ():
+            given.setdefault(arch, {})[keyword] = value
     return given
 
 
-def _resolve_device(name):
+def _resolve_device(name, ranks):
+    """The torch.device of an option; each of several ranks on a machine has its own GPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
@@ -667,6 +650,8 @@ def _resolve_device(name):
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
             raise InputError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
+        if device.index is None and ranks.size > 1:
+            device = torch.device("cuda", ranks.local_rank % count)
     return device
 
 

@@ -4,28 +4,25 @@
 
 A location is the unit of work, and the folder of results is all that the processes exchange.
 All ranks walk through the same cells in the same order; torch.distributed's key-value store
-hands out numbers. The first rank that comes to a cell opens it, every rank takes one location
-after the other until none is left, and the rank that completes the last one merges, scores and
-writes the result, which is a single process's with as many torch threads. A cell with a wrong
-file or option is dropped by all ranks. torchrun watches the processes: when one dies it ends
-the others, one of which says so; --resume goes on with any number of processes.
+hands out numbers. The first rank at a cell opens it, every rank takes one location after the
+other, and the rank that completes the last one merges, scores and writes what a single process
+with as many torch threads does. All ranks drop a cell with a wrong file or option. When one
+process dies torchrun ends the others; one of them prints ENDED.
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import signal
 import sys
+import tempfile
 import time
-from datetime import timedelta
+from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from .errors import InputError
 
-JOIN = timedelta(seconds=600)  # for all ranks to start
+ENVIRONMENT = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # of torchrun
 FOLDER_SECONDS = 30  # for a file to appear on another machine
 POLL_SECONDS = 0.05
 ENDED = (
@@ -35,116 +32,91 @@ ENDED = (
 
 
 class Ended(BaseException):
-    """torchrun ends this process; no single cell is to blame."""
+    """This process has to end; no single cell is to blame."""
 
 
 def _end(signal_number, frame):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Ended(ENDED)
 
 
 class Ranks:
-    """This process among those of a run, or alone. Attributes: rank, size, is_main, restarted."""
+    """This process among the `size` of a run, or alone: without torchrun's environment."""
 
-    def __init__(self):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.is_main = self.rank == 0
-        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.restarted = restarts != "0"
-        if self.size > 1:
+    def __init__(self, environment=None):
+        env = environment if environment and ENVIRONMENT <= environment.keys() else {}
+        self.rank, self.size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+        self.is_main, self.local_rank = self.rank == 0, int(env.get("LOCAL_RANK", 0))
+        self.store, self.restarts = None, int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+    @contextlib.contextmanager
+    def connected(self):
+        """A context in which the ranks share a store; its loss, or SIGTERM, raises Ended."""
+        try:
             signal.signal(signal.SIGTERM, _end)
-            store, _, _ = next(dist.rendezvous("env://", timeout=JOIN))
-            self.store = dist.PrefixStore(f"tiled-ref/{restarts}", store)
+            store, _, _ = next(dist.rendezvous("env://"))
+            self.store = dist.PrefixStore(f"tiled-ref/{self.restarts}", store)
+            yield
+        except dist.DistError as error:
+            raise Ended(ENDED) from error
+        finally:  # who is leaving needs no second reason
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def device(self, device):
-        """cuda:LOCAL_RANK if --device says cuda without a number; else as it says."""
-        if self.size == 1 or device.type != "cuda" or device.index is not None:
-            return device
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-
-    def wait(self, *keys):
-        """Wait until all keys have a value; a signal interrupts it."""
-        while not self.store.check(list(keys)):
+    def read(self, key):
+        """The text of a key as soon as a rank has set it; a signal interrupts the waiting."""
+        while not self.store.check([key]):
             time.sleep(POLL_SECONDS)
+        return self.store.get(key).decode()
 
     def gather(self, name, text):
         """The texts that all ranks give under a name, in order of the ranks."""
         self.store.set(f"{name}/{self.rank}", text)
-        keys = [f"{name}/{k}" for k in range(self.size)]
-        self.wait(*keys)
-        return [self.store.get(key).decode() for key in keys]
-
-    def main_first(self, function):
-        """What function() returns; the other ranks call it when rank 0 is through."""
-        if self.size > 1 and not self.is_main:
-            self.wait("first")
-        value = function()
-        if self.size > 1 and self.is_main:
-            self.store.set("first", "")
-        return value
+        return [self.read(f"{name}/{rank}") for rank in range(self.size)]
 
     def start(self, out, description):
         """Raise InputError unless all ranks have the same description and see the folder out."""
-        if self.size == 1:
-            return
-        digests = self.gather("run", hashlib.sha256(description.encode()).hexdigest())
-        other = next((k for k, digest in enumerate(digests) if digest != digests[0]), None)
-        if other is not None:
-            raise InputError(
-                f"rank {other} runs other options, weights or versions than rank 0; start all "
-                "with the same command and the same installation"
-            )
-        marker = out / f".ranks.{digests[0][:16]}"
-        if self.is_main:
-            marker.touch()
-        self.gather("marked", "")
-        until = time.monotonic() + FOLDER_SECONDS
-        while not marker.exists() and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
-        sees = self.gather("sees", str(marker.exists()))
-        if self.is_main:
-            marker.unlink()
+        texts = self.gather("run", description)
+        if other := [k for k in range(self.size) if texts[k] != texts[0]]:
+            raise InputError(f"rank {other[0]} needs the options, weights and versions of rank 0")
+        with tempfile.NamedTemporaryFile(dir=out, prefix=".", suffix=".tmp") as mark:
+            of_main = Path(out, self.gather("marks", Path(mark.name).name)[0])
+            until = time.monotonic() + FOLDER_SECONDS
+            while not of_main.exists() and time.monotonic() < until:
+                time.sleep(POLL_SECONDS)
+            sees = self.gather("sees", str(of_main.exists()))
         if "False" in sees:
             raise InputError(
-                f"rank {sees.index('False')} does not see the folder {out} that rank 0 writes to; "
-                "choose an --out on a file system that all machines share"
+                f"the --out of rank {sees.index('False')} is not the folder that rank 0 writes to; "
+                "choose one on a file system that all machines share"
             )
 
     @contextlib.contextmanager
     def one_at_a_time(self, name):
         """A context in which no other rank is at the same time in the one of that name."""
-        if self.size == 1:
-            yield
-            return
-        ticket = self.store.add(f"turn/{name}", 1)
-        if ticket > 1:
-            self.wait(f"turn/{name}/{ticket - 1}")
+        turn = self.store.add(f"turn/{name}", 1) if self.size > 1 else 0
+        if turn > 1:
+            self.read(f"turn/{name}/{turn - 1}")
         try:
             yield
         finally:
-            self.store.set(f"turn/{name}/{ticket}", "")
+            if turn:
+                self.store.set(f"turn/{name}/{turn}", "")
 
-    def tell(self, failure):
-        """Let rank 0 know of a cell that failed. Parameters: failure, a list of JSON values."""
-        if self.size > 1:
-            self.store.set(f"failure/{self.store.add('failures', 1)}", json.dumps(failure))
-
-    def finish(self):
-        """Wait in rank 0 for the others; returns what all of them told."""
-        if self.size == 1:
-            return []
-        if not self.is_main:
-            self.store.set(f"finished/{self.rank}", "")
-            return []
-        self.wait(*(f"finished/{k}" for k in range(1, self.size)))
-        count = self.store.add("failures", 0)
-        return [json.loads(self.store.get(f"failure/{k}")) for k in range(1, count + 1)]
+    def finish(self, failures):
+        """Wait for all ranks; returns the failures of all, JSON values, in order of the ranks."""
+        found = self.gather("failures", json.dumps(failures))
+        if self.is_main:  # it goes on alone, may fail, and may keep the store
+            for rank in range(1, self.size):
+                self.read(f"left/{rank}")
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.store.set(f"left/{self.rank}", "")
+        return [failure for text in found for failure in json.loads(text)]
 
     def fail(self, text):
-        """Print why the run ends, on stderr; of several ranks only the first does."""
-        with contextlib.suppress(RuntimeError):  # the store has gone: who is left prints
-            if self.size > 1 and self.store.add("reporters", 1) > 1:
+        """Print why the run ends, on stderr; of ranks that share a store only the first does."""
+        with contextlib.suppress(RuntimeError):  # the store has gone
+            if self.store and self.store.add("reporters", 1) > 1:
                 return
         print(text, file=sys.stderr, flush=True)
 
@@ -155,23 +127,21 @@ class Share:
 
     def __init__(self, ranks, name):
         self.ranks, self.name = ranks, f"cell/{name}"
-        self.alone = ranks.size == 1
-        self.opens = self.alone or ranks.store.add(f"{self.name}/came", 1) == 1
-        self.finishes = self.alone
+        self.opens = ranks.size == 1 or ranks.store.add(f"{self.name}/came", 1) == 1
+        self.finishes = ranks.size == 1
 
     def opened(self, state):
         """Said by the rank that opens: "ready", "finished" (before), or "failed" (InputError)."""
-        if not self.alone:
+        if self.ranks.size > 1:
             self.ranks.store.set(f"{self.name}/open", state)
 
     def is_over(self):
         """Whether there is nothing left to compute; waits until the cell is open."""
-        self.ranks.wait(f"{self.name}/open")
-        return self.ranks.store.get(f"{self.name}/open") != b"ready"
+        return self.ranks.read(f"{self.name}/open") != "ready"
 
     def take(self, locations):
         """Yield those of the cell's locations that are done here, each before the next."""
-        if self.alone:
+        if self.ranks.size == 1:
             yield from locations
             return
         store = self.ranks.store
