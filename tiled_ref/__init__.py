@@ -22,11 +22,11 @@ Parameters that mean the same everywhere, and are not explained again:
     seed : int >= 0
     device : torch.device or its name
     path, folder, out : str or path-like
-    impl : "cython" or "numpy", the same bits
-    threads : int or None, no result depends on it
+    impl : "cython" or "numpy", the compiled kernel or its specification; the same bits
+    threads : int or None, of the kernels (`_arrays.thread_count`); no result depends on it
     grid : tiling.TileGrid
     options : experiment.Options
-    progress : callable (done, total), or None
+    progress : a progress.Progress, or a callable (done, total); or None
 
 So `# (rows, cols, N, h, w)` at the end of a line reads: one map of h x w pixels for each
 of N images at each tile location.

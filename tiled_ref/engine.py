@@ -24,18 +24,8 @@ MODES = ("low", "resident")
 class Engine:
     """A trained ensemble, ready to predict images again and again.
 
-    Parameters
-    ----------
-    ensemble : TiledEnsemble
-        Fitted or loaded.
-    memory : "low" or "resident"
-    impl, threads
-        See `merging.untile_average`.
-
-    Raises
-    ------
-    InputError
-        Nothing was fitted.
+    Parameters: ensemble, a TiledEnsemble, fitted or loaded; memory, one of MODES.
+    Raises InputError where nothing was fitted.
     """
 
     def __init__(self, ensemble, memory="low", *, impl="cython", threads=None):

@@ -379,31 +379,14 @@ class TiledEnsemble:
     ):  # fmt: skip
         """The ensemble that `save`, or a run with --save, has written. Nothing is executed.
 
-        Parameters
-        ----------
-        folder : path-like
-        backbone : ResNet18Features, optional
-            The one it was trained with; by default made of weights.
-        weights : str, optional
-            See `weights.find_weights`; by default those that it was trained with.
-        device, batch_size, precision
-            As of TiledEnsemble; batch size and precision by default those of the training.
-        allow_version_change : bool
-            Load it although another version of torch trained it.
-        progress : callable, optional
-            progress(done, total), as the files are compared with their digests.
-        say : callable, optional
-            See `weights.find_weights`.
-
-        Returns
-        -------
-        TiledEnsemble, its states in the files until they are used; see `saved.States`.
-
-        Raises
-        ------
-        InputError
-            No ensemble, a damaged, incomplete, changed or newer one, another backbone, another
-            version of torch.
+        Parameters: folder; backbone, the ResNet18Features that it was trained with, by default
+        made of weights (`weights.find_weights`, by default those that it was trained with, say
+        as there); device; batch_size and precision, by default those of the training;
+        allow_version_change, load it although another version of torch trained it; progress,
+        called as progress(done, total) while files are compared with their digests.
+        Returns TiledEnsemble, its states in the files until they are used, see `saved.States`.
+        Raises InputError for no ensemble, a damaged, incomplete, changed or newer one, another
+        backbone, another version of torch.
         """
         manifest = saved.read_manifest(folder)
         saved.check_versions(manifest, allow_version_change)

@@ -53,36 +53,15 @@ RESULT_COLUMNS = (
 class Options:
     """What all cells of a run have in common, beside what their recipes say.
 
-    Parameters
-    ----------
-    out : Path or None
-        Folder of the results; None writes nothing.
-    device : torch.device
-    weights, weights_digest : str
-        What the backbone was made of, "imagenet" or "random", and the digest of its tensors
-        (weights.tensors_digest), copied into every result.
-    metric_size : {"setup", "original"}
-        Pixel metrics at the setup's image size (paper) or at each image's own (MVTec protocol;
-        deviation D6).
-    impl, threads
-        See `merging.untile_average`.
-    resume : bool or store.WHERE_SAME
-        Go on with unfinished cells, and take finished ones as they are.
-    save : bool
-        Keep the trained ensemble in the cell's folder.
-    report : bool
-        Keep what a report needs: analysis.npz of the cell and images.npz of its category.
-    validation : {"same-as-test", "split", "none"}
-        Which images decide the thresholds; see `validation.plan`.
-    percentile : float
-        Of the scores of normal images, the threshold where there is no defective one.
-    memory : "low" or "resident"
-        How many locations are on the device at a time, see `engine`.
-    share_features : int
-        Bytes on the disk for layers of the backbone that cells of a sweep share, at most half
-        of what is free there; 0 shares none. See `grid.cells`.
-    ranks : distributed.Ranks
-        The processes that share the run.
+    Parameters: out, folder of the results, None writes nothing; device; weights, "imagenet" or
+    "random", and weights_digest (weights.tensors_digest), copied into every result;
+    metric_size, pixel metrics at the setup's image size (paper) or at each image's own (MVTec
+    protocol; deviation D6); resume, bool or store.WHERE_SAME, reuse finished cells and go on
+    with unfinished ones; save, keep the trained ensemble in the cell's folder; report, keep
+    analysis.npz of the cell and images.npz of its category; validation, which images decide the
+    thresholds, see `validation.plan`; percentile, of the scores of normal images, the threshold
+    where there is no defective one; memory, one of engine.MODES; share_features, bytes on the
+    disk for layers that cells share (`grid.Sweep`), 0 for none; ranks, distributed.Ranks.
     """
 
     out: Path = None

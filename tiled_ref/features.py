@@ -35,20 +35,10 @@ class SharedLayers(torch.nn.Module):
     or the disk fails, the layers are computed as without it. A context manager that closes the
     file.
 
-    Parameters
-    ----------
-    network : backbone.ResNet18Features
-    budget : int
-        Bytes on the disk; images that come when it is used up are not kept.
-    say : callable
-        say(text) tells the user, once, that not everything could be kept.
-
-    Attributes
-    ----------
-    keeps : bool
-        Whether new images are kept; False where nobody will ask again.
-    asked, reused : int
-        Images whose layers were asked for, and those of them that were read.
+    Parameters: network, a backbone.ResNet18Features; budget, bytes on the disk, images that come
+    when it is used up are not kept; say(text) tells the user, once, that not everything could be.
+    Attributes: keeps, whether new images are kept, False where nobody will ask again; asked and
+    reused, images whose layers were asked for, and those of them that were read.
     """
 
     def __init__(self, network, budget, say):

@@ -64,8 +64,6 @@ def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
         Standard deviation in pixels, > 0; radius int(4 sigma + 0.5).
     rows, cols : bool (H,), (W,)
         A pixel is blurred if its row or its column is True.
-    impl, threads
-        The kernel or the specification; threads over images.
 
     Returns
     -------

@@ -49,21 +49,10 @@ class Failure:
 class Sweep:
     """The cells of a run.
 
-    Parameters
-    ----------
-    plan : sequence of Planned
-        A category is loaded when its turn comes.
-    recipes : sequence of Recipe
-        The cells of every category, in the order of the table.
-    backbone : ResNet18Features
-    options : experiment.Options
-    progress : Progress
-    debug : bool
-        Show the traceback of a failure.
-
-    Attributes
-    ----------
-    failures : list of Failure, in the order of the cells
+    Parameters: plan, Planned categories, each loaded when its turn comes; recipes, the cells of
+    every category in the order of the table; backbone, a ResNet18Features; options, progress;
+    debug, show the traceback of a failure.
+    Attribute: failures, a list of Failure in the order of the cells.
     """
 
     def __init__(self, plan, recipes, backbone, options, progress, debug=False):

@@ -21,10 +21,6 @@ def untile_average(maps, grid, impl="cython", threads=None):
         the sum as IEEE 754 says. A non-contiguous array is copied first.
     grid : TileGrid
         Where the tiles lie.
-    impl : {"cython", "numpy"}
-        The kernel, or the specification `TileGrid.untile`. Equal bits.
-    threads : int, optional
-        Threads over images; see `thread_count`. No influence on the result.
 
     Returns
     -------

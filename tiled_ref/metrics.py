@@ -173,10 +173,6 @@ def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):
         Ground truth, anomalous where not 0.
     fpr_limit : float
         Fraction, 0 < fpr_limit <= 1.
-    impl : {"cython", "numpy"}
-        The kernels or the specification. Equal bits.
-    threads : int, optional
-        Threads over images; see `thread_count`. No influence on the result.
 
     Returns
     -------
@@ -274,10 +270,6 @@ def label_regions(masks, impl="cython", threads=None):
     ----------
     masks : (N, H, W) bool or uint8, NumPy or CPU torch
         Anomalous where not 0.
-    impl : {"cython", "numpy"}
-        The kernel or the specification, `label_mask`. Equal results.
-    threads : int, optional
-        Threads over images; see `thread_count`. No influence on the result.
 
     Returns
     -------

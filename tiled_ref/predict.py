@@ -58,8 +58,6 @@ class PredictOptions:
         Keep the raw map of every image: float32 (H, W) at the setup's image size.
     pictures : {"anomalous", "all", "none"}
         Of which images mask, overlay and contours are drawn, at the image's own size.
-    impl, threads
-        See `merging.untile_average`.
     memory : None, "low" or "resident"
         See `engine`; None keeps all models in memory where they fit a budget.
     """
@@ -111,8 +109,6 @@ def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
     ensemble : TiledEnsemble
     samples : list of data.Sample
         Such as data.inputs.as_samples makes of arrays and paths.
-    impl, threads
-        See `merging.untile_average`.
     failed : callable, optional
         failed(sample, error) is told of an image that cannot be read, which is then left out;
         without it, the InputError is raised.

@@ -41,10 +41,6 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
         Width of the band on each side of a border, fraction of the tile's side, 0..1.
     sigma : float
         Standard deviation of the Gaussian in pixels, > 0; radius int(4 sigma + 0.5).
-    impl : {"cython", "numpy"}
-        The kernel or the specification. Equal bits.
-    threads : int, optional
-        Threads over images; see `thread_count`. No influence on the result.
 
     Returns
     -------

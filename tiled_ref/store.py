@@ -38,22 +38,13 @@ except ImportError:  # Windows
 class RowFile:
     """Maps on the disk, float32 (N, H, W) in a .npy file, written and read by rows.
 
-    Looks like an array to who writes `rows[a:b] = maps` or reads `rows[a:b]`, `rows[n]`; what
-    is read is a copy. The file is never mapped, so that it does not count as memory of the
-    process however large it is.
+    Behaves like an array: `rows[a:b] = maps` writes, `rows[a:b]` and `rows[n]` read a copy. The
+    file is never mapped, so that it does not count as memory of the process however large it is.
 
-    Parameters
-    ----------
-    path : path
-        The file, which exists with this name when it is complete: see `commit`.
-    shape : tuple of int, optional
-        Makes a new file of this shape with undefined contents; None opens a complete one.
-
-    Raises
-    ------
-    InputError
-        Where the disk has no room (found out at once, not when half is written), or the
-        file is not what it should be.
+    Parameters: path of the file, which has this name when it is complete, see `commit`; shape,
+    (N, H, W) of a new file, None opens a complete one.
+    Raises InputError where the disk has no room (found out at once, not when half is written),
+    or the file is not what it should be.
     """
 
     def __init__(self, path, shape=None):
@@ -155,35 +146,15 @@ class Pieces(collections.abc.MutableMapping):
     the ensemble is saved or the training took longer than WRITE_SECONDS, else forgotten, so that
     a run never holds all of them.
 
-    Parameters
-    ----------
-    folder : Path or None
-        The cell's folder; None keeps all in memory, and nothing outlives the process.
-    identity : dict
-        JSON values that decide the results: options, images, versions.
-    resume : bool or WHERE_SAME
-        Keep the pieces of an earlier, unfinished run. Otherwise they are removed. WHERE_SAME
-        keeps them where they have the same identity and removes them where not.
-    save : bool
-        The models belong to the result.
-    hold : bool
-        Keep the models in memory as well.
-    network : optional
-        A `features.SharedLayers`, whose counts are kept.
-    note : callable, optional
-        note(text) tells the user what was found.
-    joins : bool
-        Another process has opened the cell and works on it: nothing is looked at or removed.
-
-    Raises
-    ------
-    InputError
-        On resuming a run with another identity; for a folder that cannot be written.
-
-    Attributes
-    ----------
-    published : bool
-        An earlier run has already given the finished ensemble its name.
+    Parameters: folder of the cell, None keeps all in memory; identity, a dict of JSON values
+    that decide the results; resume, keep the pieces of an earlier, unfinished run, which are
+    removed otherwise (WHERE_SAME keeps those of the same identity); save, the models belong to
+    the result; hold, keep the models in memory as well; network, a `features.SharedLayers` whose
+    counts are kept; note(text) tells the user what was found; joins, another process has opened
+    the cell, so nothing is looked at or removed.
+    Raises InputError on resuming a run with another identity, and for a folder that cannot be
+    written.
+    Attribute: published, whether an earlier run has given the finished ensemble its name.
     """
 
     def __init__(

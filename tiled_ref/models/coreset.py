@@ -95,7 +95,6 @@ def select_coreset(table, ratio, seed, start="excluded", impl="cython", progress
         Seeds numpy.random.default_rng, from which the projection and then the start are
         drawn.
     start : {"excluded", "included"}
-    impl : {"cython", "numpy"}, for a table on the CPU
     progress : callable, optional
         progress(done, total) as rows are chosen.
 
@@ -152,10 +151,6 @@ def k_centre_greedy(
         True: the start is the first point chosen (newer anomalib). False: it is not chosen
         for being the start, and has distance zero like any copy of a centre (the paper's
         configuration).
-    impl : {"cython", "numpy"}
-        Equal indices. "numpy" takes count passes over all points.
-    threads : int, optional
-        See tiled_ref._arrays.thread_count. No influence on the result.
     progress : callable, optional
         progress(done, count), again and again until done is count.
 

@@ -41,10 +41,6 @@ def mahalanobis(x, mean, packed, impl="cython", threads=None):
     x : float32 (B, P, D), NumPy array or CPU tensor
     mean : float32 (P, D)
     packed : float32 (P, D (D + 1) / 2), see pack
-    impl : {"cython", "numpy"}
-        The kernel, or the specification.
-    threads : int, optional
-        See tiled_ref._arrays.thread_count. No influence on the result.
 
     Returns
     -------

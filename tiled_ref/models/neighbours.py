@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import _arrays
+from ..backbone import chunks
 from ..errors import InputError
 from .filter import Filter, product_roundoff, workers
 
@@ -21,27 +22,22 @@ BUDGET = 2**28  # bytes of scratch memory
 
 
 class Moments:
-    """What `nearest` needs to know of banks before it sees a query.
+    """What `nearest` needs to know of a bank float32 (M, D) before it sees a query.
 
-    Parameters: banks float32 (L, M, D).
-
-    Attributes
-    ----------
-    centre : float32 (L, 1, D), the mean vector c
-    squares : float32 (L, 1, M), |b - c|^2
-    largest, reach : float64 (L, 1), the largest |b - c| and the largest |b|
+    Attributes: centre float32 (D,), the mean vector c; squares float32 (M,), |b - c|^2; largest
+    and reach, float64 scalars, the largest |b - c| and the largest |b|.
     """
 
     CHUNK = 4096  # vectors centred at a time
 
     @torch.no_grad()
-    def __init__(self, banks):
-        self.centre = banks.mean(1, keepdim=True, dtype=torch.float64).to(banks.dtype)
-        parts = banks.split(self.CHUNK, 1)
-        norms = torch.cat([_norms(part - self.centre) for part in parts], 1)  # (L, M)
-        self.squares = norms.square().to(banks.dtype)[:, None]
-        self.largest = norms.amax(1, keepdim=True)
-        self.reach = torch.cat([_norms(part) for part in parts], 1).amax(1, keepdim=True)
+    def __init__(self, bank):
+        self.centre = bank.mean(0, dtype=torch.float64).to(bank.dtype)
+        parts = bank.split(self.CHUNK)
+        norms = torch.cat([_norms(part - self.centre) for part in parts])  # (M,)
+        self.squares = norms.square().to(bank.dtype)
+        self.largest = norms.amax()
+        self.reach = torch.cat([_norms(part) for part in parts]).amax()
 
 
 def _norms(vectors):
@@ -54,17 +50,17 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
 
     Parameters
     ----------
-    queries : float32 (Q, D), or (L, Q, D) with a bank for each L
-    bank : float32 (M, D), or (L, M, D), same device
+    queries : float32 (Q, D)
+    bank : float32 (M, D), same device
     k : int, 1 to M
     budget : int
         Bytes of scratch memory. No influence on the result.
     moments : Moments, optional
-        Those of the bank, or of bank[None], for one that is asked again and again.
+        Those of the bank, for one that is asked again and again.
 
     Returns
     -------
-    distances : float64 (Q, k) or (L, Q, k), ascending
+    distances : float64 (Q, k), ascending
     indices : int64 of the same shape, into the bank; equal distances in ascending order of
         the index
 
@@ -79,49 +75,43 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     D u |x| |y| for every order of summation (Higham, "Accuracy and Stability of Numerical
     Algorithms", Eq. 3.5) bound its error.
     """
-    shapes = tuple(queries.shape), tuple(bank.shape)
-    if queries.ndim == bank.ndim == 2 and queries.shape[1] == bank.shape[1]:
-        distances, indices = nearest(queries[None], bank[None], k, budget, moments)
-        return distances[0], indices[0]
-    if not (queries.ndim == bank.ndim == 3 and shapes[0][::2] == shapes[1][::2]):
+    if not (queries.ndim == bank.ndim == 2 and queries.shape[1] == bank.shape[1]):
         raise InputError(
-            "queries and bank must be (Q, D) and (M, D), or (L, Q, D) and (L, M, D), got "
-            f"{shapes[0]} and {shapes[1]}"
+            "queries and bank must be (Q, D) and (M, D), got "
+            f"{tuple(queries.shape)} and {tuple(bank.shape)}"
         )
-    n_banks, n_bank, dims = bank.shape
+    n_bank, dims = bank.shape
     if not 1 <= k <= n_bank:
         raise InputError(f"k must be between 1 and the bank's {n_bank} vectors, not {k}")
     n_candidates = min(n_bank, k + SPARE)
     moments = moments or Moments(bank)
-    per_query = n_banks * (8 * n_bank + 24 * n_candidates * dims)
+    per_query = 8 * n_bank + 24 * n_candidates * dims
     distances, indices = [], []
-    for chunk in queries.split(max(1, budget // per_query), 1):
-        q = chunk - moments.centre  # (L, q, D)
-        q_norms = _norms(q)  # (L, q)
-        product = torch.baddbmm(moments.squares, q, bank.mT, alpha=-2)  # (L, q, M)
-        lowest = product.topk(n_candidates, largest=False)  # (L, q, k + SPARE)
+    for chunk in queries.split(max(1, budget // per_query)):
+        q = chunk - moments.centre  # (q, D)
+        q_norms = _norms(q)  # (q,)
+        product = torch.addmm(moments.squares, q, bank.T, alpha=-2)  # (q, M)
+        lowest = product.topk(n_candidates, largest=False)  # (q, k + SPARE)
         d, j = _measure(chunk, bank, lowest.indices)
-        d, j = d[..., :k].contiguous(), j[..., :k].contiguous()
+        d, j = d[:, :k].contiguous(), j[:, :k].contiguous()
         distances.append(d)
         indices.append(j)
         if n_candidates == n_bank:
             continue
         # No other vector is nearer than this; NaN and infinity leave a doubt.
-        inner = (q.double() * moments.centre.double()).sum(-1)  # (L, q): (q - c).c
+        inner = (q.double() * moments.centre.double()).sum(-1)  # (q,): (q - c).c
         size = q_norms.square() + moments.largest.square() + 2 * q_norms * moments.reach
         slack = (dims + 16) * product_roundoff() * size
-        others = lowest.values[..., -1].double() + q_norms.square() + 2 * inner - slack
-        doubt = torch.nonzero(~(d[..., k - 1].square() * (1 + 1e-12) < others))
-        for of, row in doubt.tolist():
-            d[of, row], j[of, row] = _search_one(chunk[of, row], bank[of], k, budget)
-    return torch.cat(distances, 1), torch.cat(indices, 1)
+        others = lowest.values[:, -1].double() + q_norms.square() + 2 * inner - slack
+        for row in torch.nonzero(~(d[:, k - 1].square() * (1 + 1e-12) < others))[:, 0].tolist():
+            d[row], j[row] = _search_one(chunk[row], bank, k, budget)
+    return torch.cat(distances), torch.cat(indices)
 
 
 def _measure(queries, bank, candidates):
-    """Distances float64 (L, Q, c) to the candidates (L, Q, c), by distance, then index."""
+    """Distances float64 (Q, c) to the candidates (Q, c), by distance, then index."""
     candidates = candidates.sort(-1).values
-    of = torch.arange(len(bank), device=bank.device)[:, None, None]
-    delta = bank[of, candidates].double() - queries[:, :, None].double()  # (L, Q, c, D)
+    delta = bank[candidates].double() - queries[:, None].double()  # (Q, c, D)
     squares, order = delta.square().sum(-1).sort(dim=-1, stable=True)
     return squares.sqrt(), candidates.gather(-1, order)
 
@@ -186,18 +176,9 @@ class Banks:
     """
 
     def __init__(self, banks, device, compiled):
-        self.banks = banks
-        if compiled:
-            self.indexes = [NearestIndex(bank) for bank in banks]
-            self.moments = [Moments(bank[None]) for bank in banks]
-            return
-        self.indexes = None
-        self.banks = banks[0][None].to(device)  # (L, M, D)
-        if len(banks) > 1:
-            self.banks = torch.empty(len(banks), *banks[0].shape, device=device)
-            for own, bank in zip(self.banks, banks):
-                own.copy_(bank)
-        self.moments = Moments(self.banks)
+        self.banks = [bank.to(device) for bank in banks]
+        self.moments = [Moments(bank) for bank in self.banks]
+        self.indexes = [NearestIndex(bank) for bank in banks] if compiled else None
 
     def __len__(self):
         return len(self.banks)
@@ -210,8 +191,9 @@ class Banks:
         """
         if self.indexes:
             return search_each(self.indexes, queries)
-        distances, places = nearest(queries, self.banks, moments=self.moments)
-        return distances[..., 0], places[..., 0]
+        each = zip(queries, self.banks, self.moments)
+        found = [nearest(q, bank, moments=moments) for q, bank, moments in each]
+        return tuple(torch.stack(part)[..., 0] for part in zip(*found))
 
     def around(self, places, k):
         """The neighbourhoods of vectors of the banks.
@@ -219,18 +201,12 @@ class Banks:
         Parameters: places int64 (L, B); k, lowered to the size of a bank.
         Returns float32 (L, B, k, D), the vectors nearest to those at places, themselves first.
         """
-        if self.indexes:
-            found = []
-            for bank, moments, own in zip(self.banks, self.moments, places):
-                # One by one: a vector's neighbours do not depend on the others asked for.
-                near = [nearest(q, bank, min(k, len(bank)), moments=moments)[1]
-                        for q in bank[own].split(1)]  # fmt: skip
-                found.append(bank[torch.cat(near)])
-            return torch.stack(found)
-        of = torch.arange(len(self.banks), device=self.banks.device)[:, None]
-        k = min(k, self.banks.shape[1])
-        _, j = nearest(self.banks[of, places], self.banks, k, moments=self.moments)
-        return self.banks[of[..., None], j]
+        found = []
+        for bank, moments, own in zip(self.banks, self.moments, places):
+            parts = chunks(bank[own], len(own))
+            near = [nearest(q, bank, min(k, len(bank)), moments=moments)[1] for q in parts]
+            found.append(bank[torch.cat(near)])
+        return torch.stack(found)
 
 
 def search_each(indexes, queries):
