@@ -122,8 +122,8 @@ class Ranks:
 
 
 class Share:
-    """A rank's share in the cell of a name: opens, whether this rank came first and prepares the
-    folder; finishes, whether it completed the last location, so that it merges and scores."""
+    """A share in the cell of a name. Parameters: ranks, name. opens: this rank came first and
+    prepares the folder; finishes: it completed the last location, so it merges and scores."""
 
     def __init__(self, ranks, name):
         self.ranks, self.name = ranks, f"cell/{name}"

@@ -37,21 +37,10 @@ PAPER = np.uint8(255)  # grey level between tiles
 class Stage:
     """One station of an image's walk.
 
-    Parameters
-    ----------
-    name : str
-        Short and fit for a file name, such as "tile-maps".
-    title : str
-        A few words.
-    array : numpy.ndarray
-        What the stage hands on, for the one image.
-    code : str
-        The function that made it.
-    source : str
-        The equation or section that it follows; "" where there is none.
-    text : str
-        What one sees.
-    picture : uint8 (h, w, 3)
+    Parameters: name, short and fit for a file name, such as "tile-maps"; title, a few words;
+    array, what the stage hands on for the one image; code, the function that made it; source,
+    the equation or section that it follows, "" where there is none; text, what one sees;
+    picture, uint8 (h, w, 3).
     """
 
     name: str
@@ -134,26 +123,12 @@ def judges(category, walked=None, n=N_JUDGES):
 def walk(image, train, ensemble, options, judging, masks, truth=None, progress=None):
     """Train an ensemble and take one image through every stage of it.
 
-    Parameters
-    ----------
-    image : uint8 (3, H, W)
-    train : uint8 (N, 3, H, W)
-        Normal images.
-    ensemble : TiledEnsemble
-        Any setup and architecture, not trained.
-    options : experiment.Options
-        impl and threads are used.
-    judging : uint8 (V, 3, H, W)
-        Images on which the threshold of the mask is chosen.
-    masks : bool (V, H, W)
-        What is defective in them.
-    truth : bool (H, W), optional
-        What is defective in the image.
-    progress : Progress, optional
-
-    Returns
-    -------
-    list of Stage, from the image to the mask, and to the truth where it is known.
+    Parameters: image uint8 (3, H, W); train uint8 (N, 3, H, W), normal images; ensemble, a
+    TiledEnsemble of any setup and architecture, not trained; options, an experiment.Options,
+    whose impl and threads count; judging uint8 (V, 3, H, W), on which the threshold of the mask
+    is chosen, and masks bool (V, H, W), what is defective in them; truth bool (H, W), what is
+    defective in the image; progress, a Progress.
+    Returns a list of Stage, from the image to the mask, and to the truth where it is known.
     """
     grid, tile_grid = ensemble.grid, ensemble.setup.input_grid
     everything = np.concatenate([image[None], judging])  # (1 + V, 3, H, W)

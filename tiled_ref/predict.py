@@ -52,14 +52,9 @@ OURS = re.compile(r"\d{6,}_.*(_mask\.png|_overlay\.png|_contours\.png|_regions\.
 class PredictOptions:
     """What is written of each image.
 
-    Parameters
-    ----------
-    maps : {None, "npy", "tiff"}
-        Keep the raw map of every image: float32 (H, W) at the setup's image size.
-    pictures : {"anomalous", "all", "none"}
-        Of which images mask, overlay and contours are drawn, at the image's own size.
-    memory : None, "low" or "resident"
-        See `engine`; None keeps all models in memory where they fit a budget.
+    Parameters: maps, None, "npy" or "tiff", the raw map, float32 (H, W) at the setup's image
+    size; pictures, of which images mask, overlay and contours are drawn, at the image's own
+    size; memory, see `engine`, None keeps all models in memory where they fit a budget.
     """
 
     maps: str = None
@@ -104,23 +99,11 @@ class Predictor:
 def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
     """Maps and scores of any number of images, a batch in memory at a time.
 
-    Parameters
-    ----------
-    ensemble : TiledEnsemble
-    samples : list of data.Sample
-        Such as data.inputs.as_samples makes of arrays and paths.
-    failed : callable, optional
-        failed(sample, error) is told of an image that cannot be read, which is then left out;
-        without it, the InputError is raised.
-
-    Yields
-    ------
-    (sample, map, score): map float32 (H, W) raw, score float, in the order of the samples.
-
-    Raises
-    ------
-    InputError
-        Nothing was fitted; an image cannot be read.
+    Parameters: ensemble, a TiledEnsemble; samples, a list of data.Sample such as
+    data.inputs.as_samples makes of arrays and paths; failed(sample, error) is told of an image
+    that cannot be read, which is then left out; without it, the InputError is raised.
+    Yields (sample, map, score): map float32 (H, W) raw, score float, in the order of samples.
+    Raises InputError where nothing was fitted or an image cannot be read.
     """
     for sample, *found in _each_prediction(Predictor(ensemble, impl, threads), samples):
         if len(found) == 2:

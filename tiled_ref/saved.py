@@ -65,21 +65,11 @@ def read_tensors(path, expected=None):
     Sizes are compared before anything is allocated: the members are not compressed, so
     together they cannot be larger than the file.
 
-    Parameters
-    ----------
-    path : path-like
-    expected : dict of str to (str, tuple), optional
-        Name -> dtype and shape that the file must hold, no more and no less.
-
-    Returns
-    -------
-    dict of str to torch.Tensor, in the order of the file.
-
-    Raises
-    ------
-    InputError
-        No such file, or not one of ours: truncated, damaged, compressed, with other tensors
-        than expected or something else than plain numbers.
+    Parameters: path; expected, name -> (dtype, shape) that the file must hold, no more and no
+    less, or None.
+    Returns a dict of str to torch.Tensor, in the order of the file.
+    Raises InputError for no such file, or not one of ours: truncated, damaged, compressed, with
+    other tensors than expected or something else than plain numbers.
     """
 
     def read(archive, members):
@@ -224,19 +214,11 @@ def location_name(location):
 def save_ensemble(folder, ensemble, **facts):
     """Write a fitted ensemble: one file per location, then manifest.json.
 
-    Parameters
-    ----------
-    folder : path-like
-        Is made. An ensemble that is there already is replaced, as a whole and only when the
-        new one is complete; any other folder that is not empty is refused.
-    ensemble : TiledEnsemble
-    facts
-        See `write_manifest`.
-
-    Raises
-    ------
-    InputError
-        The ensemble has not been fitted; the folder holds something else or cannot be written.
+    Parameters: folder, is made; an ensemble that is there already is replaced as a whole when the
+    new one is complete, any other folder that is not empty is refused; ensemble, a TiledEnsemble;
+    facts, see `write_manifest`.
+    Raises InputError where the ensemble has not been fitted, or the folder holds something else
+    or cannot be written.
     """
     folder = Path(folder)
     ensemble.check_trained()
@@ -268,22 +250,10 @@ def save_ensemble(folder, ensemble, **facts):
 def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions=None):
     """Write manifest.json beside the files of all locations, which it describes.
 
-    Parameters
-    ----------
-    folder : path-like
-        Holds `location_name(location)` of every location.
-    ensemble : TiledEnsemble
-    thresholds : dict, optional
-        Of validation.find_thresholds; by default the ensemble's own, None where it has none.
-    category : str, optional
-        What it was trained on, for people.
-    versions : dict, optional
-        Further versions to keep, for people.
-
-    Raises
-    ------
-    InputError
-        A file is missing or cannot be read, or the manifest cannot be written.
+    Parameters: folder, holds `location_name(location)` of every location; ensemble; thresholds
+    of validation.find_thresholds, by default the ensemble's own; category it was trained on and
+    versions to keep, for people.
+    Raises InputError where a file is missing or cannot be read, or the manifest not written.
     """
     files = []
     for i, j in ensemble.grid.locations():
