@@ -218,8 +218,8 @@ def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None):
     pairs : callable without arguments
         pairs() returns a fresh iterator over (map, mask) of one image each, the same images
         in the same order each time: map (H, W) float32 or float64, mask (H, W) bool or
-        uint8, sizes may differ from image to image. It is called twice. A few images are held
-        at a time, and about 20 bytes for every anomalous pixel.
+        uint8, sizes may differ from image to image. It is called twice. Each thread holds
+        images of about two million pixels, and there are 16 bytes for every anomalous pixel.
     fpr_limit, impl, threads
         See `aupro`. With impl="numpy" all pixels are held at once.
 

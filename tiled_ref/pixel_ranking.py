@@ -12,7 +12,7 @@ import numpy as np
 from . import _arrays
 from .errors import InputError
 
-SORTED_AT_ONCE = 2**21  # pixels, by all threads together
+SORTED_AT_ONCE = 2**21  # pixels, by each thread
 SAMPLE_STEP = 199  # one of so many pixels tells roughly where the FPR limit lies
 RADIX_BITS = 11  # per pass of the sort
 
@@ -88,7 +88,9 @@ def _anomalous(walk, threads, low):
         first += of_region.size
     scores, regions = np.concatenate(scores), np.concatenate(regions)
     del results, own  # by now they are copies
-    return sum(sizes), np.concatenate(areas), *_sorted(scores, regions)
+    scores, regions = _sorted(scores, regions)
+    # No more bytes than the number of regions needs, to leave room for the counts.
+    return sum(sizes), np.concatenate(areas), scores, regions.astype(np.min_scalar_type(first))
 
 
 def _sorted(scores, regions):
@@ -121,7 +123,7 @@ def _count(walk, threads, low, part, n_pixels, scores):
             kernel.tally(scores, every, counts)
         return sum(image.size for _, image, _ in batch)
 
-    batches = _batches(walk(), SORTED_AT_ONCE / threads / part)
+    batches = _batches(walk(), SORTED_AT_ONCE / part)
     return sum(_arrays.run_threads(visit, batches, threads)), counts
 
 
