@@ -4,14 +4,15 @@
 
 The server does what torchrun does: it keeps the key-value store of the ranks, and when one of
 them ends with a status that is not 0, or by a signal, it sends SIGTERM to the others. The ranks
-are forked from it, so that a case costs the run alone. What happens is printed as JSON for
-tests/test_distributed.py, which also starts this file as a worker of the real torchrun, where
-rank 1 is killed at its second location:
+are forked from it, so that a case costs the run alone. What happens is written to
+FOLDER/report.json for tests/test_distributed.py, which also starts this file as a worker of the
+real torchrun, where rank 1 is killed at its second location:
 
     torchrun ... tests/ranks_server.py --kill MARKER ARGUMENTS OF THE COMMAND LINE
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -251,7 +252,7 @@ def main(folder):
             "seconds": time.monotonic() - started,
             "partial": sorted(str(p.relative_to(out)) for p in out.rglob("scores_*.npz")),
             "outcome": outcome(out),
-            "states": {name: data.hex() for name, data in states(out).items()},
+            "states": {k: hashlib.sha256(v).hexdigest() for k, v in states(out).items()},
         }
 
     def clean():
@@ -309,7 +310,7 @@ def main(folder):
     run("resident", "--memory", "resident")
     run("other options", of_rank={1: ["--score", "max"]})
     run("other folder", of_rank={1: ["--out", str(folder / "elsewhere")]})
-    json.dump(report, sys.stdout)
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def report(tmp_path_factory):
         [sys.executable, str(SERVER), str(folder)], capture_output=True, text=True, env=ENV
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads((folder / "report.json").read_text())
 
 
 def results(found):
