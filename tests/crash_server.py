@@ -64,7 +64,7 @@ class Moments:
         self.watch(os, "unlink", "remove")
         self.watch(shutil, "rmtree", "remove")
         self.watch(store, "write_at", "maps")
-        self.watch(progress._Stage, "__call__", "progress")
+        self.watch(progress.Stage, "__call__", "progress")
 
 
 def make_folder(root):

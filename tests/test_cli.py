@@ -48,7 +48,7 @@ def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
     out, err = capsys.readouterr()
     table, note = out.split("\n\n")
     assert len(table.splitlines()) == 2 + 2 * 3  # headers, two seeds and a mean for each setup
-    assert note.startswith("* With layers of the backbone that another cell had computed")
+    assert note.startswith("Cells that read layers of the backbone which another cell")
     assert [line for line in err.splitlines() if "random" not in line.lower()] == []
 
 

@@ -24,7 +24,7 @@ FLOORS = (
     {"ensemble", "store", "tables"},
     {"engine"},
     {"experiment", "predict"},
-    {"explain", "figures", "grid", "golden"},
+    {"method", "explain", "figures", "grid", "golden"},
     {"html_report"},
     {"cli"},
 )
