@@ -152,6 +152,7 @@ def test_help_all_names_every_option_by_room(columns, capsys, monkeypatch):
         (["--image-size", "1x2x3"], "'1x2x3' is not a size such as 512 or 3040x4190"),
         (["--device", "tpu"], "'tpu' is none of auto, cpu, cuda"),
         (["--device", "cuda:x"], "'cuda:x' is none of auto, cpu, cuda"),
+        (["--device", "cuda:"], "'cuda:' is none of auto, cpu, cuda"),
         (["--share-features", "low"], "'low' is neither off nor a number of bytes"),
         (["--seam-width", "1.5"], "'1.5' is not a number from 0 to 1"),
         (["--seam-sigma", "nan"], "'nan' is not a positive number"),

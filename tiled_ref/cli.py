@@ -618,10 +618,7 @@ def _resolve_device(name, ranks):
 
 
 def _device(text):
-    if text == "auto" or text == "cpu":
-        return text
-    kind, _, index = text.partition(":")
-    if kind == "cuda" and (not index or index.isascii() and index.isdigit()):
+    if re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
 
