@@ -1,6 +1,7 @@
 """The command line: the job, the table, the error sentences, the exit status."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,14 +107,36 @@ def test_list_prints_table_3(capsys):
     assert numbers["ENS9"][3] == 2_782_784 + 9 * one
 
 
-def test_help_is_grouped_and_names_every_choice(capsys):
+def printed_help(flag, columns, capsys, monkeypatch):
+    """(text, names of all options in it) of --help or --help-all in a terminal."""
+    monkeypatch.setenv("COLUMNS", columns)
     with pytest.raises(SystemExit) as stop:
-        run("--help")
-    assert stop.value.code == 0
+        run(flag)
     text = capsys.readouterr().out
-    for words in ("what to run:", "data:", "model:", "sizes:", "output and running:", "ENS9"):
-        assert words in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert stop.value.code == 0 and max(map(len, text.splitlines())) <= 100
+    return text, set(re.findall(r"(?<![\w-])--[a-z-]+", text))
+
+
+@pytest.mark.parametrize("columns", ["80", "300"])
+def test_help_names_ten_options_and_how_to_see_all(columns, capsys, monkeypatch):
+    text, named = printed_help("--help", columns, capsys, monkeypatch)
+    assert named == cli.COMMON | {"--help-all"} and len(cli.COMMON) == 10
+    assert set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)) == cli.COMMON
+    assert text.count("--help-all") == 1 and text.count("\n  tiled-ref --") == 3
+
+
+@pytest.mark.parametrize("columns", ["80", "300"])
+def test_help_all_names_every_option_by_room(columns, capsys, monkeypatch):
+    text, named = printed_help("--help-all", columns, capsys, monkeypatch)
+    actions = cli.build_parser()._actions
+    known = {a.option_strings[-1] for a in actions if not isinstance(a, cli._Removed)}
+    assert named == known | {"--nproc-per-node"}
+    listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)
+    assert sorted(listed) == sorted(known)
+    assert re.findall(r"^([a-z ]+):$", text, re.MULTILINE) == [
+        "options", "the method", "data", "models", "running", "serving a trained ensemble",
+        "reporting", "examples",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -129,6 +152,7 @@ def test_help_is_grouped_and_names_every_choice(capsys):
         (["--image-size", "1x2x3"], "'1x2x3' is not a size such as 512 or 3040x4190"),
         (["--device", "tpu"], "'tpu' is none of auto, cpu, cuda"),
         (["--device", "cuda:x"], "'cuda:x' is none of auto, cpu, cuda"),
+        (["--device", "cuda:"], "'cuda:' is none of auto, cpu, cuda"),
         (["--share-features", "low"], "'low' is neither off nor a number of bytes"),
         (["--seam-width", "1.5"], "'1.5' is not a number from 0 to 1"),
         (["--seam-sigma", "nan"], "'nan' is not a positive number"),
@@ -139,6 +163,7 @@ def test_a_wrong_option_is_one_sentence_and_status_2(argv, sentence, capsys):
     assert run(*argv) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.startswith("tiled-ref: error: ") and said.count("\n") == 1
+    assert said.endswith("; see --help-all\n")  # --help does not show most of them
 
 
 @pytest.mark.parametrize(

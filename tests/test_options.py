@@ -1,4 +1,4 @@
-"""Every option of --help, each on its own, on a small folder of images."""
+"""Every option of --help-all, each on its own, on a small folder of images."""
 
 from argparse import SUPPRESS
 
@@ -86,7 +86,7 @@ def workplace(tmp_path_factory):
 def test_the_list_has_every_option():
     actions = cli.build_parser()._option_string_actions.items()
     options = {o for o, action in actions if o.startswith("--") and action.help != SUPPRESS}
-    assert set(USED) == options - {"--help", "--version"}
+    assert set(USED) == options - {"--help", "--help-all", "--version"}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_every_option_runs(option, workplace, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
+@pytest.mark.parametrize("option", ["--help", "--help-all", "--version"])
 def test_options_that_only_print(option, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([option])

@@ -12,7 +12,6 @@ from sources import ROOT, SOURCES, module_of
 SCREEN = 60  # lines of code, docstring, comments and blank lines left out
 # Longer on purpose: name -> why.
 LONG = {
-    "tiled_ref.cli.build_parser": "a list of options in the order of --help, nothing but",
     "tiled_ref.golden.formulas.aupro": "one rule with each of its known mistakes as a switch",
 }
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}

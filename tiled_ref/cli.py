@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import re
+import shutil
 import sys
 import traceback
 from dataclasses import astuple
@@ -39,38 +40,43 @@ EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
-EPILOG = """\
+# The options that --help shows.
+COMMON = {
+    "--setup", "--arch", "--dataset", "--root", "--category", "--image-size", "--tile-size",
+    "--save", "--load", "--predict",
+}  # fmt: skip
+EXAMPLES = """\
 examples:
   tiled-ref --setup ENS9
-      the main job: nine models on overlapping tiles of the built-in data set
-  tiled-ref --setup all --dataset mvtec --root DIR --category screw --seed 42 5125 33
-      all six setups of the paper on MVTec AD screw, three seeds, beside the paper's numbers
+      run the main job, nine models on the built-in images; the results go to results/
+  tiled-ref --dataset folder --root DIR --image-size 2048 --tile-size 512 --save
+      train on your own images: DIR/train/..., DIR/test/good/..., DIR/test/<defect>/...
+  tiled-ref --load results/.../ensemble --predict FOLDER
+      score new images with a saved ensemble; the verdicts go to predictions/
+"""
+MORE = """\
+  tiled-ref --setup all --arch all --dataset mvtec visa --root DIR DIR --seed 42 5125 33 --report
+      reproduce the paper's tables and figures; repeat the command to continue after a stop
   torchrun --nproc-per-node 4 run.py --setup ENS9
-      the locations shared out over four processes, each on its own GPU if there are as many
-  tiled-ref --setup all --arch all --dataset mvtec visa --root DIR DIR --category all \\
-            --seed 42 5125 33 --report
-      the paper's tables and figures and report.html; goes on where it was interrupted
-  tiled-ref --setup ENS9 --dataset folder --root DIR --image-size 2048 --tile-size 256
-      your own images (DIR/train/..., DIR/test/good/..., DIR/test/<defect>/...)
+      share the tile locations among four processes, one GPU each if there are enough
 
-Exit status: 0 done, 1 a cell failed unexpectedly or another process of a shared run did,
-2 something is wrong with an option or a file, 130 interrupted.
+Exit status: 0 success, 1 unexpected failure here or in another process of a shared run,
+2 invalid option or file, 130 interrupted.
 """
 
-
 # Options that are keyword arguments of architectures: flag, architectures, keyword, the variants
-# (the paper's first; None for a whole number) and the text of --help.
+# (the paper's first; None for a whole number) and the text of --help-all.
 SWITCHES = (
     ("--steps", ("fastflow", "reverse_distillation"), "steps", None,
-     "optimiser steps of fastflow and reverse_distillation (default 200)"),
+     "train fastflow and reverse_distillation for N steps (default 200)"),
     ("--patchcore-start", ("patchcore",), "start", ("excluded", "included"),
-     "whether the random start of the coreset belongs to it"),
+     "exclude the random starting point from the coreset, or include it"),
     ("--fastflow-kernels", ("fastflow",), "kernels", ("3x3", "alternating"),
-     "convolutions of the coupling blocks, alternating: 3x3 and 1x1"),
+     "use 3x3 convolutions in all coupling blocks, or alternate 3x3 and 1x1"),
     ("--rd-loss", ("reverse_distillation",), "loss", ("positions", "flattened"),
-     "cosine over the channels of each position, or of the flattened map"),
+     "compare features by their cosine at each position, or over the flattened map"),
     ("--rd-map", ("reverse_distillation",), "combine", ("product", "sum"),
-     "how the layers' distances make a map"),
+     "multiply the layers' distance maps, or add them"),
 )  # fmt: skip
 
 
@@ -124,7 +130,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose complaints are InputErrors, so that one of several processes prints them."""
 
     def error(self, message):
-        raise InputError(f"{message}; see --help")
+        raise InputError(f"{message}; see --help-all")
 
 
 class _Removed(argparse.Action):
@@ -134,211 +140,171 @@ class _Removed(argparse.Action):
         parser.error(f"{option_string} was removed: {self.const}")
 
 
+class _ShortHelp(argparse.Action):
+    """Print the help of the options in COMMON."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for action in parser._actions:
+            if COMMON.isdisjoint(action.option_strings):
+                action.help = argparse.SUPPRESS
+        parser.epilog = f"{EXAMPLES}\n--help-all lists all options, by room, and the exit status."
+        parser.print_help()
+        parser.exit()
+
+
+def _formatter(prog):
+    """argparse's formatter, at most 100 columns wide."""
+    columns = min(100, shutil.get_terminal_size().columns)
+    return argparse.RawDescriptionHelpFormatter(prog, width=columns - 2)
+
+
 def build_parser():
     """The argparse parser of run.py and of the entry point tiled-ref."""
     parser = _Parser(
         prog="tiled-ref",
         usage="%(prog)s [--setup NAME ...] [--dataset NAME --root DIR] [options]",
-        description="Anomaly detection on high-resolution images with a tiled ensemble: one model\n"
-        "per tile location, predictions merged, seams smoothed, scored.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Detect anomalies in high-resolution images with a tiled ensemble: one model "
+        "per tile\nlocation, merged predictions, smoothed seams.",
+        epilog=EXAMPLES + MORE,
+        formatter_class=_formatter,
+        add_help=False,
         allow_abbrev=False,
     )
     parser.set_defaults(command=run)
-    parser.add_argument("--version", action="version", version=f"tiled-ref {__version__}")
-
-    group = parser.add_argument_group("what to run")
-    group.add_argument(
-        "--setup", nargs="+", metavar="NAME", default=["ENS9"], choices=[*SETUPS, "all"],
-        help=f"{', '.join(SETUPS)} or all (default ENS9)",
-    )  # fmt: skip
-    group.add_argument(
-        "--arch", nargs="+", metavar="NAME", default=["padim"], choices=[*MODELS, "all"],
-        help=f"{', '.join(MODELS)} or all (default padim)",
-    )  # fmt: skip
-    group.add_argument(
-        "--seed", nargs="+", type=_natural, default=[42], metavar="N",
-        help="one run per seed (default 42; the paper's are 42 5125 33)",
-    )  # fmt: skip
-    group.add_argument(
-        "--list", action="store_const", const=list_setups, dest="command",
-        help="print the setups with tiles, models and parameters as built, and stop",
-    )  # fmt: skip
-    group.add_argument(
-        "--explain", nargs="?", const=BUILT_IN, metavar="IMAGE",
-        help="walk one image through one setup and write a picture of every stage to "
-        "OUT/explain: a file, a test image's name, or nothing for a defective one",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset", nargs="+", default=["synthetic"], choices=list(DATASETS), metavar="NAME",
-        help=f"{', '.join(DATASETS)} (default synthetic, generated on the fly)",
-    )  # fmt: skip
-    group.add_argument(
-        "--root", nargs="+", action="extend", type=Path, metavar="DIR",
-        help="folder of the data set; of several data sets one folder each, in the order of "
-        "--dataset, or one that holds them all",
-    )  # fmt: skip
-    group.add_argument(
-        "--category", nargs="+", metavar="NAME",
-        help="categories of the data set or all (default: board for synthetic, else all)",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--weights", default="auto", metavar="auto|imagenet|random|FILE",
-        help="ResNet-18: auto looks in the torch hub cache, then downloads, and falls back to "
-        "random weights with a warning; imagenet does not fall back (default auto)",
-    )  # fmt: skip
-    group.add_argument(
-        "--device", default="auto", type=_device, metavar="auto|cpu|cuda",
-        help="where the models run (default auto: cuda if there is one)",
-    )  # fmt: skip
-    group.add_argument(
-        "--batch-size", type=_positive, metavar="N",
-        help="images per batch (default: the paper's, 32; 8 for patchcore)",
-    )  # fmt: skip
-
-    group = parser.add_argument_group(
-        "sizes", "in pixels, N or HEIGHTxWIDTH; they replace those of the chosen setup"
-    )
-    group.add_argument("--image-size", type=_size, metavar="SIZE", help="resize images to this")
-    group.add_argument("--tile-size", type=_size, metavar="SIZE", help="side of the tiles")
-    group.add_argument(
-        "--stride", type=_size, metavar="SIZE", help="distance between neighbouring tiles"
-    )
-
-    group = parser.add_argument_group("method (the defaults are the paper's)")
-    _add_options(group, "method")
-    group.add_argument(
-        "--metric-size", default="setup", choices=METRIC_SIZES,
-        help="pixel metrics at the setup's image size or at each image's own (default setup)",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("thresholds (verdicts and pictures; metrics need none)")
-    group.add_argument(
-        "--validation", default="same-as-test", choices=MODES, metavar="|".join(MODES),
-        help="images that decide them: the test images (the paper); one half of them, the metrics "
-        "are then of the other; or a tenth of the training images, held out "
-        "(default same-as-test)",
-    )  # fmt: skip
-    group.add_argument(
-        "--percentile", type=_percentile, default=100.0, metavar="P",
-        help="threshold where only normal images decide: the percentile of their scores, and of "
-        "their pixels (default 100, their maximum)",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("architecture variants (the defaults are the paper's)")
-    for flag, _, _, variants, text in SWITCHES:
-        if variants is None:
-            group.add_argument(flag, type=_positive, metavar="N", help=text)
-            continue
-        group.add_argument(
-            flag, choices=variants, metavar="|".join(variants),
-            help=f"{text} (default {variants[0]})",
-        )  # fmt: skip
-
-    group = parser.add_argument_group("a saved ensemble on new images")
-    group.add_argument(
-        "--load", type=Path, metavar="DIR", help="the folder ensemble that --save has written"
-    )
-    group.add_argument(
-        "--predict", metavar="FILE|FOLDER|-",
-        help="images to score: a file, a folder with all below it, or paths on standard input, "
-        "one a line or separated by NUL; into --out (default predictions)",
-    )  # fmt: skip
-    group.add_argument(
-        "--pictures", default="anomalous", choices=PICTURES, metavar="|".join(PICTURES),
-        help="of which images mask, heat map and contours are drawn (default anomalous)",
-    )  # fmt: skip
-    group.add_argument(
-        "--save-maps", choices=MAPS, metavar="|".join(MAPS),
-        help="keep the raw anomaly map of every image, float32",
-    )  # fmt: skip
-    group.add_argument(
-        "--allow-version-change", action="store_true",
-        help="load an ensemble that another version of torch has trained",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("output and running")
-    group.add_argument(
-        "--out", type=Path, default=Path("results"), metavar="DIR",
-        help="folder for metrics.json and results.csv (default results)",
-    )  # fmt: skip
-    group.add_argument(
-        "--impl", default="cython", choices=_arrays.IMPLS,
-        help="compiled kernels, or their NumPy specification with the same bits (default cython)",
-    )  # fmt: skip
-    group.add_argument(
-        "--memory", type=_memory, metavar="|".join(MEMORY_MODES),
-        help="low: one tile location on the device at a time; resident: all of them, the tiles "
-        "of an image as one batch (default low)",
-    )  # fmt: skip
-    group.add_argument(
-        "--share-features", type=_share, default=features.BUDGET, metavar="off|BYTES",
-        help="several cells of a category on a CPU read the layers of the backbone that another "
-        "has computed, the same bits, from a temporary file (TMPDIR) of so many bytes, at most "
-        f"half of what is free there (default {features.BUDGET >> 30}GiB)",
-    )  # fmt: skip
-    _add_options(group, "running")
-    group.add_argument(
-        "--compile", action=_Removed, nargs=0, help=argparse.SUPPRESS,
-        const="leave it out; the backbone is never compiled",
-    )  # fmt: skip
-    group.add_argument(
-        "--threads", type=_positive, metavar="N",
-        help="threads of the kernels that merge, smooth and score (default 2, or "
-        f"{_arrays.THREADS_VARIABLE}, which counts for those of PaDiM and PatchCore as well)",
-    )  # fmt: skip
-    group.add_argument(
-        "--resume", action="store_true",
-        help="go on with what an interrupted run of the same command left in --out, and skip "
-        "what it finished; the metrics are those of an uninterrupted run",
-    )  # fmt: skip
-    group.add_argument(
-        "--save", action="store_true", help="keep the trained ensembles, see --load"
-    )
-    group.add_argument(
-        "--report", action="store_true",
-        help="write the paper's tables and figures and report.html of all that is in --out to "
-        "OUT/report; what is finished there with the same options is not computed again",
-    )  # fmt: skip
-    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.add_argument
+    add("-h", "--help", action=_ShortHelp, nargs=0, help="show the ten most used options")
+    add("--help-all", action="help", help="show all options")
+    add("--version", action="version", version=f"tiled-ref {__version__}", help="show the version")
+    for room, add_options in {
+        "the method": _method,
+        "data": _data,
+        "models": _models,
+        "running": _running,
+        "serving a trained ensemble": _serving,
+        "reporting": _reporting,
+    }.items():
+        add = parser.add_argument_group(room).add_argument
+        add_options(add)
+        _recipe_options(add, room)
     return parser
 
 
-def _add_options(group, name):
-    """Add the options that the fields of Recipe declare for a group of --help."""
+# fmt: off
+def _method(add):
+    add("--setup", nargs="+", metavar="NAME", default=["ENS9"], choices=[*SETUPS, "all"],
+        help=f"run {', '.join(SETUPS)} or all (default ENS9)")
+    add("--list", action="store_const", const=list_setups, dest="command",
+        help="print the tiles, models and parameters of every setup, and exit")
+    add("--seed", nargs="+", type=_natural, default=[42], metavar="N",
+        help="run once per seed (default 42; the paper's: 42 5125 33)")
+    add("--image-size", type=_size, metavar="SIZE",
+        help="resize images to N or HEIGHTxWIDTH pixels (default: the setup's size)")
+    add("--tile-size", type=_size, metavar="SIZE",
+        help="cut tiles of N or HEIGHTxWIDTH pixels (default: the setup's size)")
+    add("--stride", type=_size, metavar="SIZE",
+        help="start a tile every N or HEIGHTxWIDTH pixels (default: the setup's stride)")
+    add("--metric-size", default="setup", choices=METRIC_SIZES, metavar="|".join(METRIC_SIZES),
+        help="compute pixel metrics at the setup's image size or at each image's own "
+        "(default setup)")
+    add("--validation", default="same-as-test", choices=MODES, metavar="|".join(MODES),
+        help="set thresholds on the test images, as in the paper; on one half of them, and compute "
+        "the metrics on the other; or on a held-out tenth of the training images "
+        "(default same-as-test)")
+    add("--percentile", type=_percentile, default=100.0, metavar="P",
+        help="without defective images, set thresholds at this percentile of the normal scores "
+        "and pixels (default 100, the maximum)")
+
+
+def _data(add):
+    add("--dataset", nargs="+", default=["synthetic"], choices=list(DATASETS), metavar="NAME",
+        help=f"read {', '.join(DATASETS)} (default synthetic, generated on the fly)")
+    add("--root", nargs="+", action="extend", type=Path, metavar="DIR",
+        help="find the data set here; for several, give one folder each, in the order of "
+        "--dataset, or one that holds them all")
+    add("--category", nargs="+", metavar="NAME",
+        help="run these categories or all (default: board for synthetic, otherwise all)")
+
+
+def _models(add):
+    add("--arch", nargs="+", metavar="NAME", default=["padim"], choices=[*MODELS, "all"],
+        help=f"train {', '.join(MODELS)} or all (default padim)")
+    add("--weights", default="auto", metavar="auto|imagenet|random|FILE",
+        help="choose the weights of ResNet-18: imagenet searches the torch hub cache, then "
+        "downloads; auto does the same and falls back to random with a warning (default auto)")
+    add("--batch-size", type=_positive, metavar="N",
+        help="process N images at once (default: the paper's 32; 8 for patchcore)")
+    for flag, _, _, variants, text in SWITCHES:
+        add(flag, type=None if variants else _positive, choices=variants,
+            metavar="|".join(variants or "N"),
+            help=f"{text} (default {variants[0]})" if variants else text)
+
+
+def _running(add):
+    add("--out", type=Path, default=Path("results"), metavar="DIR",
+        help="write all files here (default results; predictions with --predict)")
+    add("--device", default="auto", type=_device, metavar="auto|cpu|cuda",
+        help="run the models on this device, such as cuda:1 (default auto: cuda if available)")
+    add("--impl", default="cython", choices=_arrays.IMPLS, metavar="|".join(_arrays.IMPLS),
+        help="use the compiled kernels or their NumPy specification, bit for bit the same "
+        "(default cython)")
+    add("--threads", type=_positive, metavar="N",
+        help="merge, smooth and score with N threads (default: the environment variable "
+        f"{_arrays.THREADS_VARIABLE}, which PaDiM and PatchCore obey too, otherwise 2)")
+    add("--memory", type=_memory, metavar="|".join(MEMORY_MODES),
+        help="keep one tile location at a time on the device, or all of them and batch the tiles "
+        "of an image (default low)")
+    add("--share-features", type=_share, default=features.BUDGET, metavar="off|BYTES",
+        help="on a CPU, compute the backbone's layers once for all cells of a category and keep "
+        "them in TMPDIR, in at most BYTES and half of the free space; no result depends on it "
+        f"(default {features.BUDGET >> 30}GiB)")
+    add("--save", action="store_true", help="keep the trained ensembles for --load")
+    add("--resume", action="store_true",
+        help="continue an interrupted run of the same command; the metrics equal those of an "
+        "uninterrupted run")
+    add("--quiet", action="store_true", help="hide the progress")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--compile", action=_Removed, nargs=0, help=argparse.SUPPRESS,
+        const="leave it out; the backbone is never compiled")
+
+
+def _serving(add):
+    add("--load", type=Path, metavar="DIR", help="load the folder ensemble that --save wrote")
+    add("--predict", metavar="FILE|FOLDER|-",
+        help="score an image, all images below a folder, or the paths on standard input, one a "
+        "line or separated by NUL")
+    add("--pictures", default="anomalous", choices=PICTURES, metavar="|".join(PICTURES),
+        help="draw mask, heat map and contours of these images (default anomalous)")
+    add("--save-maps", choices=MAPS, metavar="|".join(MAPS),
+        help="keep the raw anomaly map of every image, in float32")
+    add("--allow-version-change", action="store_true",
+        help="load an ensemble that another version of torch trained")
+
+
+def _reporting(add):
+    add("--report", action="store_true",
+        help="write the paper's tables and figures and report.html from all results in OUT to "
+        "OUT/report; skip runs that finished with the same options")
+    add("--explain", nargs="?", const=BUILT_IN, metavar="IMAGE",
+        help="draw every stage of one setup into OUT/explain, for a file, a test image's name, or "
+        "by default a defective image")
+# fmt: on
+
+
+def _recipe_options(add, room):
+    """Add the options that the fields of Recipe declare for a room."""
     for option in OPTIONS:
-        about = option.metadata
-        if about["group"] != name:
+        about, flag = option.metadata, f"--{option.name.replace('_', '-')}"
+        if about["group"] != room:
             continue
-        flag = f"--{option.name.replace('_', '-')}"
         if about["kind"] is bool:
-            group.add_argument(flag, action="store_true", help=f"{about['text']} (default off)")
-            continue
-        group.add_argument(
-            flag,
-            type=functools.partial(_option_value, option),
-            default=None,
-            metavar=about["metavar"] or "|".join(about["choices"]),
-            help=f"{about['text']} (default {option.default:g})"
-            if about["kind"] is float else f"{about['text']} (default {option.default})",
-        )  # fmt: skip
-
-
-def _option_value(option, text):
-    """The value of a Recipe's option; as argparse's type."""
-    try:
-        value = option.metadata["kind"](text)
-    except ValueError:
-        value = None
-    if value is None or not is_allowed(option, value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {option.metadata['wanted']}")
-    return value
+            add(flag, action="store_true", help=about["text"])
+        else:
+            parse = functools.partial(
+                _value, kind=about["kind"], wanted=about["wanted"],
+                fits=functools.partial(is_allowed, option),
+            )  # fmt: skip
+            text = f"{about['text']} (default {option.default})"
+            add(flag, type=parse, metavar=about["metavar"], help=text)
 
 
 def run(args):
@@ -441,9 +407,7 @@ def predict_images(args):
     else:
         progress.note(describe(ensemble.thresholds))
     make_folder(out)
-    options = PredictOptions(
-        args.save_maps, args.pictures, args.impl, args.threads, args.memory
-    )
+    options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):
         count = run_predict(ensemble, args.predict, out, options, progress)
     parts = [f"{count[key]} {key}" for key in ("normal", "anomalous", "unknown") if count[key]]
@@ -479,9 +443,7 @@ def explain_image(args):
         if len(values) > 1:
             raise InputError(f"--explain walks one image once: give one {flag}, not {len(values)}")
     category = categories[0].load()
-    title, stages = explain(
-        args.explain, category, recipes[0], backbone, options, progress
-    )
+    title, stages = explain(args.explain, category, recipes[0], backbone, options, progress)
     folder = args.out / "explain"
     names = write_walk(stages, folder, title)
     rows = [[name, s.shape, s.code, s.source] for name, s in zip(names, stages)]
@@ -656,10 +618,7 @@ def _resolve_device(name, ranks):
 
 
 def _device(text):
-    if text == "auto" or text == "cpu":
-        return text
-    kind, _, index = text.partition(":")
-    if kind == "cuda" and (not index or index.isascii() and index.isdigit()):
+    if re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
 
@@ -693,18 +652,18 @@ def _bytes(text):
 
 
 def _natural(text):
-    return _number(text, int, "a whole number of at least 0", lambda value: 0 <= value < 2**63)
+    return _value(text, int, "a whole number of at least 0", lambda value: 0 <= value < 2**63)
 
 
 def _positive(text):
-    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+    return _value(text, int, "a whole number of at least 1", lambda value: value >= 1)
 
 
 def _percentile(text):
-    return _number(text, float, "a number above 0 and at most 100", lambda p: 0 < p <= 100)
+    return _value(text, float, "a number above 0 and at most 100", lambda p: 0 < p <= 100)
 
 
-def _number(text, kind, wanted, fits):
+def _value(text, kind, wanted, fits):
     try:
         value = kind(text)
     except ValueError:

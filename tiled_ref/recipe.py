@@ -20,14 +20,15 @@ LARGEST = 1e300  # of a number; neither infinity nor NaN is below it
 def _option(default, group, text, *, choices=None, wanted=None, fits=None, metavar=None):
     """A field that is an option of the command line too, `--name-of-the-field`.
 
-    Parameters: default; group and text, of --help; choices, or else wanted and fits, which values
-    are allowed, in words and as a function; metavar of --help.
+    Parameters: default; group and text, of --help-all; choices, or else wanted and fits, which
+    values are allowed, in words and as a function; metavar of --help-all.
     """
     if choices:
         wanted, fits = f"one of {', '.join(choices)}", choices.__contains__
+        metavar = "|".join(choices)
     kind = type(default)
     return field(default=default, metadata=dict(
-        group=group, text=text, kind=kind, choices=choices, wanted=wanted or kind.__name__,
+        group=group, text=text, kind=kind, wanted=wanted or kind.__name__,
         fits=fits or (lambda value: True), metavar=metavar,
     ))  # fmt: skip
 
@@ -69,20 +70,21 @@ class Recipe:
     batch_size: int = None
     switches: dict = field(default_factory=dict)
     score: str = _option(
-        "mean", "method", "image score from tile scores", choices=("mean", "max")
-    )
+        "mean", "the method", "score an image by the mean or the maximum of its tiles",
+        choices=("mean", "max"),
+    )  # fmt: skip
     seam_width: float = _option(
-        0.1, "method", "smoothed band on each side of a seam, fraction of the tile",
+        0.1, "the method", "smooth this fraction of a tile on each side of a seam",
         wanted="a number from 0 to 1", fits=lambda width: 0 <= width <= 1, metavar="X",
     )  # fmt: skip
     seam_sigma: float = _option(
-        2.0, "method", "Gaussian of the seam smoothing in pixels",
+        2.0, "the method", "smooth seams with a Gaussian of this sigma, in pixels",
         wanted="a positive number up to 1e6", fits=lambda sigma: 0 < sigma <= 1e6, metavar="PX",
     )  # fmt: skip
-    antialias: bool = _option(False, "method", "filter before shrinking images")
+    antialias: bool = _option(False, "the method", "filter images before shrinking them")
     precision: str = _option(
-        "float32", "running", "of the networks; statistics and distances stay in float32",
-        choices=tuple(PRECISIONS),
+        "float32", "models", choices=tuple(PRECISIONS),
+        text="run the networks in this precision; statistics and distances stay in float32",
     )  # fmt: skip
 
     def __post_init__(self):
