@@ -62,30 +62,15 @@ class Window:
 class CellAnalysis:
     """What analysis.npz holds of one cell; N test images, R defects (regions of masks).
 
-    Parameters
-    ----------
-    scores : float64 (N,)
-        Raw image scores.
-    threshold : float
-        Of image scores, see `validation.find_thresholds`.
-    pixel_threshold, low, high : float
-        Of raw maps: the threshold (the largest value where there is none), the least and the
-        largest value.
-    maps : uint8 (N, h, w)
-        Block means of the maps, shaded for people (`shade`), 0 to 255; 128 and above is at
-        or above the threshold.
-    image_roc, pixel_roc, pro : metrics.Curve or None
-        None where a metric is undefined.
-    recall : float32 (R, len(FPRS))
-        The part of each defect's pixels that is above the threshold of each FPR.
-    fpr_thresholds : float64 (len(FPRS),)
-    zooms : list of uint8 (a, b)
-        The pixels of a map, shaded as maps, that each Window of the category touches, at the
-        setup's own resolution.
-    map_size : (int, int)
-        Height and width of a map in pixels.
-    digest : str
-        `experiment.CategoryImages.digest` of the images.
+    Parameters: scores float64 (N,), raw; threshold of image scores (`validation.find_thresholds`);
+    pixel_threshold, low and high of raw maps: the threshold (the largest value where there is
+    none), the least and the largest value; maps uint8 (N, h, w), block means shaded for people
+    (`shade`), 128 and above at or above the threshold; image_roc, pixel_roc and pro, metrics.Curve
+    or None where undefined; recall float32 (R, len(FPRS)), the part of each defect above the
+    threshold of each FPR, and fpr_thresholds float64 (len(FPRS),); zooms, a list of uint8 (a, b),
+    the pixels of a map that each Window of the category touches, at the setup's own resolution;
+    map_size (height, width) of a map in pixels; digest, experiment.CategoryImages.digest of the
+    images.
     """
 
     scores: np.ndarray
@@ -108,32 +93,15 @@ class CellAnalysis:
 class StoredImages:
     """What images.npz holds of the test images of one category.
 
-    Parameters
-    ----------
-    names, defects : list of str (N)
-    labels : uint8 (N,)
-    sizes : int64 (N, 2)
-        Height and width of the image files in pixels.
-    jpegs : list of bytes (N)
-        Images of THUMBNAIL_SIDE, stretched to the setup's shape.
-    masks : bool (N, h, w)
-        Of the size of the maps; a pixel is True where any of the mask's pixels in it is.
-    ratios : float64 (N,)
-        Anomalous part of each mask at RATIO_SIZE; NaN without a mask.
-    region_image : int64 (R,)
-        Which image a defect lies in. Regions in the order of `metrics.label_regions`.
-    region_area : int64 (R,)
-        Pixels of the defect in the image file.
-    windows : list of Window
-        What can be shown in detail, see `zoom_windows`.
-    zooms : list of bytes
-        What each window shows of the image file, a JPEG image of at most ZOOM_SIDE.
-    zoom_masks : list of bool (h, w)
-        The mask in each window, every pixel of the file.
-    digest : str
-        `experiment.CategoryImages.digest` of the images it was made of.
-    thumbnail_size : (int, int)
-        Height and width of the JPEG images.
+    Parameters: names, defects, lists of str (N); labels uint8 (N,); sizes int64 (N, 2), height and
+    width of the files in pixels; jpegs, N images of THUMBNAIL_SIDE as bytes, stretched to the
+    setup's shape, of thumbnail_size (height, width); masks bool (N, h, w) of the size of the maps,
+    True where any of the mask's pixels in it is; ratios float64 (N,), the anomalous part of each
+    mask at RATIO_SIZE, NaN without a mask; region_image and region_area int64 (R,), in which image
+    a defect lies and its pixels there, in the order of `metrics.label_regions`; windows, what can
+    be shown in detail (`zoom_windows`), with zooms, JPEG bytes of at most ZOOM_SIDE, and
+    zoom_masks, bool (h, w), every pixel of the file; digest, experiment.CategoryImages.digest of
+    the images.
     """
 
     names: list

@@ -90,24 +90,12 @@ def pixel_statistics(pairs, percentile=None):
 
     Memory: a sorted copy of all pixels and their masks, 5 bytes a pixel of float32 maps.
 
-    Parameters
-    ----------
-    pairs : iterable of (map, mask)
-        map (H, W) float, finite; mask (H, W) bool or uint8, anomalous where not 0, or None for
-        a normal image.
-    percentile : float, optional
-        0 < percentile <= 100; the threshold is then `percentile_threshold` of all pixels,
-        without it `f1_threshold`.
-
-    Returns
-    -------
-    dict: threshold, minimum and maximum, scores of pixels; f1, None without an anomalous pixel
-    and with a percentile.
-
-    Raises
-    ------
-    InputError
-        No pixel at all, or a map that is not finite.
+    Parameters: pairs, an iterable of (map, mask): map (H, W) float, finite; mask (H, W) bool or
+    uint8, anomalous where not 0, or None for a normal image; percentile, 0 < percentile <= 100: the
+    threshold is then `percentile_threshold` of all pixels, without it `f1_threshold`.
+    Returns a dict: threshold, minimum and maximum, scores of pixels; f1, None without an anomalous
+    pixel and with a percentile.
+    Raises InputError for no pixel at all, or a map that is not finite.
     """
     scores, anomalous = [], []
     for image_map, mask in pairs:

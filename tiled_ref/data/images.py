@@ -415,31 +415,16 @@ def read_images_at(
 ):
     """Decode every image once and resize it to each of several sizes.
 
-    Parameters
-    ----------
-    samples : sequence of Sample, length N
-    sizes : sequence of (H, W) in pixels
-    antialias : bool
-        See resize_image.
-    budget : int
-        Bytes of one array. An array of more bytes lies in a file in the system's folder for
-        temporary files, mapped into memory; its space is free again when the array is no
-        longer in use or the process ends, however it ends.
-    progress : callable, optional
-        progress(done, total) after every image, in this thread.
-    failed : callable, optional
-        failed(k, error) is told of sample k that cannot be read, from any thread; its image is
-        black. Without it the InputError is raised.
-
-    Returns
-    -------
-    A list of uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the budget.
-
-    Raises
-    ------
-    InputError
-        From reading a sample (of several, the first in order); for a temporary folder without
-        enough space.
+    Parameters: samples, a sequence of N Sample; sizes, (H, W) in pixels each; antialias, see
+    resize_image; budget, bytes of one array, of which a larger one is a file in the system's folder
+    for temporary files, mapped into memory, whose space is free again when the array is no longer
+    in use; progress(done, total) after every image, in this thread; failed(k, error) is told of
+    sample k that cannot be read, from any thread, and its image is black; without it the error is
+    raised.
+    Returns a list of uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the
+    budget.
+    Raises InputError from reading a sample (of several, the first in order), and for a temporary
+    folder without enough space.
     """
     samples = list(samples)
     arrays = [_allocate((len(samples), 3, *size), budget) for size in sizes]

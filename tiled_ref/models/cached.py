@@ -85,24 +85,11 @@ class CachedFeatures:
     The file is a nameless temporary one (TMPDIR chooses the folder), mapped into memory
     only while a batch is copied, so that it does not count as memory of the process.
 
-    Parameters
-    ----------
-    backbone, images
-        As for RecomputedFeatures.
-    budget : int >= 0
-        Bytes of host memory. All features are kept in memory if they fit, else none is.
-
-    Attributes
-    ----------
-    n_bytes : int, size of all features
-    spilled : bool, whether they are in the file
-
-    `len(self)` and `self[indices]` as for RecomputedFeatures, the same bits.
-
-    Raises
-    ------
-    InputError
-        Without images, or where the temporary folder has no room.
+    Parameters: backbone, images, as for RecomputedFeatures; budget, bytes of host memory: all
+    features are kept there if they fit, else none is.
+    Attributes: n_bytes, of all features; spilled, whether they are in the file. `len(self)` and
+    `self[indices]` as for RecomputedFeatures, the same bits.
+    Raises InputError without images, or where the temporary folder has no room.
     """
 
     def __init__(self, backbone, images, budget=BUDGET):

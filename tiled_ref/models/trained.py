@@ -17,28 +17,12 @@ class TrainedModel:
     three layers (B, C, hf, wf) and returns a list of tensors (B, ...), and adds `optimizer`,
     `add_gradient` and `anomaly_map`.
 
-    Parameters
-    ----------
-    backbone : ResNet18Features
-        Frozen; shared between the models of an ensemble.
-    output_size : (int, int)
-        Height and width in pixels of the anomaly map.
-    seed : int
-        Draws initial weights and the order of the images.
-    device : torch.device or str
-    untile : callable, optional
-        For tiled input, see tiled_ref.models; with the attribute `tile_size`.
-    batch_size : int, optional
-        Images per optimiser step, BATCH_SIZE by default.
-    steps : int >= 1
-        Optimiser steps.
-    cache_bytes : int or None
-        Host memory for the training images' features, see cached.encoder_features.
-
-    Raises
-    ------
-    InputError
-        For steps below 1.
+    Parameters: backbone, a frozen ResNet18Features; output_size, height and width in pixels of the
+    anomaly map; seed, of initial weights and the order of the images; device; untile, for tiled
+    input, see tiled_ref.models, with the attribute `tile_size`; batch_size, images per optimiser
+    step, BATCH_SIZE by default; steps, optimiser steps; cache_bytes, host memory for the training
+    images' features, see cached.encoder_features.
+    Raises InputError for steps below 1.
     """
 
     BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
