@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from tiled_ref import cli
 from tiled_ref.models import MODELS
+from tiled_ref.models.padim import Padim
 from toys import toy_category, write_category
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -273,3 +275,19 @@ def test_run_py_is_the_same_program(folder):
         [*command, "--root", "nowhere"], cwd=ROOT, capture_output=True, text=True
     )
     assert broken.returncode == 2 and "Traceback" not in broken.stderr
+
+
+def test_the_way_from_the_command_to_a_models_training_is_short(folder, monkeypatch):
+    """At most five frames in three files, cli.main and the caller of Model.fit both counted."""
+    seen, fit = [], Padim.fit
+
+    def watched(*args, **kwargs):
+        seen.append(traceback.extract_stack()[:-1])
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(Padim, "fit", watched)
+    assert own(folder, "--quiet") == 0
+    package = str(Path(cli.__file__).parent)
+    frames = [frame for frame in seen[0] if frame.filename.startswith(package)]
+    assert (frames[0].name, frames[-1].name) == ("main", "each_location")
+    assert len(frames) <= 5 and len({frame.filename for frame in frames}) <= 3
