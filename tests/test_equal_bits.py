@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from adversarial import FLOATS, grid, layouts, same_bits, values
-from toys import Images, toy_images
+from toys import Images, toy_category, toy_images
 from trained import pictures
 
 from tiled_ref.engine import Engine
 from tiled_ref.ensemble import LocationImages, TiledEnsemble, collect, merge
+from tiled_ref.experiment import CategoryImages, Options, run_cell
+from tiled_ref.features import SharedLayers
 from tiled_ref.gaussian import blur_rows_and_columns
 from tiled_ref.merging import untile_average
 from tiled_ref.metrics import aupro, label_regions, pixel_auroc
@@ -32,9 +34,11 @@ from tiled_ref.models.coreset import select_coreset
 from tiled_ref.models.gaussians import mahalanobis, pack
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
 from tiled_ref.models.neighbours import NearestIndex, search_each
+from tiled_ref.progress import Progress
 from tiled_ref.recipe import Recipe
 from tiled_ref.setups import Setup
 from tiled_ref.smoothing import smooth_seams
+from tiled_ref.store import Pieces
 from tiled_ref.tiling import FeatureUntiler, TileGrid
 
 ARCHS = sorted(MODELS)
@@ -43,6 +47,7 @@ ENS = Setup("ENS", "ENS", (56, 48), (32, 32), (24, 24))  # 2 x 2 tiles that stic
 ENS9 = Setup("ENS", "ENS", (64, 64), (32, 32), (16, 16))
 ST = Setup("ST", "ST", (64, 64), (32, 32), (32, 32))
 THREADS = (1, 2, 3, 16)
+QUIET = Progress(quiet=True)
 
 
 def equal(found, expected):
@@ -219,6 +224,68 @@ def test_tiled_input_is_one_location(tiny_backbone, arch):
     ensemble = ensemble_of(ST, arch, tiny_backbone).fit(train)
     for memory in ("low", "resident"):
         equal(Engine(ensemble, memory).predict(test), ensemble.predict(test))
+
+
+# --- a run that was interrupted, layers that another cell computed, locations shared out --------
+
+
+class Interrupted(Exception):
+    """In the place of a power cut."""
+
+
+def run(recipe, backbone, out, **options):
+    options = Options(out=out, save=True, **options)
+    images = CategoryImages(toy_category(n_train=3, n_good=2, n_bad=2, side=64), options, QUIET)
+    return run_cell(recipe, images, backbone, options)
+
+
+def left(result, out):
+    """Metrics, thresholds, and the bytes of every model of a run."""
+    found = {key: result[key] for key in ("image_auroc", "pixel_auroc", "pixel_aupro", "thresholds")}
+    return found | {path.name: path.read_bytes() for path in sorted(out.rglob("location_*.npz"))}
+
+
+@pytest.mark.parametrize("memory", ["low", "resident"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_resumed_run_leaves_what_an_undisturbed_one_leaves(
+    tiny_backbone, tmp_path, monkeypatch, arch, memory
+):
+    """Interrupted before its third location is complete, and both ways of memory alike."""
+    recipe = Recipe(ENS9, arch, switches=SWITCHES.get(arch))
+    expected = left(run(recipe, tiny_backbone, tmp_path / "whole"), tmp_path / "whole")
+    assert len(expected) == 4 + 9
+    add, calls = Pieces.add, []
+
+    def cut(self, *args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise Interrupted
+        add(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pieces, "add", cut)
+        with pytest.raises(Interrupted):
+            run(recipe, tiny_backbone, tmp_path / "cut", memory=memory)
+    again = run(recipe, tiny_backbone, tmp_path / "cut", memory=memory, resume=True)
+    assert left(again, tmp_path / "cut") == expected
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_layers_read_again_and_locations_shared_out_change_nothing(tiny_backbone, arch):
+    """The layers of every tile come from a file; each half of the locations is another process's,
+    in another order."""
+    train, test = parts_of(ENS)
+    expected = ensemble_of(ENS, arch, tiny_backbone).fit(train).predict(test)
+    with SharedLayers(tiny_backbone, 1 << 30, print) as shared:
+        for _ in range(2):
+            equal(ensemble_of(ENS, arch, shared).fit(train).predict(test), expected)
+        assert shared.reused == shared.asked // 2 > 0
+    found = []
+    for half in ([(1, 1), (0, 0)], [(0, 1), (1, 0)]):
+        mine = ensemble_of(ENS, arch, copy.deepcopy(tiny_backbone))
+        found += mine.each_location(train, test, {}, locations=half)
+    recipe = ensemble_of(ENS, arch, tiny_backbone).recipe
+    equal(merge(*collect(found, recipe.grid, len(test)), recipe), expected)
 
 
 # --- the same seed, a file in between, features kept or computed again --------------------------
