@@ -1,4 +1,4 @@
-"""Builds the Cython kernels. Everything else about the package is in pyproject.toml.
+"""Names the packages and their data and builds the Cython kernels; the rest is in pyproject.toml.
 
 `kernels/` holds sources only; each file becomes a private module of the package
 (`kernels/untile.pyx` -> `tiled_ref._untile`). Directives and compiler flags live here
