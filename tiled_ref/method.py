@@ -2,9 +2,8 @@
 
     python -m tiled_ref.method       prints the AUROC and AUPRO of `python run.py --setup ENS9`
 
-[R] Rolih et al., "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory
-    Efficient Tiled Ensemble", CVPRW 2024.
-[D] Defard et al., "PaDiM", ICPRW 2021, arXiv:2011.08785.
+Rolih et al., "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory
+Efficient Tiled Ensemble", CVPRW 2024. Defard et al., "PaDiM", ICPRW 2021, arXiv:2011.08785.
 
 A small defect is lost when a large image is shrunk, and a model of the large image does not fit
 in memory. So the image is cut into tiles, every tile location gets a model of its own, one at a
@@ -24,14 +23,14 @@ from .data.images import read_images, read_masks
 from .metrics import label_regions
 from .weights import find_weights
 
-IMAGE, TILE, STRIDE = 512, 256, 128  # pixels, [R] Sec. 4.2
-STARTS = range(0, IMAGE - TILE + 1, STRIDE)  # [R] Eq. 1: ceil((H - h) / s) + 1 tiles a side
-SEED, D, EPS = 42, 100, 0.01  # the channels drawn, how many, and epsilon, [D] Sec. IV-B
+IMAGE, TILE, STRIDE = 512, 256, 128  # pixels, Rolih et al. Sec. 4.2
+STARTS = range(0, IMAGE - TILE + 1, STRIDE)  # Rolih et al. Eq. 1: ceil((H - h)/s) + 1 a side
+SEED, D, EPS = 42, 100, 0.01  # the channels drawn, how many, and epsilon, Defard et al. Sec. IV-B
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 def tile(images, i, j):
-    """T_ij of [R] Eq. 2, the same window of all images, as the network wants it."""
+    """T_ij of Rolih et al. Eq. 2, the same window of all images, as the network wants it."""
     window = images[:, :, i * STRIDE : i * STRIDE + TILE, j * STRIDE : j * STRIDE + TILE]
     pixels = torch.from_numpy(window).float() / 255  # (N, 3, h, w)
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -39,7 +38,7 @@ def tile(images, i, j):
 
 @torch.no_grad()
 def embed(net, tiles):
-    """[D] Sec. III-A: three layers on the finest grid, D of their channels, the same everywhere."""
+    """Defard et al. Sec. III-A: three layers on the finest grid, and D of their channels."""
     chosen = random.Random(SEED).sample(range(64 + 128 + 256), D)
     parts = []
     for x in tiles.contiguous(memory_format=torch.channels_last).split(1):
@@ -52,7 +51,7 @@ def embed(net, tiles):
 
 
 def fit(net, tiles):
-    """[D] Eq. 1: a Gaussian per position, Sigma = 1/(N-1) sum (x - mu)(x - mu)^T + eps I."""
+    """Defard et al. Eq. 1: at each position Sigma = 1/(N-1) sum (x - mu)(x - mu)^T + eps I."""
     x = embed(net, tiles).double()
     mu = x.mean(1, keepdim=True)  # (P, 1, D)
     sigma = (x - mu).mT @ (x - mu) / (x.shape[1] - 1)  # (P, D, D)
@@ -61,7 +60,7 @@ def fit(net, tiles):
 
 
 def predict(net, model, tiles):
-    """[D] Eq. 2: M(x) = sqrt((x - mu)^T Sigma^-1 (x - mu)), enlarged and blurred; its maximum."""
+    """Defard et al. Eq. 2: M(x) = sqrt((x - mu)^T Sigma^-1 (x - mu)); blurred; its maximum."""
     mu, inverse = model
     delta = embed(net, tiles) - mu  # (P, N, D)
     distance = ((delta @ inverse) * delta).sum(2).clamp_min(0).sqrt().T  # (N, P)
@@ -81,7 +80,7 @@ def blur(maps, sigma):
 
 
 def untile(tile_maps):
-    """[R] Sec. 3.3: the mean where tiles overlap. tile_maps: (i, j) -> (N, h, w)."""
+    """Rolih et al. Sec. 3.3: the mean where tiles overlap. tile_maps: (i, j) -> (N, h, w)."""
     n = len(next(iter(tile_maps.values())))
     total, count = np.zeros((n, IMAGE, IMAGE), np.float32), np.zeros((IMAGE, IMAGE), np.float32)
     for (i, j), maps in tile_maps.items():
@@ -92,7 +91,7 @@ def untile(tile_maps):
 
 
 def smooth_seams(maps):
-    """[R] Sec. 3.3: a Gaussian of sigma 2 in the band of 10 % of a tile around its borders."""
+    """Rolih et al. Sec. 3.3: a Gaussian of sigma 2 within 10 % of a tile from its borders."""
     band = np.zeros(IMAGE, bool)
     for border in {edge for start in STARTS for edge in (start, start + TILE)} - {0, IMAGE}:
         band[border - TILE // 10 : border + TILE // 10] = True
@@ -106,7 +105,7 @@ def auroc(scores, labels):
 
 
 def aupro(maps, masks, limit=0.3):
-    """[R] Sec. 4.1: the mean part of the defects found against the false positive rate, to 0.3."""
+    """Rolih et al. Sec. 4.1: the mean part of each defect found, up to an FPR of 0.3."""
     regions = label_regions(masks).ravel()  # 0, or the number of the defect
     order = np.argsort(-maps, axis=None)
     scores, regions, sizes = maps.ravel()[order], regions[order], np.bincount(regions)
@@ -127,10 +126,10 @@ def main():
     net.load_state_dict(find_weights("auto").state_dict, strict=False)
     tile_maps, tile_scores = {}, {}
     for i, j in np.ndindex(len(STARTS), len(STARTS)):
-        model = fit(net, tile(train, i, j))  # [R] Eq. 3: M_ij sees T_ij and nothing else
+        model = fit(net, tile(train, i, j))  # Rolih et al. Eq. 3: M_ij sees T_ij and nothing else
         tile_maps[i, j], tile_scores[i, j] = predict(net, model, tile(test, i, j))  # Eq. 4
     maps = smooth_seams(untile(tile_maps))
-    scores = np.mean(list(tile_scores.values()), axis=0)  # [R] Eq. 5
+    scores = np.mean(list(tile_scores.values()), axis=0)  # Rolih et al. Eq. 5
     labels = np.array([sample.label for sample in data.test])
     print(f"AUROC {auroc(scores, labels):.6f}")
     print(f"AUPRO {aupro(maps, read_masks(data.test, (IMAGE, IMAGE))):.6f}")
