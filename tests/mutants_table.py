@@ -681,6 +681,8 @@ MUTANTS = [
     ("tiled_ref/progress.py", "max(0.0, self.work - self.done)", "self.work",
      "tests/test_grid.py::test_time_left_is_elapsed_per_work_done"),
     # the one loop
+    ("tiled_ref/ensemble.py", 'f"fit{where}", pixels * len(tiles)', 'f"fit{where}", len(tiles)',
+     "tests/test_grid.py::test_a_cell_does_the_work_that_was_planned"),
     ("tiled_ref/ensemble.py", "            model = None  # the last one goes", "            # the last one goes",
      "tests/test_ensemble.py::test_one_model_is_alive_at_a_time"),
     ("tiled_ref/ensemble.py", "            states[location] = model.state()\n", "",

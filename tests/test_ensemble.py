@@ -210,12 +210,23 @@ def test_a_recipe_is_checked_field_by_field():
         ("seam_sigma", True, "seam_sigma must be a positive number"),
         ("antialias", 1, "antialias must be bool, not 1"),
         ("precision", "int8", "precision must be one of float32"),
+        ("seed", "x", "seed must be a whole number from 0, not 'x'"),
+        ("batch_size", -4, "batch_size must be a whole number from 1, not -4"),
+        ("batch_size", 2.5, "batch_size must be a whole number from 1"),
     ):
         with pytest.raises(InputError, match=sentence):
             Recipe(setup, **{name: value})
     with pytest.raises(InputError, match="unknown setup 'ENS5'"):
         Recipe("ENS5")
+    assert Recipe(setup, seam_width=np.float64(0.2)).seam_width == 0.2
     assert Recipe("ENS9").setup.n_models == 9 and Recipe("ENS9", "patchcore").batch_size == 8
+
+
+def test_a_recipe_may_be_changed_by_the_ensemble(tiny_backbone):
+    recipe = Recipe(setup_of("ENS"), "patchcore", seed=1)
+    assert TiledEnsemble(recipe, backbone=tiny_backbone).recipe == recipe
+    other = TiledEnsemble(recipe, "padim", backbone=tiny_backbone, seed=3).recipe
+    assert (other.arch, other.seed, other.setup) == ("padim", 3, recipe.setup)
 
 
 def test_the_models_of_a_setup_and_the_tiles_they_see():

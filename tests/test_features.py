@@ -108,6 +108,15 @@ def test_what_does_not_fit_in_the_budget_is_computed_and_said_once(tiny_backbone
     assert len(said) == 1 and "used up" in said[0] and "TMPDIR" in said[0]
 
 
+def test_what_has_stopped_stays_so(tiny_backbone, said):
+    """A sweep asks to keep again, cell after cell; it is said once and not tried again."""
+    with SharedLayers(tiny_backbone, IMAGE_BYTES, said.append) as shared:
+        for image in pictures(4, 32).split(1):
+            shared.keeps = True
+            shared(image)
+    assert len(said) == 1
+
+
 def test_an_image_that_fills_the_budget_exactly_is_kept(tiny_backbone, said):
     with SharedLayers(tiny_backbone, IMAGE_BYTES, said.append) as shared:
         shared(pictures(1, 32))

@@ -308,6 +308,25 @@ def test_a_cell_that_another_process_finishes_has_no_result():
     assert results == [None] * 4 and failures == [] and "cells: 4/4 done" in said
 
 
+@pytest.mark.parametrize("memory", ["low", "resident"])
+def test_a_cell_does_the_work_that_was_planned(tiny_backbone, memory):
+    """Images times the pixels of their tiles, so that the time left is that of the whole run."""
+    sizes = [SM.with_sizes((64, 64))]
+    sizes += [SETUPS[name].with_sizes((64, 64), (32, 32)) for name in ("ST9", "ENS9")]
+    whole = sweep(planned("a"), recipes(setups=sizes, seeds=(42,)), tiny_backbone, memory=memory)
+    done = [0.0]
+
+    def cell(*parts):
+        result = run_cell(*parts, whole.options, whole.progress)
+        done.append(whole.progress.done)
+        return result
+
+    through(whole, cell)
+    n = len(small("a").train) + len(small("a").test)
+    assert np.diff(done).tolist() == [n * setup.tile_pixels for setup in sizes]
+    assert whole.progress.left() == 0
+
+
 def test_time_left_is_elapsed_per_work_done(monkeypatch):
     """SM256 is 1 tile of 256 px, ENS9 9 of them: after the first 10 s, 9 * 10 s are left; a cell
     that was finished before takes its work away."""

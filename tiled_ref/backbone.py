@@ -25,7 +25,8 @@ def chunks(images, size=CHUNK):
 
     On a CPU one image at a time: the libraries choose their algorithm, and with it the rounding,
     by the shape of what they compute, so an image's bits depend on its company unless it has
-    none. From 256 x 256 px on that costs no time.
+    none. Measured beside batches of 8 (AMD EPYC, 2 cores, torch 2.14.1, 2026-11-27): 0.73 of the
+    time at 512 x 512 px, 1.02 at 256, 1.4 at 128, 2.2 at 64.
 
     Parameters: images (B, 3, h, w), or maps (B, C, hf, wf), any dtype; size, images at a time
     on other devices.

@@ -252,7 +252,7 @@ def _running(add):
         f"{_arrays.THREADS_VARIABLE}, which PaDiM and PatchCore obey too, otherwise 2)")
     add("--memory", type=_memory, metavar="|".join(MEMORY_MODES),
         help="keep one tile location at a time on the device, or all of them and batch the tiles "
-        "of an image (default low)")
+        "of an image (default low; resident for --predict up to 2 GiB on a CPU)")
     add("--share-features", type=_share, default=features.BUDGET, metavar="off|BYTES",
         help="on a CPU, compute the backbone's layers once for all cells of a category and keep "
         "them in TMPDIR, in at most BYTES and half of the free space; no result depends on it "
@@ -471,8 +471,8 @@ def _prepare(args, progress):
     recipes = [
         Recipe(setup, arch, seed, args.batch_size, switches.get(arch), **chosen)
         for arch in _expand(args.arch, MODELS)
-        for setup in setups
-        for seed in args.seed
+        for setup in dict.fromkeys(setups)
+        for seed in dict.fromkeys(args.seed)
     ]
     categories = _categories(args)
     device = _resolve_device(args.device, args.ranks)

@@ -15,7 +15,7 @@ import time
 import torch
 
 from .data.images import forget_pages, normalize
-from .ensemble import Forgotten, collect, each_location, merge, slices
+from .ensemble import Forgotten, collect, each_location, host_tensor, merge, slices
 from .memory import TensorMeter
 
 MODES = ("low", "resident")
@@ -100,7 +100,7 @@ class Resident:
         The image goes to the device once, and a pixel of several tiles is normalised once.
         """
         grid = self.recipe.setup.input_grid
-        batch = normalize(torch.as_tensor(images).to(self.device))
+        batch = normalize(host_tensor(images).to(self.device))
         forget_pages(images)
         windows = (grid.window(*location) for location in grid.locations())
         return torch.cat([grid.pad_tile(batch[..., rows, cols]) for rows, cols in windows])

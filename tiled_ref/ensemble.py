@@ -58,6 +58,7 @@ def each_location(
     """
     progress = progress or Progress(quiet=True)
     setup, order = recipe.setup, list(recipe.setup.models)
+    pixels = setup.tile_pixels // len(order)  # of an image, that a model sees
     for location in order if locations is None else locations:
         where = f" tile {order.index(location) + 1}/{len(order)}" if len(order) > 1 else ""
         if location in states:
@@ -67,10 +68,10 @@ def each_location(
             model = None  # the last one goes before the next one comes
             model = recipe.model(network, device)
             tiles = LocationImages(train, setup.input_grid, setup.models[location], device)
-            model.fit(tiles, progress.stage(f"fit{where}", len(tiles)))  # Eq. 3
+            model.fit(tiles, progress.stage(f"fit{where}", pixels * len(tiles)))  # Eq. 3
             states[location] = model.state()
         tiles = LocationImages(test, setup.input_grid, setup.models[location], device)
-        stage = progress.stage(f"predict{where}", len(tiles))
+        stage = progress.stage(f"predict{where}", pixels * len(tiles))
         for rows in slices(len(test), recipe.batch_size):
             maps, scores = model.predict(tiles[rows])  # Eq. 4
             yield location, rows, maps.cpu().numpy(), scores.cpu().numpy()
@@ -132,10 +133,15 @@ class LocationImages:
         tiles = []
         for location in self.locations:
             rows, cols = self.grid.window(*location)
-            part = torch.as_tensor(self.images[:, :, rows, cols][indices])
+            part = host_tensor(self.images[:, :, rows, cols][indices])
             tiles.append(self.grid.pad_tile(normalize(part.to(self.device))))
         forget_pages(self.images)
         return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
+
+
+def host_tensor(images):
+    """uint8 images (B, 3, h, w), array or tensor, as a CPU tensor; an array may be read-only."""
+    return images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
 
 
 def collect(predictions, grid, n):
@@ -201,7 +207,7 @@ class TiledEnsemble:
     setup : Recipe, Setup or str
         A whole recipe, or a setup or its name.
     arch, options
-        The other fields of the recipe, see `recipe.Recipe`.
+        The other fields of the recipe, or changes to it; see `recipe.Recipe`.
     backbone : ResNet18Features, optional
         Frozen and therefore shared by all locations. By default made of `weights`.
     weights : str
@@ -247,9 +253,11 @@ class TiledEnsemble:
     """
 
     def __init__(
-        self, setup, arch="padim", *, backbone=None, weights="auto", device="cpu", **options
+        self, setup, arch=None, *, backbone=None, weights="auto", device="cpu", **options
     ):
-        self.recipe = setup if isinstance(setup, Recipe) else Recipe(setup, arch, **options)
+        options |= {"arch": arch} if arch else {}
+        is_recipe = isinstance(setup, Recipe)
+        self.recipe = replace(setup, **options) if is_recipe else Recipe(setup, **options)
         if backbone is None:
             found = find_weights(weights)
             backbone, weights = ResNet18Features(found.state_dict), found.kind

@@ -105,6 +105,11 @@ class CategoryImages:
         self._masks = {}
         self._packed = {}  # number of a test image -> bits and shape of its mask
 
+    def check(self, recipe):
+        """Raise InputError unless a recipe wants images that are resized as these are."""
+        if recipe.antialias != self._antialias:
+            raise InputError("all cells of a category need the same antialias")
+
     def expect(self, sizes):
         """The sizes (H, W) that will be asked for: what is decoded is resized to all of them."""
         self._expected = tuple(sizes)
@@ -201,6 +206,7 @@ def run_cell(recipe, images, backbone, options, progress=None):
     """
     progress = progress or Progress(quiet=True)
     category, setup = images.category, recipe.setup
+    images.check(recipe)
     progress.title = f"{category.name} {recipe.arch} {setup.name} seed {recipe.seed}"
     share = Share(options.ranks, f"{category.dataset} {progress.title}")
     with _shared_fate(share):
@@ -254,10 +260,14 @@ def _locations(ensemble, train, test, pieces, share, options, progress):
     else:  # all states first, then all locations predict together
         if all(map(pieces.is_done, locations)):
             return
-        for _ in ensemble.each_location(train, test[:0], pieces, progress=progress):
+        todo = pieces.missing(locations, everything=True)
+        for _ in ensemble.each_location(
+            train, test[:0], pieces, locations=todo, progress=progress
+        ):
             pass  # nothing to predict yet
         resident = Resident(ensemble.recipe, ensemble.network, ensemble.device, pieces)
-        found = resident.predict(test, progress.stage("predict"))
+        work = ensemble.setup.tile_pixels * len(test)
+        found = resident.predict(test, progress.stage("predict", work))
     for location, rows, maps, scores in found:
         pieces.add(location, rows, len(test), maps, scores)
 

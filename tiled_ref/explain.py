@@ -145,7 +145,7 @@ def _features(image, grid, ensemble):
     tiles = []
     for location in grid.locations():
         batch = LocationImages(image[None], grid, [location], ensemble.device)[[0]]
-        tiles.append([layer.cpu() for layer in ensemble.backbone(batch)])
+        tiles.append([layer.cpu() for layer in ensemble.network(batch)])
     return [torch.cat(layer).numpy() for layer in zip(*tiles)]
 
 

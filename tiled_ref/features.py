@@ -46,7 +46,7 @@ class SharedLayers(torch.nn.Module):
         self.network, self.budget, self._say = network, budget, say
         if hasattr(network, "channels"):
             self.channels = network.channels
-        self.keeps = True
+        self.keeps, self._stopped = True, False
         self.asked = self.reused = 0
         self._file = None
         self._size = 0
@@ -97,7 +97,7 @@ class SharedLayers(torch.nn.Module):
 
     def _keep(self, key, layers, size):
         """Write the layers (1, C, hf, wf) of an image with this key, if there is room."""
-        if not self.keeps:
+        if not self.keeps or self._stopped:
             return
         arrays = [layer.permute(0, 2, 3, 1).contiguous().numpy() for layer in layers]
         self._shapes[tuple(size)] = [array.shape[1:] for array in arrays]
@@ -117,14 +117,14 @@ class SharedLayers(torch.nn.Module):
         self._places[key], self._size = self._size, start
 
     def _stop(self, reason):
-        self.keeps = False
+        self._stopped = True
         self._say(
             f"not all layers of the backbone are shared ({reason}; they lie in "
             f"{tempfile.gettempdir()}, TMPDIR names another folder); the others are computed again"
         )
 
     def _give_up(self):
-        self.keeps = False
+        self._stopped = True
         self._places.clear()
         if self._file is not None:
             self._file.close()

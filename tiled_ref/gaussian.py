@@ -82,6 +82,7 @@ def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
     the image the map is mirrored without repeating the edge pixel (again and again where
     the map is smaller than the radius).
     """
+    _arrays.check_impl(impl)
     taps = gaussian_taps(sigma, maps.dtype)
     if impl == "numpy":
         with np.errstate(all="ignore"):  # infinities are data here, not a mistake

@@ -79,8 +79,8 @@ class Sweep:
                 continue
             category = images.category
             n_images = (len(category.train) + len(category.test)) / self.options.ranks.size
-            left = (len(self.plan) - number) * sum(map(_work, self.recipes)) * n_images
-            self.progress.work = self.progress.done + left
+            of_category = n_images * sum(recipe.setup.tile_pixels for recipe in self.recipes)
+            self.progress.work = self.progress.done + (len(self.plan) - number) * of_category
             with self._shared(entry.name) as backbone:
                 for k, recipe in enumerate(self.recipes):
                     if backbone is not self.backbone:
@@ -89,7 +89,7 @@ class Sweep:
                     before = self.progress.done
                     yield recipe, images, backbone
                     self._count += 1
-                    undone = _work(recipe) * n_images - (self.progress.done - before)
+                    undone = recipe.setup.tile_pixels * n_images - (self.progress.done - before)
                     self.progress.work -= undone  # finished before, failed, or done by others
                     if self.n_cells > 1:
                         self.progress.title = ""
@@ -145,12 +145,6 @@ class Sweep:
             self.backbone, budget, lambda text: self.progress.note(f"{name}: {text}")
         ) as shared:
             yield shared
-
-
-def _work(recipe):
-    """Pixels of all tiles of an image."""
-    setup = recipe.setup
-    return setup.n_tiles * setup.tile_size[0] * setup.tile_size[1]
 
 
 def _tiles(recipe):

@@ -98,7 +98,12 @@ class Recipe:
                     f"unknown setup {self.setup!r}; the known ones are {', '.join(SETUPS)}"
                 )
             object.__setattr__(self, "setup", SETUPS[self.setup])
-        object.__setattr__(self, "batch_size", self.batch_size or MODELS[self.arch].BATCH_SIZE)
+        if self.batch_size is None:
+            object.__setattr__(self, "batch_size", MODELS[self.arch].BATCH_SIZE)
+        for name, low, high in (("seed", 0, 1 << 63), ("batch_size", 1, (1 << 16) + 1)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value < high:
+                raise InputError(f"{name} must be a whole number from {low}, not {value!r}")
         object.__setattr__(self, "switches", dict(self.switches or {}))
         for option in OPTIONS:
             value = getattr(self, option.name)
@@ -144,5 +149,6 @@ def is_allowed(option, value):
     """Whether an option, one of OPTIONS, may have a value: of its type, finite, and fitting."""
     kind, fits = option.metadata["kind"], option.metadata["fits"]
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= LARGEST and fits(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and abs(value) <= LARGEST and fits(value)
     return type(value) is kind and fits(value)

@@ -79,6 +79,11 @@ class Setup:
         return self.input_grid.rows * self.input_grid.cols
 
     @property
+    def tile_pixels(self):
+        """Pixels of all tiles of an image."""
+        return self.n_tiles * self.tile_size[0] * self.tile_size[1]
+
+    @property
     def n_models(self):
         """Models trained: one per tile location for ENS, else 1 (Eq. 3)."""
         return len(self.models)

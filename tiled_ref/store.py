@@ -207,10 +207,11 @@ class Pieces(collections.abc.MutableMapping):
         """Where the models lie while the run goes on."""
         return self.partial / "ensemble"
 
-    def missing(self, locations):
-        """Yield those of the locations that are not done; the time of each counts from here."""
+    def missing(self, locations, everything=False):
+        """Yield those of the locations that are not done, or everything; the time of each counts
+        from here."""
         for location in locations:
-            if not self.is_done(location):
+            if everything or not self.is_done(location):
                 self._lap()
                 self._layers_since()
                 yield location

@@ -19,7 +19,7 @@ centre. The fast one (impl="cython") returns the same indices. It rests on three
    products run at the speed of the arithmetic units, not of the memory.
 3. One distance. What the filter lets through is measured by `squared_distances`, written
    order, float64. Every minimum is a value of that function, so the choice depends neither
-   on the filter nor on its rounding, nor on threads, nor on the BLAS.
+   on the filter nor on its rounding, nor on threads. (The projected points are a product.)
 """
 
 import math

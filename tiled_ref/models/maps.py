@@ -1,4 +1,4 @@
-"""From distances on a feature grid to an anomaly map in pixels; tensors of any float dtype."""
+"""From distances on a feature grid to an anomaly map in pixels; float32 or float64 tensors."""
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
     """
     if maps.device.type == "cpu":
         everything = (np.ones(side, bool) for side in maps.shape[1:])
-        array, threads = maps.numpy(), _arrays.thread_count()
+        array, threads = maps.detach().numpy(), _arrays.thread_count()
         return torch.from_numpy(blur_rows_and_columns(array, sigma, *everything, impl, threads))
     return convolved(maps, sigma)
 

@@ -54,7 +54,7 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     bank : float32 (M, D), same device
     k : int, 1 to M
     budget : int
-        Bytes of scratch memory. No influence on the result.
+        Bytes of scratch memory; the result depends on it by the order of a float64 sum.
     moments : Moments, optional
         Those of the bank, for one that is asked again and again.
 

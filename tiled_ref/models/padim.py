@@ -55,7 +55,7 @@ class Padim:
     untile : callable, optional
         For tiled input, see tiled_ref.models.
     batch_size : int, optional
-        Images at a time in fit; BATCH_SIZE by default. Only memory depends on it.
+        Images at a time in fit; BATCH_SIZE by default. Memory depends on it, and rounding.
     n_channels : int
         D, channels kept of all that the backbone has.
     impl : {"cython", "numpy"}
