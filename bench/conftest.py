@@ -1,6 +1,9 @@
 """Shared by the benchmarks: the sizes, and `measure`, which checks a result before it times it."""
 
+import functools
 import platform
+import re
+import shlex
 import time
 
 import numpy as np
@@ -9,7 +12,6 @@ import torch
 
 from tiled_ref._arrays import thread_count
 
-SECONDS = 1.5  # spent on the rounds of one contender; a slower one has a single round
 MOST_ROUNDS = 30
 
 
@@ -25,7 +27,8 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["versions"] = {"NumPy": np.__version__, "torch": torch.__version__}
     machine_info["python"] = platform.python_version()
     machine_info["threads"] = {"torch": torch.get_num_threads(), "kernels": thread_count()}
-    machine_info["sizes"] = config.getoption("--sizes")
+    command = shlex.join(["python", "-m", "pytest", *config.invocation_params.args])
+    machine_info["command"] = re.sub(r"(?<![\w.])/\S*/", "", command)  # no folders of the machine
 
 
 @pytest.fixture(scope="session")
@@ -54,26 +57,32 @@ def check(found, expected, agrees):
         np.testing.assert_allclose(found, expected, rtol=agrees, atol=agrees)
 
 
-@pytest.fixture
-def measure(benchmark):
-    """measure(case, contenders, name): check one contender, then time it.
+def check_and_time(benchmark, seconds, case, contenders, name):
+    """Compare the result of one contender, then time it.
 
-    case has a title, which becomes the benchmark's group, and what is expected. contenders maps
-    names to pairs: a function that takes the case and returns the function to time, and how its
-    result is compared (see `check`), None for a limit without a result. The first contender is
-    what bench/tables.py divides the others' times by.
+    Parameters
+    ----------
+    benchmark : pytest-benchmark's fixture
+    seconds : to spend on all rounds; a contender that takes longer has a single one
+    case : has a title, which becomes the benchmark's group, and the expected result
+    contenders : dict
+        Name -> (make, agrees): make(case) returns the function to time, agrees is as of `check`,
+        None for a limit without a result. bench/tables.py divides by the times of the first.
+    name : of the contender
     """
+    make, agrees = contenders[name]
+    function = make(case)
+    start = time.perf_counter()
+    found = function()
+    rounds = int(seconds / (time.perf_counter() - start))
+    if agrees is not None:
+        check(found, case.expected, agrees)
+    benchmark.group = case.title
+    benchmark.extra_info.update(contender=name, first=name == next(iter(contenders)))
+    benchmark.pedantic(function, rounds=min(MOST_ROUNDS, max(1, rounds)))
 
-    def run(case, contenders, name):
-        make, agrees = contenders[name]
-        function = make(case)
-        start = time.perf_counter()
-        found = function()
-        seconds = time.perf_counter() - start
-        if agrees is not None:
-            check(found, case.expected, agrees)
-        benchmark.group = case.title
-        benchmark.extra_info.update(contender=name, first=name == next(iter(contenders)))
-        benchmark.pedantic(function, rounds=min(MOST_ROUNDS, max(1, int(SECONDS / seconds))))
 
-    return run
+@pytest.fixture
+def measure(benchmark, sized):
+    """measure(case, contenders, name), see check_and_time."""
+    return functools.partial(check_and_time, benchmark, sized(tiny=0, usual=1.5, full=3))

@@ -52,14 +52,12 @@ def header(report):
     machine = report["machine_info"]
     cpu = machine["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    sizes = "" if machine["sizes"] == "usual" else f" --sizes {machine['sizes']}"
-    threads = "; ".join(f"{name} {number}" for name, number in machine["threads"].items())
+    threads = ", ".join(f"{name} {number}" for name, number in machine["threads"].items())
     return (
         f"{cpu.get('brand_raw', machine['machine'])}, {cpu['count']} cores, "
-        f"{report['datetime'][:10]}; Python {machine['python']}, {versions}; threads where a row "
-        f"does not say: {threads}. Commands:\n\n```sh\n"
-        f"python -m pytest bench{sizes} --benchmark-json bench.json\n"
-        "python bench/tables.py bench.json\n```"
+        f"{report['datetime'][:10]}; Python {machine['python']}, {versions}.\n"
+        f"Threads where a row names none: {threads}.\n\n"
+        f"```sh\n{machine['command']}\npython bench/tables.py bench.json\n```"
     )
 
 
