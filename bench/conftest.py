@@ -85,4 +85,4 @@ def check_and_time(benchmark, seconds, case, contenders, name):
 @pytest.fixture
 def measure(benchmark, sized):
     """measure(case, contenders, name), see check_and_time."""
-    return functools.partial(check_and_time, benchmark, sized(tiny=0, usual=1.5, full=3))
+    return functools.partial(check_and_time, benchmark, sized(tiny=0, usual=2, full=4))
