@@ -74,15 +74,15 @@ def check_and_time(benchmark, seconds, case, contenders, name):
     function = make(case)
     start = time.perf_counter()
     found = function()
-    rounds = int(seconds / (time.perf_counter() - start))
+    rounds = 1 + int(seconds / (time.perf_counter() - start))
     if agrees is not None:
         check(found, case.expected, agrees)
     benchmark.group = case.title
     benchmark.extra_info.update(contender=name, first=name == next(iter(contenders)))
-    benchmark.pedantic(function, rounds=min(MOST_ROUNDS, max(1, rounds)))
+    benchmark.pedantic(function, rounds=min(MOST_ROUNDS, rounds))
 
 
 @pytest.fixture
 def measure(benchmark, sized):
     """measure(case, contenders, name), see check_and_time."""
-    return functools.partial(check_and_time, benchmark, sized(tiny=0, usual=2, full=4))
+    return functools.partial(check_and_time, benchmark, sized(tiny=0, usual=1, full=4))
