@@ -757,4 +757,13 @@ MUTANTS = [
      "tests/test_figures.py::test_the_detail_shown_is_the_smallest_that_a_setup_finds_half_of"),
     ("tiled_ref/figures.py", "_white(zoomed >= 0.5)", "_white(zoomed > 0)",
      "tests/test_figures.py::test_zoom_grid_shows_the_same_defect_at_every_resolution"),
+    # bench
+    ("bench/tables.py", "stats['min'] / least", "stats['median'] / least",
+     "tests/test_bench.py::test_a_table_divides_by_the_first_contender"),
+    ("bench/tables.py", 'not row["extra_info"]["first"]', 'row["extra_info"]["first"]',
+     "tests/test_bench.py::test_a_table_divides_by_the_first_contender"),
+    ("bench/tables.py", "if not (begin and end):", "if False:",
+     "tests/test_bench.py::test_a_page_without_markers_is_left_alone"),
+    ("bench/conftest.py", "        check(found, case.expected, agrees)", "        pass",
+     "tests/test_bench.py::test_what_differs_is_not_timed"),
 ]  # fmt: skip
