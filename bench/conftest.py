@@ -18,7 +18,7 @@ MOST_ROUNDS = 30
 def pytest_addoption(parser):
     parser.addoption(
         "--sizes", choices=("tiny", "usual", "full"), default="usual",
-        help="of the arrays: tiny runs every benchmark in seconds, full needs half an hour",
+        help="of the arrays: tiny only shows that everything runs, full is that of the targets",
     )  # fmt: skip
 
 
