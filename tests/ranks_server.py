@@ -35,7 +35,7 @@ OPTIONS = (
     "--setup", "ENS4", "ST4", "--seed", "1", "--image-size", "32", "--tile-size", "16",
     "--weights", "random", "--device", "cpu", "--batch-size", "2", "--save",
 )  # fmt: skip
-PATIENCE = 60  # seconds for a case, which takes one or two; then it counts as hanging
+PATIENCE = 150  # seconds for a case, which takes one or two; then it counts as hanging
 
 
 def launch(root, out, *extra, size=2, acts=None, of_rank=None, serves=True, event=None, restarts=0):
