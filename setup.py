@@ -19,6 +19,10 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("TILED_REF_DEBUG", "0") == "1"
 SANITIZE = os.environ.get("TILED_REF_SANITIZE", "")
 
+ROOMS = (
+    "archive", "data", "golden", "models", "models.search", "reporting", "reporting.drawing",
+    "running", "serving", "support",
+)  # fmt: skip
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": DEBUG,
@@ -54,10 +58,10 @@ def kernel(name):
 
 
 setup(
-    packages=["tiled_ref", "tiled_ref.data", "tiled_ref.golden", "tiled_ref.models"],
+    packages=["tiled_ref", *(f"tiled_ref.{room}" for room in ROOMS)],
     package_data={
-        "tiled_ref": ["*.csv", "assets/*"],
-        "tiled_ref.golden": ["*.md", "*.json"],
+        "tiled_ref.golden": ["reference/*", "reference/*/*"],
+        "tiled_ref.reporting": ["*.csv", "assets/*"],
     },
     ext_modules=cythonize(
         [kernel(name) for name in ("untile", "seam_blur", "aupro", "kcenter", "mahalanobis")],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiled_ref._arrays import thread_count
+from tiled_ref.support.arrays import thread_count
 
 MOST_ROUNDS = 30
 

@@ -39,17 +39,17 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from tiled_ref._arrays import thread_count  # noqa: E402
 from tiled_ref.data import images as image_data  # noqa: E402
 from tiled_ref.data import synthetic  # noqa: E402
-from tiled_ref.engine import Engine  # noqa: E402
 from tiled_ref.ensemble import Forgotten, TiledEnsemble  # noqa: E402
-from tiled_ref.errors import InputError  # noqa: E402
-from tiled_ref.files import atomic_write  # noqa: E402
-from tiled_ref.memory import PeakMemory  # noqa: E402
 from tiled_ref.models import MODELS  # noqa: E402
+from tiled_ref.reporting.tables import ARCHS as TITLES  # noqa: E402
+from tiled_ref.running.engine import Engine  # noqa: E402
 from tiled_ref.setups import SETUPS  # noqa: E402
-from tiled_ref.tables import ARCHS as TITLES  # noqa: E402
+from tiled_ref.support.arrays import thread_count  # noqa: E402
+from tiled_ref.support.errors import InputError  # noqa: E402
+from tiled_ref.support.files import atomic_write  # noqa: E402
+from tiled_ref.support.memory import PeakMemory  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 THROUGHPUT_BATCH = {"patchcore": 8}  # SPEC of the protocol: 16 for the others

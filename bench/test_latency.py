@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tiled_ref.backbone import ResNet18Features, chunks
 from tiled_ref.data import images as image_data
 from tiled_ref.data import synthetic
-from tiled_ref.engine import MODES, Engine
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
+from tiled_ref.models.backbone import ResNet18Features, chunks
+from tiled_ref.models.weights import find_weights
+from tiled_ref.reporting.tables import ARCHS as TITLES
+from tiled_ref.running.engine import MODES, Engine
 from tiled_ref.setups import SETUPS
-from tiled_ref.tables import ARCHS as TITLES
-from tiled_ref.weights import find_weights
 
 # Latency does not depend on how long these are trained: one step on two images.
 TRAINED = ("fastflow", "reverse_distillation")

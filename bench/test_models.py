@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tiled_ref.models import gaussians
-from tiled_ref.models.coreset import k_centre_greedy
+from tiled_ref.models.search.coreset import k_centre_greedy
 
 # ---------------------------------------------------------- distances from Gaussians
 

@@ -1,6 +1,6 @@
 """Exact k-centre greedy: the distance in its written order, and the loops that use it.
 
-The twin and the validation are in tiled_ref/models/coreset.py, the filter's proof in filter.py
+The twin and the validation are in tiled_ref/models/search/coreset.py, the filter's proof in filter.py
 beside it. Nothing here starts a thread; every function releases the GIL, so callers may split
 the rows.
 

@@ -1,5 +1,5 @@
 # Gaussian blur of a band, or of everything; its specification is
-# blur_rows_and_columns(impl="numpy") in tiled_ref/gaussian.py, which blurs the whole map
+# blur_rows_and_columns(impl="numpy") in tiled_ref/support/gaussian.py, which blurs the whole map
 # and keeps the band.
 #
 # Row by row, so that the work is proportional to the band and everything but the map stays

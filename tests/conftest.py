@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tiled_ref.backbone import ResNet18Features
-from tiled_ref.weights import find_weights
+from tiled_ref.models.backbone import ResNet18Features
+from tiled_ref.models.weights import find_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

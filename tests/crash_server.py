@@ -3,7 +3,7 @@
     python tests/crash_server.py FOLDER
 
 A child is forked from a process that has imported everything and has one thread, so that a
-case costs the run alone. What happens is printed as JSON for tests/test_crash.py.
+case costs the run alone. What happens is printed as JSON for tests/running/test_crash.py.
 
 A moment is a call that matters for what is on the disk: the writing of rows of maps, syncing,
 renaming, removing, and every report of progress. The child dies at the k-th.
@@ -23,9 +23,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-
-from tiled_ref import cli, progress, store
 from toys import toy_category, write_category
+
+from tiled_ref import cli
+from tiled_ref.running import pieces
+from tiled_ref.support import progress
 
 OPTIONS = (
     "--setup", "ENS4", "--seed", "1", "2", "--image-size", "32", "--tile-size", "16",
@@ -63,7 +65,7 @@ class Moments:
         self.watch(os, "fsync", "sync")
         self.watch(os, "unlink", "remove")
         self.watch(shutil, "rmtree", "remove")
-        self.watch(store, "write_at", "maps")
+        self.watch(pieces, "write_at", "maps")
         self.watch(progress.Stage, "__call__", "progress")
 
 

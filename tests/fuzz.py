@@ -27,15 +27,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tiled_ref.backbone import ResNet18Features
+from tiled_ref.archive.ensembles import layout, read_tensors, write_tensors
 from tiled_ref.data import visa
 from tiled_ref.data.images import decode_image, decode_mask, image_size
 from tiled_ref.ensemble import TiledEnsemble
-from tiled_ref.errors import InputError, one_line
-from tiled_ref.memory import PeakMemory
-from tiled_ref.saved import layout, read_tensors, write_tensors
+from tiled_ref.models.backbone import ResNet18Features
+from tiled_ref.models.weights import random_weights
 from tiled_ref.setups import SETUPS
-from tiled_ref.weights import random_weights
+from tiled_ref.support.errors import InputError, one_line
+from tiled_ref.support.memory import PeakMemory
 
 SECONDS = 30  # of one case, far above the slowest, so that a busy machine fails nothing
 MEMORY = 2 << 30  # bytes: the largest image that is not refused, decoded, and a copy of it

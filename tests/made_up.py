@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 
 import numpy as np
-
-from tiled_ref import analysis
-from tiled_ref.experiment import RESULT_COLUMNS, CategoryImages, Options
-from tiled_ref.progress import Progress
-from tiled_ref.setups import SETUPS
-from tiled_ref.validation import find_thresholds
 from toys import toy_category
+
+from tiled_ref.running import analysis
+from tiled_ref.running.cell import RESULT_COLUMNS, CategoryImages, Options
+from tiled_ref.setups import SETUPS
+from tiled_ref.support.progress import Progress
+from tiled_ref.validation import find_thresholds
 
 QUIET = Progress(quiet=True)
 

@@ -32,7 +32,6 @@ from pathlib import Path
 
 import pytest
 import torchvision  # noqa: F401  imported once here, not in every test's process
-
 from mutants_table import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@
 The server does what torchrun does: it keeps the key-value store of the ranks, and when one of
 them ends with a status that is not 0, or by a signal, it sends SIGTERM to the others. The ranks
 are forked from it, so that a case costs the run alone. What happens is written to
-FOLDER/report.json for tests/test_distributed.py, which also starts this file as a worker of the
+FOLDER/report.json for tests/running/test_processes.py, which also starts this file as a worker of the
 real torchrun, where rank 1 is killed at its second location:
 
     torchrun ... tests/ranks_server.py --kill MARKER ARGUMENTS OF THE COMMAND LINE
@@ -25,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
-
 from crash_server import make_folder, outcome, states
-from tiled_ref import cli, distributed
-from tiled_ref.errors import InputError
-from tiled_ref.store import Pieces
+
+from tiled_ref import cli
+from tiled_ref.running import processes
+from tiled_ref.running.pieces import Pieces
+from tiled_ref.support.errors import InputError
 
 OPTIONS = (
     "--setup", "ENS4", "ST4", "--seed", "1", "--image-size", "32", "--tile-size", "16",
@@ -105,7 +106,7 @@ def _child(environment, argv, texts, act):
 
 def _end_twice():
     """torchrun's signals may also come when a rank is on its way out; it must not mind."""
-    fail, main = distributed.Ranks.fail, cli.main
+    fail, main = processes.Ranks.fail, cli.main
 
     def disturb():
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,7 +121,7 @@ def _end_twice():
         disturb()
         return status
 
-    distributed.Ranks.fail, cli.main = disturbed_fail, disturbed_main
+    processes.Ranks.fail, cli.main = disturbed_fail, disturbed_main
 
 
 def _watch(pids, serves, event, store):
@@ -211,14 +212,14 @@ def last_to_leave(marker, act):
     """A function that makes this process wait for the marker at its end, and then call `act`."""
 
     def install():
-        original = distributed.Ranks.finish
+        original = processes.Ranks.finish
 
         def finish(ranks, failures):
             once(marker)()
             act()
             return original(ranks, failures)
 
-        distributed.Ranks.finish = finish
+        processes.Ranks.finish = finish
 
     return install
 
@@ -227,13 +228,13 @@ def marks_its_end(marker):
     """A function that makes this process make the marker when it has nothing left to do."""
 
     def install():
-        original = distributed.Ranks.finish
+        original = processes.Ranks.finish
 
         def finish(ranks, failures):
             marker.touch()
             return original(ranks, failures)
 
-        distributed.Ranks.finish = finish
+        processes.Ranks.finish = finish
 
     return install
 
@@ -318,5 +319,5 @@ if __name__ == "__main__":
         mark, rank = Path(sys.argv[2]), os.environ["RANK"]
         at_location(2, kill if rank == "1" else once(mark), mark if rank == "1" else None)()
         sys.exit(cli.main(sys.argv[3:]))
-    distributed.FOLDER_SECONDS = 0.5
+    processes.FOLDER_SECONDS = 0.5
     main(Path(sys.argv[1]))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import toy_category, write_category
 
 from tiled_ref import cli
 from tiled_ref.models import MODELS
 from tiled_ref.models.padim import Padim
-from toys import toy_category, write_category
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--image-size", "96", "--tile-size", "48", "--weights", "random", "--device", "cpu"]

@@ -21,24 +21,24 @@ from adversarial import FLOATS, grid, layouts, same_bits, values
 from toys import Images, toy_category, toy_images
 from trained import pictures
 
-from tiled_ref.engine import Engine
 from tiled_ref.ensemble import LocationImages, TiledEnsemble, collect, merge
-from tiled_ref.experiment import CategoryImages, Options, run_cell
-from tiled_ref.features import SharedLayers
-from tiled_ref.gaussian import blur_rows_and_columns
 from tiled_ref.merging import untile_average
 from tiled_ref.metrics import aupro, label_regions, pixel_auroc
 from tiled_ref.models import MODELS
 from tiled_ref.models.cached import CachedFeatures, RecomputedFeatures
-from tiled_ref.models.coreset import select_coreset
 from tiled_ref.models.gaussians import mahalanobis, pack
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
-from tiled_ref.models.neighbours import NearestIndex, search_each
-from tiled_ref.progress import Progress
+from tiled_ref.models.search.coreset import select_coreset
+from tiled_ref.models.search.neighbours import NearestIndex, search_each
 from tiled_ref.recipe import Recipe
+from tiled_ref.running.cell import CategoryImages, Options, run_cell
+from tiled_ref.running.engine import Engine
+from tiled_ref.running.pieces import Pieces
+from tiled_ref.running.shared_layers import SharedLayers
 from tiled_ref.setups import Setup
 from tiled_ref.smoothing import smooth_seams
-from tiled_ref.store import Pieces
+from tiled_ref.support.gaussian import blur_rows_and_columns
+from tiled_ref.support.progress import Progress
 from tiled_ref.tiling import FeatureUntiler, TileGrid
 
 ARCHS = sorted(MODELS)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiled_ref import _arrays
-from tiled_ref.errors import KernelNotBuiltError
+from tiled_ref.support import arrays
+from tiled_ref.support.errors import KernelNotBuiltError
 
-untile = _arrays.kernel("_untile").untile
-seam_blur = _arrays.kernel("_seam_blur").seam_blur
-ranks = _arrays.kernel("_aupro")
+untile = arrays.kernel("_untile").untile
+seam_blur = arrays.kernel("_seam_blur").seam_blur
+ranks = arrays.kernel("_aupro")
 
 TILES = np.ones((2, 2, 3, 4, 4), np.float32)
 I32, U8 = np.int32, np.uint8
@@ -160,9 +160,9 @@ def test_threads_keep_the_order_and_hold_few_items(threads):
         held.discard(k)
         return k * k
 
-    assert _arrays.run_threads(square, items(), threads) == [k * k for k in range(40)]
+    assert arrays.run_threads(square, items(), threads) == [k * k for k in range(40)]
     assert most[0] <= threads
-    assert _arrays.run_threads(square, [], threads) == []
+    assert arrays.run_threads(square, [], threads) == []
 
 
 def test_threads_raise_the_error_of_the_first_item():
@@ -178,7 +178,7 @@ def test_threads_raise_the_error_of_the_first_item():
         raise ValueError(f"item {k}")
 
     with pytest.raises(ValueError, match="item 0"):
-        _arrays.run_threads(fail, range(1000), 2)
+        arrays.run_threads(fail, range(1000), 2)
     assert len(begun) < 1000
 
     def broken():
@@ -186,12 +186,12 @@ def test_threads_raise_the_error_of_the_first_item():
         raise KeyError("the iterator itself")
 
     with pytest.raises(KeyError, match="the iterator itself"):
-        _arrays.run_threads(str, broken(), 3)
+        arrays.run_threads(str, broken(), 3)
 
 
 def test_missing_kernel_names_the_command():
     with pytest.raises(KernelNotBuiltError, match="python setup.py build_ext --inplace"):
-        _arrays.kernel("_no_such_kernel")
+        arrays.kernel("_no_such_kernel")
 
 
 def test_debug_build_checks_indices():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from adversarial import layouts, masks
 
-from tiled_ref.errors import InputError
 from tiled_ref.metrics import label_regions
+from tiled_ref.support.errors import InputError
 
 IMPLS = ("cython", "numpy")
 

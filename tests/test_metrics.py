@@ -13,8 +13,7 @@ import pytest
 import torch
 from adversarial import FLOATS, layouts, maps_and_masks
 
-from tiled_ref import metrics, pixel_ranking
-from tiled_ref.errors import InputError
+from tiled_ref import metrics
 from tiled_ref.metrics import (
     UndefinedMetricError,
     aupro,
@@ -24,6 +23,8 @@ from tiled_ref.metrics import (
     pixel_curves,
     pixel_metrics,
 )
+from tiled_ref.support import pixel_ranking
+from tiled_ref.support.errors import InputError
 
 IMPLS = ("cython", "numpy")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tiled_ref.errors import InputError
 from tiled_ref.setups import SETUPS, Setup
+from tiled_ref.support.errors import InputError
 
 
 def test_the_six_setups_of_the_paper():

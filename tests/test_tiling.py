@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiled_ref.errors import InputError
+from tiled_ref.support.errors import InputError
 from tiled_ref.tiling import TileGrid
 
 GRIDS = [

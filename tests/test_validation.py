@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-
-from tiled_ref.errors import InputError
-from tiled_ref.normalization import f1_threshold, percentile_threshold, pixel_statistics
-from tiled_ref.validation import describe, find_thresholds, plan, thresholds_of
 from toys import toy_category
+
+from tiled_ref.normalization import f1_threshold, percentile_threshold, pixel_statistics
+from tiled_ref.support.errors import InputError
+from tiled_ref.validation import describe, find_thresholds, plan, thresholds_of
 
 
 def test_same_as_test_is_the_papers_choice():

@@ -23,7 +23,7 @@ Parameters that mean the same everywhere, and are not explained again:
     device : torch.device or its name
     path, folder, out : str or path-like
     impl : "cython" or "numpy", the compiled kernel or its specification; the same bits
-    threads : int or None, of the kernels (`_arrays.thread_count`); no result depends on it
+    threads : int or None, of the kernels (`arrays.thread_count`); no result depends on it
     grid : tiling.TileGrid
     options : experiment.Options
     progress : a progress.Progress, or a callable (done, total); or None

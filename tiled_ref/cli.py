@@ -13,26 +13,37 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _arrays, features, grid
-from .backbone import ResNet18Features
+from . import __version__
 from .data import DATASETS
-from .distributed import Ended, Ranks
-from .engine import MODES as MEMORY_MODES
 from .ensemble import TiledEnsemble
-from .errors import InputError, KernelNotBuiltError, one_line
-from .experiment import METRIC_SIZES, Options, run_cell, versions
-from .explain import BUILT_IN, explain, write_walk
-from .files import make_folder
-from .html_report import write_report
 from .models import MODELS
-from .predict import MAPS, PICTURES, PredictOptions, run_predict
-from .progress import Progress
+from .models.backbone import ResNet18Features
+from .models.weights import find_weights
 from .recipe import OPTIONS, Recipe, is_allowed
-from .report import result_table, text_table
+from .reporting.page import write_report
+from .reporting.summary import result_table, text_table
+from .reporting.walk import BUILT_IN, explain, write_walk
+from .running import shared_layers
+from .running.cell import METRIC_SIZES, Options, run_cell, versions
+from .running.engine import MODES as MEMORY_MODES
+from .running.pieces import WHERE_SAME, OutputLock
+from .running.processes import Ended, Ranks
+from .running.sweep import (
+    Planned,
+    Sweep,
+    cell_title,
+    exit_status,
+    gather,
+    memory_sentence,
+    out_of_memory,
+)
+from .serving.predict import MAPS, PICTURES, PredictOptions, run_predict
 from .setups import SETUPS
-from .store import WHERE_SAME, OutputLock
+from .support import arrays
+from .support.errors import InputError, KernelNotBuiltError, one_line
+from .support.files import make_folder
+from .support.progress import Progress
 from .validation import MODES, describe
-from .weights import find_weights
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
@@ -104,8 +115,8 @@ def main(argv=None):
             traceback.print_exc()
         if isinstance(error, (InputError, KernelNotBuiltError)):
             ranks.fail(f"tiled-ref: error: {one_line(error)}")
-        elif grid.out_of_memory(error):
-            ranks.fail(f"tiled-ref: error: {grid.memory_sentence(error)}")
+        elif out_of_memory(error):
+            ranks.fail(f"tiled-ref: error: {memory_sentence(error)}")
         else:  # a mistake of the program
             if ranks.size > 1:  # torchrun ends the others, whose sentence would hide this one
                 ranks.fail(f"tiled-ref: error: {type(error).__name__}: {one_line(error)}")
@@ -244,19 +255,19 @@ def _running(add):
         help="write all files here (default results; predictions with --predict)")
     add("--device", default="auto", type=_device, metavar="auto|cpu|cuda",
         help="run the models on this device, such as cuda:1 (default auto: cuda if available)")
-    add("--impl", default="cython", choices=_arrays.IMPLS, metavar="|".join(_arrays.IMPLS),
+    add("--impl", default="cython", choices=arrays.IMPLS, metavar="|".join(arrays.IMPLS),
         help="use the compiled kernels or their NumPy specification, bit for bit the same "
         "(default cython)")
     add("--threads", type=_positive, metavar="N",
         help="merge, smooth and score with N threads (default: the environment variable "
-        f"{_arrays.THREADS_VARIABLE}, which PaDiM and PatchCore obey too, otherwise 2)")
+        f"{arrays.THREADS_VARIABLE}, which PaDiM and PatchCore obey too, otherwise 2)")
     add("--memory", type=_memory, metavar="|".join(MEMORY_MODES),
         help="keep one tile location at a time on the device, or all of them and batch the tiles "
         "of an image (default low; resident for --predict up to 2 GiB on a CPU)")
-    add("--share-features", type=_share, default=features.BUDGET, metavar="off|BYTES",
+    add("--share-features", type=_share, default=shared_layers.BUDGET, metavar="off|BYTES",
         help="on a CPU, compute the backbone's layers once for all cells of a category and keep "
         "them in TMPDIR, in at most BYTES and half of the free space; no result depends on it "
-        f"(default {features.BUDGET >> 30}GiB)")
+        f"(default {shared_layers.BUDGET >> 30}GiB)")
     add("--save", action="store_true", help="keep the trained ensembles for --load")
     add("--resume", action="store_true",
         help="continue an interrupted run of the same command; the metrics equal those of an "
@@ -328,17 +339,17 @@ def run(args):
                 f"{ranks.size} processes share the tile locations, with "
                 f"{torch.get_num_threads()} torch threads each; only rank 0 shows its progress"
             )
-        sweep = grid.Sweep(categories, recipes, backbone, options, progress, args.debug)
+        sweep = Sweep(categories, recipes, backbone, options, progress, args.debug)
         results = []
         for recipe, images, network in sweep.cells():
-            with sweep.caught(grid.cell_title(images.category, recipe)):
+            with sweep.caught(cell_title(images.category, recipe)):
                 results.append(run_cell(recipe, images, network, options, progress))
         failures = sweep.failures
         if ranks.size > 1:
             told = ranks.finish([astuple(failure) for failure in failures])
             if not ranks.is_main:
                 return 0
-            results, failures = grid.gather(sweep, told)
+            results, failures = gather(sweep, told)
         return _report(args, results, failures, progress)
 
 
@@ -358,7 +369,7 @@ def _report(args, results, failures, progress):
             print(f"Report: {page}, tables and figures beside it")
     for failure in failures:
         print(f"tiled-ref: error: {failure}", file=sys.stderr)
-    return grid.exit_status(failures)
+    return exit_status(failures)
 
 
 NOT_EXPLAINED = {
@@ -388,8 +399,8 @@ def predict_images(args):
             "with; leave it out"
         )
     if args.impl == "cython":
-        for name in _arrays.KERNELS:
-            _arrays.kernel(name)
+        for name in arrays.KERNELS:
+            arrays.kernel(name)
     progress = Progress(quiet=args.quiet)
     out = args.out if "--out" in args.given else Path("predictions")
     ensemble = TiledEnsemble.load(
@@ -459,8 +470,8 @@ def _prepare(args, progress):
     if alien:
         raise InputError(f"{alien[0]} needs a saved ensemble; name its folder with --load")
     if args.impl == "cython":  # a missing kernel is found now, not after the training
-        for name in _arrays.KERNELS:
-            _arrays.kernel(name)
+        for name in arrays.KERNELS:
+            arrays.kernel(name)
     setups = [
         SETUPS[name].with_sizes(args.image_size, args.tile_size, args.stride)
         for name in _expand(args.setup, SETUPS)
@@ -540,7 +551,7 @@ def _expand(names, known):
 
 
 def _categories(args):
-    """The categories that the options name, as grid.Planned."""
+    """The categories that the options name, as Planned."""
     names = _expand(args.dataset, ())
     roots = _roots(names, args.root)
     planned = []
@@ -562,7 +573,7 @@ def _categories(args):
                     f"none of --category {' '.join(args.category)} is in the data set {name}; "
                     f"it has: {', '.join(known)}"
                 )
-        planned += [grid.Planned(name, c, functools.partial(data.load, root, c)) for c in chosen]
+        planned += [Planned(name, c, functools.partial(data.load, root, c)) for c in chosen]
     unknown = set(args.category or ()) - {"all"} - {entry.name for entry in planned}
     if unknown and "all" not in args.category:
         raise InputError(f"there is no category {min(unknown)!r} in {', '.join(names)}")

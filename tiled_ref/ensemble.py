@@ -14,14 +14,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from . import merging, saved, smoothing, validation
-from .backbone import ResNet18Features
+from . import merging, smoothing, validation
+from .archive import ensembles
 from .data.images import forget_pages, normalize
 from .data.inputs import as_images
-from .errors import InputError
-from .progress import Progress
+from .models.backbone import ResNet18Features
+from .models.weights import find_weights
 from .recipe import Recipe
-from .weights import find_weights
+from .support.errors import InputError
+from .support.progress import Progress
 
 MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
 COMBINE = {"mean": merging.mean_scores, "max": merging.max_scores}
@@ -377,8 +378,8 @@ class TiledEnsemble:
         return np.asarray(scores) >= self.thresholds["image"]["threshold"]
 
     def save(self, folder):
-        """Write the fitted ensemble to a folder; see `saved.save_ensemble`."""
-        saved.save_ensemble(folder, self)
+        """Write the fitted ensemble to a folder; see `ensembles.save_ensemble`."""
+        ensembles.save_ensemble(folder, self)
 
     @classmethod
     def load(
@@ -392,12 +393,12 @@ class TiledEnsemble:
         as there); device; batch_size and precision, by default those of the training;
         allow_version_change, load it although another version of torch trained it; progress,
         called as progress(done, total) while files are compared with their digests.
-        Returns TiledEnsemble, its states in the files until they are used, see `saved.States`.
+        Returns TiledEnsemble, its states in the files until they are used, see `ensembles.States`.
         Raises InputError for no ensemble, a damaged, incomplete, changed or newer one, another
         backbone, another version of torch.
         """
-        manifest = saved.read_manifest(folder)
-        saved.check_versions(manifest, allow_version_change)
+        manifest = ensembles.read_manifest(folder)
+        ensembles.check_versions(manifest, allow_version_change)
         if backbone is None and weights is None and manifest.weights is None:
             raise InputError(
                 "the ensemble was trained with a backbone of its own; give it as backbone="
@@ -415,7 +416,7 @@ class TiledEnsemble:
             model = ensemble.make_model()
         except TypeError as error:  # a switch that the architecture has not
             raise InputError(f"the ensemble's manifest is not understood: {error}") from error
-        saved.check_backbone(manifest, ensemble.backbone)
-        ensemble.states = saved.load_states(manifest, model, progress)
+        ensembles.check_backbone(manifest, ensemble.backbone)
+        ensemble.states = ensembles.load_states(manifest, model, progress)
         ensemble.thresholds = manifest.thresholds
         return ensemble

@@ -7,8 +7,8 @@ overlap, scores over all tiles.
 
 import numpy as np
 
-from . import _arrays
-from .errors import InputError
+from .support import arrays
+from .support.errors import InputError
 
 
 def untile_average(maps, grid, impl="cython", threads=None):
@@ -29,7 +29,7 @@ def untile_average(maps, grid, impl="cython", threads=None):
     Raises
     ------
     InputError
-        Another shape or dtype, or a tensor on a CUDA device (`grid.untile` works there).
+        Another shape or dtype, or a tensor on a CUDA device (`sweep.untile` works there).
     KernelNotBuiltError
         impl="cython" where the kernel is not built.
 
@@ -37,27 +37,27 @@ def untile_average(maps, grid, impl="cython", threads=None):
     sums in pairs again, then one division by their count, in the dtype of maps.
     Source: Sec. 3.3, "a pixel-wise averaging strategy is applied on overlapping regions".
     """
-    _arrays.check_impl(impl)
-    threads = _arrays.thread_count(threads)
-    array = _arrays.host_array(
-        "maps", maps, _arrays.FLOATS, "use grid.untile(maps) on it, or move it with .cpu()"
+    arrays.check_impl(impl)
+    threads = arrays.thread_count(threads)
+    array = arrays.host_array(
+        "maps", maps, arrays.FLOATS, "use grid.untile(maps) on it, or move it with .cpu()"
     )
     if array.ndim != 5:
         raise InputError(
             f"maps must have the five axes (rows, cols, N, h, w), got shape {array.shape}"
         )
     if impl == "numpy":
-        return _arrays.like(np.ascontiguousarray(grid.untile(array)), maps)
+        return arrays.like(np.ascontiguousarray(grid.untile(array)), maps)
     grid._check_tiles(array)
-    untile = _arrays.kernel("_untile").untile
+    untile = arrays.kernel("_untile").untile
     array = np.ascontiguousarray(array)
     out = np.empty((array.shape[2], *grid.image_size), array.dtype)
 
     def work(span):
         untile(array, out, grid.stride[0], grid.stride[1], span[0], span[1])
 
-    _arrays.run_threads(work, _arrays.spans(array.shape[2], threads), threads)
-    return _arrays.like(out, maps)
+    arrays.run_threads(work, arrays.spans(array.shape[2], threads), threads)
+    return arrays.like(out, maps)
 
 
 def mean_scores(scores):
@@ -77,7 +77,7 @@ def mean_scores(scores):
     for tile in array.reshape(-1, array.shape[2])[1:]:
         total += tile
     count = array.shape[0] * array.shape[1]
-    return _arrays.like((total / count).astype(array.dtype), scores)
+    return arrays.like((total / count).astype(array.dtype), scores)
 
 
 def max_scores(scores):
@@ -88,11 +88,11 @@ def max_scores(scores):
     Raises InputError for another shape or dtype.
     """
     array = _tile_scores(scores)
-    return _arrays.like(array.max(axis=(0, 1)), scores)
+    return arrays.like(array.max(axis=(0, 1)), scores)
 
 
 def _tile_scores(scores):
-    array = _arrays.host_array("scores", scores, _arrays.FLOATS)
+    array = arrays.host_array("scores", scores, arrays.FLOATS)
     if array.ndim != 3 or 0 in array.shape[:2]:
         raise InputError(
             f"scores must have the three axes (rows, cols, N), got shape {array.shape}"

@@ -21,7 +21,7 @@ import torchvision
 from .data import synthetic
 from .data.images import read_images, read_masks
 from .metrics import label_regions
-from .weights import find_weights
+from .models.weights import find_weights
 
 IMAGE, TILE, STRIDE = 512, 256, 128  # pixels, Rolih et al. Sec. 4.2
 STARTS = range(0, IMAGE - TILE + 1, STRIDE)  # Rolih et al. Eq. 1: ceil((H - h)/s) + 1 a side

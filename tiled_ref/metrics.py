@@ -33,10 +33,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from . import _arrays, pixel_ranking
-from .errors import InputError
+from .support import arrays, pixel_ranking
+from .support.errors import InputError
 
-LABELS = (*_arrays.MASKS, np.dtype(np.int32), np.dtype(np.int64))
+LABELS = (*arrays.MASKS, np.dtype(np.int32), np.dtype(np.int64))
 PIXELS_AT_ONCE = 2**18  # of a ranking, added up
 
 
@@ -79,14 +79,14 @@ def auroc(scores, labels):
     >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
     0.875
     """
-    scores = _arrays.host_array("scores", scores, _arrays.FLOATS)
-    labels = _arrays.host_array("labels", labels, LABELS)
+    scores = arrays.host_array("scores", scores, arrays.FLOATS)
+    labels = arrays.host_array("labels", labels, LABELS)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise InputError(
             f"scores and labels must have one axis of equal length, got shapes {scores.shape} "
             f"and {labels.shape}"
         )
-    _arrays.refuse_nan("scores", scores)
+    arrays.refuse_nan("scores", scores)
     normal, anomalous = np.sort(scores[labels == 0]), scores[labels != 0]
     if not normal.size or not anomalous.size:
         raise UndefinedMetricError(
@@ -111,7 +111,7 @@ def rank_pixels(walk):
     """
     normal, scores, regions, areas = [np.empty(0, np.float32)], [], [np.empty(0, np.int32)], []
     for k, image, mask in walk():
-        _arrays.refuse_nan("maps", image, k)
+        arrays.refuse_nan("maps", image, k)
         labels, found = label_mask(mask)
         inside = labels > 0
         normal.append(image[~inside])
@@ -284,19 +284,19 @@ def label_regions(masks, impl="cython", threads=None):
     KernelNotBuiltError
         impl="cython" where the kernel is not built.
     """
-    _arrays.check_impl(impl)
-    threads = _arrays.thread_count(threads)
+    arrays.check_impl(impl)
+    threads = arrays.thread_count(threads)
     array = pixel_ranking.mask_array("masks", masks)
     if array.ndim != 3:
         raise InputError(f"masks must be (N, H, W), got shape {array.shape}")
     if impl == "cython":
-        return _arrays.like(pixel_ranking.label_regions(array, threads), masks)
+        return arrays.like(pixel_ranking.label_regions(array, threads), masks)
     out, n = np.zeros(array.shape, np.int32), 0
     for mask, labels in zip(array, out):
         labels[:], found = label_mask(mask)
         labels[labels > 0] += n
         n += found
-    return _arrays.like(out, masks)
+    return arrays.like(out, masks)
 
 
 def label_mask(mask):
@@ -350,8 +350,8 @@ def _ranking(walk, impl, threads, what, limit=None):
 
     Raises UndefinedMetricError, naming `what`, without anomalous or without normal pixels.
     """
-    _arrays.check_impl(impl)
-    threads = _arrays.thread_count(threads)
+    arrays.check_impl(impl)
+    threads = arrays.thread_count(threads)
     ranking = (
         rank_pixels(walk) if impl == "numpy" else pixel_ranking.rank_pixels(walk, threads, limit)
     )

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from .errors import InputError
+from .support.errors import InputError
 
 
 def f1_threshold(scores, labels):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from .errors import InputError
 from .models import MODELS
-from .precision import PRECISIONS, MixedPrecision, check_precision
+from .models.precision import PRECISIONS, MixedPrecision, check_precision
 from .setups import SETUPS, Setup
+from .support.errors import InputError
 from .tiling import FeatureUntiler
 
 LARGEST = 1e300  # of a number; neither infinity nor NaN is below it

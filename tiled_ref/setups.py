@@ -5,7 +5,7 @@ Source: Rolih et al., Sec. 4.2. All sizes in pixels, (height, width).
 
 from dataclasses import dataclass, replace
 
-from .errors import InputError
+from .support.errors import InputError
 from .tiling import TileGrid
 
 KINDS = ("SM", "ST", "ENS")

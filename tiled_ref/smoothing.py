@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from . import _arrays
-from .errors import InputError
-from .gaussian import blur_rows_and_columns
+from .support import arrays
+from .support.errors import InputError
+from .support.gaussian import blur_rows_and_columns
 
 
 def seam_mask(grid, width=0.1):
@@ -56,9 +56,9 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
     Order of arithmetic: that of `gaussian.blur_rows_and_columns`.
     Source: Sec. 3.3; sigma and padding from the authors' configuration.
     """
-    _arrays.check_impl(impl)
-    threads = _arrays.thread_count(threads)
-    array = _arrays.host_array("maps", maps, _arrays.FLOATS)
+    arrays.check_impl(impl)
+    threads = arrays.thread_count(threads)
+    array = arrays.host_array("maps", maps, arrays.FLOATS)
     if array.ndim != 3 or tuple(array.shape[1:]) != tuple(grid.image_size):
         raise InputError(
             f"maps must be (N, {grid.image_size[0]}, {grid.image_size[1]}) for this grid, "
@@ -66,7 +66,7 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
         )
     rows, cols = _bands(grid, width)
     blurred = blur_rows_and_columns(array, sigma, rows, cols, impl, threads)
-    return _arrays.like(blurred, maps)
+    return arrays.like(blurred, maps)
 
 
 def _bands(grid, width):

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .errors import InputError
+from .support.errors import InputError
 
 
 @dataclass(frozen=True)

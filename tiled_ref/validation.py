@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .data.samples import NORMAL, Category
-from .errors import InputError
 from .normalization import f1_threshold, percentile_threshold, pixel_statistics
+from .support.errors import InputError
 
 MODES = ("same-as-test", "split", "none")
 HELD_OUT = 0.1  # of the training images for "none", one at least

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().with_name("port.c")
-GOLDEN = SOURCE.parents[1] / "golden"
+GOLDEN = SOURCE.parents[2] / "tiled_ref" / "golden" / "reference"
 STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 # -DBUG=n: the first stage that must fail, and words of the likely cause that must be named.

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
+from ..support.errors import InputError
 from .images import check_mask_size, decode_image, decode_mask, image_size
 from .samples import Sample
 

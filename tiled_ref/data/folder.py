@@ -6,10 +6,16 @@ holds train/; the root may be one itself or hold several.
 
 from pathlib import Path
 
-from ..errors import InputError
-from .disk import (
-    FileSample, check_category, check_root, folders, images, printable, some_images,
-)  # fmt: skip
+from ..support.errors import InputError
+from .disk import (  # fmt: skip
+    FileSample,
+    check_category,
+    check_root,
+    folders,
+    images,
+    printable,
+    some_images,
+)
 from .samples import ANOMALOUS, GOOD, NORMAL, Category
 
 LAYOUT = (

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
-from ..errors import InputError
+from ..support.errors import InputError
 from .samples import NORMAL
 
 # Mean and standard deviation of the red, green and blue channel of ImageNet on a scale of

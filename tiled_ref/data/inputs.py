@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..support.errors import InputError
 from .disk import FileSample, printable, some_images
 from .images import read_images
 from .samples import NORMAL, Sample

@@ -9,10 +9,15 @@ Bergmann, Batzner, Fauser, Sattlegger, Steger, "The MVTec Anomaly Detection Data
                       ground_truth/<defect>/000_mask.png
 """
 
-from ..errors import InputError
-from .disk import (
-    FileSample, check_category, check_root, folders, printable, some_images,
-)  # fmt: skip
+from ..support.errors import InputError
+from .disk import (  # fmt: skip
+    FileSample,
+    check_category,
+    check_root,
+    folders,
+    printable,
+    some_images,
+)
 from .samples import ANOMALOUS, GOOD, NORMAL, Category
 
 CATEGORIES = (

@@ -11,7 +11,7 @@ image, with paths relative to the root:
 import csv
 from pathlib import Path
 
-from ..errors import InputError
+from ..support.errors import InputError
 from .disk import FileSample, check_category, check_root, folders
 from .samples import ANOMALOUS, GOOD, NORMAL, Category
 

@@ -5,13 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from ..errors import InputError, KernelNotBuiltError
-from ..files import atomic_write
+from ..support.errors import InputError, KernelNotBuiltError
+from ..support.files import atomic_write
 from . import genuine, tiny
 from .bundle import Bundle, export
 from .checker import as_json, as_text, check, first_failing
 
-COMMITTED = Path(__file__).resolve().parents[2] / "tests" / "golden"
+REFERENCE = Path(__file__).with_name("reference")
 
 
 def build_parser():
@@ -38,7 +38,7 @@ def build_parser():
     two.add_argument(
         "--reference",
         metavar="DIR",
-        help="the bundle to compare with; default: tests/golden of the source tree",
+        help="the bundle to compare with; default: the one in the package",
     )
     two.add_argument(
         "--stage",
@@ -84,12 +84,7 @@ def run_check(options):
         raise InputError(
             f"there is no folder {folder}; name the one your port wrote its outputs to"
         )
-    if options.reference is None and not (COMMITTED / "manifest.json").is_file():
-        raise InputError(
-            "there are no golden files beside the package; export a bundle with python -m "
-            "tiled_ref.golden export DIR and name it by --reference DIR"
-        )
-    bundle = Bundle(options.reference or COMMITTED)
+    bundle = Bundle(options.reference or REFERENCE)
     chosen = [name for names in options.stage or [] for name in names]
     stages = {stage.name: stage for stage in tiny.stages()}
     found, extra = check(folder, bundle, stages, chosen)

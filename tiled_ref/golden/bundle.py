@@ -23,8 +23,8 @@ import torch
 import torchvision
 
 from .. import __version__
-from ..errors import InputError
-from ..files import atomic_write, make_folder
+from ..support.errors import InputError
+from ..support.files import atomic_write, make_folder
 from . import FORMAT_VERSION, npy
 from .compare import Compare, compare, differences, ulps_apart
 from .numbers import SEED
@@ -96,7 +96,7 @@ def _export(folder, stages, models, command):
         "stages": listed,
     }
     for name in DOCUMENTS:
-        files[name] = (resources.files(__package__) / name).read_bytes()
+        files[name] = (resources.files(__package__) / "reference" / name).read_bytes()
     cases = [_case_text(stage["name"], case) for stage in listed for case in stage["cases"]]
     files["cases.txt"] = "".join(cases).encode()
     text = _text(manifest)

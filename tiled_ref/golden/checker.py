@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
+from ..support.errors import InputError
 from . import FORMAT_VERSION, npy
 from .bundle import Bundle, output_path
 from .compare import Compare, compare, differences

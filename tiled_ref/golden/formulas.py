@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 
-
 # ------------------------------------------------------------------ enlarging and blurring
 
 

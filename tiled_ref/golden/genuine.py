@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..backbone import ResNet18Features
 from ..data import images, synthetic
-from ..errors import InputError
-from ..models.coreset import projected_dimensions, sparse_projection
+from ..models.backbone import ResNet18Features
 from ..models.padim import channel_choice
 from ..models.patchcore import N_FEATURES, RATIO
-from ..weights import find_weights
+from ..models.search.coreset import projected_dimensions, sparse_projection
+from ..models.weights import find_weights
+from ..support.errors import InputError
 from . import padim, patchcore, preprocessing, small_model
 from .padim import tensor
 from .postprocessing import grid_array
@@ -31,7 +31,7 @@ TEST = (112, 96)
 class Genuine:
     """What the second bundle is made of.
 
-    Parameters: weights, "imagenet" or a file, see tiled_ref.weights.
+    Parameters: weights, "imagenet" or a file, see tiled_ref.models.weights.
     Raises InputError where there are none.
     """
 

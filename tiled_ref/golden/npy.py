@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..support.errors import InputError
 
 DTYPES = {
     "|b1": "bool",

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..models import coreset
 from ..models import patchcore as model
+from ..models.search import coreset
 from . import formulas
 from .compare import EXACT, close
 from .numbers import Numbers
@@ -155,7 +155,7 @@ def _parameters_formula(
 PARAMETERS = Stage(
     "patchcore.parameters",
     "the coreset: greedily the farthest projected patch",
-    "tiled_ref.models.coreset.k_centre_greedy",
+    "tiled_ref.models.search.coreset.k_centre_greedy",
     "Roth et al. Eq. 5",
     {"chosen": EXACT, "bank": EXACT},
     _parameters_cases,

@@ -406,7 +406,7 @@ def _features(
 BACKBONE = Stage(
     "backbone",
     "feature maps of three layers",
-    "tiled_ref.backbone.ResNet18Features, here in small",
+    "tiled_ref.models.backbone.ResNet18Features, here in small",
     "He et al., CVPR 2016; FORMAT.md has the layers",
     {name: close(1e-4, 1e-4) for name in small_model.CHANNELS},
     _backbone_cases,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from ..backbone import ResNet18Features
+from ..models.backbone import ResNet18Features
 from .numbers import Numbers
 
 WIDTH = 4  # channels of layer1; layer2 has twice, layer3 four times as many

@@ -12,8 +12,8 @@ import tempfile
 import numpy as np
 import torch
 
-from ..backbone import chunks
-from ..errors import InputError
+from ..support.errors import InputError
+from .backbone import chunks
 
 BUDGET = 2 * 2**30  # bytes of host memory for the features of one model's training images
 

@@ -21,8 +21,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHUNK, FEATURE_STRIDE, channels_of
-from ..errors import InputError
+from ..support.errors import InputError
+from .backbone import CHUNK, FEATURE_STRIDE, channels_of
 from .maps import upsample_bilinear
 from .trained import LAYERS, TrainedModel
 

@@ -7,8 +7,8 @@ nine locations of PaDiM hold 4096 matrices of 100 x 100 each.
 import numpy as np
 import torch
 
-from .. import _arrays
-from ..errors import InputError
+from ..support import arrays
+from ..support.errors import InputError
 
 LANES = 8
 POSITIONS = 128  # a thread's share at a time
@@ -72,12 +72,12 @@ def mahalanobis_each(xs, means, packeds, impl="cython", threads=None):
     Returns a list of L arrays float32 (B, P).
     Raises what mahalanobis raises.
     """
-    _arrays.check_impl(impl)
-    threads = _arrays.thread_count(threads)
+    arrays.check_impl(impl)
+    threads = arrays.thread_count(threads)
     models = [_checked(*arrays) for arrays in zip(xs, means, packeds)]
     if impl == "numpy":
         return [_specification(*arrays) for arrays in models]
-    kernel = _arrays.kernel("_mahalanobis").mahalanobis
+    kernel = arrays.kernel("_mahalanobis").mahalanobis
     found = [np.empty(x.shape[:2], np.float32) for x, _, _ in models]
 
     def work(task):
@@ -88,7 +88,7 @@ def mahalanobis_each(xs, means, packeds, impl="cython", threads=None):
         kernel(x, mean, packed, found[k], *scratch, start, stop)
 
     tasks = ((k, start) for k, m in enumerate(models) for start in range(0, len(m[1]), POSITIONS))
-    _arrays.run_threads(work, tasks, threads)
+    arrays.run_threads(work, tasks, threads)
     return found
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .. import _arrays
-from ..backbone import chunks
-from ..gaussian import blur_rows_and_columns, gaussian_taps, reflected
+from ..support import arrays
+from ..support.gaussian import blur_rows_and_columns, gaussian_taps, reflected
+from .backbone import chunks
 
 
 def upsample_bilinear(maps, size, align_corners=False):
@@ -31,7 +31,7 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
     """
     if maps.device.type == "cpu":
         everything = (np.ones(side, bool) for side in maps.shape[1:])
-        array, threads = maps.detach().numpy(), _arrays.thread_count()
+        array, threads = maps.detach().numpy(), arrays.thread_count()
         return torch.from_numpy(blur_rows_and_columns(array, sigma, *everything, impl, threads))
     return convolved(maps, sigma)
 

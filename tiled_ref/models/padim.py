@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
-from ..errors import InputError
+from ..support.errors import InputError
+from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from .gaussians import mahalanobis_each, pack, unpack
 from .maps import gaussian_blur, upsample_bilinear
 

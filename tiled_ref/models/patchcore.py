@@ -17,11 +17,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
-from ..errors import InputError
-from .coreset import select_coreset
+from ..support.errors import InputError
+from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from .maps import gaussian_blur
-from .neighbours import Banks
+from .search.coreset import select_coreset
+from .search.neighbours import Banks
 
 N_FEATURES = CHANNELS["layer2"] + CHANNELS["layer3"]  # 384
 RATIO = 0.1  # of the patches kept in the bank, anomalib's as in Rolih et al. Sec. 4.2

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..backbone import channels_of
-from ..errors import InputError
+from ..support.errors import InputError
+from .backbone import channels_of
 from .maps import gaussian_blur, upsample_bilinear
 from .trained import TrainedModel
 

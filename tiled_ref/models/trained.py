@@ -2,10 +2,10 @@
 
 import torch
 
-from ..backbone import FEATURE_STRIDE, chunks
-from ..errors import InputError
-from ..precision import autocast_of
+from ..support.errors import InputError
+from .backbone import FEATURE_STRIDE, chunks
 from .cached import BUDGET, batches, encoder_features, layers_in_chunks
+from .precision import autocast_of
 
 LAYERS = ("layer1", "layer2", "layer3")
 

@@ -1,0 +1,138 @@
+"""MVTec AD: the layout of the archive, and what is said when it does not fit."""
+
+import numpy as np
+import pytest
+from _data_files import touch, write_image, write_mask
+
+from tiled_ref.data import DATASETS, mvtec
+from tiled_ref.support.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two categories; screw has two kinds of defects, and files that are no images."""
+    for category in ("screw", "bottle"):
+        base = tmp_path / category
+        for k in (2, 0, 10):
+            write_image(base / "train" / "good" / f"{k:03d}.png", seed=k)
+        write_image(base / "test" / "good" / "000.png")
+        for defect in ("thread_top", "bent"):
+            for k in (1, 0):
+                write_image(base / "test" / defect / f"{k:03d}.png")
+                write_mask(base / "ground_truth" / defect / f"{k:03d}_mask.png")
+        touch(base / "license.txt")
+        touch(base / "train" / "good" / "Thumbs.db")
+        touch(base / "train" / "good" / ".000.png")
+        touch(base / "test" / ".DS_Store")
+    (tmp_path / "notes").mkdir()
+    return tmp_path
+
+
+def test_it_is_one_of_the_data_sets():
+    assert list(DATASETS) == ["synthetic", "mvtec", "visa", "folder"]
+    assert DATASETS["mvtec"] is mvtec
+    assert len(mvtec.CATEGORIES) == 15
+
+
+def test_the_categories_present_in_the_data_set_s_order(root):
+    assert mvtec.categories(root) == ("bottle", "screw")
+
+
+def test_a_category_is_sorted_by_defect_then_name(root):
+    category = mvtec.load(root, "screw")
+    assert (category.dataset, category.name, category.has_masks) == ("mvtec", "screw", True)
+    assert [s.name for s in category.train] == [
+        "screw/train/good/000.png", "screw/train/good/002.png", "screw/train/good/010.png",
+    ]  # fmt: skip
+    assert [(s.name, s.label, s.defect) for s in category.test] == [
+        ("screw/test/bent/000.png", 1, "bent"),
+        ("screw/test/bent/001.png", 1, "bent"),
+        ("screw/test/good/000.png", 0, "good"),
+        ("screw/test/thread_top/000.png", 1, "thread_top"),
+        ("screw/test/thread_top/001.png", 1, "thread_top"),
+    ]
+    assert all(s.label == 0 and s.defect == "good" for s in category.train)
+
+
+def test_samples_read_their_own_files(root):
+    expected = write_image(root / "screw" / "train" / "good" / "002.png", seed=77)
+    mask = write_mask(root / "screw" / "ground_truth" / "bent" / "001_mask.png", value=3)
+    category = mvtec.load(root, "screw")
+    np.testing.assert_array_equal(category.train[1].read_image(), expected)
+    np.testing.assert_array_equal(category.test[1].read_mask(), mask)
+    assert category.train[1].read_mask() is None and category.train[1].read_size() == (6, 8)
+
+
+def without(path):
+    """A step that removes a file or folder."""
+
+    def step(root):
+        target = root / path
+        for file in sorted(target.rglob("*"), reverse=True) if target.is_dir() else ():
+            file.unlink() if file.is_file() else file.rmdir()
+        target.rmdir() if target.is_dir() else target.unlink()
+
+    return step
+
+
+def emptied(path):
+    def step(root):
+        without(path)(root)
+        (root / path).mkdir()
+
+    return step
+
+
+MISTAKES = [  # what is done to the root, and what the sentence must say
+    (without("screw/ground_truth/bent/001_mask.png"), ["bent/001_mask.png", "bent/001.png", "missing"]),
+    (without("screw/ground_truth"), ["bent/000_mask.png", "is missing"]),
+    (without("screw/train"), ["screw/train/good does not exist"]),
+    (emptied("screw/train/good"), ["screw/train/good holds no images"]),
+    (without("screw/test"), ["screw/test does not exist"]),
+    (emptied("screw/test"), ["screw/test holds no folders"]),
+    (emptied("screw/test/bent"), ["screw/test/bent holds no images"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mistake", "says"), MISTAKES, ids=[says[0] for _, says in MISTAKES])
+def test_a_layout_that_does_not_fit_is_refused(root, mistake, says):
+    mistake(root)
+    with pytest.raises(InputError) as caught:
+        mvtec.load(root, "screw")
+    for part in says:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_category_lists_the_known_ones(root):
+    for name in ("scrw", "tile", "../screw", ""):
+        with pytest.raises(InputError, match="known are: bottle, screw$"):
+            mvtec.load(root, name)
+
+
+def test_roots_that_are_none(root):
+    with pytest.raises(InputError, match="--root .*nowhere does not exist"):
+        mvtec.categories(root / "nowhere")
+    with pytest.raises(InputError, match="license.txt is a file"):
+        mvtec.categories(root / "screw" / "license.txt")
+    with pytest.raises(InputError, match="name its folder with --root"):
+        mvtec.categories(None)
+    with pytest.raises(InputError, match="no category of MVTec AD is in --root"):
+        mvtec.categories(root / "notes")
+
+
+def test_a_category_given_as_root_is_told_where_to_point(root):
+    with pytest.raises(InputError) as caught:
+        mvtec.categories(root / "screw")
+    assert f"try --root {root}" in str(caught.value)
+
+
+@pytest.mark.real
+def test_the_real_screw(screw):
+    category = mvtec.load(screw, "screw")
+    assert len(category.train) == 320
+    assert sum(s.label == 0 for s in category.test) == 41
+    assert sum(s.label == 1 for s in category.test) == 119
+    assert category.train[0].read_image().shape == (512, 512, 3)
+    masks = [s.read_mask() for s in category.test if s.label]
+    assert all(mask.shape == (512, 512) and mask.any() for mask in masks)

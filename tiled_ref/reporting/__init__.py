@@ -1,0 +1,1 @@
+"""Tables, figures, the report page and the walk of one image."""

@@ -1,0 +1,1 @@
+"""Charts as SVG and pictures of maps."""

@@ -1,0 +1,347 @@
+"""Pictures of anomaly maps: colours, overlays, colour bars, regions and their outlines.
+
+Everything is an array: pictures are uint8 (H, W, 3), rows first. Files are made of them by
+`tiled_ref.data.images.encode_png`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ... import metrics
+from ...data.images import text_coverage
+from ...support.errors import InputError
+
+# The colours of 0 to 1 at equal distances, in between linear: dark blue, blue, green, yellow,
+# red, dark red. Lightness rises to the middle, so that a print in grey shows the normal dark.
+COLORS = np.array(
+    [
+        (28, 16, 68), (33, 60, 148), (24, 118, 186), (22, 168, 158), (92, 200, 96),
+        (206, 214, 58), (250, 176, 44), (242, 108, 34), (208, 44, 28), (128, 8, 20),
+    ],
+    np.uint8,
+)  # fmt: skip
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, weights of red, green and blue
+LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one is seen on any image
+BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
+ROWS_AT_ONCE = 256  # rows blended at a time, so that large pictures need little more memory
+
+
+def colormap(values):
+    """Colours of values.
+
+    Parameters: values float (H, W), 0 to 1; values outside are clamped, NaN is 0.
+    Returns uint8 (H, W, 3), from dark blue (0) over green and yellow to dark red (1).
+    """
+    table = _table()
+    values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0)
+    return table[np.rint(np.clip(values, 0, 1) * (len(table) - 1)).astype(np.uint8)]
+
+
+def overlay(image, values):
+    """A heat map over an image.
+
+    The image is shown in grey, so that no colour of its own is taken for heat, and mixed half
+    and half with the colour of each value.
+
+    Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1.
+    Returns uint8 (H, W, 3).
+    Raises InputError for other shapes or types.
+    """
+    image, values = _checked(image), np.asarray(values)
+    if values.shape != image.shape[:2]:
+        raise InputError(
+            f"the values have the shape {values.shape}, the image {image.shape[:2]}; "
+            "enlarge the map to the image's size"
+        )
+    out = np.empty_like(image)
+    for start in range(0, len(image), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        grey = image[rows] @ np.array(LUMA, np.float32)  # (rows, W)
+        out[rows] = np.rint(0.5 * grey[:, :, None] + 0.5 * colormap(values[rows]))
+    return out
+
+
+def with_color_bar(picture, low=0.0, high=1.0, marks=(), title=""):
+    """A picture with a colour bar to its right, numbers beside it.
+
+    Parameters
+    ----------
+    picture : uint8 (H, W, 3)
+    low, high : float
+        Values of the lowest and highest colour.
+    marks : sequence of (float, str)
+        Values to mark with a line across the bar and their text; the ends are numbered
+        where no mark is near.
+    title : str
+        A line above the bar.
+
+    Returns
+    -------
+    uint8 (max(H, 96), W + about a tenth, 3): the picture, top left, keeps its pixels.
+    """
+    picture = _checked(picture)
+    height = max(96, len(picture))
+    line = int(np.clip(min(height, picture.shape[1]) // 28, 12, 96))  # height of a line of text
+    top = 2 * line if title else line
+    bottom = height - line
+    bar, gap = max(8, line), line // 2
+    left = picture.shape[1] + gap
+    span = bottom - top  # pixels of the bar, high at the top
+
+    def row_of(value):
+        part = (value - low) / (high - low) if high > low else 0.5
+        return int(round(bottom - 1 - np.clip(part, 0, 1) * (span - 1)))
+
+    labels = [(row_of(value), text, left) for value, text in marks]
+    for value in (high, low):  # beside the bar, not across it
+        if all(abs(row_of(value) - row) >= line for row, _, _ in labels):
+            labels.append((row_of(value), number(value), left + bar))
+    texts = [(row, text_coverage(text, line), tick) for row, text, tick in labels]
+    heading = text_coverage(title, line) if title else None
+    wide = max([text.shape[1] for _, text, _ in texts], default=0) + line // 2 + bar
+    wide = max(wide, heading.shape[1] if title else 0)
+    out = np.full((height, picture.shape[1] + wide + 2 * gap, 3), BACKGROUND, np.uint8)
+    out[: len(picture), : picture.shape[1]] = picture
+    ramp = colormap(np.linspace(1, 0, span)[:, None])  # (span, 1, 3)
+    out[top:bottom, left : left + bar] = ramp
+    if title:
+        _ink(out, heading, line // 2, left)
+    for row, text, tick in texts:
+        stroke = max(1, line // 10)
+        out[max(0, row - stroke // 2) :, tick : left + bar + gap // 2][:stroke] = INK
+        _ink(out, text, row - line // 2, left + bar + gap)
+    return out
+
+
+def number(value):
+    """The text of a value: three significant digits.
+
+    >>> number(0.5), number(1234.5), number(0.00012)
+    ('0.5', '1.23e+03', '0.00012')
+    """
+    return f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of a mask: pixels that touch, corners included.
+
+    Parameters
+    ----------
+    area : int
+        Pixels.
+    box : (int, int, int, int)
+        First row, first column, row and column behind the last.
+    outline : tuple of int32 (n, 2)
+        Closed polygons through the corners of pixels, as (row, column): clockwise around
+        the region, first the outer one, anticlockwise around its holes. Corner (r, c) is
+        the top left one of pixel (r, c).
+    """
+
+    area: int
+    box: tuple
+    outline: tuple
+
+
+def contours(mask, impl="cython"):
+    """The regions of a mask with their areas and outlines.
+
+    Parameters: mask bool or uint8 (H, W), anomalous where not 0; impl, see
+    `metrics.label_regions`.
+    Returns list of Region, in the order of the regions' first pixels (8-connected). The areas
+    enclosed by the polygons of a region, holes counting negative, add up to its area.
+    Raises InputError for another shape or type.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise InputError(f"a mask must be (H, W), not {mask.shape}")
+    labels = metrics.label_regions(mask[None], impl=impl)[0]
+    rows, cols = np.nonzero(labels)
+    n = int(labels.max(initial=0))
+    if not n:
+        return []
+    of = labels[rows, cols] - 1
+    area = np.bincount(of, minlength=n)
+    low = np.full((n, 2), np.iinfo(np.int64).max)
+    high = np.zeros((n, 2), np.int64)
+    for axis, where in enumerate((rows, cols)):
+        np.minimum.at(low[:, axis], of, where)
+        np.maximum.at(high[:, axis], of, where + 1)
+    outlines = [[] for _ in range(n)]
+    for label, polygon in _polygons(labels):
+        outlines[label - 1].append(polygon)
+    for polygons in outlines:  # the outer one encloses the most
+        polygons.sort(key=_enclosed, reverse=True)
+    return [
+        Region(int(area[k]), (*low[k].tolist(), *high[k].tolist()), tuple(outlines[k]))
+        for k in range(n)
+    ]
+
+
+def draw_contours(picture, mask):
+    """A picture with the outlines of a mask's regions, white with a black rim.
+
+    Parameters: picture uint8 (H, W, 3); mask bool or uint8 (H, W).
+    Returns uint8 (H, W, 3). The line runs outside the region, along it, so that what is in the
+    region stays visible; it is 1 px wide for every 400 px of the picture's smaller side.
+    Raises InputError for other shapes or types.
+    """
+    picture, mask = _checked(picture), np.asarray(mask) != 0
+    if mask.shape != picture.shape[:2]:
+        raise InputError(f"the mask is {mask.shape}, the picture {picture.shape[:2]}")
+    width = max(1, round(min(mask.shape) / 400))
+    out = picture.copy()
+    if mask.any():
+        line = _grown(mask, width)
+        rim = _grown(line, width) & ~line
+        out[rim] = HALO
+        out[line & ~mask] = LINE
+    return out
+
+
+def label_regions(picture, regions, most=24):
+    """A picture with number and area beside each region, such as "2: 1304 px".
+
+    Parameters: picture uint8 (H, W, 3); regions, a list of Region, numbered from 1 in its
+    order; most, the number of regions labelled, the largest first.
+    Returns uint8 (H, W, 3). A label lies above its region, or below where there is no room,
+    and not on another label; one that finds no place is left out.
+    """
+    out = _checked(picture).copy()
+    height, width = out.shape[:2]
+    line = int(np.clip(min(height, width) // 32, 11, 64))
+    taken = []
+    largest = sorted(range(len(regions)), key=lambda k: -regions[k].area)[:most]
+    for k in largest:
+        text = text_coverage(f"{k + 1}: {regions[k].area:,} px", line)
+        h, w = text.shape[0] + 4, text.shape[1] + 8
+        if h > height or w > width:
+            continue
+        top, left, bottom, right = regions[k].box
+        middle = (left + right - w) // 2
+        gap = 3 + round(min(height, width) / 200)  # beside the outline
+        for y, x in ((top - h - gap, middle), (bottom + gap, middle), (top, right + gap),
+                     (top, left - w - gap)):  # fmt: skip
+            y, x = int(np.clip(y, 0, height - h)), int(np.clip(x, 0, width - w))
+            box = (y, x, y + h, x + w)
+            if not any(_overlap(box, other) for other in taken):
+                out[y : y + h, x : x + w] = out[y : y + h, x : x + w] // 4
+                _ink(out, text, y + 2, x + 4, LINE)
+                taken.append(box)
+                break
+    return out
+
+
+def _overlap(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _table():
+    """The 256 colours, uint8 (256, 3)."""
+    at = np.linspace(0, len(COLORS) - 1, 256)
+    channels = [np.interp(at, np.arange(len(COLORS)), COLORS[:, k]) for k in range(3)]
+    return np.rint(np.stack(channels, 1)).astype(np.uint8)
+
+
+def _checked(picture):
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise InputError(f"a picture must be uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
+    return picture
+
+
+def _ink(out, coverage, top, left, colour=INK):
+    """Print a line of text, uint8 (h, w) of coverage, with its top left pixel there, in place."""
+    top = int(np.clip(top, 0, len(out) - len(coverage)))
+    part = out[top : top + len(coverage), left : left + coverage.shape[1]]
+    share = coverage[:, : part.shape[1], None].astype(np.float32) / 255
+    part[:] = np.rint(part * (1 - share) + np.array(colour) * share)
+
+
+def _grown(mask, pixels):
+    """The mask and everything at most so many pixels away, along rows, columns or both."""
+    for axis in (0, 1):
+        wide = mask.copy()
+        for k in range(1, pixels + 1):
+            ahead, behind = (slice(k, None), slice(None, -k))
+            if axis:
+                wide[:, ahead] |= mask[:, behind]
+                wide[:, behind] |= mask[:, ahead]
+            else:
+                wide[ahead] |= mask[behind]
+                wide[behind] |= mask[ahead]
+        mask = wide
+    return mask
+
+
+def _enclosed(polygon):
+    """Area in a polygon of corners (n, 2): positive clockwise in rows down, columns right."""
+    row, col = polygon[:, 0].astype(np.int64), polygon[:, 1].astype(np.int64)
+    return int(np.sum(col * np.roll(row, -1) - np.roll(col, -1) * row)) / 2
+
+
+def _polygons(labels):
+    """(label, int32 (n, 2)) for every closed outline of an image of labels (H, W).
+
+    The sides between a region and what is outside it are put together to straight runs, and
+    each run is followed by the one that starts where it ends: a left turn if there is one
+    (where two pixels touch at a corner, which joins them), else a right turn.
+    """
+    inside = np.pad(labels != 0, 1)  # pixel (r, c) is inside[r + 1, c + 1]
+    here, above, left = inside[1:, 1:], inside[:-1, 1:], inside[1:, :-1]
+    east = here & ~above  # [r, c]: the side from corner (r, c) to (r, c + 1)
+    west = above & ~here
+    south = left & ~here  # the side between corners (r, c) and (r + 1, c)
+    north = here & ~left
+    starts, ends, directions = [], [], []
+    for direction, sides in enumerate((east, south, west, north)):
+        lines = sides if direction in (0, 2) else sides.T
+        first, last = _runs(lines)  # (runs, 2) each: line, corner
+        if direction in (1, 3):
+            first, last = first[:, ::-1], last[:, ::-1]
+        if direction in (2, 3):
+            first, last = last, first
+        starts.append(first)
+        ends.append(last)
+        directions.append(np.full(len(first), direction))
+    starts, ends, directions = map(np.concatenate, (starts, ends, directions))
+    columns = inside.shape[1]
+
+    def key(corner, direction):
+        return (corner[:, 0] * columns + corner[:, 1]) * 4 + direction % 4
+
+    keys = key(starts, directions)
+    order = np.argsort(keys)
+    ranked = keys[order]
+
+    def find(direction):
+        wanted = key(ends, direction)
+        at = np.minimum(np.searchsorted(ranked, wanted), len(ranked) - 1)
+        return order[at], ranked[at] == wanted
+
+    (to_left, has_left), (to_right, _) = find(directions - 1), find(directions + 1)
+    after = np.where(has_left, to_left, to_right).tolist()
+    # The pixel to the right of a run's first side belongs to the region.
+    beside = np.array([(0, 0), (0, -1), (-1, -1), (-1, 0)])[directions]
+    pixel = starts + beside
+    names = labels[pixel[:, 0], pixel[:, 1]].tolist()
+    seen = bytearray(len(after))
+    for first in order.tolist():
+        if seen[first]:
+            continue
+        loop, run = [], first
+        while not seen[run]:
+            seen[run] = 1
+            loop.append(run)
+            run = after[run]
+        yield names[first], starts[loop].astype(np.int32)
+
+
+def _runs(lines):
+    """First corner and corner behind the last of each run of True along the lines, (n, 2)."""
+    padded = np.pad(lines, ((0, 0), (1, 1)))
+    change = padded[:, 1:] != padded[:, :-1]
+    line, corner = np.nonzero(change)
+    both = np.stack([line, corner], 1)
+    return both[::2], both[1::2]

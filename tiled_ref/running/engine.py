@@ -1,0 +1,135 @@
+"""Where models and tiles are while a trained ensemble predicts.
+
+    low         images inside, locations outside (`ensemble.each_location`): one location on the
+                device at a time, the memory of one model on one tile (Sec. 3.2)
+    resident    images outside, locations inside: all models are on the device, and the tiles of
+                an image are one batch of the backbone
+
+The backbone is the same in every model of an ensemble, so it is on the device once; only the
+learned state differs. Both give the same bits on a CPU.
+"""
+
+import gc
+import time
+
+import torch
+
+from ..data.images import forget_pages, normalize
+from ..ensemble import Forgotten, collect, each_location, host_tensor, merge, slices
+from ..support.memory import TensorMeter
+
+MODES = ("low", "resident")
+
+
+class Engine:
+    """A trained ensemble, ready to predict images again and again.
+
+    Parameters: ensemble, a TiledEnsemble, fitted or loaded; memory, one of MODES.
+    Raises InputError where nothing was fitted.
+    """
+
+    def __init__(self, ensemble, memory="low", *, impl="cython", threads=None):
+        ensemble.check_trained()
+        self.ensemble = ensemble
+        self.impl, self.threads = impl, threads
+        self.resident = self.model = None
+        if memory == "resident":
+            self.resident = Resident(
+                ensemble.recipe, ensemble.network, ensemble.device, ensemble.states
+            )
+        else:
+            self.model = ensemble.make_model()
+
+    def predict(self, images):
+        """Merged, smoothed maps float32 (B, H, W) and scores float32 (B,), raw, on the host.
+
+        Parameters: images uint8 (B, 3, H, W) in host memory, or whatever `data.inputs` reads.
+        """
+        images = self.ensemble.as_images(images)
+        if self.resident:
+            found = self.resident.predict(images)
+        else:
+            found = self.ensemble.each_location(None, images, model=self.model)
+        recipe = self.ensemble.recipe
+        tile_maps, tile_scores = collect(found, recipe.grid, len(images))
+        return merge(tile_maps, tile_scores, recipe, self.impl, self.threads)
+
+
+class Resident:
+    """The models of all locations, on the device together.
+
+    Parameters: recipe; network and device, see `each_location`; states, location -> state, of
+    all locations.
+    """
+
+    def __init__(self, recipe, network, device, states):
+        self.recipe, self.device = recipe, device
+        self.locations = list(recipe.setup.models)
+        self.joint = None
+        self.heads = [recipe.model(network, device)]
+        if device.type == "cpu" and hasattr(self.heads[0], "joint_head"):
+            self.joint = self.heads[0].joint_head([states[place] for place in self.locations])
+            return
+        self.heads += [recipe.model(network, device) for _ in self.locations[1:]]
+        for location, model in zip(self.locations, self.heads):
+            model.load_state(states[location])
+
+    def predict(self, images, progress=None):
+        """Yield (location, rows, maps (b, h, w), scores (b,)), on the host, rows a slice.
+
+        Parameters: images uint8 (B, 3, H, W), on the host; as many at a time as have the tiles
+        of one location's batch, at least one; progress, callable or None.
+        """
+        n_locations = len(self.locations)
+        for rows in slices(len(images), max(1, self.recipe.batch_size // n_locations)):
+            features = self.heads[0].features(self.tiles(images[rows]))
+            n = len(features[0]) // n_locations
+            parts = [[layer[k * n : (k + 1) * n] for layer in features] for k in range(n_locations)]
+            if self.joint:
+                found = zip(*(part.split(n) for part in self.joint(features)))
+            else:
+                found = (model.head(part) for model, part in zip(self.heads, parts))
+            for location, (maps, scores) in zip(self.locations, found):
+                yield location, rows, maps.cpu().numpy(), scores.cpu().numpy()
+            if progress:
+                progress(rows.stop, len(images))
+
+    def tiles(self, images):
+        """Normalised, padded tiles of all models, on the device: float32 (T * B, 3, h, w).
+
+        The image goes to the device once, and a pixel of several tiles is normalised once.
+        """
+        grid = self.recipe.setup.input_grid
+        batch = normalize(host_tensor(images).to(self.device))
+        forget_pages(images)
+        windows = (grid.window(*location) for location in grid.locations())
+        return torch.cat([grid.pad_tile(batch[..., rows, cols]) for rows, cols in windows])
+
+
+def measure_location(recipe, network, device, train):
+    """What one tile location costs: the first one is trained, and predicts the same images.
+
+    Parameters: recipe, network, device, train as of `each_location`, train as few images as are
+    typical.
+    Returns dict: seconds, state_bytes, what it learnt, and peak_bytes, of all tensors alive at a
+    time beyond those that were there before.
+    """
+    states, location = Measured(), recipe.grid.locations()[0]
+    gc.collect()
+    started = time.perf_counter()
+    with TensorMeter() as meter:
+        for _ in each_location(
+            recipe, network, device, train, train, states, locations=[location]
+        ):
+            pass
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "state_bytes": states.n_bytes, "peak_bytes": meter.peak}
+
+
+class Measured(Forgotten):
+    """States of which only the size is kept: n_bytes, of the last one."""
+
+    n_bytes = 0
+
+    def __setitem__(self, location, state):
+        self.n_bytes = sum(tensor.nbytes for tensor in state.values())

@@ -1,0 +1,150 @@
+"""Several processes on one run: torchrun starts them, they share the tile locations.
+
+    torchrun --nproc-per-node 2 run.py --setup ENS9
+
+A location is the unit of work, and the folder of results is all that the processes exchange.
+All ranks walk through the same cells in the same order; torch.distributed's key-value store
+hands out numbers. The first rank at a cell opens it, every rank takes one location after the
+other, and the rank that completes the last one merges, scores and writes what a single process
+with as many torch threads does. All ranks drop a cell with a wrong file or option. When one
+process dies torchrun ends the others; one of them prints ENDED.
+"""
+
+import contextlib
+import json
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ..support.errors import InputError
+
+ENVIRONMENT = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # of torchrun
+FOLDER_SECONDS = 30  # for a file to appear on another machine
+POLL_SECONDS = 0.05
+ENDED = (
+    "the run was ended, by torchrun or because another of its processes has died; what was "
+    "complete is kept, and the same command with --resume goes on, with any number of processes"
+)
+
+
+class Ended(BaseException):
+    """This process has to end; no single cell is to blame."""
+
+
+def _end(signal_number, frame):
+    raise Ended(ENDED)
+
+
+class Ranks:
+    """This process among the `size` of a run, or alone: without torchrun's environment."""
+
+    def __init__(self, environment=None):
+        env = environment if environment and ENVIRONMENT <= environment.keys() else {}
+        self.rank, self.size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+        self.is_main, self.local_rank = self.rank == 0, int(env.get("LOCAL_RANK", 0))
+        self.store, self.restarts = None, int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+    @contextlib.contextmanager
+    def connected(self):
+        """A context in which the ranks share a store; its loss, or SIGTERM, raises Ended."""
+        try:
+            signal.signal(signal.SIGTERM, _end)
+            store, _, _ = next(dist.rendezvous("env://"))
+            self.store = dist.PrefixStore(f"tiled-ref/{self.restarts}", store)
+            yield
+        except dist.DistError as error:
+            raise Ended(ENDED) from error
+        finally:  # who is leaving needs no second reason
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def read(self, key):
+        """The text of a key as soon as a rank has set it; a signal interrupts the waiting."""
+        while not self.store.check([key]):
+            time.sleep(POLL_SECONDS)
+        return self.store.get(key).decode()
+
+    def gather(self, name, text):
+        """The texts that all ranks give under a name, in order of the ranks."""
+        self.store.set(f"{name}/{self.rank}", text)
+        return [self.read(f"{name}/{rank}") for rank in range(self.size)]
+
+    def start(self, out, description):
+        """Raise InputError unless all ranks have the same description and see the folder out."""
+        texts = self.gather("run", description)
+        if other := [k for k in range(self.size) if texts[k] != texts[0]]:
+            raise InputError(f"rank {other[0]} needs the options, weights and versions of rank 0")
+        with tempfile.NamedTemporaryFile(dir=out, prefix=".", suffix=".tmp") as mark:
+            of_main = Path(out, self.gather("marks", Path(mark.name).name)[0])
+            until = time.monotonic() + FOLDER_SECONDS
+            while not of_main.exists() and time.monotonic() < until:
+                time.sleep(POLL_SECONDS)
+            sees = self.gather("sees", str(of_main.exists()))
+        if "False" in sees:
+            raise InputError(
+                f"the --out of rank {sees.index('False')} is not the folder that rank 0 writes to; "
+                "choose one on a file system that all machines share"
+            )
+
+    @contextlib.contextmanager
+    def one_at_a_time(self, name):
+        """A context in which no other rank is at the same time in the one of that name."""
+        turn = self.store.add(f"turn/{name}", 1) if self.size > 1 else 0
+        if turn > 1:
+            self.read(f"turn/{name}/{turn - 1}")
+        try:
+            yield
+        finally:
+            if turn:
+                self.store.set(f"turn/{name}/{turn}", "")
+
+    def finish(self, failures):
+        """Wait for all ranks; returns the failures of all, JSON values, in order of the ranks."""
+        found = self.gather("failures", json.dumps(failures))
+        if self.is_main:  # it goes on alone, may fail, and may keep the store
+            for rank in range(1, self.size):
+                self.read(f"left/{rank}")
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.store.set(f"left/{self.rank}", "")
+        return [failure for text in found for failure in json.loads(text)]
+
+    def fail(self, text):
+        """Print why the run ends, on stderr; of ranks that share a store only the first does."""
+        with contextlib.suppress(RuntimeError):  # the store has gone
+            if self.store and self.store.add("reporters", 1) > 1:
+                return
+        print(text, file=sys.stderr, flush=True)
+
+
+class Share:
+    """A share in the cell of a name. Parameters: ranks, name. opens: this rank came first and
+    prepares the folder; finishes: it completed the last location, so it merges and scores."""
+
+    def __init__(self, ranks, name):
+        self.ranks, self.name = ranks, f"cell/{name}"
+        self.opens = ranks.size == 1 or ranks.store.add(f"{self.name}/came", 1) == 1
+        self.finishes = ranks.size == 1
+
+    def opened(self, state):
+        """Said by the rank that opens: "ready", "finished" (before), or "failed" (InputError)."""
+        if self.ranks.size > 1:
+            self.ranks.store.set(f"{self.name}/open", state)
+
+    def is_over(self):
+        """Whether there is nothing left to compute; waits until the cell is open."""
+        return self.ranks.read(f"{self.name}/open") != "ready"
+
+    def take(self, locations):
+        """Yield those of the cell's locations that are done here, each before the next."""
+        if self.ranks.size == 1:
+            yield from locations
+            return
+        store = self.ranks.store
+        while (k := store.add(f"{self.name}/next", 1) - 1) < len(locations) and not self.is_over():
+            yield locations[k]
+            self.finishes = store.add(f"{self.name}/done", 1) == len(locations)

@@ -1,0 +1,200 @@
+"""A sweep of cells: data sets, categories, architectures, setups, seeds, one after the other.
+
+A category is decoded once, shared by all its cells and released before the next. On a CPU the
+cells also share the layers of the frozen backbone: whatever architecture, setup or seed, an
+image passes it once. A cell that fails is reported and the others go on; the exit status says
+so at the end. Finished cells are reused where options.resume says so (`cell.run_cell`).
+"""
+
+import contextlib
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..reporting.summary import bytes_text
+from ..support.errors import InputError, one_line
+from ..support.progress import duration
+from .cell import CategoryImages, gather_results
+from .shared_layers import SharedLayers, budget_within
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A category that is to be run: dataset and name, the names of its data set and itself, and
+    load(), which returns the data.Category."""
+
+    dataset: str
+    name: str
+    load: Callable
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that failed.
+
+    Parameters: cell, its name; text, what went wrong; is_input, whether the user can mend it:
+    a file, an option, or memory. The exception itself is not kept, because its traceback would
+    keep the category's images.
+    """
+
+    cell: str
+    text: str
+    is_input: bool
+
+    def __str__(self):
+        return f"{self.cell}: {self.text}"
+
+
+class Sweep:
+    """The cells of a run.
+
+    Parameters: plan, Planned categories, each loaded when its turn comes; recipes, the cells of
+    every category in the order of the table; backbone, a ResNet18Features; options, progress;
+    debug, show the traceback of a failure.
+    Attribute: failures, a list of Failure in the order of the cells.
+    """
+
+    def __init__(self, plan, recipes, backbone, options, progress, debug=False):
+        self.plan, self.recipes, self.backbone = list(plan), list(recipes), backbone
+        self.options, self.progress, self.debug = options, progress, debug
+        self.failures = []
+        self.n_cells = len(self.plan) * len(self.recipes)
+        self._count = 0
+
+    def cells(self):
+        """Yield (recipe, images, backbone) of every cell, what experiment.run_cell takes.
+
+        The backbone is a SharedLayers where cells may share its layers: in float32 on one
+        process's CPU; a GPU computes them faster than a disk gives them back.
+        """
+        for number, entry in enumerate(self.plan):
+            images = None
+            with self.caught(cell_title(entry)):
+                antialias = self.recipes[0].antialias
+                images = CategoryImages(entry.load(), self.options, self.progress, antialias)
+                images.expect(dict.fromkeys(r.setup.image_size for r in self.recipes))
+            if images is None:
+                self._count += len(self.recipes)
+                continue
+            category = images.category
+            n_images = (len(category.train) + len(category.test)) / self.options.ranks.size
+            of_category = n_images * sum(recipe.setup.tile_pixels for recipe in self.recipes)
+            self.progress.work = self.progress.done + (len(self.plan) - number) * of_category
+            with self._shared(entry.name) as backbone:
+                for k, recipe in enumerate(self.recipes):
+                    if backbone is not self.backbone:
+                        later = {_tiles(other) for other in self.recipes[k + 1 :]}
+                        backbone.keeps = _tiles(recipe) in later
+                    before = self.progress.done
+                    yield recipe, images, backbone
+                    self._count += 1
+                    undone = recipe.setup.tile_pixels * n_images - (self.progress.done - before)
+                    self.progress.work -= undone  # finished before, failed, or done by others
+                    if self.n_cells > 1:
+                        self.progress.title = ""
+                        left = self.progress.left()
+                        text = f", about {duration(left)} left" if left else ""
+                        self.progress.note(f"cells: {self._count}/{self.n_cells} done{text}")
+
+    @contextlib.contextmanager
+    def caught(self, title):
+        """A context in which an error of one of several cells, named by title, becomes a Failure.
+
+        Where several processes share the run, only an InputError does; anything else ends them
+        all. A KeyboardInterrupt, and what the only cell raises, is never caught. Yields None.
+        """
+        isolated = Exception if self.options.ranks.size == 1 else InputError
+        try:
+            yield
+        except isolated if self.n_cells > 1 else () as error:
+            self._failed(title, error)
+
+    def _failed(self, title, error):
+        is_input = isinstance(error, InputError) or out_of_memory(error)
+        text = one_line(error)
+        if out_of_memory(error):
+            text = memory_sentence(error)
+        elif not is_input:
+            text = f"{type(error).__name__}: {text}; --debug shows where"
+        if self.debug:
+            traceback.print_exception(error)
+        failure = Failure(title, text, is_input)
+        self.progress.note(f"failed: {failure}")
+        self.failures.append(failure)
+
+    @contextlib.contextmanager
+    def _shared(self, name):
+        """The backbone for the cells of a category, a SharedLayers where they share layers."""
+        options = self.options
+        plain = all(recipe.precision == "float32" for recipe in self.recipes)
+        alone = options.ranks.size == 1 and options.device.type == "cpu"
+        if not (plain and alone and options.share_features and len(self.recipes) > 1):
+            yield self.backbone
+            return
+        budget = budget_within(options.share_features)
+        if not budget:
+            self.progress.note(f"{name}: no temporary folder has room, so no layers are shared")
+            yield self.backbone
+            return
+        self.progress.note(
+            f"{name}: {len(self.recipes)} cells share the layers of the backbone, within "
+            f"{bytes_text(budget)} in {tempfile.gettempdir()}"
+        )
+        with SharedLayers(
+            self.backbone, budget, lambda text: self.progress.note(f"{name}: {text}")
+        ) as shared:
+            yield shared
+
+
+def _tiles(recipe):
+    """What two recipes have in common where they cut the same kind of tiles."""
+    return recipe.setup.image_size, recipe.setup.tile_size
+
+
+def gather(sweep, told):
+    """What all processes that share a run have found, for the one that reports it.
+
+    Parameters: sweep, which has ended in all of them; told, as of Ranks.finish.
+    Returns (results, failures), in the order of the table.
+    """
+    found = {}
+    for failure in told:
+        found.setdefault(failure[0], Failure(*failure))
+    cells, ordered = [], []
+    for entry in sweep.plan:
+        ordered.append(cell_title(entry))
+        for recipe in sweep.recipes:
+            ordered.append(cell_title(entry, recipe))
+            if not {cell_title(entry), ordered[-1]} & set(found):
+                cells.append((entry, recipe))
+    results = gather_results(cells, sweep.options)
+    return results, [found[title] for title in ordered if title in found]
+
+
+def exit_status(failures):
+    """0 without failures, 2 where options or files are to blame for all of them, else 1."""
+    if not failures:
+        return 0
+    return 2 if all(failure.is_input for failure in failures) else 1
+
+
+def cell_title(entry, recipe=None):
+    """A category (anything with dataset and name), or a cell of it, as failures name it."""
+    where = f"{entry.dataset} {entry.name}"
+    if recipe is None:
+        return where
+    return f"{where} {recipe.arch} {recipe.setup.name} seed {recipe.seed}"
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory ran out, on the host or on the device."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def memory_sentence(error):
+    """What the user reads when memory ran out."""
+    return (
+        f"out of memory ({str(error).partition('. ')[0]}); choose a smaller --batch-size, "
+        "--tile-size or --image-size"
+    )

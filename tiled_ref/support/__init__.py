@@ -1,0 +1,1 @@
+"""Errors, files, arrays, progress, memory: what every room uses and nothing of the method."""

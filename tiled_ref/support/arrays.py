@@ -1,0 +1,171 @@
+"""What merging, smoothing and metrics share: checks of arguments, threads, kernels.
+
+Python validates, Cython computes. An array that passes these checks is a C-contiguous
+NumPy array; where the caller's array is not contiguous a copy is made, so that the inputs
+are never changed and read-only inputs are welcome.
+"""
+
+import importlib
+import operator
+import os
+import threading
+
+import numpy as np
+import torch
+
+from .errors import InputError, KernelNotBuiltError
+
+IMPLS = ("cython", "numpy")
+KERNELS = ("_untile", "_seam_blur", "_aupro", "_kcenter", "_mahalanobis")
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+MASKS = (np.dtype(np.bool_), np.dtype(np.uint8))
+
+THREADS_VARIABLE = "TILED_REF_THREADS"
+DEFAULT_THREADS = 2
+
+
+def check_impl(impl):
+    """Raise InputError unless impl is "cython" or "numpy"."""
+    if impl not in IMPLS:
+        raise InputError(f"impl must be 'cython' or 'numpy', not {impl!r}")
+
+
+def kernel(name):
+    """The compiled module tiled_ref.<name>; KernelNotBuiltError where it is missing."""
+    full = f"tiled_ref.{name}"
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name != full:
+            raise
+        raise KernelNotBuiltError(name) from error
+
+
+def thread_count(threads=None):
+    """How many threads a kernel may use.
+
+    The argument wins; else the environment variable TILED_REF_THREADS; else two threads
+    (fewer on a machine with one core). Two, not all cores: these kernels stream through
+    memory, so the second thread nearly halves the time and later ones gain little, and the
+    caller often runs torch or a data loader beside them. No result depends on the number.
+
+    Parameters: threads, None or int >= 1.
+    Returns int >= 1.
+    Raises InputError for anything else, naming the variable where that is the source.
+    """
+    if threads is None:
+        text = os.environ.get(THREADS_VARIABLE, "").strip()
+        if not text:
+            return min(DEFAULT_THREADS, os.cpu_count() or 1)
+        if not (text.isascii() and text.isdigit()) or int(text) < 1:
+            raise InputError(
+                f"the environment variable {THREADS_VARIABLE} must be a whole number of at "
+                f"least 1, not {text!r}"
+            )
+        return int(text)
+    if isinstance(threads, (bool, np.bool_)):
+        raise InputError(f"threads must be a whole number of at least 1, not {threads!r}")
+    try:
+        count = operator.index(threads)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise InputError(f"threads must be a whole number of at least 1, not {threads!r}")
+    return count
+
+
+def run_threads(function, items, threads):
+    """[function(item) for item in items], at most `threads` at a time, results in order.
+
+    With one thread no other is started. The items are consumed lazily: no more than
+    `threads` of them are held at once, which is what keeps a stream a stream. Of several
+    exceptions that of the first item is raised.
+    """
+    if threads == 1:
+        return [function(item) for item in items]
+    numbered, lock = enumerate(items), threading.Lock()
+    results, errors = [], []
+
+    def work():
+        number = -1
+        try:
+            while True:
+                with lock:
+                    number = len(results)
+                    if errors:
+                        return
+                    number, item = next(numbered, (number, numbered))
+                    if item is numbered:
+                        return
+                    results.append(None)
+                results[number] = function(item)
+        except BaseException as error:  # raised again below
+            errors.append((number, error))
+
+    helpers = [threading.Thread(target=work) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise min(errors, key=lambda pair: pair[0])[1]
+    return results
+
+
+def spans(n, parts):
+    """range(n) cut into at most `parts` runs (start, stop) of nearly equal length."""
+    parts = max(1, min(n, parts))
+    edges = [n * k // parts for k in range(parts + 1)]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def host_array(name, value, dtypes, cuda_hint="move it to the host with .cpu()"):
+    """A NumPy view of a NumPy array or CPU tensor of one of `dtypes`; never a copy.
+
+    Parameters: name, the argument's name for messages; value; dtypes, allowed NumPy dtypes;
+    cuda_hint, the remedy offered for a tensor on another device.
+    Returns the array, any strides.
+    Raises InputError for anything else.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu":
+            raise InputError(f"{name} lies on the device {value.device}; {cuda_hint}")
+        if value.layout != torch.strided:
+            raise InputError(f"{name} must be a dense tensor, not {value.layout}")
+        allowed = [getattr(torch, dtype.name) for dtype in dtypes]
+        if value.dtype not in allowed:
+            raise InputError(f"{name} must be {_names(dtypes)}, not {value.dtype}")
+        value = value.detach().resolve_neg().numpy()
+    elif not isinstance(value, np.ndarray):
+        raise InputError(
+            f"{name} must be a NumPy array or a CPU tensor, not {type(value).__name__}"
+        )
+    # A byte-swapped array has the same values but not the bits a kernel could read.
+    if value.dtype not in dtypes or not value.dtype.isnative:
+        raise InputError(f"{name} must be {_names(dtypes)}, not {value.dtype}")
+    return np.asarray(value)
+
+
+def like(result, value):
+    """The NumPy array `result` as whatever `value` is: NumPy array or CPU tensor."""
+    return torch.from_numpy(result) if isinstance(value, torch.Tensor) else result
+
+
+def bits(array):
+    """The signed integers that share the bits of a float32 or float64 array, a view."""
+    return array.view(np.int32 if array.dtype == np.float32 else np.int64)
+
+
+def refuse_nan(name, array, *lead):
+    """Raise InputError naming the index of the first NaN; `lead` goes before it."""
+    if np.isnan(np.min(array, initial=np.inf)):
+        index = *lead, *np.unravel_index(np.argmax(np.isnan(array)), array.shape)
+        raise InputError(
+            f"{name} holds a NaN at index ({', '.join(map(str, index))}); a score that is not a "
+            "number has no rank, so repair the model or the file it came from"
+        )
+
+
+def _names(dtypes):
+    return " or ".join(dtype.name for dtype in dtypes)

@@ -1,0 +1,128 @@
+"""A separable Gaussian blur with a mirrored border: of the seams of merged maps (sigma 2,
+17 taps) and of the models' anomaly maps (sigma 4, 33 taps).
+
+Two implementations with equal bits: the specification below, which blurs the whole map and
+selects, and the kernel `kernels/seam_blur.pyx`, which computes what is selected alone.
+"""
+
+import math
+
+import numpy as np
+
+from . import arrays
+from .errors import InputError
+
+
+def gaussian_taps(sigma, dtype=np.float64):
+    """Half of a normalised Gaussian: the weights of the centre and of distances 1..radius.
+
+    Parameters: sigma in pixels, finite, > 0; dtype, float32 or float64.
+    Returns (radius + 1,) of dtype, radius = int(4 sigma + 0.5); w[0] + 2 sum(w[1:]) = 1
+    up to rounding.
+    Raises InputError for another sigma or dtype.
+    Order of arithmetic: exp(-k^2 / (2 sigma^2)) in float64, divided by the float64 sum of
+    all 2 radius + 1 weights taken from the outermost pair inwards, then one rounding to
+    dtype.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise InputError(f"the weights of a Gaussian are float32 or float64, not {dtype}")
+    try:
+        sigma = float(sigma)
+    except (TypeError, ValueError):
+        sigma = math.nan
+    if not (math.isfinite(sigma) and sigma > 0 and sigma * sigma > 0):
+        raise InputError("sigma must be a positive finite number of pixels")
+    radius = int(4.0 * sigma + 0.5)
+    weights = [math.exp(-(k * k) / (2.0 * sigma * sigma)) for k in range(radius + 1)]
+    total = 0.0
+    for weight in reversed(weights[1:]):
+        total += 2.0 * weight
+    total += weights[0]
+    return np.array([weight / total for weight in weights], dtype=dtype)
+
+
+def reflected(n, radius):
+    """Index of the pixel that stands at -radius .. n-1+radius, mirrored at both edges.
+
+    Mirrored without repeating the edge, so with period 2 (n - 1); a single pixel stands
+    everywhere. Parameters: n >= 1, radius >= 0. Returns int64 (n + 2 radius,).
+    """
+    if n == 1:
+        return np.zeros(1 + 2 * radius, dtype=np.int64)
+    index = np.arange(-radius, n + radius) % (2 * (n - 1))
+    return np.minimum(index, 2 * (n - 1) - index)
+
+
+def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
+    """Blur some rows and columns of maps; all other pixels keep their bits.
+
+    Parameters
+    ----------
+    maps : (N, H, W) float32 or float64, NumPy
+    sigma : float
+        Standard deviation in pixels, > 0; radius int(4 sigma + 0.5).
+    rows, cols : bool (H,), (W,)
+        A pixel is blurred if its row or its column is True.
+
+    Returns
+    -------
+    (N, H, W), dtype of maps, a new array.
+
+    Raises
+    ------
+    InputError
+        For another sigma.
+    KernelNotBuiltError
+        impl="cython" where the kernel is not built.
+
+    Order of arithmetic: separable, down the columns first, then along the rows. Each pass
+    computes w0*x0, then adds w_k * (x_{-k} + x_{+k}) for k = 1..radius in this order,
+    every multiplication and addition rounded on its own, in the dtype of maps. Outside
+    the image the map is mirrored without repeating the edge pixel (again and again where
+    the map is smaller than the radius).
+    """
+    arrays.check_impl(impl)
+    taps = gaussian_taps(sigma, maps.dtype)
+    if impl == "numpy":
+        with np.errstate(all="ignore"):  # infinities are data here, not a mistake
+            blurred = _blur(_blur(maps, taps, axis=1), taps, axis=2)
+        return np.where(rows[:, None] | cols[None, :], blurred, maps)
+    seam_blur = arrays.kernel("_seam_blur").seam_blur
+    maps = np.ascontiguousarray(maps)
+    out = np.empty(maps.shape, maps.dtype)
+    n, height, width = maps.shape
+    radius = len(taps) - 1
+    reflect_rows, reflect_cols = reflected(height, radius), reflected(width, radius)
+    row_runs, col_runs = _runs(rows), _runs(cols)
+
+    def work(span):
+        line, blurred = np.empty((2, width + 2 * radius), maps.dtype)  # scratch
+        seam_blur(
+            maps, out, taps, row_runs, col_runs, reflect_rows, reflect_cols, line, blurred, *span
+        )
+
+    arrays.run_threads(work, arrays.spans(n, threads), threads)
+    return out
+
+
+def _blur(maps, taps, axis):
+    """One pass of the separable blur along axis 1 (down) or 2 (across)."""
+    radius, n = len(taps) - 1, maps.shape[axis]
+    padded = np.take(maps, reflected(n, radius), axis=axis)
+
+    def shifted(offset):
+        index = [slice(None)] * 3
+        index[axis] = slice(radius + offset, radius + offset + n)
+        return padded[tuple(index)]
+
+    total = taps[0] * shifted(0)
+    for k in range(1, radius + 1):
+        total = total + taps[k] * (shifted(-k) + shifted(k))
+    return total
+
+
+def _runs(band):
+    """Runs of True, int64 (runs, 2): start and stop of each, ascending."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], band, [False]))))
+    return np.ascontiguousarray(edges.reshape(-1, 2), dtype=np.int64)
