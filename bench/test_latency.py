@@ -13,7 +13,7 @@ from tiled_ref.models import MODELS
 from tiled_ref.models.backbone import ResNet18Features, chunks
 from tiled_ref.models.weights import find_weights
 from tiled_ref.reporting.tables import ARCHS as TITLES
-from tiled_ref.running.engine import MODES, Engine
+from tiled_ref.running.engine import MEMORY_MODES, Engine
 from tiled_ref.setups import SETUPS
 
 # Latency does not depend on how long these are trained: one step on two images.
@@ -84,7 +84,7 @@ def trained(request, backbone, setup, sized):
     return request.param, ensemble.fit(train), image, ensemble.predict(image)
 
 
-@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("memory", MEMORY_MODES)
 def test_latency(measure, trained, memory):
     arch, ensemble, image, expected = trained
     case = SimpleNamespace(

@@ -28,7 +28,7 @@ def one_image(sized):
         packed.append(gaussians.pack(matrices).numpy())
     size = sum(m.nbytes for m in packed) / 2**20
     title = f"Distances: 1 image, 9 x {n} Gaussians of {d} dimensions, float32 ({size:.0f} MiB)"
-    expected = gaussians.mahalanobis_each([x] * 9, [mean] * 9, packed, impl="numpy")
+    expected = gaussians.distances_each([x] * 9, [mean] * 9, packed, impl="numpy")
     return SimpleNamespace(
         title=title, x=x, mean=mean, whole=whole, packed=packed, expected=expected
     )
@@ -42,7 +42,7 @@ def reading(case):
 def distances(**options):
     def make(case):
         xs, means = [case.x] * 9, [case.mean] * 9
-        return lambda: gaussians.mahalanobis_each(xs, means, case.packed, **options)
+        return lambda: gaussians.distances_each(xs, means, case.packed, **options)
 
     return make
 
@@ -54,8 +54,8 @@ def batched_products(case):
 
 DISTANCES = {
     "torch sum of the packed matrices (reading them)": (reading, None),
-    "mahalanobis_each, 1 thread": (distances(threads=1), 0),
-    "mahalanobis_each, 2 threads": (distances(threads=2), 0),
+    "distances_each, 1 thread": (distances(threads=1), 0),
+    "distances_each, 2 threads": (distances(threads=2), 0),
     "twin (NumPy)": (distances(impl="numpy"), 0),
     "torch.bmm with whole matrices": (batched_products, 1e-4),
 }

@@ -1,8 +1,8 @@
 """Exact k-centre greedy: the distance in its written order, and the loops that use it.
 
-The twin and the validation are in tiled_ref/models/search/coreset.py, the filter's proof in filter.py
-beside it. Nothing here starts a thread; every function releases the GIL, so callers may split
-the rows.
+The twin is greedy in tiled_ref/models/search/coreset.py, the filter's proof in filter.py beside
+it. Nothing here starts a thread; every function releases the GIL, so callers
+may split the rows.
 
 The filter skips a pair (x, c) where w_x . w_c - |w_c|^2/2 <= base_x - (sqrt(m_x) scale +
 margin)^2/2, with w the filter vectors and m_x the minimum so far: such a pair cannot lower it.

@@ -1,5 +1,5 @@
-# Mahalanobis distances with packed inverse covariances; the specification is
-# mahalanobis(impl="numpy") in tiled_ref/models/gaussians.py.
+# Mahalanobis distances with packed inverse covariances; the twin is mahalanobis in
+# tiled_ref/models/gaussians.py.
 #
 # Reading the matrices is what takes the time: while one is worked on the next is fetched, and it
 # stays in the first-level cache for all images. Row by row of the upper triangle,

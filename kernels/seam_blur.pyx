@@ -1,6 +1,5 @@
-# Gaussian blur of a band, or of everything; its specification is
-# blur_rows_and_columns(impl="numpy") in tiled_ref/support/gaussian.py, which blurs the whole map
-# and keeps the band.
+# Gaussian blur of a band, or of everything; its twin is seam_blur in
+# tiled_ref/support/gaussian.py, which blurs the whole map and keeps the band.
 #
 # Row by row, so that the work is proportional to the band and everything but the map stays
 # in the cache: the columns' pass writes one line, as wide as the band of this row and its

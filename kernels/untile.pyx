@@ -1,4 +1,4 @@
-# Untiling with overlap averaging; its specification is TileGrid.untile (tiled_ref/tiling.py).
+# Untiling with overlap averaging; its twin is TileGrid.untile in tiled_ref/tiling.py.
 #
 # One pass over the image, row by row. A row of the image is cut where a tile starts or ends;
 # inside such a piece every pixel is covered by the same tiles, so their number is known

@@ -90,11 +90,11 @@ def in_code():
 def in_tests():
     """Citations of the tests: citation -> "tests/test_x.py::test_y", by name or text."""
     found = []
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         source = path.read_text("utf-8")
         for node in ast.parse(source).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                label = f"tests/{path.name}::{node.name}"
+                label = f"{path.relative_to(ROOT).as_posix()}::{node.name}"
                 start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
                 text = "\n".join(source.splitlines()[start : node.end_lineno])
                 found.append(places(text, path, label))

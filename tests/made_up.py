@@ -10,7 +10,7 @@ from tiled_ref.running import analysis
 from tiled_ref.running.cell import RESULT_COLUMNS, CategoryImages, Options
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.progress import Progress
-from tiled_ref.validation import find_thresholds
+from tiled_ref.thresholds import find_thresholds
 
 QUIET = Progress(quiet=True)
 

@@ -12,8 +12,7 @@ from tiled_ref import merging, smoothing
 from tiled_ref.data.images import normalize
 from tiled_ref.ensemble import Forgotten, LocationImages, TiledEnsemble, merge
 from tiled_ref.models import padim
-from tiled_ref.recipe import Recipe
-from tiled_ref.setups import Setup
+from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.progress import Progress
 from tiled_ref.tiling import FeatureUntiler, TileGrid

@@ -26,16 +26,15 @@ from tiled_ref.merging import untile_average
 from tiled_ref.metrics import aupro, label_regions, pixel_auroc
 from tiled_ref.models import MODELS
 from tiled_ref.models.cached import CachedFeatures, RecomputedFeatures
-from tiled_ref.models.gaussians import mahalanobis, pack
+from tiled_ref.models.gaussians import distances, pack
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
 from tiled_ref.models.search.coreset import select_coreset
 from tiled_ref.models.search.neighbours import NearestIndex, search_each
-from tiled_ref.recipe import Recipe
 from tiled_ref.running.cell import CategoryImages, Options, run_cell
 from tiled_ref.running.engine import Engine
 from tiled_ref.running.pieces import Pieces
 from tiled_ref.running.shared_layers import SharedLayers
-from tiled_ref.setups import Setup
+from tiled_ref.setups import Recipe, Setup
 from tiled_ref.smoothing import smooth_seams
 from tiled_ref.support.gaussian import blur_rows_and_columns
 from tiled_ref.support.progress import Progress
@@ -58,7 +57,7 @@ def equal(found, expected):
 # --- kernels, their twins, any number of threads, any layout of memory ------------------------
 
 
-def distances(rng, dtype):
+def of_distances(rng, dtype):
     """Arguments of mahalanobis."""
     x, mean = rng.standard_normal((3, 20, 9)), rng.standard_normal((20, 9))
     factor = rng.standard_normal((20, 9, 9))
@@ -83,8 +82,8 @@ def test_kernels_are_their_twins_with_any_number_of_threads(dtype):
             lambda **how: label_regions(maps > 0, **how),
         ]
         if dtype == np.float32:
-            arrays = distances(rng, dtype)
-            kernels.append(lambda **how: mahalanobis(*arrays, **how))
+            arrays = of_distances(rng, dtype)
+            kernels.append(lambda **how: distances(*arrays, **how))
         masks = rng.random(maps.shape) < 0.3
         if masks.any() and not masks.all() and not np.isnan(maps).any():
             kernels.append(lambda **how: np.float64(aupro(maps, masks, **how)))

@@ -9,9 +9,8 @@ from sources import ROOT
 from tiled_ref import method
 from tiled_ref.data import synthetic
 from tiled_ref.models.weights import find_weights
-from tiled_ref.recipe import Recipe
 from tiled_ref.running.cell import CategoryImages, Options, run_cell
-from tiled_ref.setups import Setup
+from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.progress import Progress
 
 PAGE = (ROOT / "tiled_ref" / "method.py").read_text("utf-8")

@@ -25,7 +25,7 @@ Parameters that mean the same everywhere, and are not explained again:
     impl : "cython" or "numpy", the compiled kernel or its specification; the same bits
     threads : int or None, of the kernels (`arrays.thread_count`); no result depends on it
     grid : tiling.TileGrid
-    options : experiment.Options
+    options : cell.Options
     progress : a progress.Progress, or a callable (done, total); or None
 
 So `# (rows, cols, N, h, w)` at the end of a line reads: one map of h x w pixels for each

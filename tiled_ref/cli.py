@@ -19,13 +19,12 @@ from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
-from .recipe import OPTIONS, Recipe, is_allowed
 from .reporting.page import write_report
 from .reporting.summary import result_table, text_table
 from .reporting.walk import BUILT_IN, explain, write_walk
 from .running import shared_layers
 from .running.cell import METRIC_SIZES, Options, run_cell, versions
-from .running.engine import MODES as MEMORY_MODES
+from .running.engine import MEMORY_MODES
 from .running.pieces import WHERE_SAME, OutputLock
 from .running.processes import Ended, Ranks
 from .running.sweep import (
@@ -38,12 +37,12 @@ from .running.sweep import (
     out_of_memory,
 )
 from .serving.predict import MAPS, PICTURES, PredictOptions, run_predict
-from .setups import SETUPS
+from .setups import OPTIONS, SETUPS, Recipe, is_allowed
 from .support import arrays
 from .support.errors import InputError, KernelNotBuiltError, one_line
 from .support.files import make_folder
 from .support.progress import Progress
-from .validation import MODES, describe
+from .thresholds import MODES, describe
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
@@ -438,7 +437,7 @@ def _given(argv):
 def explain_image(args):
     """Walk one image through one setup, a picture per stage, and print what was written.
 
-    Raises InputError where the options name several setups, and as explain.explain does.
+    Raises InputError where the options name several setups, and as walk.explain does.
     """
     alien = sorted(args.given & NOT_EXPLAINED)
     if alien:

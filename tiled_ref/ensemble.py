@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from . import merging, smoothing, validation
+from . import merging, smoothing, thresholds
 from .archive import ensembles
 from .data.images import forget_pages, normalize
 from .data.inputs import as_images
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
-from .recipe import Recipe
+from .setups import Recipe
 from .support.errors import InputError
 from .support.progress import Progress
 
@@ -176,12 +176,12 @@ def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progre
 
     Parameters
     ----------
-    maps : list of arrays or store.RowFile, (N, h, w)
+    maps : list of arrays or pieces.RowFile, (N, h, w)
         Per location in row-major order.
     scores : (rows, cols, N)
     recipe, impl, threads
         As of `merge`.
-    out : array or store.RowFile, (N, H, W)
+    out : array or pieces.RowFile, (N, H, W)
         Is filled with the merged, smoothed maps.
     progress : callable, optional, progress(done, total)
 
@@ -208,7 +208,7 @@ class TiledEnsemble:
     setup : Recipe, Setup or str
         A whole recipe, or a setup or its name.
     arch, options
-        The other fields of the recipe, or changes to it; see `recipe.Recipe`.
+        The other fields of the recipe, or changes to it; see `setups.Recipe`.
     backbone : ResNet18Features, optional
         Frozen and therefore shared by all locations. By default made of `weights`.
     weights : str
@@ -222,7 +222,7 @@ class TiledEnsemble:
     states : mapping
         Location -> state of its model, on the host.
     thresholds : dict or None
-        What `calibrate` decided, see `validation.find_thresholds`.
+        What `calibrate` decided, see `thresholds.find_thresholds`.
 
     Raises
     ------
@@ -349,7 +349,7 @@ class TiledEnsemble:
         percentile : float
             Of the normal images, where there are no anomalous ones; 100 is their maximum.
 
-        Returns self; `thresholds` holds what was decided, see `validation.find_thresholds`.
+        Returns self; `thresholds` holds what was decided, see `thresholds.find_thresholds`.
         Raises InputError as predict does, and for labels or masks of another number or size.
         """
         maps, scores = self.predict(images)
@@ -360,7 +360,7 @@ class TiledEnsemble:
             raise InputError(
                 f"the masks have the shape {np.shape(masks)}, the maps {maps.shape}; resize them"
             )
-        self.thresholds = validation.thresholds_of(
+        self.thresholds = thresholds.thresholds_of(
             "given", maps, scores, (labels != 0).astype(int), np.arange(len(scores)),
             masks=None if masks is None else lambda: masks, percentile=percentile,
         )  # fmt: skip

@@ -29,7 +29,7 @@ def untile_average(maps, grid, impl="cython", threads=None):
     Raises
     ------
     InputError
-        Another shape or dtype, or a tensor on a CUDA device (`sweep.untile` works there).
+        Another shape or dtype, or a tensor on a CUDA device (`grid.untile` works there).
     KernelNotBuiltError
         impl="cython" where the kernel is not built.
 

@@ -10,8 +10,8 @@ from sources import ROOT, SOURCES
 from tiled_ref import metrics, smoothing
 from tiled_ref.data import images
 from tiled_ref.models import fastflow, padim, patchcore, reverse_distillation, trained
-from tiled_ref.recipe import Recipe
 from tiled_ref.reporting import paper
+from tiled_ref.setups import Recipe
 
 
 def default(function, name):

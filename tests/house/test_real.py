@@ -5,9 +5,9 @@ import torch
 
 from tiled_ref.data import mvtec
 from tiled_ref.models.backbone import ResNet18Features
-from tiled_ref.recipe import Recipe
 from tiled_ref.reporting.paper import paper_result
 from tiled_ref.running.cell import CategoryImages, Options, run_cell
+from tiled_ref.setups import Recipe
 from tiled_ref.support.progress import Progress
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

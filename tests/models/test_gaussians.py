@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiled_ref.models.gaussians import mahalanobis, pack, unpack
+from tiled_ref.models.gaussians import distances, pack, unpack
 from tiled_ref.support import arrays
 from tiled_ref.support.errors import InputError
 
@@ -53,7 +53,7 @@ def test_distance_by_hand(impl):
     x = np.array([[[3.0, 2.0], [4.0, 3.0]]], np.float32)
     mean = np.array([[0, 0], [1, 1]], np.float32)
     packed = np.array([[1, 2, 8], [1, 0, 4]], np.float32)
-    found = mahalanobis(x, mean, packed, impl=impl)
+    found = distances(x, mean, packed, impl=impl)
     assert found.dtype == np.float32
     assert found.tolist() == [[np.float32(math.sqrt(65)), 5]]
 
@@ -64,7 +64,7 @@ def test_distance_is_eq_2(rng, impl, d):
     """Eq. 2 in scalar float64 loops."""
     x, mean, packed = arrays(rng, 2, 4, d)
     whole = unpack(torch.from_numpy(packed)).tolist()
-    found = mahalanobis(x, mean, packed, impl=impl)
+    found = distances(x, mean, packed, impl=impl)
     for b in range(2):
         for p in range(4):
             delta = [float(x[b, p, i]) - float(mean[p, i]) for i in range(d)]
@@ -78,16 +78,16 @@ def test_distance_is_eq_2(rng, impl, d):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_square_below_zero_counts_as_zero(impl):
     x = np.ones((1, 1, 1), np.float32)
-    assert mahalanobis(x, 0 * x[0], np.array([[-1e-9]], np.float32), impl=impl) == 0
+    assert distances(x, 0 * x[0], np.array([[-1e-9]], np.float32), impl=impl) == 0
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 6, 7, 8, 13, 100])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (3, 129), (2, 5)])
 def test_kernel_gives_the_bits_of_the_specification(rng, d, shape):
     x, mean, packed = arrays(rng, *shape, d)
-    expected = mahalanobis(x, mean, packed, impl="numpy")
+    expected = distances(x, mean, packed, impl="numpy")
     for threads in (1, 2, 3):
-        assert bits(mahalanobis(x, mean, packed, threads=threads)) == bits(expected)
+        assert bits(distances(x, mean, packed, threads=threads)) == bits(expected)
 
 
 @pytest.mark.parametrize("name", list(adversarial.values(np.random.default_rng(0), 1, np.float32)))
@@ -96,7 +96,7 @@ def test_kernel_gives_the_bits_of_the_specification_on_awkward_values(rng, name)
     shapes = (2, 6, 9), (6, 9), (6, 45)
     x, mean, packed = (adversarial.values(rng, shape, np.float32)[name] for shape in shapes)
     with np.errstate(all="ignore"):
-        found, expected = (mahalanobis(x, mean, packed, impl=impl) for impl in IMPLS)
+        found, expected = (distances(x, mean, packed, impl=impl) for impl in IMPLS)
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     assert bits(np.nan_to_num(found)) == bits(np.nan_to_num(expected))
 
@@ -104,24 +104,24 @@ def test_kernel_gives_the_bits_of_the_specification_on_awkward_values(rng, name)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_any_layout_is_read_and_none_changed(rng, impl):
     given = arrays(rng)
-    expected = bits(mahalanobis(*given, impl=impl))
+    expected = bits(distances(*given, impl=impl))
     for k in range(3):
         for _, array in adversarial.layouts(given[k]):
             before = array.copy()
             changed = [*given[:k], array, *given[k + 1 :]]
-            assert bits(mahalanobis(*changed, impl=impl)) == expected
+            assert bits(distances(*changed, impl=impl)) == expected
             np.testing.assert_array_equal(array, before)
-    assert bits(mahalanobis(*map(torch.from_numpy, given), impl=impl)) == expected
+    assert bits(distances(*map(torch.from_numpy, given), impl=impl)) == expected
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_vector_alone_has_the_bits_that_it_has_among_others(rng, impl):
     x, mean, packed = arrays(rng, 4, 6, 10)
-    whole = mahalanobis(x, mean, packed, impl=impl)
+    whole = distances(x, mean, packed, impl=impl)
     for b in range(4):
-        assert bits(mahalanobis(x[b : b + 1], mean, packed, impl=impl)) == bits(whole[b])
+        assert bits(distances(x[b : b + 1], mean, packed, impl=impl)) == bits(whole[b])
     order = [3, 0, 5, 1, 4, 2]
-    parts = mahalanobis(x[:, order], mean[order], packed[order], impl=impl)
+    parts = distances(x[:, order], mean[order], packed[order], impl=impl)
     assert bits(parts) == bits(whole[:, order])
 
 
@@ -132,12 +132,12 @@ def test_shapes_and_types_that_do_not_fit_are_refused(rng):
         (x, mean[:, :6], packed), (x, mean, packed[:, :27]), (x, mean, packed[:4]),
     ):  # fmt: skip
         with pytest.raises(InputError, match="must be .B, P, D., .P, D. and .P, D .D . 1. / 2."):
-            mahalanobis(*bad)
+            distances(*bad)
     for bad in ((x.astype(np.float64), mean, packed), (x, mean, packed.astype(np.int64))):
         with pytest.raises(InputError, match="must be float32, got"):
-            mahalanobis(*bad)
+            distances(*bad)
     with pytest.raises(InputError, match="impl"):
-        mahalanobis(x, mean, packed, impl="c")
+        distances(x, mean, packed, impl="c")
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from tiled_ref import metrics
 from tiled_ref.data import images as image_data
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.padim import Padim
-from tiled_ref.recipe import Recipe
 from tiled_ref.running import cell, pieces
 from tiled_ref.running.cell import RESULT_COLUMNS, CategoryImages, Options, run_cell
 from tiled_ref.running.processes import Ranks
-from tiled_ref.setups import Setup
+from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.progress import Progress
 

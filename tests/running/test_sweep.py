@@ -13,11 +13,10 @@ from made_up import made_up_result, small
 from toys import toy_category, write_category
 
 from tiled_ref import cli
-from tiled_ref.recipe import Recipe
 from tiled_ref.running import sweep
 from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.running.pieces import Pieces
-from tiled_ref.setups import SETUPS
+from tiled_ref.setups import SETUPS, Recipe
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.progress import Progress
 

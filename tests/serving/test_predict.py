@@ -15,7 +15,6 @@ from tiled_ref import cli
 from tiled_ref.data.images import decode_image, encode_png
 from tiled_ref.data.inputs import as_samples
 from tiled_ref.ensemble import TiledEnsemble
-from tiled_ref.normalization import normalize
 from tiled_ref.serving import predict
 from tiled_ref.serving.predict import (
     PredictOptions,
@@ -28,6 +27,7 @@ from tiled_ref.serving.predict import (
 )  # fmt: skip
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
+from tiled_ref.thresholds import normalize
 
 CATEGORY = toy_category(n_train=6, n_good=4, n_bad=3)
 

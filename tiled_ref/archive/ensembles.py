@@ -21,11 +21,10 @@ from ..data.disk import printable
 from ..models import MODELS
 from ..models.backbone import channels_of
 from ..models.weights import tensors_digest
-from ..recipe import OPTIONS, Recipe, is_allowed
-from ..setups import Setup
+from ..setups import OPTIONS, Recipe, Setup, is_allowed
 from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder, sync_folder
-from ..validation import MODES
+from ..thresholds import MODES
 
 # What a tensor file may hold; each is written little-endian.
 DTYPES = tuple(
@@ -251,7 +250,7 @@ def write_manifest(folder, ensemble, *, thresholds=None, category=None, versions
     """Write manifest.json beside the files of all locations, which it describes.
 
     Parameters: folder, holds `location_name(location)` of every location; ensemble; thresholds
-    of validation.find_thresholds, by default the ensemble's own; category it was trained on and
+    of thresholds.find_thresholds, by default the ensemble's own; category it was trained on and
     versions to keep, for people.
     Raises InputError where a file is missing or cannot be read, or the manifest not written.
     """
@@ -296,7 +295,7 @@ class Manifest:
     """A manifest.json that has been checked.
 
     Parameters: recipe; weights, their kind, and backbone_digest of their tensors; thresholds as
-    of validation.find_thresholds, or None; category, what was trained on; versions of the
+    of thresholds.find_thresholds, or None; category, what was trained on; versions of the
     packages; files, location -> StateFile.
     """
 

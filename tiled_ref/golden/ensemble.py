@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from ..ensemble import Forgotten, collect, each_location, merge
-from ..recipe import Recipe
-from ..setups import Setup
+from ..setups import Recipe, Setup
 from . import formulas, padim, preprocessing, small_model
 from .compare import close
 from .numbers import Numbers

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from ..models import padim as model
-from ..models.gaussians import mahalanobis, pack
+from ..models import gaussians
+from ..models.gaussians import pack
 from . import formulas
 from .compare import EXACT, close
 from .numbers import Numbers
@@ -232,7 +233,7 @@ def _map(inputs):
     padim.grid = tuple(embedding.shape[-2:])
     maps, _ = padim.predict(embedding)
     rows = embedding.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, D)
-    distances = mahalanobis(rows, padim.mean, pack(padim.precision))
+    distances = gaussians.distances(rows, padim.mean, pack(padim.precision))
     return {"distances": distances.reshape(-1, *padim.grid), "map": maps.numpy()}
 
 

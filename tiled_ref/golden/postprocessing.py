@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .. import merging, metrics, normalization, smoothing
+from .. import merging, metrics, smoothing, thresholds
 from ..tiling import TileGrid
 from . import formulas
 from .compare import EXACT, close, ulp
@@ -336,12 +336,12 @@ def _threshold_outputs(threshold, f1):
 THRESHOLD = Stage(
     "threshold",
     "the threshold of the best F1",
-    "tiled_ref.normalization.f1_threshold",
+    "tiled_ref.thresholds.f1_threshold",
     "F1 = 2 TP / (2 TP + FP + FN)",
     {"threshold": EXACT, "f1": close(1e-12, 0.0)},
     _threshold_cases,
     lambda inputs: _threshold_outputs(
-        *normalization.f1_threshold(inputs["scores"], inputs["labels"])
+        *thresholds.f1_threshold(inputs["scores"], inputs["labels"])
     ),
     lambda inputs, **s: _threshold_outputs(
         *formulas.f1_threshold(inputs["scores"], inputs["labels"], **s)
@@ -384,11 +384,11 @@ def _range(inputs):
 NORMALISATION = Stage(
     "normalisation",
     "values to [0, 1] with the threshold at 0.5",
-    "tiled_ref.normalization.normalize",
+    "tiled_ref.thresholds.normalize",
     "clamp((x - threshold) / (maximum - minimum) + 0.5, 0, 1)",
     {"values": close(5e-7, 5e-7)},
     _normalisation_cases,
-    lambda inputs: {"values": normalization.normalize(*_range(inputs))},
+    lambda inputs: {"values": thresholds.normalize(*_range(inputs))},
     lambda inputs, **s: {"values": formulas.normalize(*_range(inputs), **s)},
     (
         Confusion("no clamp to [0, 1]", {"clamp": False}),

@@ -30,28 +30,16 @@ def unpack(packed):
     return packed[:, places.flatten()].view(len(packed), d, d)
 
 
-def mahalanobis(x, mean, packed, impl="cython", threads=None):
-    """Distance of every vector from the Gaussian of its position.
+def mahalanobis(x, mean, packed):
+    """Distance of every vector from the Gaussian of its position: the twin of
+    `kernels/mahalanobis.pyx`.
 
     Defard et al. Eq. 2: M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)), with x_ij
     = x[b, p], mu_ij = mean[p] and Sigma_ij^-1 = the symmetric matrix packed[p].
 
-    Parameters
-    ----------
-    x : float32 (B, P, D), NumPy array or CPU tensor
-    mean : float32 (P, D)
-    packed : float32 (P, D (D + 1) / 2), see pack
-
-    Returns
-    -------
-    float32 (B, P) NumPy array, >= 0; a square below zero (rounding) counts as zero.
-
-    Raises
-    ------
-    InputError
-        For shapes or dtypes that do not fit.
-    KernelNotBuiltError
-        Without the kernel.
+    Parameters: x float32 (B, P, D); mean float32 (P, D); packed float32 (P, D (D + 1) / 2), see
+    pack.
+    Returns float32 (B, P), >= 0; a square below zero (rounding) counts as zero.
 
     Order of arithmetic
     -------------------
@@ -61,22 +49,46 @@ def mahalanobis(x, mean, packed, impl="cython", threads=None):
     ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). The root is rounded to float32. So a vector's
     bits depend on nothing but its own numbers.
     """
-    return mahalanobis_each([x], [mean], [packed], impl, threads)[0]
+    delta = x - mean  # (B, P, D)
+    d = x.shape[2]
+    y = np.zeros_like(delta)
+    lanes = np.zeros((LANES, *x.shape[:2]))
+    first = 0  # where row i starts
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i in range(d):
+            row = packed[:, first : first + d - i]  # A_ii, A_i,i+1, ...
+            own = delta[..., i].astype(np.float64)
+            lanes[i % LANES] += own * (2.0 * y[..., i] + row[:, 0].astype(np.float64) * own)
+            y[..., i + 1 :] += row[:, 1:] * delta[..., i, None]
+            first += d - i
+        a, b, c, e = lanes[0::2] + lanes[1::2]
+        total = (a + b) + (c + e)
+        return np.sqrt(np.where(total < 0, 0.0, total)).astype(np.float32)
 
 
-def mahalanobis_each(xs, means, packeds, impl="cython", threads=None):
-    """`mahalanobis` for L models at once, which keeps the threads busy to the end.
+def distances(x, mean, packed, impl="cython", threads=None):
+    """`mahalanobis` by the kernel or the twin.
+
+    Parameters: x, mean and packed, float32 NumPy arrays or CPU tensors, shapes see `mahalanobis`.
+    Returns float32 (B, P) NumPy array.
+    Raises InputError for shapes or dtypes that do not fit, KernelNotBuiltError without the kernel.
+    """
+    return distances_each([x], [mean], [packed], impl, threads)[0]
+
+
+def distances_each(xs, means, packeds, impl="cython", threads=None):
+    """`distances` for L models at once, which keeps the threads busy to the end.
 
     Parameters: xs, means and packeds, L arrays float32 (B, P, D), (P, D) and
-    (P, D (D + 1) / 2); impl and threads as of mahalanobis.
+    (P, D (D + 1) / 2); impl and threads as of distances.
     Returns a list of L arrays float32 (B, P).
-    Raises what mahalanobis raises.
+    Raises what distances raises.
     """
     arrays.check_impl(impl)
     threads = arrays.thread_count(threads)
     models = [_checked(*arrays) for arrays in zip(xs, means, packeds)]
     if impl == "numpy":
-        return [_specification(*arrays) for arrays in models]
+        return [mahalanobis(*arrays) for arrays in models]
     kernel = arrays.kernel("_mahalanobis").mahalanobis
     found = [np.empty(x.shape[:2], np.float32) for x, _, _ in models]
 
@@ -105,21 +117,3 @@ def _checked(*arrays):
             f"x, mean and packed must be float32, got {x.dtype}, {mean.dtype} and {packed.dtype}"
         )
     return x, mean, packed
-
-
-def _specification(x, mean, packed):
-    delta = x - mean  # (B, P, D)
-    d = x.shape[2]
-    y = np.zeros_like(delta)
-    lanes = np.zeros((LANES, *x.shape[:2]))
-    first = 0  # where row i starts
-    with np.errstate(invalid="ignore", over="ignore"):
-        for i in range(d):
-            row = packed[:, first : first + d - i]  # A_ii, A_i,i+1, ...
-            own = delta[..., i].astype(np.float64)
-            lanes[i % LANES] += own * (2.0 * y[..., i] + row[:, 0].astype(np.float64) * own)
-            y[..., i + 1 :] += row[:, 1:] * delta[..., i, None]
-            first += d - i
-        a, b, c, e = lanes[0::2] + lanes[1::2]
-        total = (a + b) + (c + e)
-        return np.sqrt(np.where(total < 0, 0.0, total)).astype(np.float32)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
-from .gaussians import mahalanobis_each, pack, unpack
+from .gaussians import distances_each, pack, unpack
 from .maps import gaussian_blur, upsample_bilinear
 
 N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
@@ -59,7 +59,7 @@ class Padim:
     n_channels : int
         D, channels kept of all that the backbone has.
     impl : {"cython", "numpy"}
-        Of distances and blur on the CPU, see gaussians.mahalanobis.
+        Of distances and blur on the CPU, see gaussians.distances.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -221,7 +221,7 @@ class Padim:
         rows = embedding.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         rows = rows.flatten(1, 2).numpy()  # (L * B, P, D)
         means, packeds = ([state[name] for state in states] for name in ("mean", "packed"))
-        found = mahalanobis_each(np.split(rows, len(states)), means, packeds, impl=self.impl)
+        found = distances_each(np.split(rows, len(states)), means, packeds, impl=self.impl)
         return torch.from_numpy(np.concatenate(found))
 
     def _maps(self, distances):

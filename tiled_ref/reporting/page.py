@@ -16,12 +16,13 @@ import numpy as np
 
 from .. import __version__
 from ..data import images as image_data
-from ..recipe import OPTIONS
+from ..setups import OPTIONS
 from ..support.files import atomic_write
+from ..support.progress import bytes_text
 from . import paper
 from .drawing import render, svg
 from .figures import Collection, _first_seeds, all_figures, write_figures
-from .summary import LEFT_OUT, bytes_text, largest_peak, timed
+from .summary import LEFT_OUT, largest_peak, timed
 from .tables import (  # fmt: skip
     ARCHS,
     DATASETS,
@@ -34,7 +35,7 @@ from .tables import (  # fmt: skip
 
 TITLE = "Tiled ensemble: results"
 MAP_QUALITY = 80
-THRESHOLDS = {  # validation.MODES
+THRESHOLDS = {  # thresholds.MODES
     "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
     "paper, so the verdicts are flattered; --validation split and none are honest.",
     "split": "Verdicts: the thresholds come from one half of the test images; metrics and "

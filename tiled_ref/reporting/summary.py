@@ -1,5 +1,6 @@
 """Tables for people; full precision stays in metrics.json and results.csv."""
 
+from ..support.progress import bytes_text
 from .paper import paper_result
 
 METRICS = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pixel_aupro", "AUPRO"))
@@ -56,13 +57,6 @@ def text_table(headers, rows, left=1):
 def percent(fraction):
     """A fraction with one decimal in percent, "-" for None."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def bytes_text(count):
-    """Bytes as GiB or MiB, "-" for None."""
-    if count is None:
-        return "-"
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def largest_peak(results):

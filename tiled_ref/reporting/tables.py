@@ -235,7 +235,7 @@ def cell_number(dataset, arch, category, setup, metric, results):
 def mean_number(dataset, arch, setup, metric, names, results):
     """Number of a setup over the categories `names`, in percent.
 
-    Parameters: names, categories; results, dicts as of experiment.run_cell.
+    Parameters: names, categories; results, dicts as of cell.run_cell.
     Returns a Number: the mean of the categories' means over their seeds. The standard deviation
     is that of the seeds' means over the categories, of those seeds that have every category.
     Beside it stands the paper's average where `names` are all of the paper's categories, else

@@ -24,10 +24,10 @@ from ..data.images import (
 from ..data.samples import NORMAL
 from ..ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collect
 from ..models.backbone import FEATURE_STRIDE
-from ..normalization import f1_threshold
 from ..running.cell import CategoryImages
 from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
+from ..thresholds import f1_threshold
 from .drawing import render
 
 BUILT_IN = "builtin"  # the IMAGE that stands for the data set's first defective one
@@ -68,7 +68,7 @@ def explain(text, category, recipe, backbone, options, progress):
     """Walk one image through a setup that is trained for it.
 
     Parameters: text, see choose_image; category, a data.Category; recipe, backbone, options
-    and progress as in experiment.run_cell.
+    and progress as in cell.run_cell.
     Returns a title and the list of Stage.
     Raises InputError for whatever is wrong with images or options.
     """
@@ -130,7 +130,7 @@ def walk(image, train, ensemble, options, judging, masks, truth=None, progress=N
     """Train an ensemble and take one image through every stage of it.
 
     Parameters: image uint8 (3, H, W); train uint8 (N, 3, H, W), normal images; ensemble, a
-    TiledEnsemble of any setup and architecture, not trained; options, an experiment.Options,
+    TiledEnsemble of any setup and architecture, not trained; options, a cell.Options,
     whose impl and threads count; judging uint8 (V, 3, H, W), on which the threshold of the mask
     is chosen, and masks bool (V, H, W), what is defective in them; truth bool (H, W), what is
     defective in the image; progress, a Progress.
@@ -252,7 +252,7 @@ def _map_stages(image, tile_maps, tile_scores, recipe, options, masks):
         ),
         Stage(
             "mask", "The mask", mask,
-            "normalization.f1_threshold", "",
+            "thresholds.f1_threshold", "",
             f"{100 * mask.mean():.2f} % of the pixels reach the threshold {threshold:.4g}, {how} "
             f"{len(masks)} other images{f' (F1 {f1:.2f})' if labelled else ''}.",
             render.draw_contours(photo, mask),

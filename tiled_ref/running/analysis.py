@@ -62,14 +62,14 @@ class Window:
 class CellAnalysis:
     """What analysis.npz holds of one cell; N test images, R defects (regions of masks).
 
-    Parameters: scores float64 (N,), raw; threshold of image scores (`validation.find_thresholds`);
+    Parameters: scores float64 (N,), raw; threshold of image scores (`thresholds.find_thresholds`);
     pixel_threshold, low and high of raw maps: the threshold (the largest value where there is
     none), the least and the largest value; maps uint8 (N, h, w), block means shaded for people
     (`shade`), 128 and above at or above the threshold; image_roc, pixel_roc and pro, metrics.Curve
     or None where undefined; recall float32 (R, len(FPRS)), the part of each defect above the
     threshold of each FPR, and fpr_thresholds float64 (len(FPRS),); zooms, a list of uint8 (a, b),
     the pixels of a map that each Window of the category touches, at the setup's own resolution;
-    map_size (height, width) of a map in pixels; digest, experiment.CategoryImages.digest of the
+    map_size (height, width) of a map in pixels; digest, cell.CategoryImages.digest of the
     images.
     """
 
@@ -100,7 +100,7 @@ class StoredImages:
     mask at RATIO_SIZE, NaN without a mask; region_image and region_area int64 (R,), in which image
     a defect lies and its pixels there, in the order of `metrics.label_regions`; windows, what can
     be shown in detail (`zoom_windows`), with zooms, JPEG bytes of at most ZOOM_SIDE, and
-    zoom_masks, bool (h, w), every pixel of the file; digest, experiment.CategoryImages.digest of
+    zoom_masks, bool (h, w), every pixel of the file; digest, cell.CategoryImages.digest of
     the images.
     """
 
@@ -127,8 +127,8 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds):
     """Write analysis.npz of a cell.
 
     Parameters: folder of the cell; maps float32 (N, H, W) and scores float32 (N,), raw; images
-    as in experiment.run_cell, setup; options, an experiment.Options; thresholds, as
-    validation.find_thresholds returns them.
+    as in cell.run_cell, setup; options, a cell.Options; thresholds, as
+    thresholds.find_thresholds returns them.
     Raises InputError where the file cannot be written.
     """
     analysis = analyse(maps, scores, images, setup, options, thresholds)
@@ -279,7 +279,7 @@ def shade(values, dark, threshold, bright):
     """Raw values as 8-bit shades for pictures: 0 up to `dark`, 127.5 at the threshold, 255 from
     `bright`, linear in between and rounded up.
 
-    `normalization.normalize` has the threshold in the middle as well, but one extreme pixel
+    `thresholds.normalize` has the threshold in the middle as well, but one extreme pixel
     makes its pictures flat. Here `dark` is the median of the normal pixels, so that what is
     normal stays dark, and `bright` the largest value of all.
 
@@ -300,7 +300,7 @@ def shade(values, dark, threshold, bright):
 def region_recall(maps, images, thresholds, options):
     """The part of each defect that is found at each threshold.
 
-    Parameters: maps float32 (N, H, W); images as in experiment.run_cell; thresholds, floats.
+    Parameters: maps float32 (N, H, W); images as in cell.run_cell; thresholds, floats.
     Returns float32 (R, len(thresholds)). Defects are the regions of the masks at the images'
     own sizes, so that they are the same for every setup, also where shrinking to the setup's
     size made one vanish. A pixel of the image file takes the value of the map's pixel that it
@@ -330,7 +330,7 @@ def zoom_windows(images, options):
     The ground truth alone decides, so it is the same for every setup: all defects in the order
     of their area are cut into ZOOMS equal parts, and the middle one of each is taken.
 
-    Parameters: images as in experiment.run_cell, with masks; options. Returns a list of Window
+    Parameters: images as in cell.run_cell, with masks; options. Returns a list of Window
     by area, as many as there are defects if those are fewer.
     """
     found = []
@@ -383,7 +383,7 @@ def image_roc(scores, labels):
 def save_images(folder, images, setup, options):
     """Write images.npz of a category, unless one of the same test images is there, and as fine.
 
-    Parameters: folder of the category; images, an experiment.CategoryImages; setup, whose
+    Parameters: folder of the category; images, a cell.CategoryImages; setup, whose
     size the thumbnails are made of; options.
     """
     path = folder / IMAGES

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torchvision
 
-from .. import __version__, metrics, validation
+from .. import __version__, metrics, thresholds
 from ..archive.ensembles import FORMAT_VERSION, write_manifest
 from ..data import images as image_data
 from ..ensemble import TiledEnsemble, merge_rows
@@ -57,12 +57,12 @@ class Options:
     Parameters: out, folder of the results, None writes nothing; device; weights, "imagenet" or
     "random", and weights_digest (weights.tensors_digest), copied into every result;
     metric_size, pixel metrics at the setup's image size (paper) or at each image's own (MVTec
-    protocol; deviation D6); resume, bool or store.WHERE_SAME, reuse finished cells and go on
+    protocol; deviation D6); resume, bool or pieces.WHERE_SAME, reuse finished cells and go on
     with unfinished ones; save, keep the trained ensemble in the cell's folder; report, keep
     analysis.npz of the cell and images.npz of its category; validation, which images decide the
-    thresholds, see `validation.plan`; percentile, of the scores of normal images, the threshold
+    thresholds, see `thresholds.plan`; percentile, of the scores of normal images, the threshold
     where there is no defective one; memory, one of engine.MODES; share_features, bytes on the
-    disk for layers that cells share (`sweep.Sweep`), 0 for none; ranks, distributed.Ranks.
+    disk for layers that cells share (`sweep.Sweep`), 0 for none; ranks, processes.Ranks.
     """
 
     out: Path = None
@@ -86,18 +86,18 @@ class CategoryImages:
     """The images and masks of one category, decoded once and kept at every size asked for.
 
     Parameters: category, a data.Category; options; progress, a Progress; antialias, as of
-    recipe.Recipe.
+    setups.Recipe.
 
     Attributes
     ----------
-    plan : validation.Plan
+    plan : thresholds.Plan
         Which images decide the thresholds; options.validation chooses.
     category : data.Category
         What is trained on and predicted: that of the plan.
     """
 
     def __init__(self, category, options, progress, antialias=False):
-        self.plan = validation.plan(category, options.validation)
+        self.plan = thresholds.plan(category, options.validation)
         self.category = self.plan.category
         self._options, self._antialias = options, antialias
         self._progress = progress
@@ -355,7 +355,7 @@ def _score(ensemble, images, maps, scores, options, progress):
     """
     category, setup = images.category, ensemble.setup
     stage = progress.stage("score")
-    ensemble.thresholds = validation.find_thresholds(
+    ensemble.thresholds = thresholds.find_thresholds(
         images.plan, maps, scores, percentile=options.percentile,
         masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
     )  # fmt: skip
@@ -363,7 +363,7 @@ def _score(ensemble, images, maps, scores, options, progress):
         maps, scores = Rows(maps, images.plan.reported), scores[images.plan.reported]
     result = score_predictions(maps, scores, images.reported, setup, options, progress)
     stage(len(category.test), len(category.test))
-    progress.note(f"{progress.title}: {validation.describe(ensemble.thresholds)}")
+    progress.note(f"{progress.title}: {thresholds.describe(ensemble.thresholds)}")
     return maps, scores, result
 
 

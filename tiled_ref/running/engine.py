@@ -18,13 +18,13 @@ from ..data.images import forget_pages, normalize
 from ..ensemble import Forgotten, collect, each_location, host_tensor, merge, slices
 from ..support.memory import TensorMeter
 
-MODES = ("low", "resident")
+MEMORY_MODES = ("low", "resident")
 
 
 class Engine:
     """A trained ensemble, ready to predict images again and again.
 
-    Parameters: ensemble, a TiledEnsemble, fitted or loaded; memory, one of MODES.
+    Parameters: ensemble, a TiledEnsemble, fitted or loaded; memory, one of MEMORY_MODES.
     Raises InputError where nothing was fitted.
     """
 

@@ -149,7 +149,7 @@ class Pieces(collections.abc.MutableMapping):
     Parameters: folder of the cell, None keeps all in memory; identity, a dict of JSON values
     that decide the results; resume, keep the pieces of an earlier, unfinished run, which are
     removed otherwise (WHERE_SAME keeps those of the same identity); save, the models belong to
-    the result; hold, keep the models in memory as well; network, a `shared_layers.SharedLayers` whose
+    the result; hold, keep the models in memory as well; network, a `SharedLayers` whose
     counts are kept; note(text) tells the user what was found; joins, another process has opened
     the cell, so nothing is looked at or removed.
     Raises InputError on resuming a run with another identity, and for a folder that cannot be

@@ -12,9 +12,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..reporting.summary import bytes_text
 from ..support.errors import InputError, one_line
-from ..support.progress import duration
+from ..support.progress import bytes_text, duration
 from .cell import CategoryImages, gather_results
 from .shared_layers import SharedLayers, budget_within
 
@@ -63,7 +62,7 @@ class Sweep:
         self._count = 0
 
     def cells(self):
-        """Yield (recipe, images, backbone) of every cell, what experiment.run_cell takes.
+        """Yield (recipe, images, backbone) of every cell, what cell.run_cell takes.
 
         The backbone is a SharedLayers where cells may share its layers: in float32 on one
         process's CPU; a GPU computes them faster than a disk gives them back.

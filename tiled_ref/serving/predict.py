@@ -26,12 +26,12 @@ from ..data import images as image_data
 from ..data.disk import IMAGE_ENDINGS, FileSample, printable
 from ..data.samples import NORMAL
 from ..models.maps import upsample_bilinear
-from ..normalization import normalize
 from ..reporting.drawing import render
 from ..running.engine import Engine
 from ..support.errors import InputError, one_line
 from ..support.files import atomic_write, make_folder
 from ..support.progress import Progress
+from ..thresholds import normalize
 
 BATCH_BUDGET = 512 << 20  # bytes of decoded images, tile maps and merged maps of a batch
 LARGEST_BATCH = 64  # images; more where the models are read again for every batch

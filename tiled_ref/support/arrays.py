@@ -75,7 +75,7 @@ def thread_count(threads=None):
 
 
 def run_threads(function, items, threads):
-    """[function(item) for item in items], at most `threads` at a time, results in order.
+    """Returns [function(item) for item in items], at most `threads` at a time.
 
     With one thread no other is started. The items are consumed lazily: no more than
     `threads` of them are held at once, which is what keeps a stream a stream. Of several
@@ -153,12 +153,13 @@ def like(result, value):
 
 
 def bits(array):
-    """The signed integers that share the bits of a float32 or float64 array, a view."""
+    """The bits of an array, float32 or float64 of any shape, as signed integers: a view."""
     return array.view(np.int32 if array.dtype == np.float32 else np.int64)
 
 
 def refuse_nan(name, array, *lead):
-    """Raise InputError naming the index of the first NaN; `lead` goes before it."""
+    """Raise InputError naming the index of the first NaN of an array, float of any shape;
+    `lead`, the indices that go before it."""
     if np.isnan(np.min(array, initial=np.inf)):
         index = *lead, *np.unravel_index(np.argmax(np.isnan(array)), array.shape)
         raise InputError(

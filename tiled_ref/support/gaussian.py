@@ -54,6 +54,17 @@ def reflected(n, radius):
     return np.minimum(index, 2 * (n - 1) - index)
 
 
+def seam_blur(maps, taps, rows, cols):
+    """The twin of `kernels/seam_blur.pyx`: blur everything and keep the band.
+
+    Parameters: maps (N, H, W) float32 or float64; taps, see `gaussian_taps`; rows (H,) and cols
+    (W,), bool. Returns (N, H, W). Order of arithmetic: that of `blur_rows_and_columns`.
+    """
+    with np.errstate(all="ignore"):  # infinities are data here, not a mistake
+        blurred = _blur(_blur(maps, taps, axis=1), taps, axis=2)
+    return np.where(rows[:, None] | cols[None, :], blurred, maps)
+
+
 def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
     """Blur some rows and columns of maps; all other pixels keep their bits.
 
@@ -85,10 +96,8 @@ def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
     arrays.check_impl(impl)
     taps = gaussian_taps(sigma, maps.dtype)
     if impl == "numpy":
-        with np.errstate(all="ignore"):  # infinities are data here, not a mistake
-            blurred = _blur(_blur(maps, taps, axis=1), taps, axis=2)
-        return np.where(rows[:, None] | cols[None, :], blurred, maps)
-    seam_blur = arrays.kernel("_seam_blur").seam_blur
+        return seam_blur(maps, taps, rows, cols)
+    kernel = arrays.kernel("_seam_blur").seam_blur
     maps = np.ascontiguousarray(maps)
     out = np.empty(maps.shape, maps.dtype)
     n, height, width = maps.shape
@@ -98,7 +107,7 @@ def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
 
     def work(span):
         line, blurred = np.empty((2, width + 2 * radius), maps.dtype)  # scratch
-        seam_blur(
+        kernel(
             maps, out, taps, row_runs, col_runs, reflect_rows, reflect_cols, line, blurred, *span
         )
 

@@ -94,6 +94,13 @@ class Stage:
             progress.draw(f"{name}: {done}/{total}{eta}")
 
 
+def bytes_text(count):
+    """Bytes as GiB or MiB, "-" for None."""
+    if count is None:
+        return "-"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def duration(seconds):
     """Text for seconds, a number >= 0, as a person reads them.
 

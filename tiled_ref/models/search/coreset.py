@@ -174,7 +174,7 @@ def k_centre_greedy(
     extremes = np.min(array), np.max(array)
     if not np.isfinite(extremes).all():
         raise InputError("points must be finite: the features hold a NaN or an infinity")
-    search = _plain if impl == "numpy" else _lazy
+    search = greedy if impl == "numpy" else _lazy
     chosen = search(array, count, first, include_first, threads, progress or _silent)
     return arrays.like(chosen, points)
 
@@ -271,8 +271,11 @@ def _silent(done, total):
     """Progress that nobody wants to see."""
 
 
-def _plain(points, count, first, include_first, threads, progress):
-    """The specification: one pass over all points for every centre."""
+def greedy(points, count, first, include_first=False, threads=None, progress=_silent):
+    """The twin of `kernels/kcenter.pyx`: one pass over all points for every centre.
+
+    Parameters, float32 (N, d), and Returns: see `k_centre_greedy`; threads is not used.
+    """
     points = np.asfortranarray(points)  # the same values; squared_distances reads columns
     chosen = np.empty(count, np.int64)
     minimum = squared_distances(points, first)
