@@ -207,27 +207,6 @@ def ranking_set(n):
     return maps, masks
 
 
-def plain_aupro(maps, masks, limit=0.3):
-    """The MVTec rule in plain NumPy: argsort all pixels, add up, integrate. Labels included."""
-    labels = metrics.label_regions(masks)
-    area = np.bincount(labels.ravel())
-    n_regions = area.size - 1
-    order = np.argsort(-maps, axis=None)
-    scores, labels = maps.ravel()[order], labels.ravel()[order]
-    normal = labels == 0
-    weight = np.where(normal, 0.0, 1.0 / area[labels])
-    fpr, pro = np.cumsum(normal) / normal.sum(), np.cumsum(weight) / n_regions
-    last = np.append(scores[1:] != scores[:-1], True)  # equal scores are one point
-    fpr, pro = np.append(0, fpr[last]), np.append(0, pro[last])
-    n = np.searchsorted(fpr, limit, "right")
-    x, y = fpr[:n], pro[:n]
-    if n < fpr.size:
-        x = np.append(x, limit)
-        y = np.append(y, pro[n - 1] + (pro[n] - pro[n - 1]) * (limit - fpr[n - 1])
-                      / (fpr[n] - fpr[n - 1]))  # fmt: skip
-    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2 / limit)
-
-
 @pytest.fixture(scope="module")
 def smooth_set(sized):
     return ranking_set(sized(tiny=3, usual=25, full=100))
@@ -324,7 +303,7 @@ AUPRO = {
     "aupro, 2 threads": (aupro(threads=2), 1e-12),
     "pixel_metrics: AUPRO and AUROC, image by image": (streamed, 1e-12),
     "twin (NumPy and Python)": (aupro(impl="numpy"), 1e-12),
-    "plain NumPy": (lambda case: lambda: plain_aupro(case.maps, case.masks), 1e-12),
+    "plain NumPy": (lambda case: lambda: metrics.plain_aupro(case.maps, case.masks), 1e-12),
     "anomalib's AUPRO": (anomalib_aupro, 1e-6),
     "ADEval, 1000 bins": (adeval_aupro, 1e-5),
 }
@@ -332,7 +311,7 @@ AUPRO = {
 
 @pytest.fixture(scope="module")
 def ranked(smooth_set):
-    return case_of("AUPRO", *smooth_set, plain_aupro(*smooth_set))
+    return case_of("AUPRO", *smooth_set, metrics.plain_aupro(*smooth_set))
 
 
 @pytest.mark.parametrize("contender", AUPRO)
@@ -353,7 +332,7 @@ def other_set(request, smooth_set):
         maps = np.round(maps, 2)
     else:
         maps = maps.astype(np.float64)
-    return case_of(f"AUPRO, {request.param}", maps, masks, plain_aupro(maps, masks))
+    return case_of(f"AUPRO, {request.param}", maps, masks, metrics.plain_aupro(maps, masks))
 
 
 FASTEST = dict(list(AUPRO.items())[:3])

@@ -86,6 +86,19 @@ def test_auroc_against_pairs():
         assert auroc(scores, labels) == won / (good.size * bad.size)
 
 
+def test_the_plain_metrics_at_the_head_of_the_file_are_what_runs():
+    """Within rounding, on small sets with ties, and by hand."""
+    maps, masks = np.array([[[5.0, 4, 3, 2, 1, 0]]]), np.array([[[1, 0, 1, 0, 0, 0]]], bool)
+    assert metrics.plain_aupro(maps, masks, 0.5) == 0.75
+    for seed in range(100):
+        maps, masks = maps_and_masks(seed)
+        if masks.any() and not masks.all():
+            for limit in (0.05, 0.3, 1.0):
+                assert abs(metrics.plain_aupro(maps, masks, limit) - aupro(maps, masks, limit)) < 1e-12
+            scores, labels = maps.ravel(), masks.ravel().astype(int)
+            assert abs(metrics.plain_auroc(scores, labels) - auroc(scores, labels)) < 1e-12
+
+
 def test_auroc_refusals():
     one = np.array([1.0, 2.0])
     with pytest.raises(UndefinedMetricError, match="0 normal and 2 anomalous"):

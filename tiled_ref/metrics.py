@@ -1,25 +1,9 @@
 """Image AUROC, pixel AUROC and AUPRO, exact, and their curves.
 
-All three are areas under a curve that rises while a threshold t falls, against
-
-    FPR(t) = normal pixels with a score of at least t / N, the number of normal pixels
-
-    ROC    TPR(t) = anomalous pixels with a score of at least t / A, their number
-    PRO    PRO(t) = 1/R sum_k |{p in Q_k: s_p >= t}| / |Q_k|     over the R regions Q_k
-
-with equal scores one point of the curve and straight lines between points. An anomalous pixel p
-lifts the curve by its share, 1 / A or 1 / (R |Q_k|): it starts to rise at FPR u / N, where u is
-the number of normal pixels above its score, and is up at v / N, where v counts those at its score
-too. Its area up to an FPR of l / N is its share, divided by N, of
-
-    l - (u + v) / 2          where v <= l
-    (l - u)^2 / (2 (v - u))  where u < l < v
-    0                        where l <= u
-
-So u and v of every anomalous pixel are enough: a ranking. They are integers, the area is an exact
-fraction that is rounded once, and the result has the same bits whatever the order of the images
-and the number of threads. A ranking is made by `rank_pixels`, the specification, or by
-`pixel_ranking.rank_pixels`, which drives the kernels of `kernels/aupro.pyx`.
+The file opens with both metrics as a reader expects them. Below stands the same in integers: the
+area as an exact fraction, rounded once, so that its bits depend neither on the order of the images
+nor on the number of threads; this is what runs, by NumPy or by the kernels of `kernels/aupro.pyx`,
+which `support/pixel_ranking.py` drives.
 
 Source: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec Anomaly
 Detection Dataset", IJCV 129 (2021), Sec. 5.3: PRO = 1/R sum_k |P_k and Q_k| / |Q_k| with
@@ -60,14 +44,56 @@ class Curve:
     height: np.ndarray
 
 
-# The specification -----------------------------------------------------------------------
+# What the metrics are ---------------------------------------------------------------------
+
+
+def plain_auroc(scores, labels):
+    """The probability that an anomalous score is above a normal one, equal scores counting half.
+
+    Parameters: scores (n,) float, labels (n,) integers, 0 normal. Returns float.
+    """
+    anomalous, normal = scores[labels != 0][:, None], scores[labels == 0]
+    return ((anomalous > normal) + (anomalous == normal) / 2).mean()
+
+
+def plain_aupro(maps, masks, fpr_limit=0.3):
+    """The area under the curve of PRO against FPR up to a limit, divided by the limit.
+
+    Parameters: maps (N, H, W) float; masks (N, H, W) bool or uint8. Returns float.
+    """
+    regions = label_regions(masks).ravel()  # 0, or the number of the pixel's region
+    sizes = np.bincount(regions)  # normal pixels, then each region's
+    order = np.argsort(-maps, axis=None)  # a falling threshold: the highest scores first
+    scores, regions = maps.ravel()[order], regions[order]
+    fpr = np.cumsum(regions == 0) / sizes[0]
+    pro = np.cumsum(np.where(regions > 0, 1 / sizes[regions], 0)) / (len(sizes) - 1)
+    last = np.append(scores[1:] != scores[:-1], True)  # equal scores are one point of the curve
+    fpr, pro = np.append(0, fpr[last]), np.append(0, pro[last])
+    x = np.append(fpr[fpr <= fpr_limit], fpr_limit)
+    y = np.append(pro[fpr <= fpr_limit], np.interp(fpr_limit, fpr, pro))
+    return np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2 / fpr_limit  # straight between the points
+
+
+# The same in integers ---------------------------------------------------------------------
+#
+# A threshold t falls; the height of a curve rises against
+#
+#     FPR(t) = normal pixels with a score of at least t / N, the number of normal pixels
+#
+# An anomalous pixel p lifts the curve by its share: 1 / A for the ROC of A anomalous pixels,
+# 1 / (R |Q_k|) for PRO, p in region Q_k of R. It starts to rise at FPR u / N, where u is the number
+# of normal pixels above its score, and is up at v / N, where v counts those at its score too. Its
+# area up to an FPR of l / N is its share, divided by N, of
+#
+#     l - (u + v) / 2          where v <= l
+#     (l - u)^2 / (2 (v - u))  where u < l < v
+#     0                        where l <= u
+#
+# So u and v of every anomalous pixel are enough: a ranking, made by `rank_pixels` or the kernels.
 
 
 def auroc(scores, labels):
-    """Area under the ROC curve of image scores, exact.
-
-    The probability that an anomalous image scores higher than a normal one, ties counting
-    one half (Mann-Whitney).
+    """`plain_auroc` by counting: the area under the ROC curve of image scores, exact.
 
     Parameters: scores (n,) float32 or float64, no NaN; labels (n,) bool or integer, 0 normal,
     anything else anomalous.
@@ -101,7 +127,7 @@ def auroc(scores, labels):
 
 
 def rank_pixels(walk):
-    """The ranking of a set of images.
+    """The ranking of a set of images: the twin of the ranks of `kernels/aupro.pyx`.
 
     Parameters: walk, see `pixel_ranking.walk_arrays`.
     Returns (N, areas, regions, ranks): the number of normal pixels; the pixels of each region,
@@ -204,7 +230,7 @@ def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):
 def pixel_auroc(maps, masks, impl="cython", threads=None):
     """Area under the ROC curve of all pixels of the set, exact, ties counting one half.
 
-    Parameters, Returns, Raises: see `aupro`.
+    Parameters: maps and masks, (N, H, W); they, Returns and Raises as of `aupro`.
     """
     walk = pixel_ranking.walk_arrays(maps, masks)
     return _pixel_auroc(_ranking(walk, impl, threads, "pixel AUROC"))
@@ -223,13 +249,8 @@ def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None):
     fpr_limit, impl, threads
         See `aupro`. With impl="numpy" all pixels are held at once.
 
-    Returns
-    -------
-    PixelMetrics, bit-identical to `aupro` and `pixel_auroc` on the same images as arrays.
-
-    Raises
-    ------
-    As `aupro`.
+    Returns PixelMetrics, bit-identical to `aupro` and `pixel_auroc` on the same images as arrays.
+    Raises: as `aupro`.
     """
     limit = _limit(fpr_limit)
     ranking = _ranking(pixel_ranking.walk_pairs(pairs), impl, threads, "AUPRO")
@@ -268,8 +289,7 @@ def label_regions(masks, impl="cython", threads=None):
 
     Parameters
     ----------
-    masks : (N, H, W) bool or uint8, NumPy or CPU torch
-        Anomalous where not 0.
+    masks : (N, H, W) bool or uint8, NumPy or CPU torch, anomalous where not 0
 
     Returns
     -------
@@ -300,7 +320,7 @@ def label_regions(masks, impl="cython", threads=None):
 
 
 def label_mask(mask):
-    """The specification of the labels of one mask.
+    """Number the regions of one mask: the twin of the labels of `kernels/aupro.pyx`.
 
     Two passes over the runs, a run being a stretch of anomalous pixels in one row: join the
     runs that touch (corners included), then number the joined ones in row-major order.
