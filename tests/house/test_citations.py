@@ -102,9 +102,12 @@ def test_the_equations_of_the_paper_are_all_there():
     assert {c[2] for c in code if c[:2] == ("Rolih", "Eq.")} == {"1", "2", "3", "4", "5"}
 
 
+PAGE = ROOT / "tiled_ref" / "models" / "README.md"
+
+
 def readme_rows():
-    """Rows of the README's table of equations: (citations, test names)."""
-    text = (ROOT / "README.md").read_text("utf-8")
+    """Rows of models/README.md's table of equations: (citations, test names)."""
+    text = PAGE.read_text("utf-8")
     table = text.partition("## Equation, function, test")[2].partition("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
     return [
@@ -135,7 +138,7 @@ def test_every_equation_of_the_code_is_in_the_readme():
 
 def test_every_deviation_is_in_the_table_and_in_the_code():
     """Ids are D1, D2, ...; the code says at its place which one it is."""
-    text = (ROOT / "README.md").read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     listed = [int(n) for n in re.findall(r"^\| D(\d+) \|", text, re.MULTILINE)]
     assert listed == list(range(1, len(listed) + 1)) and len(listed) >= 11
     code = "\n".join(path.read_text("utf-8") for path in SOURCES)

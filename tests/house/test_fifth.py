@@ -1,4 +1,4 @@
-"""The worked example of a fifth architecture, taken from the README and run as it stands."""
+"""The worked example of a fifth architecture, taken from models/README.md and run as it stands."""
 
 import json
 
@@ -23,7 +23,7 @@ def model_class(monkeypatch):
     """The class of the example, registered as long as the test runs."""
     monkeypatch.setattr("tiled_ref.models.MODELS", MODELS)
     names = {}
-    exec(compile(EXAMPLE.text, f"README.md:{EXAMPLE.line}", "exec"), names)
+    exec(compile(EXAMPLE.text, EXAMPLE.where, "exec"), names)
     yield names["MeanDistance"]
     del MODELS["mean_distance"]
 

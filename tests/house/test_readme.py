@@ -1,4 +1,4 @@
-"""Everything in the README that can be run is run, and prints what it says."""
+"""Everything in the READMEs that can be run is run, and prints what it says."""
 
 import csv
 import doctest
@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from printed import compare, shown
-from readme import block, blocks, commands, readme
+from readme import BENCH, PAGES, block, blocks, commands, name_of, readme
 from sources import ROOT, SOURCES
 from toys import toy_category
 
@@ -49,8 +49,10 @@ def sources_of(words):
     return None
 
 
-@pytest.mark.parametrize("words, environment, line", COMMANDS, ids=lambda v: str(v)[:40])
-def test_every_command_exists_with_its_options(words, environment, line):
+@pytest.mark.parametrize(
+    "words, environment, where", [*COMMANDS, *commands([BENCH])], ids=lambda v: str(v)[:40]
+)
+def test_every_command_exists_with_its_options(words, environment, where):
     arguments = program(words)
     if arguments is not None:
         cli.build_parser().parse_args(arguments)
@@ -61,7 +63,7 @@ def test_every_command_exists_with_its_options(words, environment, line):
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
         return
-    assert words[0] == "python", f"line {line} of the README: {words}"
+    assert words[0] == "python", f"{where}: {words}"
     source = sources_of(words)
     if source is not None:
         text = source.read_text("utf-8")
@@ -156,13 +158,13 @@ def quick(arguments):
 def test_the_programs_commands_run_on_small_data(workplace, capsys):
     """One after the other, because some need what an earlier one has saved."""
     ran = set()
-    for words, _, line in COMMANDS:
+    for words, _, where in COMMANDS:
         arguments = program(words)
         if arguments is None or words[0] == "torchrun" or tuple(arguments) in ran:
             continue
         status = cli.main(quick(arguments))
         out, err = capsys.readouterr()
-        assert status == 0, f"line {line} of the README, {' '.join(words)}: {err}"
+        assert status == 0, f"{where}, {' '.join(words)}: {err}"
         assert out.strip(), words
         ran.add(tuple(arguments))
     assert len(ran) >= 6
@@ -181,12 +183,14 @@ OTHERS = {
 
 def other_commands():
     """(words, words to replace, exit status) of those that are neither run.py nor CI's own."""
-    for words, _, line in COMMANDS:
-        if words[:2] == ["python", "run.py"] or words[0] == "pip" or words[2:] == ["pytest"]:
+    for words, _, where in COMMANDS:
+        if words[:2] in (["python", "run.py"], ["python", "setup.py"]) or words[0] == "pip":
+            continue
+        if words[:3] == ["python", "-m", "pytest"]:
             continue
         text = " ".join(words)
         keys = [key for key in OTHERS if re.search(rf"(^| ){re.escape(key)}( |$)", text)]
-        assert keys, f"line {line} of the README: no test runs {text}"
+        assert keys, f"{where}: no test runs {text}"
         yield pytest.param(words, *OTHERS[max(keys, key=len)], id=text)
 
 
@@ -249,20 +253,20 @@ def test_the_table_of_the_main_job_has_the_columns_that_the_readme_shows(workpla
     assert printed[2].split()[:4] == row.split()[:4] == ["board", "padim", "ENS9", "42"]
 
 
-@pytest.mark.parametrize("python", blocks("python"), ids=lambda b: f"line {b.line}")
+@pytest.mark.parametrize("python", blocks("python"), ids=lambda b: b.where)
 def test_python_blocks_run_and_print_what_they_say(python, monkeypatch):
     monkeypatch.setattr("tiled_ref.models.MODELS", dict(cli.MODELS))
     if ">>>" not in python.text:
-        exec(compile(python.text, f"README.md:{python.line}", "exec"), {})
+        exec(compile(python.text, python.where, "exec"), {})
         return
-    test = doctest.DocTestParser().get_doctest(python.text, {}, "README.md", None, python.line)
+    test = doctest.DocTestParser().get_doctest(python.text, {}, python.where, None, 0)
     report = []
     result = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
     assert result.attempted > 0 and result.failed == 0, "".join(report)
 
 
 def test_every_block_says_its_language_or_is_shown_output():
-    assert {b.language for b in blocks()} <= {"sh", "python", "bibtex", ""}
+    assert {b.language for b in blocks()} <= {"sh", "python", "bibtex", "c", "json", ""}
     for unknown in blocks(""):
         assert not re.match(r"\s*(pip|python|tiled-ref|bash) ", unknown.text), unknown
 
@@ -275,47 +279,74 @@ def test_the_readme_has_the_two_commands_that_ci_types(mark, words):
     assert words in block(mark).text and "pip install -e" in block(mark).text
 
 
-def test_every_option_in_the_readme_exists():
+def texts():
+    """(page, its text) of every README."""
+    return [(page, readme(page)) for page in [*PAGES, BENCH]]
+
+
+def test_every_option_in_a_readme_exists():
     options = set(cli.build_parser()._option_string_actions)
-    lines = [line for line in readme().splitlines() if re.search(r"run\.py |tiled-ref --", line)]
-    used = {word for line in lines for word in re.findall(r"(?<![\w-])--[a-z-]+", line)}
-    assert used and used <= options | {"--nproc-per-node", "--nnodes"}
+    for page, text in texts():
+        lines = [line for line in text.splitlines() if re.search(r"run\.py |tiled-ref --", line)]
+        used = {word for line in lines for word in re.findall(r"(?<![\w-])--[a-z-]+", line)}
+        assert used <= options | {"--nproc-per-node", "--nnodes"}, name_of(page)
 
 
-def test_every_file_named_in_the_readme_exists():
-    names = re.findall(r"`((?:tests|bench|kernels|tiled_ref)/[\w/.-]+\.\w+)`", readme())
-    names += re.findall(r"\]\(((?!#|http)[^)]+)\)", readme())
-    assert len(names) > 10
-    for name in names:
-        assert (ROOT / name).is_file(), name
+def test_every_file_named_in_a_readme_exists():
+    """`tests/x.py` from the root; a link from the folder of its page."""
+    for page, text in texts():
+        names = re.findall(r"`((?:tests|bench|kernels|tiled_ref)/[\w/.-]+\.\w+)`", text)
+        assert [name for name in names if not (ROOT / name).is_file()] == [], name_of(page)
+        links = [link.partition("#") for link in re.findall(r"\]\(((?!http)[^)]+)\)", text)]
+        for path, _, heading in links:
+            target = page.parent / path if path else page
+            assert target.is_file(), f"{name_of(page)}: {path}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", s.lower()).replace(" ", "-") for s in titles}
+                assert heading in anchors, f"{name_of(page)}: {path}#{heading}"
 
 
-def test_every_module_is_on_the_map_of_the_rooms():
-    rooms = readme().partition("## The rooms")[2].partition("\n## ")[0]
-    golden = ROOT / "tiled_ref" / "golden"
-    names = {p.name for p in SOURCES if golden not in p.parents} | {"golden/"}
-    assert sorted(name for name in names if name not in rooms) == []
-    assert set(re.findall(r"\b(\w+\.py)\b", rooms)) <= names | {"run.py"}
+ROOMS = sorted(
+    {path.parent for path in SOURCES if path.name != "__init__.py"} | {ROOT / "kernels", ROOT / "tests"}
+)
 
 
-def test_every_link_inside_the_readme_has_its_heading():
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", readme(), re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", readme())) <= anchors
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.relative_to(ROOT).as_posix())
+def test_the_readme_of_a_room_names_every_file_of_it(room):
+    text = (room / "README.md").read_text("utf-8")
+    files = [path for ending in ("*.py", "*.pyx") for path in room.glob(ending)]
+    names = {path.name for path in files} - {"__init__.py"}
+    if room == ROOT / "tests":
+        names -= {"conftest.py", "sources.py", "readme.py", "printed.py", "citations.py"}
+    assert sorted(name for name in names if f"`{name}`" not in text) == []
+    assert text.startswith(f"# {room.relative_to(ROOT if room.parent == ROOT else room.parent)}/\n")
 
 
-def test_every_test_named_in_the_readme_exists():
-    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", readme())
-    assert len(named) > 10
+def test_the_front_page_is_read_in_a_minute():
+    assert len(readme().splitlines()) <= 220
+
+
+def test_every_room_has_a_line_on_the_front_page():
+    house = readme().partition("## The house")[2].partition("\n## ")[0]
+    linked = {ROOT / link for link in re.findall(r"\]\(([^)]+)\)", house)}
+    inner = {"search", "drawing"}  # rooms inside a room, linked from its page
+    assert {room / "README.md" for room in ROOMS if room.name not in inner} <= linked
+    for room in (room for room in ROOMS if room.name in inner):
+        assert f"({room.name}/README.md)" in (room.parent / "README.md").read_text("utf-8")
+
+
+def test_every_test_named_in_a_readme_exists():
+    named = [pair for _, text in texts() for pair in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)]
+    assert len(named) > 30
     for file, name in named:
         assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"
 
 
 def test_every_function_in_the_table_of_equations_exists():
     """`tiling.TileGrid.rows`, `.cols`, `PatchCore.embed`: the last word is defined."""
-    table = readme().partition("## Equation, function, test")[2].partition("\n## ")[0]
+    page = readme(ROOT / "tiled_ref" / "models" / "README.md")
+    table = page.partition("## Equation, function, test")[2].partition("\n## ")[0]
     defined = {
         name
         for path in SOURCES
@@ -326,9 +357,10 @@ def test_every_function_in_the_table_of_equations_exists():
     assert len(names) > 20 and [n for n in names if n.rpartition(".")[2] not in defined] == []
 
 
-def test_the_picture_is_small():
-    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme()):
-        assert (ROOT / name).stat().st_size < 150_000
+def test_the_pictures_are_small():
+    for page, text in texts():
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+            assert (page.parent / name).stat().st_size < 150_000
 
 
 def test_ci_compares_the_main_jobs_numbers_with_those_shown():
