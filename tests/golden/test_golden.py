@@ -17,10 +17,11 @@ import torch
 from sources import ROOT
 
 from tiled_ref.data.images import decode_image
-from tiled_ref.golden import npy, pictures, postprocessing, preprocessing, small_model, tiny
+from tiled_ref.golden import backbone, images, metrics, npy, pictures, tiny
 from tiled_ref.golden.__main__ import main
-from tiled_ref.golden.bundle import DOCUMENTS, Bundle, export
+from tiled_ref.golden.bundle import Bundle
 from tiled_ref.golden.compare import close
+from tiled_ref.golden.export import DOCUMENTS, export
 from tiled_ref.golden.numbers import Numbers
 from tiled_ref.golden.stage import FLAGS, Case
 from tiled_ref.models.padim import Padim
@@ -75,7 +76,7 @@ def test_export_gives_the_same_bytes_twice_and_leaves_nothing_stale(tmp_path):
     models = {k: v for k, v in tiny.models().items() if k == "fastflow"}
     first, second = tmp_path / "first", tmp_path / "second"
     export(first, stages, models, "once")
-    export(second, postprocessing.STAGES[-3:], {}, "something else before")
+    export(second, metrics.STAGES[-3:], {}, "something else before")
     export(second, stages, models, "once")
 
     def contents(folder):
@@ -92,9 +93,9 @@ def test_a_stage_that_fails_leaves_the_old_bundle_alone(tmp_path):
     def fail():
         raise Broken
 
-    export(tmp_path / "bundle", postprocessing.STAGES[-1:], {}, "once")
+    export(tmp_path / "bundle", metrics.STAGES[-1:], {}, "once")
     before = (tmp_path / "bundle" / "manifest.json").read_bytes()
-    stage = preprocessing.TILE
+    stage = images.TILE
     broken = type(stage)(**{**stage.__dict__, "cases": fail})
     with pytest.raises(Broken):
         export(tmp_path / "bundle", [broken], {}, "again")
@@ -114,7 +115,7 @@ def test_a_stage_that_fails_leaves_the_old_bundle_alone(tmp_path):
     ],
 )
 def test_export_refuses_a_reference_that_its_formula_contradicts(tmp_path, change, sentence):
-    stage = preprocessing.TILE
+    stage = images.TILE
     wrong = dataclasses.replace(
         stage, formula=lambda x: {"tiles": change(stage.formula(x)["tiles"])}
     )
@@ -125,9 +126,9 @@ def test_export_refuses_a_reference_that_its_formula_contradicts(tmp_path, chang
 
 def test_an_output_without_numbers_is_exported_and_read_back(tmp_path):
     """The tiles of no image: nothing differs, and the shape is all that there is to say."""
-    inputs = preprocessing.TILE.cases()[0].inputs
+    inputs = images.TILE.cases()[0].inputs
     case = Case("none", {**inputs, "images": inputs["images"][:0]}, compare={"tiles": close(0, 1)})
-    stage = dataclasses.replace(preprocessing.TILE, cases=lambda: [case])
+    stage = dataclasses.replace(images.TILE, cases=lambda: [case])
     manifest = export(tmp_path, [stage], {}, "once")
     entry = manifest["stages"][0]["cases"][0]["outputs"]["tiles"]
     assert entry["compare"] == {"class": "close", "rtol": 0, "atol": 1, "measured": 0}
@@ -213,10 +214,10 @@ def test_the_smallest_generator_by_hand():
 
 def test_picture_files_are_what_pillow_reads(tmp_path):
     """The PNG and JPEG files of the bundle, made byte by byte, against the decoder."""
-    for case in preprocessing.DECODE.cases():
+    for case in images.DECODE.cases():
         file = case.inputs["image"]
         (tmp_path / file.name).write_bytes(file.data)
-        own = preprocessing.DECODE.formula(case.inputs)["image"]
+        own = images.DECODE.formula(case.inputs)["image"]
         read = decode_image(tmp_path / file.name)
         limit = 2 if "lossy" in case.flags else 0
         assert np.abs(read.astype(int) - own).max() <= limit, case.name
@@ -242,7 +243,7 @@ def test_arrays_of_other_kinds_and_versions_are_refused(tmp_path):
 
 
 def test_the_small_backbone_halves_where_resnet18_does():
-    net = small_model.backbone(small_model.drawn(small_model.SmallResNet(), "backbone"))
+    net = backbone.backbone(backbone.drawn(backbone.SmallResNet(), "backbone"))
     shapes = [tuple(layer.shape) for layer in net(torch.zeros(2, 3, 45, 32))]
     assert shapes == [(2, 4, 12, 8), (2, 8, 6, 4), (2, 16, 3, 2)]
     padim = Padim(net, (45, 32), seed=0, device="cpu", n_channels=20)

@@ -12,11 +12,13 @@ import pytest
 import torch
 from sources import ROOT
 
-from tiled_ref.golden import fastflow, formulas, npy, tiny
+from tiled_ref.golden import formulas, npy, tiny, training
 from tiled_ref.golden.__main__ import main
 from tiled_ref.golden.bundle import Bundle
-from tiled_ref.golden.checker import Result, StageResult, count, likely_causes
+from tiled_ref.golden.causes import likely_causes
+from tiled_ref.golden.checker import Result, StageResult
 from tiled_ref.golden.compare import EXACT, Compare, boundary, close, compare, ulp, ulps_apart
+from tiled_ref.golden.report import count
 
 GOLDEN = ROOT / "tiled_ref" / "golden" / "reference"
 STAGES = {stage.name: stage for stage in tiny.stages()}
@@ -212,7 +214,7 @@ def test_adam_of_the_formulas_is_that_of_torch():
     for step, gradient in enumerate(gradients, start=1):
         parameter.grad = gradient
         torchs.step()
-        moments, value = fastflow.adam(value, gradient, moments, step, 0.1, (0.8, 0.9), 0.3)
+        moments, value = training.adam(value, gradient, moments, step, 0.1, (0.8, 0.9), 0.3)
         np.testing.assert_allclose(value, parameter.detach(), rtol=0, atol=1e-14)
 
 

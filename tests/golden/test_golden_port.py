@@ -9,7 +9,8 @@ from sources import ROOT
 from tiled_ref.golden import tiny
 from tiled_ref.golden.__main__ import main
 from tiled_ref.golden.bundle import Bundle
-from tiled_ref.golden.checker import as_text, check, count, first_failing
+from tiled_ref.golden.checker import check
+from tiled_ref.golden.report import as_text, count, first_failing
 
 sys.path.insert(0, str(ROOT / "tests" / "port"))
 import build  # noqa: E402

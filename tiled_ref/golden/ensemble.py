@@ -11,11 +11,10 @@ import torch
 
 from ..ensemble import Forgotten, collect, each_location, merge
 from ..setups import Recipe, Setup
-from . import formulas, padim, preprocessing, small_model
+from . import backbone, formulas, images, padim
 from .compare import close
+from .inputs import grid_array, tensor, tile_grid
 from .numbers import Numbers
-from .padim import tensor
-from .postprocessing import grid_array, tile_grid
 from .stage import Case, Confusion, Stage, Weights
 
 CHANNELS = (14, 2, 9, 25, 0, 6)  # of 28, some of every layer
@@ -62,14 +61,14 @@ class GivenChannels(Recipe):
 
 
 def _compute(inputs):
-    grid, backbone = tile_grid(inputs["grid"]), small_model.backbone(inputs["weights"])
+    grid, network = tile_grid(inputs["grid"]), backbone.backbone(inputs["weights"])
     setup = Setup("golden", "ENS", grid.image_size, grid.tile_size, grid.stride)
     recipe = GivenChannels(
         setup, seam_width=float(inputs["width"]), seam_sigma=float(inputs["sigma"]),
         channels=tensor(inputs["channels"]),
     )  # fmt: skip
     train, test = inputs["train"], inputs["test"]
-    found = each_location(recipe, backbone, torch.device("cpu"), train, test, Forgotten())
+    found = each_location(recipe, network, torch.device("cpu"), train, test, Forgotten())
     maps, scores = collect(found, grid, len(test))
     merged, score = merge(maps, scores, recipe)
     return {"tile_maps": maps, "tile_scores": scores, "map": merged, "score": score}
@@ -85,7 +84,7 @@ def _formula(inputs, shared=False, early=False, of_map=False, smoothed=True, big
         levels = inputs[key]
         if early:
             levels = formulas.cut(levels, grid)
-        normal = preprocessing.NORMALISE.formula({"images": levels.reshape(-1, *levels.shape[-3:])})
+        normal = images.NORMALISE.formula({"images": levels.reshape(-1, *levels.shape[-3:])})
         normal = normal["images"].reshape(levels.shape)
         tiles[key] = normal if early else formulas.cut(normal, grid)  # (rows, cols, N, 3, h, w)
     rows, cols, n = tiles["test"].shape[:3]
@@ -110,7 +109,7 @@ def _formula(inputs, shared=False, early=False, of_map=False, smoothed=True, big
 
 
 def _embedding(images, inputs):
-    layers = preprocessing.BACKBONE.formula({"images": images, "weights": inputs["weights"]})
+    layers = backbone.BACKBONE.formula({"images": images, "weights": inputs["weights"]})
     return padim.EMBEDDING.formula({**layers, "channels": inputs["channels"]})["embedding"]
 
 

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from ..models import fastflow as model
 from . import formulas
 from .compare import boundary, close
+from .inputs import CHANNELS, Given, given_layers, layers_of, tensor
 from .numbers import Numbers
-from .padim import CHANNELS, Given, given_layers, layers_of, score_stage, tensor
+from .padim import score_stage
 from .stage import Case, Confusion, Stage, Weights
+from .training import Counted, adam
 
 SIZE = 16  # px, the tile of the bundle's flows: grids of 4, 2 and 1
 RATE = model.LEARNING_RATE
@@ -228,19 +230,6 @@ def _parameters(inputs):
     return {"loss_before": before, "loss_after": _loss(inputs, fastflow), **_packed(fastflow)}
 
 
-class Counted:
-    """n images for fit whose batches are their places, for Given."""
-
-    def __init__(self, n):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, indices):
-        return torch.tensor(indices, dtype=torch.float32)[:, None, None, None]
-
-
 def _parameters_formula(
     inputs,
     decay=model.WEIGHT_DECAY,
@@ -280,24 +269,6 @@ def _parameters_formula(
             )
     result = {"loss_before": before.numpy(), "loss_after": loss(values).numpy()}
     return {**result, **{k: values[k].detach().numpy() for k in names}}
-
-
-def adam(value, gradient, moments, step, rate, betas, decay=0.0, corrected=True):
-    """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
-
-    Parameters: value, gradient, float64 tensors; moments, m and v of the step before; step,
-    from 1; rate, the learning rate; betas; decay, times the value added to the gradient;
-    corrected, whether the moments' bias is.
-    Returns ((m, v), value).
-    """
-    value = value.detach()
-    gradient = gradient + decay * value
-    m = betas[0] * moments[0] + (1 - betas[0]) * gradient
-    v = betas[1] * moments[1] + (1 - betas[1]) * gradient.square()
-    m_hat, v_hat = m, v
-    if corrected:
-        m_hat, v_hat = m / (1 - betas[0] ** step), v / (1 - betas[1] ** step)
-    return (m, v), value - rate * m_hat / (v_hat.sqrt() + 1e-8)
 
 
 # The first steps of Adam move every weight by nearly +-rate, by the sign of its gradient: where

@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..data import images, synthetic
+from ..data import synthetic
+from ..data.images import normalize, resize_image
 from ..models.backbone import ResNet18Features
 from ..models.padim import channel_choice
 from ..models.patchcore import N_FEATURES, RATIO
 from ..models.search.coreset import projected_dimensions, sparse_projection
 from ..models.weights import find_weights
 from ..support.errors import InputError
-from . import padim, patchcore, preprocessing, small_model
-from .padim import tensor
-from .postprocessing import grid_array
+from . import backbone, images, padim, patchcore
+from .inputs import grid_array, tensor
 from .stage import Case, Weights
 
 SIDE, WINDOW = 256, 64  # px: of the resized image, of the windows
@@ -43,13 +43,13 @@ class Genuine:
         state = find_weights(weights).state_dict
         kept = {k: v for k, v in state.items() if k.startswith(("conv1", "bn1", "layer"))}
         kept = {k: v for k, v in kept.items() if not k.startswith("layer4")}
-        self.tensors = small_model.packed(kept)
-        self.backbone = ResNet18Features(small_model.unpacked(self.tensors))
+        self.tensors = backbone.packed(kept)
+        self.backbone = ResNet18Features(backbone.unpacked(self.tensors))
         sample = next(s for s in synthetic.load(None, "board").test if s.label)
         self.picture = sample.read_image()
-        resized = images.resize_image(self.picture, (SIDE, SIDE))
+        resized = resize_image(self.picture, (SIDE, SIDE))
         self.levels = np.ascontiguousarray(resized.transpose(2, 0, 1)[None])  # (1, 3, 256, 256)
-        self.normalised = images.normalize(tensor(self.levels)).numpy()
+        self.normalised = normalize(tensor(self.levels)).numpy()
 
     def models(self):
         """{model: {tensor: array}}."""
@@ -64,10 +64,10 @@ class Genuine:
         train = self._windows(TRAIN)
         test = self._windows([TEST])
         return [
-            _only(preprocessing.RESIZE, picture, ("downscale",)),
-            _only(preprocessing.NORMALISE, {"images": self.levels}),
-            _only(preprocessing.TILE, tiles, ("overlap",)),
-            _only(preprocessing.BACKBONE, features, ("genuine",)),
+            _only(images.RESIZE, picture, ("downscale",)),
+            _only(images.NORMALISE, {"images": self.levels}),
+            _only(images.TILE, tiles, ("overlap",)),
+            _only(backbone.BACKBONE, features, ("genuine",)),
             *self._padim(train, test),
             *self._patchcore(train, test),
         ]

@@ -1,60 +1,18 @@
 """The stages of PaDiM: embedding, fitted parameters, tile map, tile score."""
 
 import numpy as np
-import torch
 
-from ..models import padim as model
 from ..models import gaussians
+from ..models import padim as model
 from ..models.gaussians import pack
 from . import formulas
 from .compare import EXACT, close
+from .inputs import Given, given_layers, layers_of, places, tensor
+from .merging import MAP_BLUR_CONFUSIONS, blur_switches
 from .numbers import Numbers
-from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
 from .stage import Case, Confusion, Stage
 
-CHANNELS = {"layer1": 4, "layer2": 8, "layer3": 16}  # of the bundle's backbone
 SIGMA = model.SIGMA
-
-
-class Given:
-    """A backbone that answers with the given layers, or with the given images of them.
-
-    Parameters: layers, list of float32 (B, C, hf, wf) arrays.
-    """
-
-    def __init__(self, layers):
-        self.layers = [torch.from_numpy(np.array(layer)) for layer in layers]
-        self.channels = {f"layer{k}": len(x[0]) for k, x in enumerate(layers, start=1)}
-
-    def __call__(self, images):
-        """All layers; images is a tensor whose first numbers are the images' places."""
-        places = images[:, 0, 0, 0].long()
-        return [layer[places] for layer in self.layers]
-
-
-def places(n):
-    """Images for Given: float32 (n, 1, 1, 1), the numbers 0 to n - 1."""
-    return torch.arange(n, dtype=torch.float32)[:, None, None, None]
-
-
-def layers_of(draw, n, sides, channels=CHANNELS):
-    """Feature maps of n images, {layer: (n, C, hf, wf)}; sides of layer1's grid, the others'
-    are halved and rounded up, as convolutions of stride 2 do."""
-    result, (hf, wf) = {}, sides
-    for name, count in channels.items():
-        result[name] = draw.uniform(n, count, hf, wf)  # like a ReLU: not negative
-        hf, wf = -(-hf // 2), -(-wf // 2)
-    return result
-
-
-def given_layers(inputs):
-    """The three layers of a case."""
-    return [inputs[name] for name in CHANNELS]
-
-
-def tensor(array):
-    """A copy as a CPU tensor."""
-    return torch.from_numpy(np.array(array))
 
 
 def _padim(backbone, size=(1, 1)):

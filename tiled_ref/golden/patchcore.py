@@ -6,9 +6,9 @@ from ..models import patchcore as model
 from ..models.search import coreset
 from . import formulas
 from .compare import EXACT, close
+from .inputs import Given, layers_of, places, tensor
+from .merging import MAP_BLUR_CONFUSIONS, blur_switches
 from .numbers import Numbers
-from .padim import Given, layers_of, places, tensor
-from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
 from .stage import Case, Confusion, Stage
 
 SIGMA = model.SIGMA

@@ -6,13 +6,14 @@ import torch.nn.functional as F
 
 from ..models import reverse_distillation as model
 from . import formulas
+from .backbone import WIDTH, drawn, packed, unpacked
 from .compare import boundary, close
-from .fastflow import Counted, adam
+from .inputs import Given, given_layers, layers_of, tensor
+from .merging import MAP_BLUR_CONFUSIONS, blur_switches
 from .numbers import Numbers
-from .padim import Given, given_layers, layers_of, score_stage, tensor
-from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
-from .small_model import WIDTH, drawn, packed, unpacked
+from .padim import score_stage
 from .stage import Case, Confusion, Stage, Weights
+from .training import Counted, adam
 
 SIGMA = model.SIGMA
 RATE = model.LEARNING_RATE

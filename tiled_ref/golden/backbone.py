@@ -7,11 +7,15 @@ modules, without ".weight" for batch normalisation.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from ..models.backbone import ResNet18Features
+from .compare import close
+from .inputs import tensor
 from .numbers import Numbers
+from .stage import Case, Confusion, Stage, Weights
 
 WIDTH = 4  # channels of layer1; layer2 has twice, layer3 four times as many
 CHANNELS = {"layer1": WIDTH, "layer2": 2 * WIDTH, "layer3": 4 * WIDTH}
@@ -112,3 +116,111 @@ def _normalisation(draw, channels):
         np.float32(0.5) + draw.uniform(channels),
     ]
     return np.stack(rows).astype(np.float32)
+
+
+def _backbone_cases():
+    cases = []
+    for name, n, h, w, flags in (
+        ("square", 1, 48, 48, ()),
+        ("rounded_up", 1, 45, 37, ("padding", "not_square")),
+        ("two", 2, 32, 32, ("several",)),
+    ):
+        draw = Numbers(f"backbone/{name}")
+        inputs = {"images": 2 * draw.bell(n, 3, h, w), "weights": Weights("backbone")}
+        cases.append(Case(name, inputs, flags))
+    return cases
+
+
+def _backbone(inputs):
+    with torch.no_grad():
+        layers = backbone(inputs["weights"])(tensor(inputs["images"]))
+    return {f"layer{k}": layer.contiguous().numpy() for k, layer in enumerate(layers, start=1)}
+
+
+def _backbone_formula(inputs, order=1, **switches):
+    x = tensor(np.ascontiguousarray(inputs["images"][:, ::order])).double()
+    tensors = {k: tensor(v).double() for k, v in inputs["weights"].items()}
+    return {f"layer{k}": v.numpy() for k, v in enumerate(_features(x, tensors, **switches), 1)}
+
+
+def _features(
+    x,
+    tensors,
+    eps=1e-5,
+    batch=False,
+    pool_pad=1,
+    late=False,
+    stride_first=True,
+    shortcut=True,
+    mean=False,
+    relu=True,
+):
+    """The backbone in plain calls, float64. Switches are mistakes: eps of the batch
+    normalisation; batch, its statistics from the batch; pool_pad; late, the ReLU before the
+    sum; stride_first False, the stride in the second convolution; shortcut False; mean, an
+    average instead of a maximum; relu False, no ReLU after the stem."""
+
+    def normalised(x, name):
+        weight, bias, mean, var = tensors[name]
+        return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, batch, 0.1, eps)
+
+    def block(x, name, stride):
+        strides = (stride, 1) if stride_first else (1, stride)
+        y = normalised(F.conv2d(x, tensors[f"{name}.conv1"], None, strides[0], 1), f"{name}.bn1")
+        y = F.conv2d(y.relu(), tensors[f"{name}.conv2"], None, strides[1], 1)
+        y = normalised(y, f"{name}.bn2")
+        if f"{name}.downsample.0" in tensors:
+            x = normalised(
+                F.conv2d(x, tensors[f"{name}.downsample.0"], None, stride), f"{name}.downsample.1"
+            )
+        if not shortcut:
+            return y.relu()
+        return y.relu() + x if late else (y + x).relu()
+
+    x = normalised(F.conv2d(x, tensors["conv1"], None, 2, 3), "bn1")
+    x = x.relu() if relu else x
+    pool = F.avg_pool2d if mean else F.max_pool2d
+    x = pool(x, 3, 2, pool_pad)
+    layers = []
+    for name, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2)):
+        if f"{name}.conv1" in tensors:
+            x = block(x, name, stride)
+        else:  # ResNet-18 has two blocks
+            x = block(block(x, f"{name}.0", stride), f"{name}.1", 1)
+        layers.append(x)
+    return layers
+
+
+BACKBONE = Stage(
+    "backbone",
+    "feature maps of three layers",
+    "tiled_ref.models.backbone.ResNet18Features, here in small",
+    "He et al., CVPR 2016; FORMAT.md has the layers",
+    {name: close(1e-4, 1e-4) for name in CHANNELS},
+    _backbone_cases,
+    _backbone,
+    _backbone_formula,
+    (
+        Confusion("BGR instead of RGB", {"order": -1}),
+        Confusion(
+            "batch normalisation uses the batch's statistics instead of the stored ones",
+            {"batch": True},
+        ),
+        Confusion(
+            "the epsilon of the batch normalisation is 0.001 instead of 0.00001", {"eps": 1e-3}
+        ),
+        Confusion("the maximum after the stem is not padded", {"pool_pad": 0}),
+        Confusion("a mean instead of a maximum after the stem", {"mean": True}),
+        Confusion(
+            "the ReLU comes before the sum with the shortcut instead of after", {"late": True}
+        ),
+        Confusion(
+            "stride 2 in the second convolution of a block instead of the first",
+            {"stride_first": False},
+        ),
+        Confusion("the shortcuts are not added", {"shortcut": False}),
+        Confusion("no ReLU after the first convolution", {"relu": False}),
+    ),
+)
+
+STAGES = (BACKBONE,)
