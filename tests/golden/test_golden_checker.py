@@ -66,13 +66,13 @@ def test_every_known_mistake_of_a_stage_shows_and_is_named_first(bundle, name):
     stage = dataclasses.replace(STAGES[name], formula=remembered)
     entry = next(s for s in bundle.stages if s["name"] == name)
     cases = {case["name"]: case for case in entry["cases"]}
-    assert stage.confusions
+    assert stage.mistakes
     with np.errstate(all="ignore"):
-        for confusion in stage.confusions:
-            results = results_of(bundle, entry, lambda x: remembered(x, **confusion.switches))
-            assert any(not r.ok for r in results), f"no case sees: {confusion.sentence}"
+        for mistake in stage.mistakes:
+            results = results_of(bundle, entry, lambda x: remembered(x, **mistake.switches))
+            assert any(not r.ok for r in results), f"no case sees: {mistake.sentence}"
             causes = likely_causes(stage, results, bundle, cases)
-            assert causes and causes[0] == confusion.sentence
+            assert causes and causes[0] == mistake.sentence
 
 
 def one_stage(bundle, name, change):
@@ -121,7 +121,7 @@ def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(b
     entry = next(s for s in bundle.stages if s["name"] == "padim.map")
     cases = {case["name"]: case for case in entry["cases"]}
     stage = STAGES["padim.map"]
-    (mistake,) = [c for c in stage.confusions if c.switches == {"root": False}]
+    (mistake,) = [c for c in stage.mistakes if c.switches == {"root": False}]
 
     def distances(inputs, **switches):
         return {"distances": stage.formula(inputs, **switches)["distances"]}

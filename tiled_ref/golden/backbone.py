@@ -1,8 +1,7 @@
-"""The backbone of the bundle: ResNet-18 in small, and its weights.
+"""The backbone of the bundle: ResNet-18 in small, its weights, and its stage.
 
 A convolution's weights are stored as (C_out, C_in, kh, kw), a batch normalisation's as
-(4, C): weight, bias, running mean, running variance. So names in the bundle are those of the
-modules, without ".weight" for batch normalisation.
+(4, C): weight, bias, running mean, running variance, under the names of the modules.
 """
 
 import numpy as np
@@ -13,20 +12,19 @@ from torchvision.models.resnet import BasicBlock
 
 from ..models.backbone import ResNet18Features
 from .compare import close
-from .inputs import tensor
+from .inputs import CHANNELS, tensor
 from .numbers import Numbers
-from .stage import Case, Confusion, Stage, Weights
+from .residual import Residual
+from .stage import Case, Mistake, Stage, Weights
 
-WIDTH = 4  # channels of layer1; layer2 has twice, layer3 four times as many
-CHANNELS = {"layer1": WIDTH, "layer2": 2 * WIDTH, "layer3": 4 * WIDTH}
 BN = ("weight", "bias", "running_mean", "running_var")
 
 
 class SmallResNet(nn.Module):
-    """A frozen ResNet of one block a layer: stem and layers 1 to 3 with few channels.
+    """A frozen ResNet of one block a layer, without weights: stem and layers 1 to 3.
 
     The grid halves where ResNet-18's does: stem 7 x 7 of stride 2, 3 x 3 maximum of stride 2,
-    then strides 1, 2 and 2. Made without random numbers; the weights come from `load`.
+    then strides 1, 2 and 2.
     """
 
     channels = CHANNELS
@@ -97,98 +95,48 @@ def drawn(module, name):
     for key, part in module.named_modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
             shape = tuple(part.weight.shape)
-            fan = shape[1] if isinstance(part, nn.Conv2d) else shape[0]
-            fan *= shape[2] * shape[3] if isinstance(part, nn.Conv2d) else 1
+            fan = np.prod(shape[1:]) if isinstance(part, nn.Conv2d) else shape[0]
             scale = 2.0 ** np.round(np.log2(np.sqrt(2 / fan) / 0.577))
             tensors[key] = draw.bell(*shape) * np.float32(scale)
         elif isinstance(part, nn.BatchNorm2d):
-            tensors[key] = _normalisation(draw, part.num_features)
+            channels = part.num_features
+            weight, bias, mean = (draw.bell(channels) / 8 for _ in range(3))
+            tensors[key] = np.stack([1 + weight, bias, mean, 0.5 + draw.uniform(channels)])
     return tensors
 
 
-def _normalisation(draw, channels):
-    """weight around 1, bias and mean around 0, variance in [0.5, 1.5): float32 (4, C)."""
-    eighth = np.float32(0.125)
-    rows = [
-        1 + draw.bell(channels) * eighth,
-        draw.bell(channels) * eighth,
-        draw.bell(channels) * eighth,
-        np.float32(0.5) + draw.uniform(channels),
-    ]
-    return np.stack(rows).astype(np.float32)
-
-
-def _backbone_cases():
-    cases = []
+def _cases():
     for name, n, h, w, flags in (
         ("square", 1, 48, 48, ()),
         ("rounded_up", 1, 45, 37, ("padding", "not_square")),
         ("two", 2, 32, 32, ("several",)),
     ):
-        draw = Numbers(f"backbone/{name}")
-        inputs = {"images": 2 * draw.bell(n, 3, h, w), "weights": Weights("backbone")}
-        cases.append(Case(name, inputs, flags))
-    return cases
+        images = 2 * Numbers(f"backbone/{name}").bell(n, 3, h, w)
+        yield Case(name, {"images": images, "weights": Weights("backbone")}, flags)
 
 
-def _backbone(inputs):
+def _compute(inputs):
     with torch.no_grad():
         layers = backbone(inputs["weights"])(tensor(inputs["images"]))
-    return {f"layer{k}": layer.contiguous().numpy() for k, layer in enumerate(layers, start=1)}
+    return {name: layer.contiguous().numpy() for name, layer in zip(CHANNELS, layers)}
 
 
-def _backbone_formula(inputs, order=1, **switches):
+def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switches):
+    """The backbone in plain calls, float64. Switches are mistakes: order of the colours;
+    pool_pad, padding of the maximum; relu False, no ReLU after the stem; others as in Residual."""
+    weights = {name: tensor(array).double() for name, array in inputs["weights"].items()}
+    net = Residual(weights, **switches)
     x = tensor(np.ascontiguousarray(inputs["images"][:, ::order])).double()
-    tensors = {k: tensor(v).double() for k, v in inputs["weights"].items()}
-    return {f"layer{k}": v.numpy() for k, v in enumerate(_features(x, tensors, **switches), 1)}
-
-
-def _features(
-    x,
-    tensors,
-    eps=1e-5,
-    batch=False,
-    pool_pad=1,
-    late=False,
-    stride_first=True,
-    shortcut=True,
-    mean=False,
-    relu=True,
-):
-    """The backbone in plain calls, float64. Switches are mistakes: eps of the batch
-    normalisation; batch, its statistics from the batch; pool_pad; late, the ReLU before the
-    sum; stride_first False, the stride in the second convolution; shortcut False; mean, an
-    average instead of a maximum; relu False, no ReLU after the stem."""
-
-    def normalised(x, name):
-        weight, bias, mean, var = tensors[name]
-        return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, batch, 0.1, eps)
-
-    def block(x, name, stride):
-        strides = (stride, 1) if stride_first else (1, stride)
-        y = normalised(F.conv2d(x, tensors[f"{name}.conv1"], None, strides[0], 1), f"{name}.bn1")
-        y = F.conv2d(y.relu(), tensors[f"{name}.conv2"], None, strides[1], 1)
-        y = normalised(y, f"{name}.bn2")
-        if f"{name}.downsample.0" in tensors:
-            x = normalised(
-                F.conv2d(x, tensors[f"{name}.downsample.0"], None, stride), f"{name}.downsample.1"
-            )
-        if not shortcut:
-            return y.relu()
-        return y.relu() + x if late else (y + x).relu()
-
-    x = normalised(F.conv2d(x, tensors["conv1"], None, 2, 3), "bn1")
-    x = x.relu() if relu else x
-    pool = F.avg_pool2d if mean else F.max_pool2d
-    x = pool(x, 3, 2, pool_pad)
-    layers = []
+    x = net.normalised(net.convolved(x, "conv1", 2), "bn1")
+    x = pool(x.relu() if relu else x, 3, 2, pool_pad)
+    outputs = {}
     for name, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2)):
-        if f"{name}.conv1" in tensors:
-            x = block(x, name, stride)
+        if f"{name}.conv1" in weights:
+            x = net.block(x, name, stride)
         else:  # ResNet-18 has two blocks
-            x = block(block(x, f"{name}.0", stride), f"{name}.1", 1)
-        layers.append(x)
-    return layers
+            x = net.block(net.block(x, f"{name}.0", stride), f"{name}.1")
+        outputs[name] = x.numpy()
+    return outputs
 
 
 BACKBONE = Stage(
@@ -197,29 +145,25 @@ BACKBONE = Stage(
     "tiled_ref.models.backbone.ResNet18Features, here in small",
     "He et al., CVPR 2016; FORMAT.md has the layers",
     {name: close(1e-4, 1e-4) for name in CHANNELS},
-    _backbone_cases,
-    _backbone,
-    _backbone_formula,
+    _cases,
+    _compute,
+    _formula,
     (
-        Confusion("BGR instead of RGB", {"order": -1}),
-        Confusion(
+        Mistake("BGR instead of RGB", order=-1),
+        Mistake(
             "batch normalisation uses the batch's statistics instead of the stored ones",
-            {"batch": True},
+            training=True,
         ),
-        Confusion(
-            "the epsilon of the batch normalisation is 0.001 instead of 0.00001", {"eps": 1e-3}
-        ),
-        Confusion("the maximum after the stem is not padded", {"pool_pad": 0}),
-        Confusion("a mean instead of a maximum after the stem", {"mean": True}),
-        Confusion(
-            "the ReLU comes before the sum with the shortcut instead of after", {"late": True}
-        ),
-        Confusion(
+        Mistake("the epsilon of the batch normalisation is 0.001 instead of 0.00001", eps=1e-3),
+        Mistake("the maximum after the stem is not padded", pool_pad=0),
+        Mistake("a mean instead of a maximum after the stem", pool=F.avg_pool2d),
+        Mistake("the ReLU comes before the sum with the shortcut instead of after", late=True),
+        Mistake(
             "stride 2 in the second convolution of a block instead of the first",
-            {"stride_first": False},
+            stride_first=False,
         ),
-        Confusion("the shortcuts are not added", {"shortcut": False}),
-        Confusion("no ReLU after the first convolution", {"relu": False}),
+        Mistake("the shortcuts are not added", shortcut=False),
+        Mistake("no ReLU after the first convolution", relu=False),
     ),
 )
 

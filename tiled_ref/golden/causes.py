@@ -24,8 +24,8 @@ def likely_causes(stage, results, bundle, cases):
     if not bad:
         return _absent(results)
     ranked = []
-    for place, confusion in enumerate(stage.confusions):
-        wrong = _Wrong(stage, confusion, bundle, cases)
+    for place, mistake in enumerate(stage.mistakes):
+        wrong = _Wrong(stage, mistake, bundle, cases)
         left = [_left(wrong(r), r) for r in bad]
         n = sum(part <= EXPLAINED for part in left)
         if not n:
@@ -33,7 +33,7 @@ def likely_causes(stage, results, bundle, cases):
         denied = sum(_visible(wrong(r), r) for r in good)
         if denied and n == len(bad):
             denied += 0.5  # it should have been seen elsewhere as well
-        ranked.append((denied > 0, len(bad) - n + denied, sum(left), place, confusion.sentence, n))
+        ranked.append((denied > 0, len(bad) - n + denied, sum(left), place, mistake.sentence, n))
     ranked.sort(key=lambda row: row[:4])
     sentences = []
     for contradicted, _, _, _, sentence, n in ranked:
@@ -49,8 +49,8 @@ def likely_causes(stage, results, bundle, cases):
 class _Wrong:
     """What a mistake computes for the outputs of a stage, a case at a time."""
 
-    def __init__(self, stage, confusion, bundle, cases):
-        self.stage, self.confusion, self.bundle, self.cases = stage, confusion, bundle, cases
+    def __init__(self, stage, mistake, bundle, cases):
+        self.stage, self.mistake, self.bundle, self.cases = stage, mistake, bundle, cases
         self.done = {}
 
     def __call__(self, result):
@@ -58,7 +58,7 @@ class _Wrong:
         if result.case not in self.done:
             inputs = self.bundle.inputs(self.cases[result.case])
             with np.errstate(all="ignore"):
-                self.done[result.case] = self.stage.formula(inputs, **self.confusion.switches)
+                self.done[result.case] = self.stage.formula(inputs, **self.mistake.switches)
         value = self.done[result.case].get(result.output)
         return None if value is None else np.asarray(value)
 

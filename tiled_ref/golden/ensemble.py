@@ -15,7 +15,7 @@ from . import backbone, formulas, images, padim
 from .compare import close
 from .inputs import grid_array, tensor, tile_grid
 from .numbers import Numbers
-from .stage import Case, Confusion, Stage, Weights
+from .stage import Case, Mistake, Stage, Weights
 
 CHANNELS = (14, 2, 9, 25, 0, 6)  # of 28, some of every layer
 
@@ -123,11 +123,11 @@ ENSEMBLE = Stage(
     _compute,
     _formula,
     (
-        Confusion("one model for all tile locations instead of one each", {"shared": True}),
-        Confusion("tiles are padded before the normalisation instead of after", {"early": True}),
-        Confusion("the score is taken from the merged map, not from the tiles", {"of_map": True}),
-        Confusion("the largest of the tiles' scores instead of their mean", {"biggest": True}),
-        Confusion("the seams are not smoothed", {"smoothed": False}),
+        Mistake("one model for all tile locations instead of one each", shared=True),
+        Mistake("tiles are padded before the normalisation instead of after", early=True),
+        Mistake("the score is taken from the merged map, not from the tiles", of_map=True),
+        Mistake("the largest of the tiles' scores instead of their mean", biggest=True),
+        Mistake("the seams are not smoothed", smoothed=False),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The stages before the models: decoding, resizing, normalising, tiling."""
+"""The stages before the backbone: decoding, resizing, normalising, tiling."""
 
 import tempfile
 from pathlib import Path
@@ -10,15 +10,12 @@ from . import formulas, pictures
 from .compare import EXACT, boundary, close
 from .inputs import GRIDS, grid_array, size_of, tensor, tile_grid
 from .numbers import Numbers
-from .stage import Case, Confusion, File, Stage
-
-# -------------------------------------------------------------------------------- decode
+from .stage import Case, File, Mistake, Stage
 
 
 def _jpeg_blocks(name):
     """Blocks of the JPEG case of a name, (rows, cols, components)."""
-    draw = Numbers(f"decode/{name}")
-    blocks = 60 + draw.integers(140, 2, 3, 1 if name == "jpeg_grey" else 3)
+    blocks = 60 + Numbers(f"decode/{name}").integers(140, 2, 3, 1 if name == "jpeg_grey" else 3)
     if name == "jpeg":
         blocks[..., 1:] = 128 + (blocks[..., 1:] - 128) // 4
     return blocks
@@ -31,33 +28,25 @@ def _decode_cases():
     wide[0, :4, 0] = 0, 128, 65535, 65407
     palette = draw.integers(256, 6, 3).astype(np.uint8)
     numbers = draw.integers(6, 5, 6, 1).astype(np.uint8)
-    files = [
-        ("rgb", pictures.png(colour[..., :3], pictures.RGB), ("not_square",)),
-        ("grey", pictures.png(colour[..., :1], pictures.GREY), ("grey", "not_square")),
-        ("grey_alpha", pictures.png(colour[..., 2:], pictures.GREY_ALPHA), ("grey", "alpha")),
-        ("alpha", pictures.png(colour, pictures.RGBA), ("alpha", "not_square")),
-        ("palette", pictures.png(numbers, pictures.PALETTE, palette), ("palette",)),
-        (
-            "palette_alpha",
-            pictures.png(numbers, pictures.PALETTE, palette, [0, 99, 255]),
-            ("palette", "alpha"),
-        ),
-        ("grey_16", pictures.png(wide[..., :1], pictures.GREY), ("grey", "sixteen_bit")),
-        ("rgb_16", pictures.png(wide, pictures.RGB), ("sixteen_bit",)),
-        (
-            "turned",
-            pictures.png(colour[..., :3], pictures.RGB, orientation=6),
-            ("rotated", "not_square"),
-        ),
-        ("upside_down", pictures.png(colour[..., :3], pictures.RGB, orientation=3), ("rotated",)),
-        ("one_pixel", pictures.png(colour[:1, :1, :3], pictures.RGB), ("one_pixel",)),
-    ]
-    cases = [Case(name, {"image": File("image.png", data)}, flags) for name, data, flags in files]
-    for name in ("jpeg", "jpeg_grey"):
-        data = File("image.jpg", pictures.jpeg(_jpeg_blocks(name)))
-        flags = ("lossy", "grey") if name == "jpeg_grey" else ("lossy",)
-        cases.append(Case(name, {"image": data}, flags, compare={"image": close(0, 2)}))
-    return cases
+    rgb, png = colour[..., :3], pictures.png
+    clear = png(numbers, pictures.PALETTE, palette, transparent=[0, 99, 255])
+    for name, data, flags in (
+        ("rgb", png(rgb, pictures.RGB), ("not_square",)),
+        ("grey", png(colour[..., :1], pictures.GREY), ("grey", "not_square")),
+        ("grey_alpha", png(colour[..., 2:], pictures.GREY_ALPHA), ("grey", "alpha")),
+        ("alpha", png(colour, pictures.RGBA), ("alpha", "not_square")),
+        ("palette", png(numbers, pictures.PALETTE, palette), ("palette",)),
+        ("palette_alpha", clear, ("palette", "alpha")),
+        ("grey_16", png(wide[..., :1], pictures.GREY), ("grey", "sixteen_bit")),
+        ("rgb_16", png(wide, pictures.RGB), ("sixteen_bit",)),
+        ("turned", png(rgb, pictures.RGB, orientation=6), ("rotated", "not_square")),
+        ("upside_down", png(rgb, pictures.RGB, orientation=3), ("rotated",)),
+        ("one_pixel", png(rgb[:1, :1], pictures.RGB), ("one_pixel",)),
+    ):
+        yield Case(name, {"image": File("image.png", data)}, flags)
+    for name, flags in (("jpeg", ("lossy",)), ("jpeg_grey", ("lossy", "grey"))):
+        image = File("image.jpg", pictures.jpeg(_jpeg_blocks(name)))
+        yield Case(name, {"image": image}, flags, compare={"image": close(0, 2)})
 
 
 def _decode(inputs):
@@ -86,22 +75,19 @@ DECODE = Stage(
     _decode,
     _decode_formula,
     (
-        Confusion("BGR instead of RGB", {"bgr": True}),
-        Confusion("alpha is blended over black instead of dropped", {"blend": 0}),
-        Confusion("alpha is blended over white instead of dropped", {"blend": 255}),
-        Confusion("numbers of the palette are taken for grey values", {"colours": False}),
-        Confusion("EXIF orientation is ignored", {"orient": False}),
-        Confusion(
-            "16-bit grey: the high byte is taken instead of (v + 128) / 257", {"high_byte": True}
+        Mistake("BGR instead of RGB", bgr=True),
+        Mistake("alpha is blended over black instead of dropped", blend=0),
+        Mistake("alpha is blended over white instead of dropped", blend=255),
+        Mistake("numbers of the palette are taken for grey values", colours=False),
+        Mistake("EXIF orientation is ignored", orient=False),
+        Mistake(
+            "16-bit grey: the high byte is taken instead of (v + 128) / 257", sixteen_bit="high"
         ),
-        Confusion("16 bits: the low byte is taken (byte order)", {"low_byte": True}),
-        Confusion("16-bit grey is cut off at 255 instead of scaled", {"scale": False}),
-        Confusion("Y, Cb, Cr of a JPEG file are taken for red, green, blue", {"ycc": False}),
+        Mistake("16 bits: the low byte is taken (byte order)", sixteen_bit="low"),
+        Mistake("16-bit grey is cut off at 255 instead of scaled", sixteen_bit="clipped"),
+        Mistake("Y, Cb, Cr of a JPEG file are taken for red, green, blue", ycc=False),
     ),
 )
-
-
-# -------------------------------------------------------------------------------- resize
 
 
 def _picture(draw, h, w):
@@ -112,7 +98,6 @@ def _picture(draw, h, w):
 
 
 def _resize_cases():
-    cases = []
     for name, h, w, size, flags in (
         ("half", 24, 32, (12, 16), ("downscale", "ties")),
         ("third", 33, 21, (11, 7), ("downscale", "not_square")),
@@ -123,21 +108,13 @@ def _resize_cases():
         ("one_pixel", 1, 1, (3, 4), ("one_pixel", "upscale")),
     ):
         image = _picture(Numbers(f"resize/{name}"), h, w)
-        cases.append(Case(name, {"image": image, "size": np.array(size, np.int64)}, flags))
-    return cases
+        yield Case(name, {"image": image, "size": np.array(size, np.int64)}, flags)
 
 
-def _resize(inputs):
-    return {"image": images.resize_image(inputs["image"], size_of(inputs))}
-
-
-def _resize_formula(
-    inputs, mode="bilinear", rounding=np.rint, box=False, channels=None, **switches
-):
-    image = inputs["image"].transpose(2, 0, 1)
-    size = size_of(inputs)
-    if box:
-        rows, cols = (_box_matrix(a, b) for a, b in zip(image.shape[1:], size))
+def _resize_formula(inputs, mode="bilinear", rounding=np.rint, channels=None, **switches):
+    image, size = inputs["image"].transpose(2, 0, 1), size_of(inputs)
+    if mode == "areas":
+        rows, cols = (_area_matrix(a, b) for a, b in zip(image.shape[1:], size))
         result = rows @ image.astype(np.float64) @ cols.T
     else:
         result = formulas.enlarge(image, size, mode, **switches)
@@ -145,7 +122,7 @@ def _resize_formula(
     return {"image": result[slice(None, None, channels)].transpose(1, 2, 0)}
 
 
-def _box_matrix(n_in, n_out):
+def _area_matrix(n_in, n_out):
     """Mean of the input over each output pixel's area, (n_out, n_in)."""
     edges = np.arange(n_out + 1) * n_in / n_out
     low, high = edges[:-1, None], edges[1:, None]
@@ -160,39 +137,34 @@ RESIZE = Stage(
     "Rolih et al. Sec. 4.2; the rule of OpenCV's INTER_LINEAR",
     {"image": boundary(0, 0, 0.05, 1)},
     _resize_cases,
-    _resize,
+    lambda inputs: {"image": images.resize_image(inputs["image"], size_of(inputs))},
     _resize_formula,
     (
-        Confusion("antialias: the filter is widened when shrinking", {"antialias": True}),
-        Confusion("align_corners: the corners of both grids are matched", {"align_corners": True}),
-        Confusion("nearest neighbour instead of bilinear", {"mode": "nearest"}),
-        Confusion("nearest neighbour (centres) instead of bilinear", {"mode": "nearest_centre"}),
-        Confusion("the mean over areas instead of bilinear", {"box": True}),
-        Confusion("values are cut off instead of rounded", {"rounding": np.floor}),
-        Confusion(
-            "halves are rounded up instead of to even", {"rounding": lambda v: np.floor(v + 0.5)}
-        ),
-        Confusion("BGR instead of RGB", {"channels": -1}),
+        Mistake("antialias: the filter is widened when shrinking", antialias=True),
+        Mistake("align_corners: the corners of both grids are matched", align_corners=True),
+        Mistake("nearest neighbour instead of bilinear", mode="nearest"),
+        Mistake("nearest neighbour (centres) instead of bilinear", mode="nearest_centre"),
+        Mistake("the mean over areas instead of bilinear", mode="areas"),
+        Mistake("values are cut off instead of rounded", rounding=np.floor),
+        Mistake("halves are rounded up instead of to even", rounding=lambda v: np.floor(v + 0.5)),
+        Mistake("BGR instead of RGB", channels=-1),
     ),
 )
 
 
 def _resize_mask_cases():
-    cases = []
     for name, shape, size, flags in (
         ("smaller", (20, 33), (8, 12), ("downscale", "not_square")),
         ("larger", (7, 5), (16, 18), ("upscale", "not_square")),
         ("same", (6, 9), (6, 9), ("same_size",)),
         ("empty", (12, 12), (5, 5), ("empty_mask", "downscale")),
     ):
-        draw = Numbers(f"resize_mask/{name}")
-        mask = (draw.uniform(*shape) > 0.7) if name != "empty" else np.zeros(shape, bool)
-        cases.append(Case(name, {"mask": mask, "size": np.array(size, np.int64)}, flags))
-    return cases
+        mask = Numbers(f"resize_mask/{name}").uniform(*shape) > (1 if name == "empty" else 0.7)
+        yield Case(name, {"mask": mask, "size": np.array(size, np.int64)}, flags)
 
 
-def _resize_mask_formula(inputs, mode="nearest", level=0.5, **switches):
-    return {"mask": formulas.enlarge(inputs["mask"], size_of(inputs), mode, **switches) > level}
+def _resize_mask_formula(inputs, mode="nearest", level=0.5):
+    return {"mask": formulas.enlarge(inputs["mask"], size_of(inputs), mode) > level}
 
 
 RESIZE_MASK = Stage(
@@ -205,38 +177,27 @@ RESIZE_MASK = Stage(
     lambda inputs: {"mask": images.resize_mask(inputs["mask"], size_of(inputs))},
     _resize_mask_formula,
     (
-        Confusion(
-            "floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)",
-            {"mode": "nearest_centre"},
+        Mistake(
+            "floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", mode="nearest_centre"
         ),
-        Confusion(
-            "bilinear, and whatever is above 0 is anomalous", {"mode": "bilinear", "level": 1e-9}
-        ),
-        Confusion("bilinear, and what is above a half is anomalous", {"mode": "bilinear"}),
+        Mistake("bilinear, and whatever is above 0 is anomalous", mode="bilinear", level=1e-9),
+        Mistake("bilinear, and what is above a half is anomalous", mode="bilinear"),
     ),
 )
 
 
-# ----------------------------------------------------------------------------- normalise
-
-
 def _normalise_cases():
-    draw = Numbers("normalise")
     every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1)
-    colours = draw.integers(256, 2, 3, 5, 7).astype(np.uint8)
-    return [
-        Case("every_level", {"images": every}),
-        Case("several", {"images": colours}, ("several", "not_square")),
-    ]
+    colours = Numbers("normalise").integers(256, 2, 3, 5, 7).astype(np.uint8)
+    yield Case("every_level", {"images": every})
+    yield Case("several", {"images": colours}, ("several", "not_square"))
 
 
 def _normalise_formula(inputs, scale=255.0, mean=images.MEAN, std=images.STD, order=1):
     x = inputs["images"].astype(np.float64)[:, ::order] / scale
-    mean, std = (np.array(v, np.float64)[:, None, None] for v in (mean, std))
+    mean, std = (np.array(v, np.float64).reshape(-1, 1, 1) for v in (mean, std))
     return {"images": (x - mean) / std}
 
-
-_ZERO, _ONE, _HALF = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
 
 NORMALISE = Stage(
     "normalise",
@@ -248,38 +209,29 @@ NORMALISE = Stage(
     lambda inputs: {"images": images.normalize(tensor(inputs["images"])).numpy()},
     _normalise_formula,
     (
-        Confusion("BGR instead of RGB", {"order": -1}),
-        Confusion(
+        Mistake("BGR instead of RGB", order=-1),
+        Mistake(
             "mean and standard deviation of red and blue are exchanged (BGR)",
-            {"mean": images.MEAN[::-1], "std": images.STD[::-1]},
+            mean=images.MEAN[::-1],
+            std=images.STD[::-1],
         ),
-        Confusion("not divided by 255", {"scale": 1.0}),
-        Confusion("divided by 256 instead of 255", {"scale": 256.0}),
-        Confusion("the mean is not subtracted", {"mean": _ZERO}),
-        Confusion("not divided by the standard deviation", {"std": _ONE}),
-        Confusion("neither mean nor standard deviation are used", {"mean": _ZERO, "std": _ONE}),
-        Confusion(
-            "a mean and standard deviation of 0.5 instead of ImageNet's",
-            {"mean": _HALF, "std": _HALF},
-        ),
+        Mistake("not divided by 255", scale=1.0),
+        Mistake("divided by 256 instead of 255", scale=256.0),
+        Mistake("the mean is not subtracted", mean=0),
+        Mistake("not divided by the standard deviation", std=1),
+        Mistake("neither mean nor standard deviation are used", mean=0, std=1),
+        Mistake("a mean and standard deviation of 0.5 instead of ImageNet's", mean=0.5, std=0.5),
     ),
 )
 
 
-# ---------------------------------------------------------------------------------- tile
-
-
 def _tile_cases():
-    cases = []
-    for name, image, tile, stride, flags in GRIDS:
-        grid = grid_array(image, tile, stride)
-        draw = Numbers(f"tile/{name}")
-        picture = draw.uniform(2, 1, *grid[:2])
-        cases.append(Case(name, {"images": picture, "grid": grid}, (*flags, "several")))
-    draw = Numbers("tile/three_channels")
-    inputs = {"images": draw.uniform(1, 3, 10, 9), "grid": grid_array((10, 9), 4, 3)}
-    cases.append(Case("three_channels", inputs, ("non_divisible", "overlap", "not_square")))
-    return cases
+    for name, grid, flags in GRIDS:
+        picture = Numbers(f"tile/{name}").uniform(2, 1, *grid[:2])
+        yield Case(name, {"images": picture, "grid": grid}, (*flags, "several"))
+    picture = Numbers("tile/three_channels").uniform(1, 3, 10, 9)
+    inputs = {"images": picture, "grid": grid_array((10, 9), 4, 3)}
+    yield Case("three_channels", inputs, ("non_divisible", "overlap", "not_square"))
 
 
 def _tile(inputs):
@@ -287,13 +239,13 @@ def _tile(inputs):
 
 
 def _tile_formula(inputs, edge=False, **switches):
-    pictures_, grid = inputs["images"], inputs["grid"]
+    whole, grid = inputs["images"], inputs["grid"]
     if edge:
         rows, cols = formulas.grid_counts(grid)
-        H, W, h, w, sh, sw = (int(v) for v in grid)
-        more = (rows - 1) * sh + h - H, (cols - 1) * sw + w - W
-        pictures_ = np.pad(pictures_, ((0, 0), (0, 0), (0, more[0]), (0, more[1])), "edge")
-    return {"tiles": formulas.cut(pictures_, grid, **switches)}
+        H, W, h, w, sh, sw = grid.tolist()
+        below, right = (rows - 1) * sh + h - H, (cols - 1) * sw + w - W
+        whole = np.pad(whole, ((0, 0), (0, 0), (0, below), (0, right)), "edge")
+    return {"tiles": formulas.cut(whole, grid, **switches)}
 
 
 TILE = Stage(
@@ -306,16 +258,13 @@ TILE = Stage(
     _tile,
     _tile_formula,
     (
-        Confusion("stride and tile size are exchanged", {"exchanged": True}),
-        Confusion(
-            "rows and columns of the tiles are exchanged (column-major order)",
-            {"column_major": True},
+        Mistake("stride and tile size are exchanged", exchanged=True),
+        Mistake(
+            "rows and columns of the tiles are exchanged (column-major order)", column_major=True
         ),
-        Confusion(
-            "the last tiles are shifted back into the image instead of padded", {"at_end": False}
-        ),
-        Confusion("the edge is repeated beyond the image instead of zeros", {"edge": True}),
-        Confusion("ones beyond the image instead of zeros", {"fill": 1}),
+        Mistake("the last tiles are shifted back into the image instead of padded", at_end=False),
+        Mistake("the edge is repeated beyond the image instead of zeros", edge=True),
+        Mistake("ones beyond the image instead of zeros", fill=1),
     ),
 )
 
