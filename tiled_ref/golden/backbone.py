@@ -44,7 +44,7 @@ class SmallResNet(nn.Module):
     def forward(self, images):
         """float32 (B, 3, h, w) -> [(B, 4, h/4, w/4), (B, 8, h/8, w/8), (B, 16, h/16, w/16)],
         rounded up."""
-        x = nn.functional.max_pool2d(self.bn1(self.conv1(images)).relu(), 3, 2, 1)
+        x = F.max_pool2d(self.bn1(self.conv1(images)).relu(), 3, 2, 1)
         layer1 = self.layer1(x)
         layer2 = self.layer2(layer1)
         return [layer1, layer2, self.layer3(layer2)]
@@ -54,7 +54,7 @@ def _shortcut(n_in, n_out):
     return nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride=2, bias=False), nn.BatchNorm2d(n_out))
 
 
-def backbone(tensors):
+def network(tensors):
     """The network of a bundle's weights: SmallResNet, or ResNet-18 where they are its."""
     if "layer1.0.conv1" in tensors:
         return ResNet18Features(unpacked(tensors))
@@ -67,7 +67,7 @@ def unpacked(tensors):
     """{name in the bundle: array} -> a state dict of torch modules."""
     state = {}
     for name, array in tensors.items():
-        values = torch.from_numpy(np.array(array))
+        values = tensor(array)
         if values.ndim == 2:
             state.update({f"{name}.{part}": row.clone() for part, row in zip(BN, values)})
             state[f"{name}.num_batches_tracked"] = torch.tensor(0)
@@ -117,7 +117,7 @@ def _cases():
 
 def _compute(inputs):
     with torch.no_grad():
-        layers = backbone(inputs["weights"])(tensor(inputs["images"]))
+        layers = network(inputs["weights"])(tensor(inputs["images"]))
     return {name: layer.contiguous().numpy() for name, layer in zip(CHANNELS, layers)}
 
 

@@ -1,15 +1,4 @@
-"""A bundle of golden files: writing it, and reading it back with distrust.
-
-    DIR/manifest.json                     everything about every array; see FORMAT.md
-    DIR/cases.txt                         the cases and their inputs again, for ports without
-                                          a JSON reader
-    DIR/<stage>/<case>.in.<name>.npy      what the stage is given
-    DIR/<stage>/<case>.out.<name>.npy     what it makes of it
-    DIR/models/<model>/<tensor>.npy       weights that several cases share
-    DIR/FORMAT.md, *.schema.json          how to read all this
-
-Arrays of at most INLINE numbers are in the manifest (inputs in cases.txt too) and have no file.
-"""
+"""Reading a bundle of golden files, without trusting it; FORMAT.md describes its files."""
 
 import json
 import re
@@ -18,13 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from ..support.errors import InputError
-from . import FORMAT_VERSION, npy
+from . import npy
 from .compare import Compare
 from .stage import File
 
 FORMAT = "tiled-ref golden files"
-INLINE = 64  # numbers that an array may have to lie in the manifest itself
-DOCUMENTS = ("FORMAT.md", "manifest.schema.json", "report.schema.json")
+FORMAT_VERSION = 1  # of the bundle's layout; a reader refuses a newer one
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -33,11 +21,18 @@ def output_path(stage, case, name):
     return f"{stage}/{case}.out.{name}.npy"
 
 
+def json_number(value):
+    """What JSON can hold of a number: "NaN", "Infinity" and "-Infinity" are strings."""
+    if isinstance(value, float) and not np.isfinite(value):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
 class Bundle:
     """A bundle on disk.
 
     Parameters: folder.
-    Attributes: folder; manifest, the dict.
+    Attributes: folder; manifest, a dict; digest, the manifest's SHA-256.
     Raises InputError, naming the file, where the folder or the manifest is missing, damaged,
     of a newer format, or names files outside the folder.
     """
@@ -59,7 +54,7 @@ class Bundle:
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"not complete JSON: {error}") from error
         self._check()
-        self._arrays, self._inputs, self._outputs = {}, {}, None
+        self._arrays, self._inputs = {}, {}
 
     @property
     def stages(self):
@@ -75,33 +70,29 @@ class Bundle:
             raise self._damaged(f"it names the path {relative!r} outside its folder")
         return file
 
+    def outputs(self):
+        """{(stage, case, output): entry of the manifest}."""
+        return {
+            (stage["name"], case["name"], name): entry
+            for stage in self.stages
+            for case in stage["cases"]
+            for name, entry in case["outputs"].items()
+        }
+
     def paths(self):
         """Every path that the manifest names, a set."""
         entries = [e for tensors in self.manifest["models"].values() for e in tensors.values()]
+        entries += self.outputs().values()
         for stage in self.stages:
             for case in stage["cases"]:
-                entries += [*case["inputs"].values(), *case["outputs"].values()]
+                entries += case["inputs"].values()
         return {entry["path"] for entry in entries if "path" in entry}
 
-    def small_output(self, stage, case, name):
-        """The array of an output that lies in the manifest itself, or None."""
-        if self._outputs is None:
-            self._outputs = {
-                (s["name"], c["name"], key): entry
-                for s in self.stages
-                for c in s["cases"]
-                for key, entry in c["outputs"].items()
-                if "values" in entry
-            }
-        entry = self._outputs.get((stage, case, name))
-        return None if entry is None else self.array(entry)
-
     def array(self, entry):
-        """What an entry of the manifest stands for.
+        """The array of an entry of the manifest, or the bytes of a file that is no array.
 
-        Returns an array, or the bytes of a file that is no array.
-        Raises InputError where it is missing, or its SHA-256, kind of number or shape are not
-        those of the manifest.
+        Raises InputError where it is missing, or its SHA-256, dtype or shape are not those of
+        the manifest.
         """
         if "values" in entry:
             return self._inline(entry)
@@ -126,7 +117,6 @@ class Bundle:
         return array
 
     def _inline(self, entry):
-        """An array that lies in the manifest."""
         try:
             values = np.array([float(v) if isinstance(v, str) else v for v in entry["values"]])
             array = values.astype(entry["dtype"]).reshape(entry["shape"])
@@ -157,7 +147,7 @@ class Bundle:
         return InputError(f"the manifest {self.file} is damaged ({why}); export the bundle again")
 
     def _check(self):
-        """Everything that is used later is there, and of the kind it should be."""
+        """Raise InputError where something that is used later is missing or of a wrong kind."""
         manifest = self.manifest
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise self._damaged(f'its "format" is not "{FORMAT}"')

@@ -1,4 +1,10 @@
-"""Naming what may be wrong with a port: the known mistakes, and what its numbers look like."""
+"""Naming what may be wrong with a port: the known mistakes, and what its numbers look like.
+
+The known mistakes of a stage that fails are computed one after the other (see formulas.py):
+the one whose numbers are the port's is the likely cause.
+"""
+
+from functools import cache
 
 import numpy as np
 
@@ -16,8 +22,8 @@ def likely_causes(stage, results, bundle, cases):
 
     A known mistake counts where, for the outputs that differ, what it computes is nearer than
     EXPLAINED of the way to the port, and, for those that are equal, it changes nothing. Those
-    that explain every output come first, then those that explain most; without any, what the
-    numbers themselves look like.
+    that explain every output come first, then those that explain most; without one that
+    explains all, what the numbers themselves look like is the last sentence.
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]
@@ -25,7 +31,7 @@ def likely_causes(stage, results, bundle, cases):
         return _absent(results)
     ranked = []
     for place, mistake in enumerate(stage.mistakes):
-        wrong = _Wrong(stage, mistake, bundle, cases)
+        wrong = _mistaken(stage, mistake, bundle, cases)
         left = [_left(wrong(r), r) for r in bad]
         n = sum(part <= EXPLAINED for part in left)
         if not n:
@@ -46,21 +52,19 @@ def likely_causes(stage, results, bundle, cases):
     return sentences + _looks(bad)
 
 
-class _Wrong:
-    """What a mistake computes for the outputs of a stage, a case at a time."""
+def _mistaken(stage, mistake, bundle, cases):
+    """A function of a Result: what the mistake computes, or None where it says nothing."""
 
-    def __init__(self, stage, mistake, bundle, cases):
-        self.stage, self.mistake, self.bundle, self.cases = stage, mistake, bundle, cases
-        self.done = {}
+    @cache
+    def outputs(case):
+        with np.errstate(all="ignore"):
+            return stage.formula(bundle.inputs(cases[case]), **mistake.switches)
 
-    def __call__(self, result):
-        """float64 array, or None where the mistake has no meaning for the case."""
-        if result.case not in self.done:
-            inputs = self.bundle.inputs(self.cases[result.case])
-            with np.errstate(all="ignore"):
-                self.done[result.case] = self.stage.formula(inputs, **self.mistake.switches)
-        value = self.done[result.case].get(result.output)
+    def wrong(result):
+        value = outputs(result.case).get(result.output)
         return None if value is None else np.asarray(value)
+
+    return wrong
 
 
 def _left(wrong, result):
@@ -122,12 +126,10 @@ def _looks(bad):
         offset = port - reference
         if offset.size > 1 and np.ptp(offset) <= 1e-3 * abs(offset.mean()):
             return [f"every number is the reference plus {offset.mean():.6g}"]
+        squares, roots = reference**2, np.sqrt(np.abs(reference))
         for sentence, view in (
-            ("numbers are squares of the reference: a square root is missing", reference**2),
-            (
-                "numbers are square roots of the reference: a square root too many",
-                np.sqrt(np.abs(reference)),
-            ),
+            ("numbers are squares of the reference: a square root is missing", squares),
+            ("numbers are square roots of the reference: a square root too many", roots),
         ):
             if _same(port, view) and not _same(view, reference):
                 return [sentence]

@@ -1,9 +1,4 @@
-"""Comparing what a port computed with a bundle, and naming the likely mistake.
-
-Every output of every case is compared by its compare class. Where a stage fails, the known
-mistakes of that stage are computed one after the other (see formulas.py): the one whose
-numbers are the port's numbers is the likely cause.
-"""
+"""Comparing what a port computed with a bundle: every output of every case by its class."""
 
 from dataclasses import dataclass, field
 
@@ -13,27 +8,21 @@ from ..support.errors import InputError
 from . import npy
 from .bundle import Bundle, output_path
 from .causes import likely_causes
-from .compare import Compare, compare
+from .compare import Compare, Verdict, compare
 
 
 @dataclass
 class Result:
-    """One compared output.
-
-    case, output: names. rule: its compare class. reference: the bundle's array. port: the
-    port's array, None where missing. status: "ok", "differs", "missing", "unreadable" or
-    "shape"; message: a sentence where it is one of the last three. verdict: compare.Verdict,
-    None where there was nothing to compare.
-    """
+    """One compared output."""
 
     case: str
     output: str
     rule: Compare
-    reference: np.ndarray
-    port: np.ndarray = None
-    status: str = "ok"
-    message: str = ""
-    verdict: object = None
+    reference: np.ndarray  # the bundle's array
+    port: np.ndarray = None  # the port's, None where it is missing or unreadable
+    status: str = "ok"  # or "differs", "missing", "unreadable" or "shape"
+    message: str = ""  # a sentence where it is one of the last three
+    verdict: Verdict = None  # where there was something to compare
 
     @property
     def ok(self):
@@ -43,16 +32,12 @@ class Result:
 
 @dataclass
 class StageResult:
-    """A stage after the comparison.
-
-    name, title: as in the bundle. results: list of Result, all outputs. causes: sentences on
-    what may be wrong where it is not ok, the likeliest first.
-    """
+    """A stage after the comparison."""
 
     name: str
     title: str
-    results: list = field(default_factory=list)
-    causes: list = field(default_factory=list)
+    results: list = field(default_factory=list)  # of Result
+    causes: list = field(default_factory=list)  # what may be wrong, the likeliest first
 
     @property
     def ok(self):
@@ -66,16 +51,16 @@ def check(port_folder, bundle, stages, chosen=None):
     Parameters
     ----------
     port_folder : Path, an existing folder with <stage>/<case>.out.<name>.npy. Small outputs
-        may lie in a manifest.json of it instead, as in a bundle
+        may lie in its manifest.json instead, as in a bundle
     bundle : Bundle, the reference
     stages : {name: Stage}, for the likely causes
     chosen : list of str, optional
-        Names of stages, or what they start with before a dot ("padim"); default: all.
+        Names of stages, or of models ("padim" for padim.embedding and so on); default: all.
 
     Returns
     -------
-    list of StageResult, in the order of the bundle; extra, sorted paths of .npy files in the
-    port's folder that no compared or known array has.
+    list of StageResult, in the order of the bundle; extra, sorted paths of the .npy files in
+    the port's folder that are no array of the bundle.
 
     Raises InputError for an unknown stage or a damaged reference.
     """
@@ -93,12 +78,7 @@ def check(port_folder, bundle, stages, chosen=None):
             cases = {case["name"]: case for case in stage["cases"]}
             result.causes = likely_causes(stages[stage["name"]], result.results, bundle, cases)
         found.append(result)
-    known = bundle.paths() | {
-        output_path(stage["name"], case["name"], name)
-        for stage in bundle.stages
-        for case in stage["cases"]
-        for name in case["outputs"]
-    }
+    known = bundle.paths() | {output_path(*names) for names in bundle.outputs()}
     present = (p.relative_to(port_folder).as_posix() for p in port_folder.rglob("*.npy"))
     return found, sorted(path for path in present if path not in known)
 
@@ -125,24 +105,23 @@ class _Port:
     def __init__(self, folder):
         self.folder = folder
         self.bundle = Bundle(folder) if (folder / "manifest.json").is_file() else None
+        self.entries = self.bundle.outputs() if self.bundle else {}
 
-    def output(self, stage, case, name):
+    def output(self, *names):
         """The array, or None; InputError where a file is there and cannot be read."""
-        file = self.file(stage, case, name)
+        file = self.folder / output_path(*names)
         if file.is_file():
             return npy.read(file)
-        return self.bundle and self.bundle.small_output(stage, case, name)
-
-    def file(self, stage, case, name):
-        """Where the output should lie."""
-        return self.folder / output_path(stage, case, name)
+        entry = self.entries.get(names, {})
+        return self.bundle.array(entry) if "values" in entry else None
 
 
 def _compare_output(result, port, stage):
     """Fill in what a port's output is like."""
-    file, reference = port.file(stage, result.case, result.output), result.reference
+    names, reference = (stage, result.case, result.output), result.reference
+    file = port.folder / output_path(*names)
     try:
-        result.port = port.output(stage, result.case, result.output)
+        result.port = port.output(*names)
     except InputError as error:
         result.status, result.message = "unreadable", str(error)
         return

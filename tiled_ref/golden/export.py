@@ -1,6 +1,5 @@
-"""Writing a bundle of golden files."""
+"""Writing a bundle of golden files; FORMAT.md describes them."""
 
-import contextlib
 import json
 import platform
 import re
@@ -14,41 +13,34 @@ import torchvision
 from .. import __version__
 from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
-from . import FORMAT_VERSION, npy
-from .bundle import FORMAT, Bundle, output_path
+from . import npy
+from .bundle import FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
 from .compare import compare, differences, ulps_apart
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
-INLINE = 64  # numbers that an array may have to lie in the manifest itself
+INLINE = 64  # arrays of at most so many numbers are in the manifest and have no file
 DOCUMENTS = ("FORMAT.md", "manifest.schema.json", "report.schema.json")
 
 
 def export(folder, stages, models, command):
     """Write a bundle.
 
-    Parameters: folder, made where it is missing, must not hold another bundle's files; stages,
-    list of Stage; models, {name: {tensor: array}}; command, the command line that does this.
-    Returns the manifest.
+    Parameters: folder, made where it is missing; stages, list of Stage; models,
+    {name: {tensor: array}}; command, the command line that does this.
+    Returns the manifest. A bundle that the folder holds is replaced.
     Raises InputError where the folder is not empty and holds no bundle, or cannot be written;
     RuntimeError where the package's own code and the formulas disagree beyond the compare
-    class: then one of the two is wrong and nothing must be published.
+    class: one of the two is wrong, and nothing is written.
     """
     folder = Path(folder)
     make_folder(folder)
-    with _one_thread():
-        return _export(folder, stages, models, command)
-
-
-@contextlib.contextmanager
-def _one_thread():
-    """torch with one thread: sums are then in one order, and small arrays gain nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that sums are in one order
     try:
-        yield
+        return _export(folder, stages, models, command)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(n_threads)
 
 
 def _export(folder, stages, models, command):
@@ -56,12 +48,12 @@ def _export(folder, stages, models, command):
     files = {}  # path: bytes; nothing is written before everything is computed
     entries = {
         model: {
-            name: _write(files, f"models/{model}/{name}.npy", tensor, inline=0)
+            name: _array_entry(files, f"models/{model}/{name}.npy", tensor, inline=0)
             for name, tensor in sorted(tensors.items())
         }
         for model, tensors in sorted(models.items())
     }
-    listed = [_write_stage(files, stage, models) for stage in stages]
+    listed = [_stage_entry(files, stage, models) for stage in stages]
     used = {flag for stage in listed for case in stage["cases"] for flag in case["flags"]}
     manifest = {
         "format": FORMAT,
@@ -95,14 +87,14 @@ def _export(folder, stages, models, command):
 
 
 def _text(manifest):
-    """JSON with lists of numbers and words on one line."""
+    """JSON with lists of numbers or words on one line."""
     text = json.dumps(manifest, indent=1, allow_nan=False)
     flat = re.sub(r"\[[^][{}]*\]", lambda m: " ".join(m[0].split()), text)
     return flat.replace("[ ", "[").replace(" ]", "]") + "\n"
 
 
 def _old_files(folder):
-    """What an earlier export wrote, the manifest first; InputError where that is not clear."""
+    """What an earlier export wrote, the manifest first; InputError where that is unclear."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         if any(folder.iterdir()):
@@ -120,35 +112,34 @@ def _old_files(folder):
     return [manifest, *(bundle.path(path) for path in sorted(bundle.paths()))]
 
 
-def _write_stage(files, stage, models):
+def _stage_entry(files, stage, models):
     return {
         "name": stage.name,
         "title": stage.title,
         "function": stage.function,
         "source": stage.source,
-        "cases": [_write_case(files, stage, case, models) for case in stage.cases()],
+        "cases": [_case_entry(files, stage, case, models) for case in stage.cases()],
     }
 
 
-def _write_case(files, stage, case, models):
+def _case_entry(files, stage, case, models):
     where = f"{stage.name}/{case.name}"
-    inputs = {}
+    inputs, given = {}, dict(case.inputs)
     for name, value in case.inputs.items():
         if isinstance(value, Weights):
             inputs[name] = {"model": value.model}
+            given[name] = models[value.model]
         elif isinstance(value, File):
-            inputs[name] = _write_file(files, f"{where}.in.{value.name}", value.data)
+            path, data = f"{where}.in.{value.name}", value.data
+            inputs[name] = {"path": path, "bytes": len(data), "sha256": npy.sha256(data)}
+            files[path] = data
         else:
-            inputs[name] = _write(files, f"{where}.in.{name}.npy", value)
-    given = {
-        name: models[value.model] if isinstance(value, Weights) else value
-        for name, value in case.inputs.items()
-    }
+            inputs[name] = _array_entry(files, f"{where}.in.{name}.npy", value)
     results, truth = stage.compute(given), stage.formula(given)
     outputs = {}
     for name, value in results.items():
         rule = case.compare.get(name, stage.outputs[name])
-        entry = _write(files, output_path(stage.name, case.name, name), value)
+        entry = _array_entry(files, output_path(stage.name, case.name, name), value)
         entry["compare"] = {**rule.as_json(), **_measure(where, name, value, truth[name], rule)}
         outputs[name] = entry
     return {
@@ -187,24 +178,17 @@ def _measure(where, name, value, truth, rule):
     return measured
 
 
-def _write(files, path, array, inline=INLINE):
+def _array_entry(files, path, array, inline=INLINE):
     array = np.asarray(array)
     entry = {"dtype": array.dtype.newbyteorder("<").str, "shape": list(array.shape)}
     data = npy.encode(array)
     if array.size <= inline:
-        entry["values"] = [_json_number(value) for value in array.reshape(-1).tolist()]
+        entry["values"] = [json_number(value) for value in array.reshape(-1).tolist()]
     else:
         entry["path"] = path
         files[path] = data
     entry["sha256"] = npy.sha256(data)
     return entry
-
-
-def _json_number(value):
-    """What JSON cannot say is "NaN", "Infinity" or "-Infinity"."""
-    if isinstance(value, float) and not np.isfinite(value):
-        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-    return value
 
 
 def _case_text(stage, case):
@@ -222,11 +206,6 @@ def _case_text(stage, case):
             words = [entry["dtype"], len(shape), *shape, *values]
         lines.append(" ".join(str(word) for word in [name, *words]))
     return "\n".join(lines) + "\n"
-
-
-def _write_file(files, path, data):
-    files[path] = data
-    return {"path": path, "bytes": len(data), "sha256": npy.sha256(data)}
 
 
 def _counts(stages):

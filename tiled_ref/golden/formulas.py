@@ -35,7 +35,7 @@ def nearest_matrix(n_in, n_out, centre=False):
 
 
 def enlarge(maps, size, mode="bilinear", **switches):
-    """(..., hf, wf) -> (..., H, W); mode "bilinear", "nearest" or, exchanged, "nearest_centre"."""
+    """(..., hf, wf) -> (..., H, W); mode "bilinear", "nearest" or "nearest_centre"."""
     if mode == "bilinear":
         matrices = [linear_matrix(a, b, **switches) for a, b in zip(maps.shape[-2:], size)]
     else:

@@ -1,8 +1,8 @@
 """The second bundle: one generated image through the real sizes with genuine weights.
 
-The image is one of the built-in data set, with a defect. It is resized to 256 px, normalised, cut
-into tiles and sent through ResNet-18; PaDiM and PatchCore are fitted on six windows of 64 px
-of it and predict a seventh. Some tens of megabytes, so nothing of it is in the repository.
+An image of the built-in data set, with a defect, is resized to 256 px, normalised, cut into tiles
+and sent through ResNet-18; PaDiM and PatchCore are fitted on six of its windows of 64 px and
+predict a seventh. At tens of megabytes, the bundle is not in the repository.
 """
 
 from dataclasses import replace
@@ -22,14 +22,14 @@ from . import backbone, images, padim, patchcore
 from .inputs import grid_array, tensor
 from .stage import Case, Weights
 
-SIDE, WINDOW = 256, 64  # px: of the resized image, of the windows
+SIDE, WINDOW = 256, 64  # px, of the resized image and of its windows
 SEED = 42  # of channels and projection
 TRAIN = tuple((y, x) for y in (0, 96, 192) for x in (16, 176))  # windows, top left pixels
 TEST = (112, 96)
 
 
 class Genuine:
-    """What the second bundle is made of.
+    """The stages and models of the second bundle.
 
     Parameters: weights, "imagenet" or a file, see tiled_ref.models.weights.
     Raises InputError where there are none.
@@ -56,13 +56,11 @@ class Genuine:
         return {"backbone": self.tensors}
 
     def stages(self):
-        """The stages that have something to do with the weights, and those before."""
-        size = np.array([SIDE, SIDE], np.int64)
-        picture = {"image": self.picture, "size": size}
+        """The stages up to the scores of PaDiM and PatchCore, a case each."""
+        picture = {"image": self.picture, "size": np.array([SIDE, SIDE], np.int64)}
         tiles = {"images": self.normalised, "grid": grid_array(SIDE, 128, 64)}
         features = {"images": self.normalised, "weights": Weights("backbone")}
-        train = self._windows(TRAIN)
-        test = self._windows([TEST])
+        train, test = self._windows(TRAIN), self._windows([TEST])
         return [
             _only(images.RESIZE, picture, ("downscale",)),
             _only(images.NORMALISE, {"images": self.levels}),

@@ -1,5 +1,5 @@
-"""Image files made byte by byte, so that they are the same on every machine, and read again
-plainly: PNG without compression, and JPEG whose blocks are of one colour each.
+"""Image files made byte by byte, so that they are the same on every machine, and their plain
+reading: PNG without compression, and JPEG whose blocks are of one colour each.
 
 Source: PNG specification (third edition), Sec. 5 and 11; ITU-T T.81 (JPEG), Annexes B and F.
 """

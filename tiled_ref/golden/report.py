@@ -1,18 +1,17 @@
 """The report of a check, as text and as JSON."""
 
-import numpy as np
-
-from . import FORMAT_VERSION
+from .bundle import FORMAT_VERSION, json_number
 
 FIRST = 4  # values shown side by side
-MANY = 10_000  # ulps; beyond that their number tells nothing
+MANY = 10_000  # ulps; a larger number is not shown
 
 
 def count(found):
-    """Numbers of a check: outputs, ok, differing, missing, compared numbers, and how many of
-    the compared arrays say little, because the reference is empty or one number throughout."""
+    """Counts of a check. An array is vacuous, because comparing it proves little, where the
+    reference is empty or one number throughout."""
     results = [r for stage in found for r in stage.results]
     compared = [r for r in results if r.verdict is not None]
+    vacuous = sum(_is_vacuous(r.reference) for r in compared)
     return {
         "stages": len(found),
         "stages_ok": sum(stage.ok for stage in found),
@@ -22,16 +21,13 @@ def count(found):
         "missing": sum(r.status == "missing" for r in results),
         "unreadable": sum(r.status == "unreadable" for r in results),
         "compared_numbers": sum(r.verdict.n for r in compared),
-        "non_vacuous": sum(_says_something(r.reference) for r in compared),
-        "vacuous": sum(not _says_something(r.reference) for r in compared),
+        "non_vacuous": len(compared) - vacuous,
+        "vacuous": vacuous,
     }
 
 
-def _says_something(reference):
-    """A single number, or numbers that are not all the same."""
-    return reference.size == 1 or (
-        reference.size > 1 and bool((reference != reference.flat[0]).any())
-    )
+def _is_vacuous(reference):
+    return reference.size != 1 and not (reference != reference.reshape(-1)[:1]).any()
 
 
 def first_failing(found):
@@ -78,25 +74,17 @@ def _output_json(result):
         entry.update(
             compared=verdict.n,
             beyond=verdict.n_beyond,
-            largest_difference=_number(verdict.difference),
+            largest_difference=json_number(verdict.difference),
             ulps=verdict.ulps,
             index=None if verdict.worst is None else list(verdict.worst),
-            reference=_number(result.reference[verdict.worst]) if verdict.n else None,
-            port=_number(result.port[verdict.worst]) if verdict.n else None,
+            reference=json_number(result.reference[verdict.worst].item()) if verdict.n else None,
+            port=json_number(result.port[verdict.worst].item()) if verdict.n else None,
         )
     return entry
 
 
-def _number(value):
-    """A JSON number, or the name of what is none."""
-    value = np.asarray(value).item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
 def as_text(found, extra, bundle):
-    """The report as people read it."""
+    """The report as text."""
     lines = []
     for place, stage in enumerate(found, start=1):
         lines += _stage_lines(f"{place}/{len(found)}", stage)
@@ -139,7 +127,7 @@ def _stage_lines(place, stage):
 
 
 def _largest(results):
-    """The output with the largest difference beside what is allowed, as a list of one."""
+    """The compared output with the largest difference, in a list."""
     compared = [r for r in results if r.verdict is not None and r.verdict.n]
     return [max(compared, key=lambda r: (r.verdict.difference, r.verdict.n))] if compared else []
 
@@ -153,9 +141,8 @@ def _output_lines(result):
     for name, array in (("reference", result.reference), ("port", result.port)):
         values = " ".join(f"{v:>14.8g}" for v in array.reshape(-1)[:FIRST].tolist())
         lines.append(f"    first values  {name:<9} {values}")
-    steps = ""
-    if verdict.ulps is not None and verdict.ulps <= MANY:
-        steps = f" ({verdict.ulps} ulp at most)"
+    few = verdict.ulps is not None and verdict.ulps <= MANY
+    steps = f" ({verdict.ulps} ulp at most)" if few else ""
     where = ", ".join(str(k) for k in verdict.worst)
     lines.append(
         f"    largest difference {verdict.difference:.6g} at ({where}): reference "

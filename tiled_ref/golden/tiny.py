@@ -1,4 +1,4 @@
-"""The first bundle: everything with a tiny backbone, nothing to download."""
+"""The first bundle: all stages, with a tiny backbone, so that nothing is downloaded."""
 
 from . import (
     backbone,
@@ -13,14 +13,12 @@ from . import (
     thresholds,
 )
 
-BEFORE_THE_MODELS = (images, backbone)
-MODELS = (padim, patchcore, fastflow, reverse_distillation)
-AFTER_THE_MODELS = (merging, thresholds, metrics, ensemble)
 
 
 def stages():
     """All stages in the order of the method."""
-    files = (*BEFORE_THE_MODELS, *MODELS, *AFTER_THE_MODELS)
+    models = padim, patchcore, fastflow, reverse_distillation
+    files = images, backbone, *models, merging, thresholds, metrics, ensemble
     return [stage for file in files for stage in file.STAGES]
 
 
