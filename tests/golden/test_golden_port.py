@@ -7,14 +7,14 @@ import pytest
 from sources import ROOT
 
 from tiled_ref.golden import tiny
-from tiled_ref.golden.__main__ import main
+from tiled_ref.golden.__main__ import REFERENCE, main
 from tiled_ref.golden.bundle import Bundle
-from tiled_ref.golden.checker import as_text, check, count, first_failing
+from tiled_ref.golden.checker import check
+from tiled_ref.golden.report import as_text, count, first_failing
 
 sys.path.insert(0, str(ROOT / "tests" / "port"))
 import build  # noqa: E402
 
-GOLDEN = ROOT / "tiled_ref" / "golden" / "reference"
 STAGES = {stage.name: stage for stage in tiny.stages()}
 
 
@@ -26,12 +26,12 @@ def compiler():
 
 @pytest.fixture(scope="module")
 def bundle():
-    return Bundle(GOLDEN)
+    return Bundle(REFERENCE)
 
 
 def test_the_port_agrees_with_every_golden_file_of_its_stages(compiler, bundle, tmp_path, capsys):
     program = build.build(tmp_path / "port", flags=["-O1", *build.STRICT])
-    build.run(program, GOLDEN, tmp_path / "out")
+    build.run(program, REFERENCE, tmp_path / "out")
     names = build.stages(program)
     assert main(["check", str(tmp_path / "out"), "--stage", *names]) == 0
     assert "OK: all 16 stages agree" in capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_the_port_agrees_with_every_golden_file_of_its_stages(compiler, bundle, 
 def test_a_deliberate_mistake_is_found_at_its_stage_and_named(compiler, bundle, tmp_path, bug):
     stage, words = build.BUGS[bug]
     program = build.build(tmp_path / "port", bug, flags=["-O0"])
-    build.run(program, GOLDEN, tmp_path / "out")
+    build.run(program, REFERENCE, tmp_path / "out")
     found, _ = check(tmp_path / "out", bundle, STAGES, build.stages(program))
     failing = first_failing(found)
     assert failing.name == stage

@@ -8,7 +8,9 @@
        ./port BUNDLE OUT         OUT must hold a folder for every stage
        ./port                    says which stages it knows
 
-   -DBUG=n builds one of the mistakes listed in bugs.py, which the checker must find and name. */
+   -DBUG=n builds one of the mistakes listed in build.py, which the checker must find and name.
+
+   One file because it shows how little a port needs. */
 
 #include <math.h>
 #include <stdint.h>

@@ -8,8 +8,10 @@ from pathlib import Path
 from ..support.errors import InputError, KernelNotBuiltError
 from ..support.files import atomic_write
 from . import genuine, tiny
-from .bundle import Bundle, export
-from .checker import as_json, as_text, check, first_failing
+from .bundle import Bundle
+from .checker import check
+from .export import export
+from .report import as_json, as_text, first_failing
 
 REFERENCE = Path(__file__).with_name("reference")
 

@@ -1,205 +1,19 @@
-"""A bundle of golden files: writing it, and reading it back with distrust.
+"""Reading a bundle of golden files, without trusting it; FORMAT.md describes its files."""
 
-    DIR/manifest.json                     everything about every array; see FORMAT.md
-    DIR/cases.txt                         the cases and their inputs again, for ports without
-                                          a JSON reader
-    DIR/<stage>/<case>.in.<name>.npy      what the stage is given
-    DIR/<stage>/<case>.out.<name>.npy     what it makes of it
-    DIR/models/<model>/<tensor>.npy       weights that several cases share
-    DIR/FORMAT.md, *.schema.json          how to read all this
-
-Arrays of at most INLINE numbers are in the manifest (inputs in cases.txt too) and have no file.
-"""
-
-import contextlib
 import json
-import platform
 import re
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import torch
-import torchvision
 
-from .. import __version__
 from ..support.errors import InputError
-from ..support.files import atomic_write, make_folder
-from . import FORMAT_VERSION, npy
-from .compare import Compare, compare, differences, ulps_apart
-from .numbers import SEED
-from .stage import FLAGS, File, Weights
+from . import npy
+from .compare import Compare
+from .stage import File
 
 FORMAT = "tiled-ref golden files"
-INLINE = 64  # numbers that an array may have to lie in the manifest itself
-DOCUMENTS = ("FORMAT.md", "manifest.schema.json", "report.schema.json")
+FORMAT_VERSION = 1  # of the bundle's layout; a reader refuses a newer one
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-# -------------------------------------------------------------------------------- writing
-
-
-def export(folder, stages, models, command):
-    """Write a bundle.
-
-    Parameters: folder, made where it is missing, must not hold another bundle's files; stages,
-    list of Stage; models, {name: {tensor: array}}; command, the command line that does this.
-    Returns the manifest.
-    Raises InputError where the folder is not empty and holds no bundle, or cannot be written;
-    RuntimeError where the package's own code and the formulas disagree beyond the compare
-    class: then one of the two is wrong and nothing must be published.
-    """
-    folder = Path(folder)
-    make_folder(folder)
-    with _one_thread():
-        return _export(folder, stages, models, command)
-
-
-@contextlib.contextmanager
-def _one_thread():
-    """torch with one thread: sums are then in one order, and small arrays gain nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _export(folder, stages, models, command):
-    old = _old_files(folder)
-    files = {}  # path: bytes; nothing is written before everything is computed
-    entries = {
-        model: {
-            name: _write(files, f"models/{model}/{name}.npy", tensor, inline=0)
-            for name, tensor in sorted(tensors.items())
-        }
-        for model, tensors in sorted(models.items())
-    }
-    listed = [_write_stage(files, stage, models) for stage in stages]
-    used = {flag for stage in listed for case in stage["cases"] for flag in case["flags"]}
-    manifest = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "command": command,
-        "seed": SEED,
-        "versions": {
-            "tiled_ref": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-        "counts": _counts(listed),
-        "flags": {flag: FLAGS[flag] for flag in sorted(used)},
-        "models": entries,
-        "stages": listed,
-    }
-    for name in DOCUMENTS:
-        files[name] = (resources.files(__package__) / "reference" / name).read_bytes()
-    cases = [_case_text(stage["name"], case) for stage in listed for case in stage["cases"]]
-    files["cases.txt"] = "".join(cases).encode()
-    text = _text(manifest)
-    for file in old:  # the manifest first: half a bundle has none
-        file.unlink(missing_ok=True)
-    for path, data in files.items():
-        npy.write_bytes(folder / path, data)
-    with atomic_write(folder / "manifest.json") as file:
-        file.write(text)
-    return manifest
-
-
-def _text(manifest):
-    """JSON with lists of numbers and words on one line."""
-    text = json.dumps(manifest, indent=1, allow_nan=False)
-    flat = re.sub(r"\[[^][{}]*\]", lambda m: " ".join(m[0].split()), text)
-    return flat.replace("[ ", "[").replace(" ]", "]") + "\n"
-
-
-def _old_files(folder):
-    """What an earlier export wrote, the manifest first; InputError where that is not clear."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        if any(folder.iterdir()):
-            raise InputError(
-                f"the folder {folder} is not empty and holds no golden files; name another one"
-            )
-        return []
-    try:
-        bundle = Bundle(folder)
-    except InputError as error:
-        raise InputError(
-            f"the folder {folder} holds a bundle that cannot be read, so its files cannot be "
-            "replaced; remove the folder or name another one"
-        ) from error
-    return [manifest, *(bundle.path(path) for path in sorted(bundle.paths()))]
-
-
-def _write_stage(files, stage, models):
-    return {
-        "name": stage.name,
-        "title": stage.title,
-        "function": stage.function,
-        "source": stage.source,
-        "cases": [_write_case(files, stage, case, models) for case in stage.cases()],
-    }
-
-
-def _write_case(files, stage, case, models):
-    where = f"{stage.name}/{case.name}"
-    inputs = {}
-    for name, value in case.inputs.items():
-        if isinstance(value, Weights):
-            inputs[name] = {"model": value.model}
-        elif isinstance(value, File):
-            inputs[name] = _write_file(files, f"{where}.in.{value.name}", value.data)
-        else:
-            inputs[name] = _write(files, f"{where}.in.{name}.npy", value)
-    given = {
-        name: models[value.model] if isinstance(value, Weights) else value
-        for name, value in case.inputs.items()
-    }
-    results, truth = stage.compute(given), stage.formula(given)
-    outputs = {}
-    for name, value in results.items():
-        rule = case.compare.get(name, stage.outputs[name])
-        entry = _write(files, output_path(stage.name, case.name, name), value)
-        entry["compare"] = {**rule.as_json(), **_measure(where, name, value, truth[name], rule)}
-        outputs[name] = entry
-    return {
-        "id": where,
-        "name": case.name,
-        "flags": list(case.flags),
-        "comment": case.comment,
-        "inputs": inputs,
-        "outputs": outputs,
-    }
-
-
-def _measure(where, name, value, truth, rule):
-    """{"measured": the largest difference from the float64 formula}, in ulps for that class,
-    rounded up to two digits; for a boundary also the share beyond close."""
-    value, truth = np.asarray(value), np.asarray(truth)
-    if value.shape != truth.shape:
-        raise RuntimeError(
-            f"{where}/{name}: the formula gives shape {truth.shape}, not {value.shape}"
-        )
-    cast = truth.astype(value.dtype)
-    verdict = compare(cast if rule.kind in ("exact", "ulp") else truth, value, rule)
-    if not verdict.ok:
-        raise RuntimeError(
-            f"{where}/{name}: package and formula differ by {verdict.difference:g} at "
-            f"{verdict.worst}, beyond {rule}; one of the two is wrong"
-        )
-    if not value.size:
-        return {"measured": 0}
-    if rule.kind == "ulp":
-        return {"measured": int(ulps_apart(cast, value).max())}
-    largest = float(differences(truth, value).max()) if rule.kind != "exact" else 0
-    measured = {"measured": float(f"{largest:.1e}") if largest else 0}
-    if rule.kind == "boundary":
-        measured["measured_share"] = float(f"{verdict.n_beyond / value.size:.1e}")
-    return measured
 
 
 def output_path(stage, case, name):
@@ -207,64 +21,18 @@ def output_path(stage, case, name):
     return f"{stage}/{case}.out.{name}.npy"
 
 
-def _write(files, path, array, inline=INLINE):
-    array = np.asarray(array)
-    entry = {"dtype": array.dtype.newbyteorder("<").str, "shape": list(array.shape)}
-    data = npy.encode(array)
-    if array.size <= inline:
-        entry["values"] = [_json_number(value) for value in array.reshape(-1).tolist()]
-    else:
-        entry["path"] = path
-        files[path] = data
-    entry["sha256"] = npy.sha256(data)
-    return entry
-
-
-def _json_number(value):
-    """What JSON cannot say is "NaN", "Infinity" or "-Infinity"."""
+def json_number(value):
+    """What JSON can hold of a number: "NaN", "Infinity" and "-Infinity" are strings."""
     if isinstance(value, float) and not np.isfinite(value):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def _case_text(stage, case):
-    """The lines of a case in cases.txt: "case STAGE NAME INPUTS", then a line for each input,
-    its name and either a path, or dtype, number of axes, sides and values."""
-    lines = [f"case {stage} {case['name']} {len(case['inputs'])}"]
-    for name, entry in case["inputs"].items():
-        if "model" in entry:
-            words = [f"models/{entry['model']}"]
-        elif "path" in entry:
-            words = [entry["path"]]
-        else:
-            shape, values = entry["shape"], entry["values"]
-            values = [int(v) if isinstance(v, bool) else v for v in values]
-            words = [entry["dtype"], len(shape), *shape, *values]
-        lines.append(" ".join(str(word) for word in [name, *words]))
-    return "\n".join(lines) + "\n"
-
-
-def _write_file(files, path, data):
-    files[path] = data
-    return {"path": path, "bytes": len(data), "sha256": npy.sha256(data)}
-
-
-def _counts(stages):
-    """How many stages, cases, output arrays and numbers to compare there are."""
-    cases = [case for stage in stages for case in stage["cases"]]
-    outputs = [entry for case in cases for entry in case["outputs"].values()]
-    numbers = sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in outputs)
-    return {"stages": len(stages), "cases": len(cases), "outputs": len(outputs), "numbers": numbers}
-
-
-# -------------------------------------------------------------------------------- reading
 
 
 class Bundle:
     """A bundle on disk.
 
     Parameters: folder.
-    Attributes: folder; manifest, the dict.
+    Attributes: folder; manifest, a dict; digest, the manifest's SHA-256.
     Raises InputError, naming the file, where the folder or the manifest is missing, damaged,
     of a newer format, or names files outside the folder.
     """
@@ -286,7 +54,7 @@ class Bundle:
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"not complete JSON: {error}") from error
         self._check()
-        self._arrays, self._inputs, self._outputs = {}, {}, None
+        self._arrays, self._inputs = {}, {}
 
     @property
     def stages(self):
@@ -302,33 +70,29 @@ class Bundle:
             raise self._damaged(f"it names the path {relative!r} outside its folder")
         return file
 
+    def outputs(self):
+        """{(stage, case, output): entry of the manifest}."""
+        return {
+            (stage["name"], case["name"], name): entry
+            for stage in self.stages
+            for case in stage["cases"]
+            for name, entry in case["outputs"].items()
+        }
+
     def paths(self):
         """Every path that the manifest names, a set."""
         entries = [e for tensors in self.manifest["models"].values() for e in tensors.values()]
+        entries += self.outputs().values()
         for stage in self.stages:
             for case in stage["cases"]:
-                entries += [*case["inputs"].values(), *case["outputs"].values()]
+                entries += case["inputs"].values()
         return {entry["path"] for entry in entries if "path" in entry}
 
-    def small_output(self, stage, case, name):
-        """The array of an output that lies in the manifest itself, or None."""
-        if self._outputs is None:
-            self._outputs = {
-                (s["name"], c["name"], key): entry
-                for s in self.stages
-                for c in s["cases"]
-                for key, entry in c["outputs"].items()
-                if "values" in entry
-            }
-        entry = self._outputs.get((stage, case, name))
-        return None if entry is None else self.array(entry)
-
     def array(self, entry):
-        """What an entry of the manifest stands for.
+        """The array of an entry of the manifest, or the bytes of a file that is no array.
 
-        Returns an array, or the bytes of a file that is no array.
-        Raises InputError where it is missing, or its SHA-256, kind of number or shape are not
-        those of the manifest.
+        Raises InputError where it is missing, or its SHA-256, dtype or shape are not those of
+        the manifest.
         """
         if "values" in entry:
             return self._inline(entry)
@@ -353,7 +117,6 @@ class Bundle:
         return array
 
     def _inline(self, entry):
-        """An array that lies in the manifest."""
         try:
             values = np.array([float(v) if isinstance(v, str) else v for v in entry["values"]])
             array = values.astype(entry["dtype"]).reshape(entry["shape"])
@@ -384,7 +147,7 @@ class Bundle:
         return InputError(f"the manifest {self.file} is damaged ({why}); export the bundle again")
 
     def _check(self):
-        """Everything that is used later is there, and of the kind it should be."""
+        """Raise InputError where something that is used later is missing or of a wrong kind."""
         manifest = self.manifest
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise self._damaged(f'its "format" is not "{FORMAT}"')

@@ -1,12 +1,12 @@
 """When a port's array counts as equal to the reference: four compare classes.
 
-    exact            the same values (any NaN equals any NaN, -0 equals 0)
-    ulp(n)           at most n representable numbers apart
-    close(rtol, atol)   |port - reference| <= atol + rtol |reference|
+    exact              the same values (any NaN equals any NaN, -0 equals 0)
+    ulp(n)             at most n representable numbers apart
+    close(rtol, atol)  |port - reference| <= atol + rtol |reference|
     boundary(rtol, atol, cap, limit)
-                     where a decision hangs on the last bit (rounding to whole levels, the
-                     sign of a gradient): at most the share `cap` of the elements is further
-                     away than close(rtol, atol), and none further than `limit`
+                       where the last bit decides (rounding to whole levels, the sign of a
+                       gradient): at most the share `cap` of the elements is further away than
+                       close(rtol, atol), and none further than `limit`
 
 Infinities are equal to themselves only, in every class.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NUMBERS = {  # that a class has
+NUMBERS = {  # of each class
     "exact": (),
     "ulp": ("ulps",),
     "close": ("rtol", "atol"),
@@ -25,8 +25,7 @@ NUMBERS = {  # that a class has
 
 @dataclass(frozen=True)
 class Compare:
-    """A compare class and its numbers: kind, and ulps, rtol, atol, cap, limit where it has
-    them; see the module."""
+    """A compare class, its kind, and those of ulps, rtol, atol, cap, limit that it has."""
 
     kind: str
     ulps: int = 0
@@ -41,10 +40,8 @@ class Compare:
 
     @staticmethod
     def from_json(entry):
-        """The inverse of as_json; other keys are ignored.
-
-        KeyError for what is missing, ValueError or TypeError for what is no such thing.
-        """
+        """The inverse of as_json; other keys are ignored. Raises KeyError for a missing number,
+        ValueError or TypeError for a wrong one."""
         kind = entry["class"]
         if kind not in NUMBERS:
             raise ValueError(f"the compare class {kind!r}")
@@ -70,40 +67,34 @@ EXACT = Compare("exact")
 
 
 def ulp(n):
-    """At most n representable numbers apart."""
+    """The class ulp, see the module."""
     return Compare("ulp", ulps=n)
 
 
 def close(rtol, atol):
-    """|port - reference| <= atol + rtol |reference|."""
+    """The class close, see the module."""
     return Compare("close", rtol=rtol, atol=atol)
 
 
 def boundary(rtol, atol, cap, limit):
-    """close(rtol, atol) but for a share of at most cap, which stays within limit."""
+    """The class boundary, see the module."""
     return Compare("boundary", rtol=rtol, atol=atol, cap=cap, limit=limit)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What comparing two arrays of one shape gave.
-
-    ok; n, numbers compared; n_beyond, those beyond the tolerance; worst, index of the largest
-    difference (None without numbers); difference, the absolute difference there (inf where
-    only one of the two is finite); ulps, the largest distance in representable numbers
-    (floats of one kind only, else None; None as well where only one of two is a NaN).
-    """
+    """The comparison of two arrays of one shape."""
 
     ok: bool
-    n: int
-    n_beyond: int
-    worst: tuple
-    difference: float
-    ulps: int
+    n: int  # numbers compared
+    n_beyond: int  # those beyond the tolerance
+    worst: tuple  # index of the largest difference, None without numbers
+    difference: float  # absolute, there; inf where only one of the two is finite
+    ulps: int  # largest distance in representable numbers; None where that has no meaning
 
 
 def compare(port, reference, rule):
-    """Verdict on a port's array; both arrays have one shape, any kinds of numbers."""
+    """Verdict on a port's array by a rule, a Compare; both arrays have one shape, any dtypes."""
     difference = differences(port, reference)
     if not difference.size:
         return Verdict(True, 0, 0, None, 0.0, 0)
@@ -137,7 +128,7 @@ def compare(port, reference, rule):
 
 def differences(port, reference):
     """|port - reference|, float64: 0 where both are NaN or the same infinity, infinity where
-    only one is finite or they are different infinities."""
+    only one is finite or the infinities differ."""
     port, reference = (np.asarray(a).astype(np.float64) for a in (port, reference))
     with np.errstate(all="ignore"):
         difference = np.abs(port - reference)
@@ -146,11 +137,11 @@ def differences(port, reference):
 
 
 def ulps_apart(port, reference):
-    """How many representable numbers lie between, float64 (exact below 2^53); infinity where
-    only one is a NaN."""
+    """Steps from one representable number to the next between two arrays of one float dtype,
+    float64 (exact below 2^53); infinity where only one is a NaN."""
 
     def order(array):
-        """Integers with the order of the floats, -0 and 0 the same."""
+        """Integers in the order of the floats; -0 and 0 are the same."""
         kind = np.int32 if array.dtype == np.float32 else np.int64
         bits = np.ascontiguousarray(array).view(kind).reshape(array.shape).astype(np.int64)
         return np.where(bits < 0, np.int64(np.iinfo(kind).min) - bits, bits)

@@ -4,6 +4,8 @@ The tensors of a layer's flow are stacked over its eight blocks: "layer1.conv1_w
 (8, C/2, C/2, 3, 3), "layer1.order" (8, C), and so on.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,11 @@ import torch.nn.functional as F
 from ..models import fastflow as model
 from . import formulas
 from .compare import boundary, close
+from .inputs import CHANNELS, Given, given_layers, layers_of, places, size_of, tensor
 from .numbers import Numbers
-from .padim import CHANNELS, Given, given_layers, layers_of, score_stage, tensor
-from .stage import Case, Confusion, Stage, Weights
+from .padim import score_stage
+from .stage import Case, Mistake, Stage, Weights
+from .training import train
 
 SIZE = 16  # px, the tile of the bundle's flows: grids of 4, 2 and 1
 RATE = model.LEARNING_RATE
@@ -24,8 +28,8 @@ PARTS = {  # name in the bundle -> name in a block
     "conv2_bias": "conv2.bias",
     "global_scale": "global_scale",
     "global_offset": "global_offset",
-    "order": "order",
 }
+NORM = ("norm_weight", "norm_bias")
 
 
 def drawn():
@@ -60,83 +64,77 @@ def _fastflow(inputs, size=(SIZE, SIZE), steps=1):
     if "weights" in inputs:
         state = {}
         for k, name in enumerate(CHANNELS):
-            own = {
-                part: inputs["weights"][f"{name}.{part}"]
-                for part in (*PARTS, "norm_weight", "norm_bias")
-            }
-            for part in ("norm_weight", "norm_bias"):
-                state[f"{k}.{part}"] = tensor(own[part])
-            for part, inner in PARTS.items():
-                for b, value in enumerate(own[part]):
-                    state[f"{k}.blocks.{b}.{inner}"] = tensor(value)
-                    if part == "order":
-                        state[f"{k}.blocks.{b}.back"] = tensor(value).argsort()
+            own = _of_layer(inputs["weights"], name)
+            state.update({f"{k}.{part}": tensor(own[part]) for part in NORM})
+            for b, order in enumerate(own["order"]):
+                block = f"{k}.blocks.{b}"
+                state[f"{block}.order"], state[f"{block}.back"] = (
+                    tensor(order),
+                    tensor(order).argsort(),
+                )
+                for part, inner in PARTS.items():
+                    state[f"{block}.{inner}"] = tensor(own[part][b])
         fastflow.load_state(state)
     return fastflow
+
+
+def _of_layer(weights, layer):
+    """The tensors of a layer's flow by their names within it."""
+    start = f"{layer}."
+    return {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
 
 
 def _packed(fastflow):
     """Weights as in the bundle, without the permutations, which training leaves alone."""
     state, tensors = fastflow.state(), {}
     for k, name in enumerate(CHANNELS):
-        for part in ("norm_weight", "norm_bias"):
+        for part in NORM:
             tensors[f"{name}.{part}"] = state[f"{k}.{part}"].numpy()
         for part, inner in PARTS.items():
-            if part != "order":
-                blocks = [state[f"{k}.blocks.{b}.{inner}"] for b in range(model.N_BLOCKS)]
-                tensors[f"{name}.{part}"] = torch.stack(blocks).contiguous().numpy()
+            blocks = [state[f"{k}.blocks.{b}.{inner}"] for b in range(model.N_BLOCKS)]
+            tensors[f"{name}.{part}"] = torch.stack(blocks).contiguous().numpy()
     return tensors
 
 
-# ----------------------------------------------------------------------------- embedding
-
-
 def _embedding_cases():
-    cases = []
     for name, n, flags in (("one", 1, ()), ("several", 3, ("several",))):
-        draw = Numbers(f"fastflow.embedding/{name}")
-        layers = layers_of(draw, n, (SIZE // 4, SIZE // 4))
-        cases.append(Case(name, {**layers, "weights": Weights("fastflow")}, flags))
-    return cases
+        layers = layers_of(Numbers(f"fastflow.embedding/{name}"), n, (SIZE // 4, SIZE // 4))
+        yield Case(name, {**layers, "weights": Weights("fastflow")}, flags)
 
 
 def _embedding(inputs):
-    outputs = {}
     with torch.no_grad():
-        for k, (flow, layer) in enumerate(zip(_fastflow(inputs).flows, given_layers(inputs)), 1):
-            z, log_det = flow(tensor(layer))
-            outputs[f"z{k}"], outputs[f"log_det{k}"] = z.contiguous().numpy(), log_det.numpy()
+        flows = zip(_fastflow(inputs).flows, given_layers(inputs))
+        return _hidden(flow(tensor(layer)) for flow, layer in flows)
+
+
+def _hidden(answers):
+    """Outputs of the stage from a pair (z, log_det) for each layer."""
+    outputs = {}
+    for k, (z, log_det) in enumerate(answers, start=1):
+        outputs[f"z{k}"], outputs[f"log_det{k}"] = z.contiguous().numpy(), log_det.numpy()
     return outputs
+
+
+def _doubled(weights):
+    """Tensors in float64; the permutations stay integers."""
+    tensors = {name: tensor(array) for name, array in weights.items()}
+    return {name: v.double() if v.is_floating_point() else v for name, v in tensors.items()}
 
 
 def _embedding_formula(inputs, **switches):
-    outputs = {}
-    weights = {k: tensor(v) for k, v in inputs["weights"].items()}
-    for k, name in enumerate(CHANNELS, start=1):
-        own = {part[len(name) + 1 :]: v for part, v in weights.items() if part.startswith(name)}
-        own = {part: v.double() if v.is_floating_point() else v for part, v in own.items()}
-        z, log_det = _flow(tensor(inputs[name]).double(), own, **switches)
-        outputs[f"z{k}"], outputs[f"log_det{k}"] = z.numpy(), log_det.numpy()
-    return outputs
+    weights = _doubled(inputs["weights"])
+    return _hidden(
+        _flow(tensor(inputs[name]).double(), _of_layer(weights, name), **switches)
+        for name in CHANNELS
+    )
 
 
 def _flow(
-    x,
-    own,
-    axes=(1, 2, 3),
-    biased=True,
-    eps=1e-5,
-    clamp=2.0,
-    damping=0.1,
-    squash=torch.tanh,
-    back=False,
-    swapped=False,
-    exchanged=False,
-    beta=0.5,
-    last_relu=False,
-    global_part=True,
+    x, own, axes=(1, 2, 3), biased=True, eps=1e-5, clamp=2.0, damping=0.1, squash=torch.tanh,
+    back=False, swapped=False, exchanged=False, beta=0.5, last_relu=False, global_part=True,
     permuted=True,
-):
+):  # fmt: skip
     """LayerNorm and eight blocks in plain calls, float64; see FORMAT.md. Switches are mistakes."""
     mean = x.mean(axes, keepdim=True)
     var = x.var(axes, unbiased=not biased, keepdim=True)
@@ -166,52 +164,43 @@ def _flow(
     return x, log_det
 
 
-FLOW_CONFUSIONS = (
-    Confusion(
-        "the permutation is applied backwards: channel k goes to order[k], not the reverse",
-        {"back": True},
-    ),
-    Confusion("channels are not permuted", {"permuted": False}),
-    Confusion("LayerNorm over channels only instead of the whole map", {"axes": (1,)}),
-    Confusion("LayerNorm over positions only instead of the whole map", {"axes": (2, 3)}),
-    Confusion("LayerNorm with the unbiased variance (N - 1) instead of N", {"biased": False}),
-    Confusion("the scale's logarithm is not clamped by 2 tanh", {"squash": lambda a: a / 2}),
-    Confusion("the clamp is 1 instead of 2", {"clamp": 1.0}),
-    Confusion(
-        "the clamp is 2 * 0.636 atan instead of 2 tanh", {"squash": lambda a: 0.636 * torch.atan(a)}
-    ),
-    Confusion("the subnet's output is not multiplied by 0.1", {"damping": 1.0}),
-    Confusion("the halves are exchanged: the second scales the first", {"swapped": True}),
-    Confusion("scale and shift of the subnet's output are exchanged", {"exchanged": True}),
-    Confusion("the softplus of the global scale has beta 1 instead of 0.5", {"beta": 1.0}),
-    Confusion("global scale and offset are left out", {"global_part": False}),
-    Confusion("a ReLU after the subnet's last convolution", {"last_relu": True}),
-)
-
 EMBEDDING = Stage(
     "fastflow.embedding",
     "hidden variables of each layer's flow, and the logarithm of its determinant",
     "tiled_ref.models.fastflow.LayerFlow",
     "Yu et al. Sec. 3.3, Dinh et al. Eq. 4-6",
-    {
-        **{f"z{k}": close(1e-4, 1e-4) for k in (1, 2, 3)},
-        **{f"log_det{k}": close(1e-4, 1e-4) for k in (1, 2, 3)},
-    },
+    {f"{name}{k}": close(1e-4, 1e-4) for name in ("z", "log_det") for k in (1, 2, 3)},
     _embedding_cases,
     _embedding,
     _embedding_formula,
-    FLOW_CONFUSIONS,
+    (
+        Mistake(
+            "the permutation is applied backwards: channel k goes to order[k], not the reverse",
+            back=True,
+        ),
+        Mistake("channels are not permuted", permuted=False),
+        Mistake("LayerNorm over channels only instead of the whole map", axes=(1,)),
+        Mistake("LayerNorm over positions only instead of the whole map", axes=(2, 3)),
+        Mistake("LayerNorm with the unbiased variance (N - 1) instead of N", biased=False),
+        Mistake("the scale's logarithm is not clamped by 2 tanh", squash=lambda a: a / 2),
+        Mistake("the clamp is 1 instead of 2", clamp=1.0),
+        Mistake(
+            "the clamp is 2 * 0.636 atan instead of 2 tanh", squash=lambda a: 0.636 * torch.atan(a)
+        ),
+        Mistake("the subnet's output is not multiplied by 0.1", damping=1.0),
+        Mistake("the halves are exchanged: the second scales the first", swapped=True),
+        Mistake("scale and shift of the subnet's output are exchanged", exchanged=True),
+        Mistake("the softplus of the global scale has beta 1 instead of 0.5", beta=1.0),
+        Mistake("global scale and offset are left out", global_part=False),
+        Mistake("a ReLU after the subnet's last convolution", last_relu=True),
+    ),
 )
 
 
-# ---------------------------------------------------------------------------- parameters
-
-
 def _parameters_cases():
-    draw = Numbers("fastflow.parameters/two_steps")
-    layers = layers_of(draw, 4, (SIZE // 4, SIZE // 4))
+    layers = layers_of(Numbers("fastflow.parameters/two_steps"), 4, (SIZE // 4, SIZE // 4))
     inputs = {**layers, "weights": Weights("fastflow"), "steps": np.int64(2)}
-    return [Case("two_steps", inputs, ("training", "several"))]
+    yield Case("two_steps", inputs, ("training", "several"))
 
 
 def _loss(inputs, fastflow):
@@ -224,80 +213,28 @@ def _loss(inputs, fastflow):
 def _parameters(inputs):
     fastflow = _fastflow(inputs, steps=int(inputs["steps"]))
     before = _loss(inputs, fastflow)
-    fastflow.fit(Counted(len(inputs["layer1"])))
+    fastflow.fit(places(len(inputs["layer1"])))
     return {"loss_before": before, "loss_after": _loss(inputs, fastflow), **_packed(fastflow)}
 
 
-class Counted:
-    """n images for fit whose batches are their places, for Given."""
-
-    def __init__(self, n):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, indices):
-        return torch.tensor(indices, dtype=torch.float32)[:, None, None, None]
-
-
-def _parameters_formula(
-    inputs,
-    decay=model.WEIGHT_DECAY,
-    rate=RATE,
-    half=0.5,
-    determinant=True,
-    mean=True,
-    steps=None,
-    betas=(0.9, 0.999),
-    corrected=True,
-):
-    """The steps in float64, Adam written out."""
-    values = {
-        k: tensor(v).double() if v.dtype.kind == "f" else tensor(v)
-        for k, v in inputs["weights"].items()
-    }
-    names = [k for k in values if not k.endswith(".order")]
-    layers = {name: tensor(inputs[name]).double() for name in CHANNELS}
+def _parameters_formula(inputs, half=0.5, determinant=True, steps=None, rate=RATE, **switches):
+    values = _doubled(inputs["weights"])
+    names = [name for name in values if not name.endswith(".order")]
 
     def loss(values, half=0.5, determinant=True):
         total = 0
-        for name in CHANNELS:
-            own = {k[len(name) + 1 :]: v for k, v in values.items() if k.startswith(name)}
-            z, log_det = _flow(layers[name], own)
+        for layer in CHANNELS:
+            z, log_det = _flow(tensor(inputs[layer]).double(), _of_layer(values, layer))
             one = half * z.square().sum((1, 2, 3)) - (log_det if determinant else 0)
-            total = total + (one.mean() if mean else one.sum())
+            total = total + one.mean()
         return total
 
-    before = loss(values)
-    moments = {k: (torch.zeros_like(values[k]), torch.zeros_like(values[k])) for k in names}
-    for step in range(1, (int(inputs["steps"]) if steps is None else steps) + 1):
-        leaves = {k: v.detach().requires_grad_(k in names) for k, v in values.items()}
-        gradients = torch.autograd.grad(loss(leaves, half, determinant), [leaves[k] for k in names])
-        for k, gradient in zip(names, gradients):
-            moments[k], values[k] = adam(
-                values[k], gradient, moments[k], step, rate, betas, decay, corrected
-            )
-    result = {"loss_before": before.numpy(), "loss_after": loss(values).numpy()}
-    return {**result, **{k: values[k].detach().numpy() for k in names}}
-
-
-def adam(value, gradient, moments, step, rate, betas, decay=0.0, corrected=True):
-    """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
-
-    Parameters: value, gradient, float64 tensors; moments, m and v of the step before; step,
-    from 1; rate, the learning rate; betas; decay, times the value added to the gradient;
-    corrected, whether the moments' bias is.
-    Returns ((m, v), value).
-    """
-    value = value.detach()
-    gradient = gradient + decay * value
-    m = betas[0] * moments[0] + (1 - betas[0]) * gradient
-    v = betas[1] * moments[1] + (1 - betas[1]) * gradient.square()
-    m_hat, v_hat = m, v
-    if corrected:
-        m_hat, v_hat = m / (1 - betas[0] ** step), v / (1 - betas[1] ** step)
-    return (m, v), value - rate * m_hat / (v_hat.sqrt() + 1e-8)
+    outputs = {"loss_before": loss(values).numpy()}
+    steps = int(inputs["steps"]) if steps is None else steps
+    wrong = partial(loss, half=half, determinant=determinant)
+    train(values, names, wrong, steps, rate, decay=model.WEIGHT_DECAY, **switches)
+    outputs["loss_after"] = loss(values).numpy()
+    return {**outputs, **{name: values[name].numpy() for name in names}}
 
 
 # The first steps of Adam move every weight by nearly +-rate, by the sign of its gradient: where
@@ -312,71 +249,49 @@ PARAMETERS = Stage(
     {
         "loss_before": close(1e-5, 1e-3),
         "loss_after": close(1e-5, 1e-2),
-        **{
-            f"{name}.{part}": TRAINED
-            for name in CHANNELS
-            for part in (*(p for p in PARTS if p != "order"), "norm_weight", "norm_bias")
-        },
+        **{f"{name}.{part}": TRAINED for name in CHANNELS for part in (*PARTS, *NORM)},
     },
     _parameters_cases,
     _parameters,
     _parameters_formula,
     (
-        Confusion(
-            "the logarithm of the determinant is missing in the loss", {"determinant": False}
-        ),
-        Confusion("the factor 0.5 of the squares is missing in the loss", {"half": 1.0}),
-        Confusion("the learning rate is ten times too high", {"rate": 10 * RATE}),
-        Confusion("the learning rate is ten times too low", {"rate": 0.1 * RATE}),
-        Confusion("one step instead of two", {"steps": 1}),
-        Confusion("Adam without the correction of its moments' bias", {"corrected": False}),
-        Confusion("plain signs of the gradient: Adam's first beta is 0", {"betas": (0.0, 0.999)}),
+        Mistake("the logarithm of the determinant is missing in the loss", determinant=False),
+        Mistake("the factor 0.5 of the squares is missing in the loss", half=1.0),
+        Mistake("the learning rate is ten times too high", rate=10 * RATE),
+        Mistake("the learning rate is ten times too low", rate=0.1 * RATE),
+        Mistake("one step instead of two", steps=1),
+        Mistake("Adam without the correction of its moments' bias", corrected=False),
+        Mistake("plain signs of the gradient: Adam's first beta is 0", betas=(0.0, 0.999)),
     ),
 )
 
 
-# --------------------------------------------------------------------------- map and score
-
-
 def _map_cases():
-    cases = []
-    for name, n, sides, size, flags in (
+    for name, n, (hf, wf), size, flags in (
         ("square", 1, (8, 8), (32, 32), ()),
         ("not_square", 2, (4, 8), (16, 32), ("not_square", "several")),
         ("rounded_up", 1, (6, 5), (22, 18), ("padding", "not_square")),
     ):
-        draw = Numbers(f"fastflow.map/{name}")
-        inputs, (hf, wf) = {}, sides
+        draw, inputs = Numbers(f"fastflow.map/{name}"), {}
         for k, channels in enumerate(CHANNELS.values(), start=1):
             inputs[f"z{k}"] = 2 * draw.bell(n, channels, hf, wf)
             hf, wf = -(-hf // 2), -(-wf // 2)
         inputs["size"] = np.array(size, np.int64)
-        cases.append(Case(name, inputs, flags))
-    return cases
+        yield Case(name, inputs, flags)
 
 
 def _map(inputs):
     layers = [inputs[f"z{k}"] for k in (1, 2, 3)]
-    size = tuple(int(v) for v in inputs["size"])
-    fastflow = _fastflow(dict(zip(CHANNELS, layers)), size)
+    fastflow = _fastflow(dict(zip(CHANNELS, layers)), size_of(inputs))
     return {"map": fastflow.maps([[tensor(z) for z in layers]])[0].contiguous().numpy()}
 
 
-def _map_formula(
-    inputs,
-    combine=np.mean,
-    layers=np.mean,
-    sign=-1.0,
-    power=True,
-    mode="bilinear",
-    **switches,
-):
-    size = [int(v) for v in inputs["size"]]
+def _map_formula(inputs, combine=np.mean, layers=np.mean, sign=-1.0, power=True, **switches):
     maps = []
     for k in (1, 2, 3):
         mean = combine(np.square(inputs[f"z{k}"].astype(np.float64)), axis=1)
         one = sign * np.exp(-0.5 * mean) if power else 0.5 * mean
-        maps.append(formulas.enlarge(one, size, mode, **switches))
+        maps.append(formulas.enlarge(one, size_of(inputs), **switches))
     return {"map": layers(maps, axis=0)}
 
 
@@ -390,14 +305,14 @@ MAP = Stage(
     _map,
     _map_formula,
     (
-        Confusion("the sum over channels instead of the mean", {"combine": np.sum}),
-        Confusion("the sum over the layers instead of the mean", {"layers": np.sum}),
-        Confusion("the maximum over the layers instead of the mean", {"layers": np.max}),
-        Confusion("the product of the layers instead of the mean", {"layers": np.prod}),
-        Confusion("the sign: the likelihood itself instead of its negative", {"sign": 1.0}),
-        Confusion("the negative log-likelihood: the exponential is missing", {"power": False}),
-        Confusion("bilinear enlargement with align_corners", {"align_corners": True}),
-        Confusion("nearest enlargement instead of bilinear", {"mode": "nearest"}),
+        Mistake("the sum over channels instead of the mean", combine=np.sum),
+        Mistake("the sum over the layers instead of the mean", layers=np.sum),
+        Mistake("the maximum over the layers instead of the mean", layers=np.max),
+        Mistake("the product of the layers instead of the mean", layers=np.prod),
+        Mistake("the sign: the likelihood itself instead of its negative", sign=1.0),
+        Mistake("the negative log-likelihood: the exponential is missing", power=False),
+        Mistake("bilinear enlargement with align_corners", align_corners=True),
+        Mistake("nearest enlargement instead of bilinear", mode="nearest"),
     ),
 )
 

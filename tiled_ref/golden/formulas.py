@@ -1,7 +1,7 @@
 """The stages once more: plain formulas in float64, independent of the package's own code.
 
-Every function has switches whose defaults are right; the other values are mistakes that ports
-make. The checker computes them to see which one explains a port's numbers, the exporter
+Every function has switches whose defaults are right; other values are mistakes that ports
+make. The checker computes them to see which one explains a port's numbers; the exporter
 computes the right ones to measure how far the reference is from them.
 
 A linear map along one axis (an enlargement, a blur) is written as its matrix (n_out, n_in),
@@ -11,8 +11,6 @@ a separable one on a picture as rows @ picture @ cols.T.
 import math
 
 import numpy as np
-
-# ------------------------------------------------------------------ enlarging and blurring
 
 
 def linear_matrix(n_in, n_out, align_corners=False, antialias=False):
@@ -37,7 +35,7 @@ def nearest_matrix(n_in, n_out, centre=False):
 
 
 def enlarge(maps, size, mode="bilinear", **switches):
-    """(..., hf, wf) -> (..., H, W); mode "bilinear", "nearest" or, exchanged, "nearest_centre"."""
+    """(..., hf, wf) -> (..., H, W); mode "bilinear", "nearest" or "nearest_centre"."""
     if mode == "bilinear":
         matrices = [linear_matrix(a, b, **switches) for a, b in zip(maps.shape[-2:], size)]
     else:
@@ -46,9 +44,9 @@ def enlarge(maps, size, mode="bilinear", **switches):
     return matrices[0] @ maps.astype(np.float64) @ matrices[1].T
 
 
-def taps(sigma, radius=None, normalised=True):
+def taps(sigma, span=4, normalised=True):
     """All 2 radius + 1 weights of a Gaussian, in extended precision where the machine has it."""
-    radius = int(4 * sigma + 0.5) if radius is None else radius
+    radius = int(span * sigma + 0.5)
     weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / np.longdouble(2 * sigma**2))
     return weights / (weights.sum() if normalised else sigma * math.sqrt(2 * math.pi))
 
@@ -73,35 +71,28 @@ def blur_matrix(n, weights, border="reflect"):
     return matrix
 
 
-def blur(maps, sigma, radius=None, border="reflect", normalised=True, axes="both"):
-    """Separable Gaussian blur of (..., H, W), float64, summed in extended precision."""
-    weights = taps(sigma, radius, normalised)
-    rows = blur_matrix(maps.shape[-2], weights, border)
-    cols = blur_matrix(maps.shape[-1], weights, border)
+def blur(maps, sigma, span=4, factor=1.0, border="reflect", normalised=True, axes="both"):
+    """Separable Gaussian blur of (..., H, W), float64, summed in extended precision. span: the
+    radius in sigmas; factor: of sigma, or "root"; axes: "both", "rows", "cols" or "none"."""
+    weights = taps(sigma**0.5 if factor == "root" else sigma * factor, span, normalised)
     maps = maps.astype(np.longdouble)
-    if axes != "cols":
-        maps = rows @ maps
-    return (maps if axes == "rows" else maps @ cols.T).astype(np.float64)
-
-
-# ------------------------------------------------------------------------------- tiles
+    if axes in ("both", "rows"):
+        maps = blur_matrix(maps.shape[-2], weights, border) @ maps
+    if axes in ("both", "cols"):
+        maps = maps @ blur_matrix(maps.shape[-1], weights, border).T
+    return maps.astype(np.float64)
 
 
 def grid_counts(grid):
     """rows and cols of a grid (H, W, h, w, s_h, s_w)."""
-    H, W, h, w, sh, sw = (int(v) for v in grid)
+    H, W, h, w, sh, sw = grid.tolist()
     return -(-(H - h) // sh) + 1, -(-(W - w) // sw) + 1
 
 
 def cut(images, grid, exchanged=False, column_major=False, fill=0, at_end=True):
-    """Tiles of images, padded by `fill`.
-
-    Parameters: images (N, C, H, W), any dtype; grid. exchanged: stride and tile size
-    exchanged; column_major: the order of the tiles; at_end False: the last tiles are shifted
-    back into the image.
-    Returns (rows, cols, N, C, h, w), dtype of images.
-    """
-    H, W, h, w, sh, sw = (int(v) for v in grid)
+    """Tiles (rows, cols, N, C, h, w) of images (N, C, H, W), any dtype, padded by `fill`.
+    exchanged: stride and tile size; at_end False: the last tiles are shifted into the image."""
+    H, W, h, w, sh, sw = grid.tolist()
     rows, cols = grid_counts(grid)
     step = (h, w) if exchanged else (sh, sw)
     out = np.full((rows, cols, *images.shape[:2], h, w), fill, images.dtype)
@@ -117,9 +108,9 @@ def cut(images, grid, exchanged=False, column_major=False, fill=0, at_end=True):
     return out
 
 
-def untile(tiles, grid, divide=True, combine="mean", exchanged=False, column_major=False):
-    """(N, H, W) from tile maps (rows, cols, N, h, w)."""
-    H, W, h, w, sh, sw = (int(v) for v in grid)
+def untile(tiles, grid, combine="mean", exchanged=False, column_major=False):
+    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max" or "last"."""
+    H, W, h, w, sh, sw = grid.tolist()
     rows, cols = tiles.shape[:2]
     if column_major:
         tiles = tiles.reshape(cols, rows, *tiles.shape[2:]).swapaxes(0, 1)
@@ -135,15 +126,14 @@ def untile(tiles, grid, divide=True, combine="mean", exchanged=False, column_maj
             best[where] = np.maximum(best[where], tiles[i, j])
             last[where] = tiles[i, j]
             count[where[1:]] += 1
-    result = {"max": best, "last": last, "mean": total / np.maximum(count, 1 if divide else np.inf)}
-    merged = result[combine] if divide or combine != "mean" else total
-    return merged[:, :H, :W]
+    merged = {"mean": total / np.maximum(count, 1), "sum": total, "max": best, "last": last}
+    return merged[combine][:, :H, :W]
 
 
 def band(grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int):
-    """Band rows (H,) and columns (W,), bool. change: pixels added to the reach; borders "ends"
+    """Band rows (H,) and columns (W,), bool. change: pixels added to the reach; borders: "ends"
     (starts and ends of tiles), "starts" or "tile multiples"; of: what width is a fraction of."""
-    sizes = [int(v) for v in grid]
+    sizes = grid.tolist()
     result = []
     for n, tile, stride, count in zip(sizes[:2], sizes[2:4], sizes[4:], grid_counts(grid)):
         reach = max(0, rounding(width * {"tile": tile, "stride": stride, "image": n}[of]) + change)
@@ -168,18 +158,12 @@ def seam_mask(grid, width, both=False, exchanged=False, **switches):
     return rows[:, None] & cols if both else rows[:, None] | cols
 
 
-def smooth(
-    maps, grid, width, sigma, everywhere=False, nowhere=False, outside=False, mask=None, **switches
-):
-    """(N, H, W) blurred inside the band. mask: switches of seam_mask; the others of blur."""
-    blurred = blur(maps, sigma, **switches)
+def smooth(maps, grid, width, sigma, where="inside", mask=None, **switches):
+    """(N, H, W) blurred "inside" the band, "outside" it, "everywhere" or "nowhere".
+    mask: switches of seam_mask; the others are blur's."""
     inside = seam_mask(grid, width, **(mask or {}))
-    if everywhere or nowhere or outside:
-        inside = ~inside if outside else np.full(inside.shape, everywhere)
-    return np.where(inside, blurred, maps.astype(np.float64))
-
-
-# -------------------------------------------------------------------- thresholds and areas
+    chosen = {"inside": inside, "outside": ~inside, "everywhere": True, "nowhere": False}[where]
+    return np.where(chosen, blur(maps, sigma, **switches), maps.astype(np.float64))
 
 
 def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=False, flipped=False):
@@ -252,45 +236,20 @@ def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0):
     return float(won + tie * (bad[:, None] == good).mean())
 
 
-def aupro(
-    maps,
-    masks,
-    limit,
-    connectivity=8,
-    ties="merged",
-    divide=True,
-    interpolate=True,
-    over="normal",
-    per_pixel=False,
-    per_image=False,
-    strict=False,
-    points=None,
-):
+def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, over="normal",
+          per_pixel=False, per_image=False, **switches):  # fmt: skip
     """Area under the curve of the mean overlap of regions against the FPR, up to a limit.
 
     Parameters: maps (N, H, W) float; masks (N, H, W), anomalous where not 0; limit of the FPR.
-    connectivity: 8 or 4. divide: by the limit. ties: "merged", or "first" and "last":
-    equal scores are single points in the order of the pixels, or in the opposite one.
-    interpolate: False ends at the last point within the limit.
-    over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of regions.
-    per_image: mean of the images' own areas. strict: a pixel is found where its score is above
-    the threshold. points: thresholds evenly spaced from lowest to highest score.
+    connectivity: 8 or 4. divide: by the limit. interpolate: False ends at the last point within
+    the limit. over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of
+    regions. per_image: mean of the images' own areas. The others are those of `curve`.
     Returns float; NaN where there is no region or no normal pixel.
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks) != 0
-    settings = dict(
-        connectivity=connectivity,
-        ties=ties,
-        divide=divide,
-        interpolate=interpolate,
-        over=over,
-        per_pixel=per_pixel,
-        strict=strict,
-        points=points,
-    )
     if per_image:
-        chosen = [k for k in range(len(maps)) if masks[k].any() and not masks[k].all()]
-        areas = [aupro(maps[k : k + 1], masks[k : k + 1], limit, **settings) for k in chosen]
+        images = [k for k in range(len(maps)) if masks[k].any() and not masks[k].all()]
+        areas = [aupro(maps[k : k + 1], masks[k : k + 1], limit) for k in images]
         return float(np.mean(areas)) if areas else math.nan
     labels = masks.astype(np.int64) if per_pixel else label(masks, connectivity)
     n_regions = int(labels.max(initial=0))
@@ -299,24 +258,9 @@ def aupro(
     area = np.bincount(labels.reshape(-1), minlength=n_regions + 1)[1:]
     share = np.where(masks, 1 / (area * n_regions)[np.maximum(labels, 1) - 1], 0.0).reshape(-1)
     false = np.where(masks, 0.0, 1.0).reshape(-1)
-    scores = maps.reshape(-1)
-    order = np.argsort(-scores, kind="stable")
-    if ties == "last":
-        order = np.argsort(-scores[::-1], kind="stable")
-        order = scores.size - 1 - order
-    x, y = np.cumsum(false[order]), np.cumsum(share[order])
-    x /= masks.size if over == "all" else false.sum()
-    if points is not None:
-        place = np.searchsorted(
-            -scores[order], -np.linspace(scores.max(), scores.min(), points), "right"
-        )
-        x, y = x[place - 1], y[place - 1]
-    elif ties == "merged":
-        end = np.append(scores[order][1:] != scores[order][:-1], True)
-        x, y = x[end], y[end]
-        if strict:  # the last point, where everything is found, is never reached
-            x, y = x[:-1], y[:-1]
-    x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
+    x, y = curve(maps.reshape(-1), false, share, **switches)
+    x = np.concatenate([[0.0], x / (masks.size if over == "all" else false.sum())])
+    y = np.concatenate([[0.0], y])
     n = int(np.searchsorted(x, limit, "right"))
     xs, ys = x[:n], y[:n]
     if interpolate and n < x.size:
@@ -324,3 +268,26 @@ def aupro(
         xs, ys = np.append(xs, limit), np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
     total = float(np.sum(np.diff(xs) * (ys[1:] + ys[:-1])) / 2)
     return total / limit if divide else total
+
+
+def curve(scores, false, share, ties="merged", strict=False, points=None):
+    """Sums of false and share (n,) over the pixels found at each threshold, scores (n,) float.
+
+    ties: "merged", or "first" and "last": equal scores are single points in the order of the
+    pixels, or in the opposite one. strict: a pixel is found where its score is above the
+    threshold. points: thresholds evenly spaced from highest to lowest score.
+    Returns two float64 arrays, a number for each threshold.
+    """
+    order = np.argsort(-scores, kind="stable")
+    if ties == "last":
+        order = scores.size - 1 - np.argsort(-scores[::-1], kind="stable")
+    x, y, falling = np.cumsum(false[order]), np.cumsum(share[order]), scores[order]
+    if points is not None:
+        levels = np.linspace(scores.max(), scores.min(), points)
+        found = np.searchsorted(-falling, -levels, "right") - 1
+        return x[found], y[found]
+    if ties != "merged":
+        return x, y
+    end = np.append(falling[1:] != falling[:-1], True)
+    end[-1] = not strict  # where > decides, the lowest score is never found
+    return x[end], y[end]

@@ -1,8 +1,8 @@
 """The second bundle: one generated image through the real sizes with genuine weights.
 
-The image is one of the built-in data set, with a defect. It is resized to 256 px, normalised, cut
-into tiles and sent through ResNet-18; PaDiM and PatchCore are fitted on six windows of 64 px
-of it and predict a seventh. Some tens of megabytes, so nothing of it is in the repository.
+An image of the built-in data set, with a defect, is resized to 256 px, normalised, cut into tiles
+and sent through ResNet-18; PaDiM and PatchCore are fitted on six of its windows of 64 px and
+predict a seventh. At tens of megabytes, the bundle is not in the repository.
 """
 
 from dataclasses import replace
@@ -10,26 +10,26 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..data import images, synthetic
+from ..data import synthetic
+from ..data.images import normalize, resize_image
 from ..models.backbone import ResNet18Features
 from ..models.padim import channel_choice
 from ..models.patchcore import N_FEATURES, RATIO
 from ..models.search.coreset import projected_dimensions, sparse_projection
 from ..models.weights import find_weights
 from ..support.errors import InputError
-from . import padim, patchcore, preprocessing, small_model
-from .padim import tensor
-from .postprocessing import grid_array
+from . import backbone, images, padim, patchcore
+from .inputs import grid_array, tensor
 from .stage import Case, Weights
 
-SIDE, WINDOW = 256, 64  # px: of the resized image, of the windows
+SIDE, WINDOW = 256, 64  # px, of the resized image and of its windows
 SEED = 42  # of channels and projection
 TRAIN = tuple((y, x) for y in (0, 96, 192) for x in (16, 176))  # windows, top left pixels
 TEST = (112, 96)
 
 
 class Genuine:
-    """What the second bundle is made of.
+    """The stages and models of the second bundle.
 
     Parameters: weights, "imagenet" or a file, see tiled_ref.models.weights.
     Raises InputError where there are none.
@@ -43,31 +43,29 @@ class Genuine:
         state = find_weights(weights).state_dict
         kept = {k: v for k, v in state.items() if k.startswith(("conv1", "bn1", "layer"))}
         kept = {k: v for k, v in kept.items() if not k.startswith("layer4")}
-        self.tensors = small_model.packed(kept)
-        self.backbone = ResNet18Features(small_model.unpacked(self.tensors))
+        self.tensors = backbone.packed(kept)
+        self.backbone = ResNet18Features(backbone.unpacked(self.tensors))
         sample = next(s for s in synthetic.load(None, "board").test if s.label)
         self.picture = sample.read_image()
-        resized = images.resize_image(self.picture, (SIDE, SIDE))
+        resized = resize_image(self.picture, (SIDE, SIDE))
         self.levels = np.ascontiguousarray(resized.transpose(2, 0, 1)[None])  # (1, 3, 256, 256)
-        self.normalised = images.normalize(tensor(self.levels)).numpy()
+        self.normalised = normalize(tensor(self.levels)).numpy()
 
     def models(self):
         """{model: {tensor: array}}."""
         return {"backbone": self.tensors}
 
     def stages(self):
-        """The stages that have something to do with the weights, and those before."""
-        size = np.array([SIDE, SIDE], np.int64)
-        picture = {"image": self.picture, "size": size}
+        """The stages up to the scores of PaDiM and PatchCore, a case each."""
+        picture = {"image": self.picture, "size": np.array([SIDE, SIDE], np.int64)}
         tiles = {"images": self.normalised, "grid": grid_array(SIDE, 128, 64)}
         features = {"images": self.normalised, "weights": Weights("backbone")}
-        train = self._windows(TRAIN)
-        test = self._windows([TEST])
+        train, test = self._windows(TRAIN), self._windows([TEST])
         return [
-            _only(preprocessing.RESIZE, picture, ("downscale",)),
-            _only(preprocessing.NORMALISE, {"images": self.levels}),
-            _only(preprocessing.TILE, tiles, ("overlap",)),
-            _only(preprocessing.BACKBONE, features, ("genuine",)),
+            _only(images.RESIZE, picture, ("downscale",)),
+            _only(images.NORMALISE, {"images": self.levels}),
+            _only(images.TILE, tiles, ("overlap",)),
+            _only(backbone.BACKBONE, features, ("genuine",)),
             *self._padim(train, test),
             *self._patchcore(train, test),
         ]

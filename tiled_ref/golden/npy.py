@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,7 @@ DTYPES = {
 
 
 def encode(array):
-    """The bytes of a .npy file of an array (...) of one of the DTYPES.
-
-    Raises TypeError for another dtype.
-    """
+    """The bytes of a .npy file of an array (...). Raises TypeError for a dtype not in DTYPES."""
     array = np.asarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     if array.dtype.str not in DTYPES:
@@ -32,19 +30,10 @@ def encode(array):
     return buffer.getvalue()
 
 
-def write(path, array):
-    """Write an array (...) of any dtype of DTYPES; returns the file's SHA-256 in hexadecimal."""
-    data = encode(array)
-    write_bytes(path, data)
-    return sha256(data)
-
-
 def write_bytes(path, data):
-    """Write data, bytes, to a file, with the folder it lies in. Raises InputError where that
-    fails.
+    """Write data, bytes, to a file and make its folder. Raises InputError where that fails.
 
-    Hundreds of small files are not brought to the disk one by one: what makes them a bundle
-    is the manifest, which is removed first and written last, and holds their digests.
+    Not atomic: export removes the manifest first and writes it last, with the files' digests.
     """
     path = Path(path)
     try:
@@ -62,20 +51,16 @@ def sha256(data):
 def read_bytes(path):
     """The bytes of a file. Raises InputError, naming it, where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def decode(data, path):
-    """The array in the bytes of a .npy file of version 1.0.
+    """The read-only array in data, the bytes of a .npy file of version 1.0.
 
-    Parameters: data, bytes; path, for messages.
-    Returns a read-only array. Nothing is allocated beyond the bytes given, and no object is
-    ever unpickled.
-    Raises InputError, naming `path`, for anything but a complete little-endian array in
-    C order of one of the DTYPES.
+    Nothing is allocated beyond these bytes, and no object is ever unpickled. Raises InputError,
+    naming path, for anything but a complete array in C order of one of the DTYPES.
     """
     buffer = io.BytesIO(data)
     try:
@@ -95,9 +80,7 @@ def decode(data, path):
         )
     if fortran and len(shape) > 1:
         raise InputError(f"{path} is in Fortran order; write it in C order, rows first")
-    count = 1
-    for side in shape:
-        count *= side
+    count = math.prod(shape)
     start = buffer.tell()
     if len(data) - start != count * dtype.itemsize:
         raise InputError(

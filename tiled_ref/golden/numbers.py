@@ -1,7 +1,7 @@
-"""Numbers that are the same bits on every machine, in every version of every library.
+"""Pseudo-random numbers with the same bits on every machine and in every library version.
 
-The inputs of all cases and all weights are made of them: only integers and powers of two are
-involved, so nothing is rounded and no library's random generator is trusted to stay the same.
+The inputs of all cases and all weights are made of them. Only integers and powers of two are
+involved, so nothing is rounded, and nothing depends on a library's random generator.
 
 Source: SplitMix64 of Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators",
 OOPSLA 2014, Fig. 13 and 16 (mix64variant13 of David Stafford).
@@ -15,13 +15,10 @@ SEED = 20240617  # of the whole bundle
 
 
 class Numbers:
-    """A stream of numbers that depends on nothing but the seed and a name.
+    """A stream of numbers that depends only on SEED and its name, usually that of a case."""
 
-    Parameters: name, the stream's name, usually that of a case; seed, int.
-    """
-
-    def __init__(self, name, seed=SEED):
-        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    def __init__(self, name):
+        digest = hashlib.sha256(f"{SEED} {name}".encode()).digest()
         self.state = int.from_bytes(digest[:8], "little")
 
     def bits(self, *shape):
@@ -45,7 +42,7 @@ class Numbers:
         return ((self.bits(*shape) >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
 
     def bell(self, *shape):
-        """float32 multiples of 2^-16 in [-2, 2): four uniform numbers added up, less 2; standard
-        deviation 0.577, a bell as near to the normal distribution as is needed here."""
+        """float32 multiples of 2^-16 in [-2, 2): the sum of four uniform numbers, less 2, whose
+        standard deviation is 0.577."""
         parts = self.bits(4, *shape) >> np.uint64(48)
         return (parts.sum(0).astype(np.float64) / 2**16 - 2).astype(np.float32)

@@ -6,24 +6,17 @@ from ..models import patchcore as model
 from ..models.search import coreset
 from . import formulas
 from .compare import EXACT, close
+from .inputs import Given, layers_of, places, size_of, tensor
+from .merging import MAP_BLUR_MISTAKES
 from .numbers import Numbers
-from .padim import Given, layers_of, places, tensor
-from .postprocessing import MAP_BLUR_CONFUSIONS, blur_switches
-from .stage import Case, Confusion, Stage
-
-SIGMA = model.SIGMA
+from .stage import Case, Mistake, Stage
 
 
-def _patchcore(layers=None, size=(1, 1), **switches):
-    backbone = Given([np.zeros((1, 1, 1, 1), np.float32)] if layers is None else layers)
-    return model.PatchCore(backbone, size, seed=0, device="cpu", **switches)
-
-
-# ----------------------------------------------------------------------------- embedding
+def _patchcore(layers, size=(1, 1), **switches):
+    return model.PatchCore(Given(layers), size, seed=0, device="cpu", **switches)
 
 
 def _embedding_cases():
-    cases = []
     for name, n, sides, flags in (
         ("square", 1, (12, 12), ()),
         ("not_square", 2, (8, 16), ("not_square", "several")),
@@ -31,8 +24,7 @@ def _embedding_cases():
     ):
         layers = layers_of(Numbers(f"patchcore.embedding/{name}"), n, sides)
         del layers["layer1"]
-        cases.append(Case(name, layers, flags))
-    return cases
+        yield Case(name, layers, flags)
 
 
 def _embedding(inputs):
@@ -40,29 +32,31 @@ def _embedding(inputs):
     return {"embedding": patchcore.embed(places(len(inputs["layer2"]))).numpy()}
 
 
-def _local_mean(x, count_outside=True, how="mean"):
-    """Mean, or sum or maximum, of 3 x 3 neighbours of (B, C, hf, wf), float64."""
-    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
-    inside = np.pad(np.ones(x.shape[2:]), 1)
+def _local(x, combine="mean"):
+    """3 x 3 neighbours of (B, C, hf, wf) combined, float64: "mean", "mean inside", "sum" or "max",
+    or "none" for the values themselves."""
+    x = x.astype(np.float64)
     h, w = x.shape[2:]
-    shifts = [(slice(a, a + h), slice(b, b + w)) for a in range(3) for b in range(3)]
-    if how == "max":
-        return np.max([padded[..., a, b] for a, b in shifts], axis=0)
-    total = sum(padded[..., a, b] for a, b in shifts)
-    if how == "sum":
-        return total
-    return total / (9 if count_outside else sum(inside[a, b] for a, b in shifts))
+    shifts = [np.s_[..., a : a + h, b : b + w] for a in range(3) for b in range(3)]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    inside = np.pad(np.ones((h, w)), 1)
+    if combine == "none":
+        return x
+    if combine == "max":
+        return np.max([padded[s] for s in shifts], axis=0)
+    count = {"sum": 1, "mean": 9, "mean inside": sum(inside[s] for s in shifts)}[combine]
+    return sum(padded[s] for s in shifts) / count
 
 
 def _embedding_formula(
-    inputs, pooled=True, after=False, mode="bilinear", reverse=False, pool=None, **switches
+    inputs, combine="mean", after=False, mode="bilinear", reverse=False, **switches
 ):
     layers = [inputs["layer2"], inputs["layer3"]]
-    if pooled and not after:
-        layers = [_local_mean(x, **(pool or {})) for x in layers]
+    if not after:
+        layers = [_local(x, combine) for x in layers]
     layers[1] = formulas.enlarge(layers[1], layers[0].shape[-2:], mode, **switches)
     if after:
-        layers = [_local_mean(x) for x in layers]
+        layers = [_local(x) for x in layers]
     return {"embedding": np.concatenate(layers[::-1] if reverse else layers, axis=1)}
 
 
@@ -76,26 +70,22 @@ EMBEDDING = Stage(
     _embedding,
     _embedding_formula,
     (
-        Confusion(
+        Mistake(
             "the mean divides by the neighbours inside the map instead of by 9",
-            {"pool": {"count_outside": False}},
+            combine="mean inside",
         ),
-        Confusion("no mean over neighbours", {"pooled": False}),
-        Confusion("the sum of the neighbours: not divided by 9", {"pool": {"how": "sum"}}),
-        Confusion("the maximum over neighbours instead of the mean", {"pool": {"how": "max"}}),
-        Confusion("layer3 is enlarged first and averaged afterwards", {"after": True}),
-        Confusion("nearest enlargement of layer3 instead of bilinear", {"mode": "nearest"}),
-        Confusion("align_corners in the enlargement of layer3", {"align_corners": True}),
-        Confusion("layer3 is put before layer2", {"reverse": True}),
+        Mistake("no mean over neighbours", combine="none"),
+        Mistake("the sum of the neighbours: not divided by 9", combine="sum"),
+        Mistake("the maximum over neighbours instead of the mean", combine="max"),
+        Mistake("layer3 is enlarged first and averaged afterwards", after=True),
+        Mistake("nearest enlargement of layer3 instead of bilinear", mode="nearest"),
+        Mistake("align_corners in the enlargement of layer3", align_corners=True),
+        Mistake("layer3 is put before layer2", reverse=True),
     ),
 )
 
 
-# ---------------------------------------------------------------------------- parameters
-
-
 def _parameters_cases():
-    cases = []
     for name, n, d, k, count, include, flags in (
         ("excluded", 60, 8, 5, 12, False, ()),
         ("included", 60, 8, 5, 12, True, ("start_included",)),
@@ -106,27 +96,22 @@ def _parameters_cases():
         patches = draw.bell(n, d)
         if name == "duplicates":
             patches = draw.integers(3, 8, d)[draw.integers(8, n)].astype(np.float32)
-        projection = draw.integers(3, k, d).astype(np.float64) - 1
         inputs = {
             "patches": patches,
-            "projection": projection,
+            "projection": draw.integers(3, k, d).astype(np.float64) - 1,
             "first": np.int64(draw.integers(n)),
             "count": np.int64(count),
             "include_first": np.bool_(include),
         }
-        cases.append(Case(name, inputs, flags))
-    return cases
+        yield Case(name, inputs, flags)
 
 
 def _parameters(inputs):
     patches = tensor(inputs["patches"])
     points = coreset.project(patches, np.array(inputs["projection"]))
-    chosen = coreset.k_centre_greedy(
-        points,
-        int(inputs["count"]),
-        int(inputs["first"]),
-        include_first=bool(inputs["include_first"]),
-    )
+    count, first = int(inputs["count"]), int(inputs["first"])
+    include = bool(inputs["include_first"])
+    chosen = coreset.k_centre_greedy(points, count, first, include_first=include)
     return {"chosen": chosen.numpy(), "bank": patches[chosen].numpy()}
 
 
@@ -162,29 +147,23 @@ PARAMETERS = Stage(
     _parameters,
     _parameters_formula,
     (
-        Confusion("distances are taken before the projection", {"projected": False}),
-        Confusion(
+        Mistake("distances are taken before the projection", projected=False),
+        Mistake(
             "the random start is always the first member, although include_first says otherwise",
-            {"include": True},
+            include=True,
         ),
-        Confusion(
-            "the random start is never a member, although include_first says so", {"include": False}
+        Mistake(
+            "the random start is never a member, although include_first says so", include=False
         ),
-        Confusion("the nearest patch is chosen instead of the farthest", {"nearest": True}),
-        Confusion("the start is patch 0 instead of the given one", {"first": 0}),
-        Confusion(
-            "the last of equally distant patches is chosen instead of the first", {"last": True}
-        ),
-        Confusion("patches are chosen more than once", {"again": True}),
+        Mistake("the nearest patch is chosen instead of the farthest", nearest=True),
+        Mistake("the start is patch 0 instead of the given one", first=0),
+        Mistake("the last of equally distant patches is chosen instead of the first", last=True),
+        Mistake("patches are chosen more than once", again=True),
     ),
 )
 
 
-# --------------------------------------------------------------------------- map and score
-
-
 def _map_cases():
-    cases = []
     for name, n, d, grid, size, bank, flags in (
         ("square", 1, 6, (5, 5), (40, 40), 20, ("reflect",)),
         ("not_square", 2, 6, (4, 7), (32, 56), 15, ("not_square", "several", "reflect")),
@@ -196,12 +175,12 @@ def _map_cases():
             "bank": draw.uniform(bank, d),
             "size": np.array(size, np.int64),
         }
-        cases.append(Case(name, inputs, flags))
-    return cases
+        yield Case(name, inputs, flags)
 
 
 def _predicted(inputs, size, n_neighbours):
-    patchcore = _patchcore(size=size, n_neighbours=n_neighbours)
+    """The model, its embedding, and its maps and scores."""
+    patchcore = _patchcore([np.zeros((1, 1, 1, 1), np.float32)], size, n_neighbours=n_neighbours)
     patchcore.embed = lambda embedding: embedding
     patchcore.bank = tensor(inputs["bank"])
     embedding = tensor(inputs["embedding"])
@@ -210,33 +189,27 @@ def _predicted(inputs, size, n_neighbours):
 
 
 def _map(inputs):
-    size = tuple(int(v) for v in inputs["size"])
-    patchcore, embedding, (maps, _) = _predicted(inputs, size, 1)
+    patchcore, embedding, (maps, _) = _predicted(inputs, size_of(inputs), 1)
     patches = embedding.permute(0, 2, 3, 1).flatten(0, 2)
     distances, _ = patchcore.banks.nearest(patches[None])
     distances = distances.float().view(-1, *patchcore.grid)
     return {"distances": distances.numpy(), "map": maps.numpy()}
 
 
-def _distances(inputs):
+def _euclidean(delta):
+    return np.sqrt(np.square(delta).sum(-1))
+
+
+def _distances(inputs, distance=_euclidean):
     """(B, hf, wf, M), float64."""
     x = inputs["embedding"].astype(np.float64).transpose(0, 2, 3, 1)[:, :, :, None]
-    return np.sqrt(np.square(x - inputs["bank"]).sum(-1))
+    return distance(x - inputs["bank"])
 
 
-def _map_formula(
-    inputs, root=True, combine=np.min, mode="nearest", blurred=True, how=None, metric=2, **switches
-):
-    distances = combine(_distances(inputs), axis=-1)
-    if metric == 1:
-        x = inputs["embedding"].astype(np.float64).transpose(0, 2, 3, 1)[:, :, :, None]
-        distances = np.abs(x - inputs["bank"]).sum(-1).min(-1)
-    if not root:
-        distances = distances**2
-    maps = formulas.enlarge(distances, [int(v) for v in inputs["size"]], mode, **switches)
-    if blurred:
-        maps = formulas.blur(maps, **blur_switches(SIGMA, **(how or {})))
-    return {"distances": distances, "map": maps}
+def _map_formula(inputs, distance=_euclidean, combine=np.min, mode="nearest", how=None, **switches):
+    distances = combine(_distances(inputs, distance), axis=-1)
+    maps = formulas.enlarge(distances, size_of(inputs), mode, **switches)
+    return {"distances": distances, "map": formulas.blur(maps, model.SIGMA, **(how or {}))}
 
 
 MAP = Stage(
@@ -249,29 +222,29 @@ MAP = Stage(
     _map,
     _map_formula,
     (
-        Confusion("no square root: the squared distance", {"root": False}),
-        Confusion("the mean distance to the bank instead of the smallest", {"combine": np.mean}),
-        Confusion("the largest distance to the bank instead of the smallest", {"combine": np.max}),
-        Confusion(
-            "the sum of absolute differences instead of the Euclidean distance", {"metric": 1}
+        Mistake("no square root: the squared distance", distance=lambda d: _euclidean(d) ** 2),
+        Mistake("the mean distance to the bank instead of the smallest", combine=np.mean),
+        Mistake("the largest distance to the bank instead of the smallest", combine=np.max),
+        Mistake(
+            "the sum of absolute differences instead of the Euclidean distance",
+            distance=lambda d: np.abs(d).sum(-1),
         ),
-        Confusion("bilinear enlargement instead of nearest", {"mode": "bilinear"}),
-        Confusion(
+        Mistake("bilinear enlargement instead of nearest", mode="bilinear"),
+        Mistake(
             "bilinear enlargement with align_corners instead of nearest",
-            {"mode": "bilinear", "align_corners": True},
+            mode="bilinear",
+            align_corners=True,
         ),
-        Confusion(
+        Mistake(
             "nearest enlargement takes floor((i + 0.5) n_in / n_out), not floor(i n_in / n_out)",
-            {"mode": "nearest_centre"},
+            mode="nearest_centre",
         ),
-        Confusion("the map is not blurred", {"blurred": False}),
-        *(Confusion(c.sentence, {"how": c.switches}) for c in MAP_BLUR_CONFUSIONS),
+        *MAP_BLUR_MISTAKES,
     ),
 )
 
 
 def _score_cases():
-    cases = []
     for name, n, d, grid, bank, b, flags in (
         ("nine", 3, 6, (4, 5), 30, 9, ("several", "not_square")),
         ("one", 2, 6, (4, 4), 12, 1, ("one_neighbour", "several")),
@@ -284,8 +257,7 @@ def _score_cases():
             "bank": draw.uniform(bank, d),
             "n_neighbours": np.int64(b),
         }
-        cases.append(Case(name, inputs, flags))
-    return cases
+        yield Case(name, inputs, flags)
 
 
 def _score(inputs):
@@ -293,22 +265,18 @@ def _score(inputs):
     return {"score": scores.numpy()}
 
 
-def _score_formula(inputs, weighted=True, around="bank", kind="one_less", squared=False, extra=0):
-    distances = _distances(inputs)
-    n, m = len(distances), len(inputs["bank"])
-    b = min(int(inputs["n_neighbours"]), m)
-    flat = distances.reshape(n, -1, m)
+def _score_formula(inputs, weighted=True, around="bank", itself=False, power=1, extra=0):
     bank = inputs["bank"].astype(np.float64)
+    b = min(int(inputs["n_neighbours"]), len(bank))
     scores = []
-    for image in flat:
+    for image in _distances(inputs).reshape(len(inputs["embedding"]), -1, len(bank)):
         patch = int(image.min(1).argmax())
         star, near = image[patch].min(), int(image[patch].argmin())
-        of_bank = np.sqrt(np.square(bank - bank[near]).sum(1))
+        of_bank = _euclidean(bank - bank[near])
         order = np.argsort(of_bank if around == "bank" else image[patch], kind="stable")
-        chosen = order[extra : b + extra] if extra else order[:b]
-        d = image[patch][chosen] ** (2 if squared else 1)
+        d = image[patch][order[extra : b + extra]] ** power
         softmax = np.exp(d - d.max()) / np.exp(d - d.max()).sum()
-        weight = {"one_less": 1 - softmax[0], "itself": softmax[0]}[kind]
+        weight = softmax[0] if itself else 1 - softmax[0]
         scores.append(star if b == 1 or not weighted else weight * star)
     return {"score": np.array(scores)}
 
@@ -323,14 +291,14 @@ SCORE = Stage(
     _score,
     _score_formula,
     (
-        Confusion("no re-weighting: the largest distance itself", {"weighted": False}),
-        Confusion(
+        Mistake("no re-weighting: the largest distance itself", weighted=False),
+        Mistake(
             "the neighbours of the patch instead of those of its nearest bank vector",
-            {"around": "patch"},
+            around="patch",
         ),
-        Confusion("the softmax itself instead of 1 less the softmax", {"kind": "itself"}),
-        Confusion("the softmax of squared distances", {"squared": True}),
-        Confusion("the nearest bank vector is not counted among its own neighbours", {"extra": 1}),
+        Mistake("the softmax itself instead of 1 less the softmax", itself=True),
+        Mistake("the softmax of squared distances", power=2),
+        Mistake("the nearest bank vector is not counted among its own neighbours", extra=1),
     ),
 )
 

@@ -1,5 +1,5 @@
-"""Image files made byte by byte, so that they are the same on every machine, and read again
-plainly: PNG without compression, and JPEG whose blocks are of one colour each.
+"""Image files made byte by byte, so that they are the same on every machine, and their plain
+reading: PNG without compression, and JPEG whose blocks are of one colour each.
 
 Source: PNG specification (third edition), Sec. 5 and 11; ITU-T T.81 (JPEG), Annexes B and F.
 """
@@ -46,19 +46,10 @@ def _stored(data):
     return b"\x78\x01\x01" + size + data + struct.pack(">I", zlib.adler32(data))
 
 
-def read_png(
-    data,
-    blend=None,
-    colours=True,
-    orient=True,
-    low_byte=False,
-    high_byte=False,
-    bgr=False,
-    scale=True,
-):
+def read_png(data, blend=None, colours=True, orient=True, sixteen_bit="scaled", bgr=False):
     """uint8 (h, w, 3) of a file that `png` wrote. Switches: blend, the grey over which alpha
-    is blended; colours False takes palette numbers for grey; orient False ignores EXIF; low_byte
-    and high_byte take one byte of 16 bits; bgr; scale False leaves 16-bit grey unscaled."""
+    is blended; colours False takes palette numbers for grey; orient False ignores EXIF;
+    sixteen_bit "low" or "high" takes one byte of 16 bits, "clipped" leaves grey unscaled."""
     chunks, at = {}, len(PNG)
     while at < len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -69,12 +60,7 @@ def read_png(
     rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(h, -1)[:, 1:]
     pixels = np.ascontiguousarray(rows).view(kind).reshape(h, w, SAMPLES[colour]).astype(np.int64)
     if depth == 16:
-        if low_byte:
-            pixels = pixels & 255
-        elif high_byte or colour == RGB:
-            pixels = pixels >> 8
-        else:
-            pixels = np.minimum(pixels, 255) if not scale else (pixels + 128) // 257
+        pixels = _eight_bits(pixels, colour, sixteen_bit)
     alpha = pixels[..., -1:] if colour in (GREY_ALPHA, RGBA) else np.full((h, w, 1), 255)
     pixels = pixels[..., : 3 if colour in (RGB, RGBA) else 1]
     if colour == PALETTE and colours:
@@ -87,14 +73,19 @@ def read_png(
     if blend is not None:
         pixels = (pixels * alpha + blend * (255 - alpha) + 127) // 255
     if orient and b"eXIf" in chunks:
-        pixels = _upright(pixels, struct.unpack_from(">H", chunks[b"eXIf"], 18)[0])
+        orientation = struct.unpack_from(">H", chunks[b"eXIf"], 18)[0]
+        # 1, 3, 6 and 8: as it is, by 180 degrees, by 90 clockwise and against it.
+        pixels = np.rot90(pixels, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return (pixels[..., ::-1] if bgr else pixels).astype(np.uint8)
 
 
-def _upright(pixels, orientation):
-    """EXIF orientations 1, 3, 6 and 8: as it is, by 180, by 90 clockwise and against it."""
-    return np.rot90(pixels, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+def _eight_bits(pixels, colour, how):
+    if how == "low":
+        return pixels & 255
+    if how == "high" or colour == RGB:
+        return pixels >> 8
+    return np.minimum(pixels, 255) if how == "clipped" else (pixels + 128) // 257
 
 
 # A quantisation table of eights makes the mean of a block, less 128, its only coefficient.

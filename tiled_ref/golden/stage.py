@@ -1,72 +1,60 @@
 """What a stage and a case are.
 
 A stage is computed twice: by the package's own code (`compute`), whose result is stored, and
-by a plain formula in float64 (`formula`), which says how far float32 is from the truth and,
+by a plain formula in float64 (`formula`), which shows how far float32 is from the truth and,
 with a mistake switched on, what a port with that mistake computes.
 """
 
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """A known mistake: the sentence that names it, and the formula's switches that make it."""
+class Mistake:
+    """A known mistake of ports: the sentence that names it, and the switches of a stage's
+    formula that make it."""
 
-    sentence: str
-    switches: dict
+    def __init__(self, sentence, **switches):
+        self.sentence, self.switches = sentence, switches
 
 
 @dataclass(frozen=True)
 class Weights:
-    """As an input of a case: all tensors of a model of the bundle, by the model's name."""
+    """As an input of a case: all tensors of a model of the bundle."""
 
-    model: str
+    model: str  # its name
 
 
 @dataclass(frozen=True)
 class File:
-    """As an input of a case: a file that is not an array, such as an image: its name, and its
-    bytes as data."""
+    """As an input of a case: a file that is not an array, such as an image."""
 
     name: str
-    data: bytes
+    data: bytes  # its content
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of a stage.
-
-    name; inputs, arrays by name, or Weights or File; flags, words of stage FLAGS that say what
-    is special; comment, a sentence or nothing; compare, compare classes of outputs where they
-    differ from the stage's.
-    """
+    """Inputs of a stage."""
 
     name: str
-    inputs: dict
-    flags: tuple = ()
-    comment: str = ""
-    compare: dict = field(default_factory=dict)
+    inputs: dict  # arrays, Weights or File by name
+    flags: tuple = ()  # keys of FLAGS: what is special about it
+    comment: str = ""  # a sentence or nothing
+    compare: dict = field(default_factory=dict)  # compare classes that differ from the stage's
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the method.
+    """A step of the method."""
 
-    name: also the folder's. title: a phrase. function: where the package computes it. source:
-    paper and equation. outputs: compare class of each output. cases(): list of Case.
-    compute(inputs): outputs, a dict of arrays. formula(inputs, **switches): float64 outputs,
-    all or some of them. confusions: tuple of Confusion.
-    """
-
-    name: str
+    name: str  # also the folder's
     title: str
-    function: str
-    source: str
-    outputs: dict
-    cases: object
-    compute: object
-    formula: object
-    confusions: tuple = ()
+    function: str  # where the package computes it
+    source: str  # paper and equation
+    outputs: dict  # compare class of each output
+    cases: object  # () -> iterable of Case
+    compute: object  # (inputs) -> outputs, a dict of arrays
+    formula: object  # (inputs, **switches) -> the same in float64, all outputs or some
+    mistakes: tuple = ()
 
 
 # What a flag of a case means.

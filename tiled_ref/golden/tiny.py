@@ -1,35 +1,31 @@
-"""The first bundle: everything with a tiny backbone, nothing to download."""
+"""The first bundle: all stages, with a tiny backbone, so that nothing is downloaded."""
 
 from . import (
+    backbone,
     ensemble,
     fastflow,
+    images,
+    merging,
+    metrics,
     padim,
     patchcore,
-    postprocessing,
-    preprocessing,
     reverse_distillation,
-    small_model,
+    thresholds,
 )
+
 
 
 def stages():
     """All stages in the order of the method."""
-    rooms = (
-        preprocessing,
-        padim,
-        patchcore,
-        fastflow,
-        reverse_distillation,
-        postprocessing,
-        ensemble,
-    )
-    return [stage for room in rooms for stage in room.STAGES]
+    models = padim, patchcore, fastflow, reverse_distillation
+    files = images, backbone, *models, merging, thresholds, metrics, ensemble
+    return [stage for file in files for stage in file.STAGES]
 
 
 def models():
     """{model: {tensor: array}}."""
     return {
-        "backbone": small_model.drawn(small_model.SmallResNet(), "backbone"),
+        "backbone": backbone.drawn(backbone.SmallResNet(), "backbone"),
         "fastflow": fastflow.drawn(),
         "reverse_distillation": reverse_distillation.student_weights(),
     }

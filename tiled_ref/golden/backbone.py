@@ -1,0 +1,170 @@
+"""The backbone of the bundle: ResNet-18 in small, its weights, and its stage.
+
+A convolution's weights are stored as (C_out, C_in, kh, kw), a batch normalisation's as
+(4, C): weight, bias, running mean, running variance, under the names of the modules.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from ..models.backbone import ResNet18Features
+from .compare import close
+from .inputs import CHANNELS, tensor
+from .numbers import Numbers
+from .residual import Residual
+from .stage import Case, Mistake, Stage, Weights
+
+BN = ("weight", "bias", "running_mean", "running_var")
+
+
+class SmallResNet(nn.Module):
+    """A frozen ResNet of one block a layer, without weights: stem and layers 1 to 3.
+
+    The grid halves where ResNet-18's does: stem 7 x 7 of stride 2, 3 x 3 maximum of stride 2,
+    then strides 1, 2 and 2.
+    """
+
+    channels = CHANNELS
+
+    def __init__(self):
+        super().__init__()
+        c1, c2, c3 = CHANNELS.values()
+        with torch.device("meta"):
+            self.conv1 = nn.Conv2d(3, c1, 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(c1)
+            self.layer1 = BasicBlock(c1, c1)
+            self.layer2 = BasicBlock(c1, c2, 2, _shortcut(c1, c2))
+            self.layer3 = BasicBlock(c2, c3, 2, _shortcut(c2, c3))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images):
+        """float32 (B, 3, h, w) -> [(B, 4, h/4, w/4), (B, 8, h/8, w/8), (B, 16, h/16, w/16)],
+        rounded up."""
+        x = F.max_pool2d(self.bn1(self.conv1(images)).relu(), 3, 2, 1)
+        layer1 = self.layer1(x)
+        layer2 = self.layer2(layer1)
+        return [layer1, layer2, self.layer3(layer2)]
+
+
+def _shortcut(n_in, n_out):
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride=2, bias=False), nn.BatchNorm2d(n_out))
+
+
+def network(tensors):
+    """The network of a bundle's weights: SmallResNet, or ResNet-18 where they are its."""
+    if "layer1.0.conv1" in tensors:
+        return ResNet18Features(unpacked(tensors))
+    net = SmallResNet()
+    net.load_state_dict(unpacked(tensors), assign=True)
+    return net
+
+
+def unpacked(tensors):
+    """{name in the bundle: array} -> a state dict of torch modules."""
+    state = {}
+    for name, array in tensors.items():
+        values = tensor(array)
+        if values.ndim == 2:
+            state.update({f"{name}.{part}": row.clone() for part, row in zip(BN, values)})
+            state[f"{name}.num_batches_tracked"] = torch.tensor(0)
+        else:
+            state[f"{name}.weight"] = values
+    return state
+
+
+def packed(state):
+    """The inverse of `unpacked`."""
+    tensors = {}
+    for name, value in state.items():
+        module, _, part = name.rpartition(".")
+        if part == "running_mean":
+            tensors[module] = torch.stack([state[f"{module}.{p}"].detach() for p in BN]).numpy()
+        elif part == "weight" and value.ndim == 4:
+            tensors[module] = value.detach().contiguous().numpy()
+    return tensors
+
+
+def drawn(module, name):
+    """Weights for all convolutions and batch normalisations of a module, by the bundle's
+    names: multiples of powers of two, of the size that keeps activations near 1."""
+    draw, tensors = Numbers(name), {}
+    for key, part in module.named_modules():
+        if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
+            shape = tuple(part.weight.shape)
+            fan = np.prod(shape[1:]) if isinstance(part, nn.Conv2d) else shape[0]
+            scale = 2.0 ** np.round(np.log2(np.sqrt(2 / fan) / 0.577))
+            tensors[key] = draw.bell(*shape) * np.float32(scale)
+        elif isinstance(part, nn.BatchNorm2d):
+            channels = part.num_features
+            weight, bias, mean = (draw.bell(channels) / 8 for _ in range(3))
+            tensors[key] = np.stack([1 + weight, bias, mean, 0.5 + draw.uniform(channels)])
+    return tensors
+
+
+def _cases():
+    for name, n, h, w, flags in (
+        ("square", 1, 48, 48, ()),
+        ("rounded_up", 1, 45, 37, ("padding", "not_square")),
+        ("two", 2, 32, 32, ("several",)),
+    ):
+        images = 2 * Numbers(f"backbone/{name}").bell(n, 3, h, w)
+        yield Case(name, {"images": images, "weights": Weights("backbone")}, flags)
+
+
+def _compute(inputs):
+    with torch.no_grad():
+        layers = network(inputs["weights"])(tensor(inputs["images"]))
+    return {name: layer.contiguous().numpy() for name, layer in zip(CHANNELS, layers)}
+
+
+def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switches):
+    """The backbone in plain calls, float64. Switches are mistakes: order of the colours;
+    pool_pad, padding of the maximum; relu False, no ReLU after the stem; others as in Residual."""
+    weights = {name: tensor(array).double() for name, array in inputs["weights"].items()}
+    net = Residual(weights, **switches)
+    x = tensor(np.ascontiguousarray(inputs["images"][:, ::order])).double()
+    x = net.normalised(net.convolved(x, "conv1", 2), "bn1")
+    x = pool(x.relu() if relu else x, 3, 2, pool_pad)
+    outputs = {}
+    for name, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2)):
+        if f"{name}.conv1" in weights:
+            x = net.block(x, name, stride)
+        else:  # ResNet-18 has two blocks
+            x = net.block(net.block(x, f"{name}.0", stride), f"{name}.1")
+        outputs[name] = x.numpy()
+    return outputs
+
+
+BACKBONE = Stage(
+    "backbone",
+    "feature maps of three layers",
+    "tiled_ref.models.backbone.ResNet18Features, here in small",
+    "He et al., CVPR 2016; FORMAT.md has the layers",
+    {name: close(1e-4, 1e-4) for name in CHANNELS},
+    _cases,
+    _compute,
+    _formula,
+    (
+        Mistake("BGR instead of RGB", order=-1),
+        Mistake(
+            "batch normalisation uses the batch's statistics instead of the stored ones",
+            training=True,
+        ),
+        Mistake("the epsilon of the batch normalisation is 0.001 instead of 0.00001", eps=1e-3),
+        Mistake("the maximum after the stem is not padded", pool_pad=0),
+        Mistake("a mean instead of a maximum after the stem", pool=F.avg_pool2d),
+        Mistake("the ReLU comes before the sum with the shortcut instead of after", late=True),
+        Mistake(
+            "stride 2 in the second convolution of a block instead of the first",
+            stride_first=False,
+        ),
+        Mistake("the shortcuts are not added", shortcut=False),
+        Mistake("no ReLU after the first convolution", relu=False),
+    ),
+)
+
+STAGES = (BACKBONE,)

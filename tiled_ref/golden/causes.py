@@ -1,0 +1,163 @@
+"""Naming what may be wrong with a port: the known mistakes, and what its numbers look like.
+
+The known mistakes of a stage that fails are computed one after the other (see formulas.py):
+the one whose numbers are the port's is the likely cause.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from .compare import compare, differences
+
+EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
+
+
+def likely_causes(stage, results, bundle, cases):
+    """Sentences that name what may be wrong.
+
+    Parameters: stage, a Stage; results, its list of Result; bundle, the reference; cases,
+    the manifest's cases by name.
+    Returns list of str, the likeliest first; empty where nothing can be said.
+
+    A known mistake counts where, for the outputs that differ, what it computes is nearer than
+    EXPLAINED of the way to the port, and, for those that are equal, it changes nothing. Those
+    that explain every output come first, then those that explain most; without one that
+    explains all, what the numbers themselves look like is the last sentence.
+    """
+    bad = [r for r in results if r.status in ("differs", "shape")]
+    good = [r for r in results if r.ok and r.reference.size]
+    if not bad:
+        return _absent(results)
+    ranked = []
+    for place, mistake in enumerate(stage.mistakes):
+        wrong = _mistaken(stage, mistake, bundle, cases)
+        left = [_left(wrong(r), r) for r in bad]
+        n = sum(part <= EXPLAINED for part in left)
+        if not n:
+            continue
+        denied = sum(_visible(wrong(r), r) for r in good)
+        if denied and n == len(bad):
+            denied += 0.5  # it should have been seen elsewhere as well
+        ranked.append((denied > 0, len(bad) - n + denied, sum(left), place, mistake.sentence, n))
+    ranked.sort(key=lambda row: row[:4])
+    sentences = []
+    for contradicted, _, _, _, sentence, n in ranked:
+        if n < len(bad) or contradicted:
+            sentence += f" (explains {n} of {len(bad)} differing outputs)"
+        if sentence not in sentences:
+            sentences.append(sentence)
+    if ranked and not ranked[0][0] and ranked[0][5] == len(bad):
+        return sentences
+    return sentences + _looks(bad)
+
+
+def _mistaken(stage, mistake, bundle, cases):
+    """A function of a Result: what the mistake computes, or None where it says nothing."""
+
+    @cache
+    def outputs(case):
+        with np.errstate(all="ignore"):
+            return stage.formula(bundle.inputs(cases[case]), **mistake.switches)
+
+    def wrong(result):
+        value = outputs(result.case).get(result.output)
+        return None if value is None else np.asarray(value)
+
+    return wrong
+
+
+def _left(wrong, result):
+    """How much of the way from the reference to the mistake is left between the mistake and
+    the port: 0 where the port's numbers are the mistake's; 1 where they are not at all."""
+    if wrong is None or wrong.shape != result.port.shape or not _visible(wrong, result):
+        return 1.0
+    left = float(differences(result.port, wrong).mean())
+    way = float(np.abs(wrong.astype(np.float64)).mean())
+    if wrong.shape == result.reference.shape:
+        way = float(differences(result.reference, wrong).mean())
+    if way == 0 or not np.isfinite(left):
+        return 1.0
+    return min(1.0, left / way) if np.isfinite(way) else 0.0
+
+
+def _visible(wrong, result):
+    """Whether the mistake would have been noticed in this output."""
+    if wrong is None:
+        return False
+    if wrong.shape != result.reference.shape:
+        return True
+    cast = wrong.astype(result.reference.dtype) if result.rule.kind in ("exact", "ulp") else wrong
+    return not compare(cast, result.reference, result.rule).ok
+
+
+def _absent(results):
+    statuses = {r.status for r in results if not r.ok}
+    if all(r.status == "missing" for r in results):
+        return ["the port wrote none of the files; --stage leaves out what is not ported yet"]
+    if statuses == {"missing"}:
+        return ["the port did not write all files"]
+    return ["a file could not be read"] if "unreadable" in statuses else []
+
+
+def _looks(bad):
+    """What the numbers of the first differing output look like, without knowing the stage."""
+    result = next((r for r in bad if r.status == "differs"), None)
+    if result is None:
+        port, reference = bad[0].port, bad[0].reference
+        if port.dtype.kind != reference.dtype.kind:
+            return ["another kind of numbers is expected"]
+        if sorted(port.shape) == sorted(reference.shape):
+            return ["the axes are in another order (rows and columns exchanged?)"]
+        return ["the array has another shape"]
+    port, reference = (a.astype(np.float64) for a in (result.port, result.reference))
+    if np.isnan(port).all():
+        return ["all numbers are NaN"]
+    if not port.any():
+        return ["all numbers are zero: nothing was written to the array"]
+    for sentence, view in _rearranged(reference):
+        if view.shape == port.shape and _same(port, view) and not _same(view, reference):
+            return [sentence]
+    with np.errstate(all="ignore"):
+        ratio = port[reference != 0] / reference[reference != 0]
+        spread = np.ptp(ratio) if ratio.size > 1 else np.inf
+        if spread <= 1e-3 * abs(ratio.mean()) and spread < 0.1 * abs(ratio.mean() - 1):
+            return [f"every number is {ratio.mean():.6g} times the reference"]
+        offset = port - reference
+        if offset.size > 1 and np.ptp(offset) <= 1e-3 * abs(offset.mean()):
+            return [f"every number is the reference plus {offset.mean():.6g}"]
+        squares, roots = reference**2, np.sqrt(np.abs(reference))
+        for sentence, view in (
+            ("numbers are squares of the reference: a square root is missing", squares),
+            ("numbers are square roots of the reference: a square root too many", roots),
+        ):
+            if _same(port, view) and not _same(view, reference):
+                return [sentence]
+    size = float(np.abs(reference[np.isfinite(reference)]).max(initial=0))
+    if result.verdict.difference < 2e-3 * size:
+        return [
+            "differences are small beside the numbers: rounding, half precision, or another "
+            "order of sums"
+        ]
+    return []
+
+
+def _rearranged(a):
+    """(sentence, array) of simple rearrangements."""
+    if a.ndim >= 2:
+        yield "rows and columns are exchanged", a.swapaxes(-1, -2)
+        yield "rows and columns are exchanged in memory", a.swapaxes(-1, -2).reshape(a.shape)
+    for axis in range(a.ndim):
+        yield f"axis {axis} runs the other way", np.flip(a, axis)
+    for axis in range(a.ndim):
+        for step in (1, -1):
+            yield f"everything is shifted by {step} along axis {axis}", np.roll(a, step, axis)
+    for axis in range(a.ndim - 1):
+        yield f"axes {axis} and {axis + 1} are exchanged", a.swapaxes(axis, axis + 1)
+
+
+def _same(port, view):
+    """Whether nearly all numbers of two arrays of one shape are equal up to rounding: a shift
+    leaves an edge."""
+    size = float(np.abs(view[np.isfinite(view)]).max(initial=0))
+    return float((differences(port, view) <= 1e-5 * size).mean()) >= (0.75 if port.size > 16 else 1)

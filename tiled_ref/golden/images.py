@@ -1,0 +1,271 @@
+"""The stages before the backbone: decoding, resizing, normalising, tiling."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ..data import images
+from . import formulas, pictures
+from .compare import EXACT, boundary, close
+from .inputs import GRIDS, grid_array, size_of, tensor, tile_grid
+from .numbers import Numbers
+from .stage import Case, File, Mistake, Stage
+
+
+def _jpeg_blocks(name):
+    """Blocks of the JPEG case of a name, (rows, cols, components)."""
+    blocks = 60 + Numbers(f"decode/{name}").integers(140, 2, 3, 1 if name == "jpeg_grey" else 3)
+    if name == "jpeg":
+        blocks[..., 1:] = 128 + (blocks[..., 1:] - 128) // 4
+    return blocks
+
+
+def _decode_cases():
+    draw = Numbers("decode")
+    colour = draw.integers(256, 7, 5, 4).astype(np.uint8)
+    wide = draw.integers(65536, 4, 6, 3).astype(np.uint16)
+    wide[0, :4, 0] = 0, 128, 65535, 65407
+    palette = draw.integers(256, 6, 3).astype(np.uint8)
+    numbers = draw.integers(6, 5, 6, 1).astype(np.uint8)
+    rgb, png = colour[..., :3], pictures.png
+    clear = png(numbers, pictures.PALETTE, palette, transparent=[0, 99, 255])
+    for name, data, flags in (
+        ("rgb", png(rgb, pictures.RGB), ("not_square",)),
+        ("grey", png(colour[..., :1], pictures.GREY), ("grey", "not_square")),
+        ("grey_alpha", png(colour[..., 2:], pictures.GREY_ALPHA), ("grey", "alpha")),
+        ("alpha", png(colour, pictures.RGBA), ("alpha", "not_square")),
+        ("palette", png(numbers, pictures.PALETTE, palette), ("palette",)),
+        ("palette_alpha", clear, ("palette", "alpha")),
+        ("grey_16", png(wide[..., :1], pictures.GREY), ("grey", "sixteen_bit")),
+        ("rgb_16", png(wide, pictures.RGB), ("sixteen_bit",)),
+        ("turned", png(rgb, pictures.RGB, orientation=6), ("rotated", "not_square")),
+        ("upside_down", png(rgb, pictures.RGB, orientation=3), ("rotated",)),
+        ("one_pixel", png(rgb[:1, :1], pictures.RGB), ("one_pixel",)),
+    ):
+        yield Case(name, {"image": File("image.png", data)}, flags)
+    for name, flags in (("jpeg", ("lossy",)), ("jpeg_grey", ("lossy", "grey"))):
+        image = File("image.jpg", pictures.jpeg(_jpeg_blocks(name)))
+        yield Case(name, {"image": image}, flags, compare={"image": close(0, 2)})
+
+
+def _decode(inputs):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / inputs["image"].name
+        path.write_bytes(inputs["image"].data)
+        return {"image": images.decode_image(path)}
+
+
+def _decode_formula(inputs, ycc=True, **switches):
+    file = inputs["image"]
+    if file.name.endswith(".png"):
+        return {"image": pictures.read_png(file.data, **switches)}
+    bgr = switches.get("bgr", False)
+    known = {pictures.jpeg(_jpeg_blocks(name)): name for name in ("jpeg", "jpeg_grey")}
+    return {"image": pictures.jpeg_pixels(_jpeg_blocks(known[file.data]), bgr, ycc)}
+
+
+DECODE = Stage(
+    "decode",
+    "an image file as 8-bit RGB",
+    "tiled_ref.data.images.decode_image",
+    "Rolih et al. Sec. 4.2; rules in FORMAT.md",
+    {"image": EXACT},
+    _decode_cases,
+    _decode,
+    _decode_formula,
+    (
+        Mistake("BGR instead of RGB", bgr=True),
+        Mistake("alpha is blended over black instead of dropped", blend=0),
+        Mistake("alpha is blended over white instead of dropped", blend=255),
+        Mistake("numbers of the palette are taken for grey values", colours=False),
+        Mistake("EXIF orientation is ignored", orient=False),
+        Mistake(
+            "16-bit grey: the high byte is taken instead of (v + 128) / 257", sixteen_bit="high"
+        ),
+        Mistake("16 bits: the low byte is taken (byte order)", sixteen_bit="low"),
+        Mistake("16-bit grey is cut off at 255 instead of scaled", sixteen_bit="clipped"),
+        Mistake("Y, Cb, Cr of a JPEG file are taken for red, green, blue", ycc=False),
+    ),
+)
+
+
+def _picture(draw, h, w):
+    """A wave with noise, uint8 (h, w, 3)."""
+    y, x = np.mgrid[:h, :w]
+    wave = 3 * np.abs((3 * x[..., None] + 2 * y[..., None] + 20 * np.arange(3)) % 120 - 60)
+    return (20 + wave + draw.integers(50, h, w, 3)).astype(np.uint8)
+
+
+def _resize_cases():
+    for name, h, w, size, flags in (
+        ("half", 24, 32, (12, 16), ("downscale", "ties")),
+        ("third", 33, 21, (11, 7), ("downscale", "not_square")),
+        ("odd", 29, 37, (17, 13), ("downscale", "not_square")),
+        ("larger", 9, 7, (20, 24), ("upscale", "not_square")),
+        ("mixed", 9, 40, (20, 16), ("upscale", "downscale", "not_square")),
+        ("same", 10, 12, (10, 12), ("same_size",)),
+        ("one_pixel", 1, 1, (3, 4), ("one_pixel", "upscale")),
+    ):
+        image = _picture(Numbers(f"resize/{name}"), h, w)
+        yield Case(name, {"image": image, "size": np.array(size, np.int64)}, flags)
+
+
+def _resize_formula(inputs, mode="bilinear", rounding=np.rint, channels=None, **switches):
+    image, size = inputs["image"].transpose(2, 0, 1), size_of(inputs)
+    if mode == "areas":
+        rows, cols = (_area_matrix(a, b) for a, b in zip(image.shape[1:], size))
+        result = rows @ image.astype(np.float64) @ cols.T
+    else:
+        result = formulas.enlarge(image, size, mode, **switches)
+    result = rounding(np.round(result, 6)).clip(0, 255).astype(np.uint8)
+    return {"image": result[slice(None, None, channels)].transpose(1, 2, 0)}
+
+
+def _area_matrix(n_in, n_out):
+    """Mean of the input over each output pixel's area, (n_out, n_in)."""
+    edges = np.arange(n_out + 1) * n_in / n_out
+    low, high = edges[:-1, None], edges[1:, None]
+    share = np.minimum(high, np.arange(n_in) + 1) - np.maximum(low, np.arange(n_in))
+    return np.maximum(share, 0) / (n_in / n_out)
+
+
+RESIZE = Stage(
+    "resize",
+    "bilinear resize without antialias",
+    "tiled_ref.data.images.resize_image",
+    "Rolih et al. Sec. 4.2; the rule of OpenCV's INTER_LINEAR",
+    {"image": boundary(0, 0, 0.05, 1)},
+    _resize_cases,
+    lambda inputs: {"image": images.resize_image(inputs["image"], size_of(inputs))},
+    _resize_formula,
+    (
+        Mistake("antialias: the filter is widened when shrinking", antialias=True),
+        Mistake("align_corners: the corners of both grids are matched", align_corners=True),
+        Mistake("nearest neighbour instead of bilinear", mode="nearest"),
+        Mistake("nearest neighbour (centres) instead of bilinear", mode="nearest_centre"),
+        Mistake("the mean over areas instead of bilinear", mode="areas"),
+        Mistake("values are cut off instead of rounded", rounding=np.floor),
+        Mistake("halves are rounded up instead of to even", rounding=lambda v: np.floor(v + 0.5)),
+        Mistake("BGR instead of RGB", channels=-1),
+    ),
+)
+
+
+def _resize_mask_cases():
+    for name, shape, size, flags in (
+        ("smaller", (20, 33), (8, 12), ("downscale", "not_square")),
+        ("larger", (7, 5), (16, 18), ("upscale", "not_square")),
+        ("same", (6, 9), (6, 9), ("same_size",)),
+        ("empty", (12, 12), (5, 5), ("empty_mask", "downscale")),
+    ):
+        mask = Numbers(f"resize_mask/{name}").uniform(*shape) > (1 if name == "empty" else 0.7)
+        yield Case(name, {"mask": mask, "size": np.array(size, np.int64)}, flags)
+
+
+def _resize_mask_formula(inputs, mode="nearest", level=0.5):
+    return {"mask": formulas.enlarge(inputs["mask"], size_of(inputs), mode) > level}
+
+
+RESIZE_MASK = Stage(
+    "resize_mask",
+    "nearest-neighbour resize of a mask",
+    "tiled_ref.data.images.resize_mask",
+    "floor(i n_in / n_out)",
+    {"mask": EXACT},
+    _resize_mask_cases,
+    lambda inputs: {"mask": images.resize_mask(inputs["mask"], size_of(inputs))},
+    _resize_mask_formula,
+    (
+        Mistake(
+            "floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", mode="nearest_centre"
+        ),
+        Mistake("bilinear, and whatever is above 0 is anomalous", mode="bilinear", level=1e-9),
+        Mistake("bilinear, and what is above a half is anomalous", mode="bilinear"),
+    ),
+)
+
+
+def _normalise_cases():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1)
+    colours = Numbers("normalise").integers(256, 2, 3, 5, 7).astype(np.uint8)
+    yield Case("every_level", {"images": every})
+    yield Case("several", {"images": colours}, ("several", "not_square"))
+
+
+def _normalise_formula(inputs, scale=255.0, mean=images.MEAN, std=images.STD, order=1):
+    x = inputs["images"].astype(np.float64)[:, ::order] / scale
+    mean, std = (np.array(v, np.float64).reshape(-1, 1, 1) for v in (mean, std))
+    return {"images": (x - mean) / std}
+
+
+NORMALISE = Stage(
+    "normalise",
+    "8-bit images as the backbone wants them",
+    "tiled_ref.data.images.normalize",
+    "(x / 255 - mean) / std, torchvision's ResNet18_Weights.IMAGENET1K_V1",
+    {"images": close(1e-6, 1e-6)},
+    _normalise_cases,
+    lambda inputs: {"images": images.normalize(tensor(inputs["images"])).numpy()},
+    _normalise_formula,
+    (
+        Mistake("BGR instead of RGB", order=-1),
+        Mistake(
+            "mean and standard deviation of red and blue are exchanged (BGR)",
+            mean=images.MEAN[::-1],
+            std=images.STD[::-1],
+        ),
+        Mistake("not divided by 255", scale=1.0),
+        Mistake("divided by 256 instead of 255", scale=256.0),
+        Mistake("the mean is not subtracted", mean=0),
+        Mistake("not divided by the standard deviation", std=1),
+        Mistake("neither mean nor standard deviation are used", mean=0, std=1),
+        Mistake("a mean and standard deviation of 0.5 instead of ImageNet's", mean=0.5, std=0.5),
+    ),
+)
+
+
+def _tile_cases():
+    for name, grid, flags in GRIDS:
+        picture = Numbers(f"tile/{name}").uniform(2, 1, *grid[:2])
+        yield Case(name, {"images": picture, "grid": grid}, (*flags, "several"))
+    picture = Numbers("tile/three_channels").uniform(1, 3, 10, 9)
+    inputs = {"images": picture, "grid": grid_array((10, 9), 4, 3)}
+    yield Case("three_channels", inputs, ("non_divisible", "overlap", "not_square"))
+
+
+def _tile(inputs):
+    return {"tiles": np.ascontiguousarray(tile_grid(inputs["grid"]).tile(inputs["images"]))}
+
+
+def _tile_formula(inputs, edge=False, **switches):
+    whole, grid = inputs["images"], inputs["grid"]
+    if edge:
+        rows, cols = formulas.grid_counts(grid)
+        H, W, h, w, sh, sw = grid.tolist()
+        below, right = (rows - 1) * sh + h - H, (cols - 1) * sw + w - W
+        whole = np.pad(whole, ((0, 0), (0, 0), (0, below), (0, right)), "edge")
+    return {"tiles": formulas.cut(whole, grid, **switches)}
+
+
+TILE = Stage(
+    "tile",
+    "tiles in row-major order, zeros beyond the image",
+    "tiled_ref.tiling.TileGrid.tile",
+    "Rolih et al. Eq. 1-2; padding is applied after normalisation",
+    {"tiles": EXACT},
+    _tile_cases,
+    _tile,
+    _tile_formula,
+    (
+        Mistake("stride and tile size are exchanged", exchanged=True),
+        Mistake(
+            "rows and columns of the tiles are exchanged (column-major order)", column_major=True
+        ),
+        Mistake("the last tiles are shifted back into the image instead of padded", at_end=False),
+        Mistake("the edge is repeated beyond the image instead of zeros", edge=True),
+        Mistake("ones beyond the image instead of zeros", fill=1),
+    ),
+)
+
+STAGES = (DECODE, RESIZE, RESIZE_MASK, NORMALISE, TILE)

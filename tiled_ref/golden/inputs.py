@@ -1,0 +1,86 @@
+"""Inputs that several stages share: grids, labels, feature maps, and a backbone that gives them."""
+
+import numpy as np
+import torch
+
+from ..tiling import TileGrid
+
+CHANNELS = {"layer1": 4, "layer2": 8, "layer3": 16}  # of the bundle's backbone
+
+
+def grid_array(image, tile, stride):
+    """A grid as an input of a case: int64 (H, W, h, w, s_h, s_w). A number is both sides."""
+    pairs = [np.broadcast_to(side, 2) for side in (image, tile, stride)]
+    return np.concatenate(pairs).astype(np.int64)
+
+
+def tile_grid(array):
+    """The TileGrid of such an array, int64 (6,)."""
+    H, W, h, w, sh, sw = array.tolist()
+    return TileGrid((H, W), (h, w), (sh, sw))
+
+
+GRIDS = (  # name, grid, flags
+    ("abutting", grid_array(16, 8, 8), ()),
+    ("overlap", grid_array(24, 12, 6), ("overlap",)),
+    (
+        "non_divisible",
+        grid_array((23, 31), (10, 12), (7, 5)),
+        ("non_divisible", "overlap", "not_square"),
+    ),
+    ("single_tile", grid_array((9, 13), (9, 13), (9, 13)), ("single_tile", "not_square")),
+    ("one_row", grid_array((8, 40), (8, 16), (8, 12)), ("overlap", "not_square")),
+)
+
+
+def size_of(inputs):
+    """The input "size" as a tuple of ints."""
+    return tuple(inputs["size"].tolist())
+
+
+def labels_for(scores, draw):
+    """Labels uint8 that mostly agree with scores (...), never of one kind only."""
+    labels = (scores + draw.bell(*scores.shape) / 2 > 0.6).astype(np.uint8)
+    labels.flat[:2] = 0, 1
+    return labels
+
+
+def layers_of(draw, n, sides):
+    """Feature maps of n images, {layer: (n, C, hf, wf)}; sides of layer1's grid, the others'
+    are halved and rounded up, as convolutions of stride 2 do."""
+    result, (hf, wf) = {}, sides
+    for name, channels in CHANNELS.items():
+        result[name] = draw.uniform(n, channels, hf, wf)  # like a ReLU: not negative
+        hf, wf = -(-hf // 2), -(-wf // 2)
+    return result
+
+
+def given_layers(inputs):
+    """The three layers of a case."""
+    return [inputs[name] for name in CHANNELS]
+
+
+def tensor(array):
+    """A copy of an array (...) of any dtype as a CPU tensor."""
+    return torch.from_numpy(np.array(array))
+
+
+class Given:
+    """A backbone that gives fixed layers: for images from `places`, those of the named images.
+
+    Parameters: layers, list of float32 (N, C, hf, wf) arrays.
+    """
+
+    def __init__(self, layers):
+        self.layers = [tensor(layer) for layer in layers]
+        self.channels = {f"layer{k}": len(x[0]) for k, x in enumerate(layers, start=1)}
+
+    def __call__(self, images):
+        """The layers of images, float32 (B, 1, 1, 1)."""
+        places = images[:, 0, 0, 0].long()
+        return [layer[places] for layer in self.layers]
+
+
+def places(n):
+    """Images for Given: float32 (n, 1, 1, 1), the numbers 0 to n - 1."""
+    return torch.arange(n, dtype=torch.float32)[:, None, None, None]

@@ -1,0 +1,210 @@
+"""The stages that merge tiles: merged maps and scores, the band of seams, its smoothing."""
+
+import numpy as np
+
+from .. import merging, smoothing
+from . import formulas
+from .compare import EXACT, close, ulp
+from .inputs import GRIDS, grid_array, tile_grid
+from .numbers import Numbers
+from .stage import Case, Mistake, Stage
+
+
+def _untile_cases():
+    for name, grid, flags in GRIDS:
+        draw = Numbers(f"untile/{name}")
+        maps = draw.uniform(*formulas.grid_counts(grid), 2, *grid[2:4])
+        yield Case(name, {"maps": maps, "grid": grid}, (*flags, "several"))
+    maps = Numbers("untile/float64").uniform(3, 3, 1, 4, 4).astype(np.float64) / 3
+    yield Case("float64", {"maps": maps, "grid": grid_array(8, 4, 2)}, ("overlap",))
+
+
+UNTILE = Stage(
+    "untile",
+    "tile maps put together, averaged where tiles overlap",
+    "tiled_ref.merging.untile_average",
+    "Rolih et al. Sec. 3.3",
+    {"map": ulp(2)},
+    _untile_cases,
+    lambda inputs: {"map": merging.untile_average(inputs["maps"], tile_grid(inputs["grid"]))},
+    lambda inputs, **s: {"map": formulas.untile(inputs["maps"], inputs["grid"], **s)},
+    (
+        Mistake("the sum of the tiles is not divided by their count", combine="sum"),
+        Mistake("the largest value where tiles overlap instead of the mean", combine="max"),
+        Mistake("the last tile overwrites the others instead of the mean", combine="last"),
+        Mistake("stride and tile size are exchanged: tiles are laid side by side", exchanged=True),
+        Mistake(
+            "rows and columns of the tiles are exchanged (column-major order)", column_major=True
+        ),
+    ),
+)
+
+
+def _mean_score_cases():
+    draw = Numbers("mean_score")
+    inverted = np.float32(1) / (1 + draw.uniform(3, 3, 5))
+    yield Case("nine_tiles", {"scores": draw.uniform(3, 3, 7)}, ("several",))
+    flags = ("not_square", "negative", "several")
+    yield Case("not_square", {"scores": draw.bell(2, 5, 4)}, flags)
+    yield Case("single_tile", {"scores": draw.uniform(1, 1, 3)}, ("single_tile",))
+    yield Case("float64", {"scores": inverted.astype(np.float64)})
+
+
+def _mean_score_formula(inputs, combine=np.mean, images_last=True):
+    scores = inputs["scores"].astype(np.float64)
+    if not images_last:
+        rows, cols, n = scores.shape
+        scores = scores.reshape(n, rows, cols).transpose(1, 2, 0)
+    return {"score": combine(scores.reshape(-1, scores.shape[2]), axis=0)}
+
+
+MEAN_SCORE = Stage(
+    "mean_score",
+    "image score: the mean of the tiles' scores",
+    "tiled_ref.merging.mean_scores",
+    "Rolih et al. Eq. 5",
+    {"score": close(2e-7, 2e-7)},
+    _mean_score_cases,
+    lambda inputs: {"score": merging.mean_scores(inputs["scores"])},
+    _mean_score_formula,
+    (
+        Mistake("the maximum of the tiles' scores instead of the mean", combine=np.max),
+        Mistake("the sum of the tiles' scores: not divided by their count", combine=np.sum),
+        Mistake("the median of the tiles' scores instead of the mean", combine=np.median),
+        Mistake("the smallest of the tiles' scores instead of the mean", combine=np.min),
+        Mistake("the axis of the images is taken for the first, not the last", images_last=False),
+    ),
+)
+
+
+SEAM_GRIDS = (  # name, grid, flags
+    ("abutting", grid_array(40, 20, 20), ()),
+    ("overlap", grid_array(48, 24, 12), ("overlap",)),
+    (
+        "non_divisible",
+        grid_array((45, 62), (20, 30), (15, 20)),
+        ("non_divisible", "overlap", "not_square"),
+    ),
+    ("single_tile", grid_array((20, 31), (20, 31), (20, 31)), ("single_tile", "not_square")),
+    ("uneven_overlap", grid_array((50, 46), (30, 26), (20, 20)), ("overlap", "not_square")),
+)
+
+
+def _seam_cases():
+    for name, grid, flags in SEAM_GRIDS:
+        yield Case(name, {"grid": grid, "width": np.float64(0.1)}, flags)
+    inputs = {"grid": grid_array(40, 20, 20), "width": np.float64(0.0)}
+    yield Case("no_width", inputs, comment="a width of 0 leaves no band")
+    inputs = {"grid": grid_array(36, 14, 11), "width": np.float64(0.25)}
+    yield Case("wide", inputs, ("overlap",), "3.5 px are 3 px")
+
+
+MASK_MISTAKES = (
+    Mistake("the band is one pixel too wide on each side", change=1),
+    Mistake("the band is one pixel too narrow on each side", change=-1),
+    Mistake(
+        "the width of the band is rounded up instead of down", rounding=lambda v: -int(-v // 1)
+    ),
+    Mistake("the band lies on one side of the border only", sides=1),
+    Mistake("the edge of the image is taken for a border", image_edge=True),
+    Mistake("only the starts of tiles are borders, their ends are forgotten", borders="starts"),
+    Mistake(
+        "borders are multiples of the tile size, as if tiles did not overlap",
+        borders="tile multiples",
+    ),
+    Mistake(
+        "stride and tile size are exchanged: the band is a fraction of the stride", of="stride"
+    ),
+    Mistake("the band is a fraction of the image instead of the tile", of="image"),
+    Mistake("rows and columns are exchanged", exchanged=True),
+    Mistake("only where a row band and a column band cross", both=True),
+)
+
+SEAM_MASK = Stage(
+    "seam_mask",
+    "the band of pixels around tile borders",
+    "tiled_ref.smoothing.seam_mask",
+    "Rolih et al. Sec. 3.3",
+    {"mask": EXACT},
+    _seam_cases,
+    lambda inputs: {"mask": smoothing.seam_mask(tile_grid(inputs["grid"]), float(inputs["width"]))},
+    lambda inputs, **s: {"mask": formulas.seam_mask(inputs["grid"], float(inputs["width"]), **s)},
+    MASK_MISTAKES,
+)
+
+
+def _smoothing_cases():
+    for name, grid, flags in SEAM_GRIDS[:4]:
+        maps = Numbers(f"smoothing/{name}").uniform(1, *grid[:2])
+        yield _smoothing_case(name, maps, grid, (*flags, "reflect"))
+    maps = Numbers("smoothing/small").uniform(2, 6, 10)
+    grid = grid_array((6, 10), (3, 10), (3, 10))
+    flags = ("reflect", "smaller_than_radius", "not_square", "several")
+    yield _smoothing_case("smaller_than_radius", maps, grid, flags, width=0.4)
+    maps = Numbers("smoothing/float64").uniform(1, 24, 24).astype(np.float64) / 3
+    yield _smoothing_case("float64", maps, grid_array(24, 12, 12), ("reflect",))
+
+
+def _smoothing_case(name, maps, grid, flags, width=0.1):
+    numbers = {"width": np.float64(width), "sigma": np.float64(2)}
+    return Case(name, {"maps": maps, "grid": grid, **numbers}, flags)
+
+
+def _smoothing(inputs):
+    width, sigma = float(inputs["width"]), float(inputs["sigma"])
+    grid = tile_grid(inputs["grid"])
+    return {"maps": smoothing.smooth_seams(inputs["maps"], grid, width=width, sigma=sigma)}
+
+
+def _smoothing_formula(inputs, **switches):
+    width, sigma = float(inputs["width"]), float(inputs["sigma"])
+    return {"maps": formulas.smooth(inputs["maps"], inputs["grid"], width, sigma, **switches)}
+
+
+BLUR_MISTAKES = (
+    Mistake(
+        "the mirrored border repeats the edge pixel (symmetric instead of reflect)",
+        border="symmetric",
+    ),
+    Mistake("the edge pixel is repeated beyond the border instead of reflect", border="edge"),
+    Mistake("zeros beyond the border instead of reflect", border="zeros"),
+    Mistake("the border wraps around instead of reflect", border="wrap"),
+    Mistake("the radius of the blur is int(3 sigma + 0.5) instead of int(4 sigma + 0.5)", span=3),
+    Mistake("the radius of the blur is int(2 sigma + 0.5) instead of int(4 sigma + 0.5)", span=2),
+    Mistake("sigma is halved", factor=0.5),
+    Mistake("sigma is doubled", factor=2.0),
+    Mistake("sigma is taken for a variance", factor="root"),
+    Mistake("the weights are not normalised to a sum of 1", normalised=False),
+    Mistake("the blur runs down the columns only", axes="rows"),
+    Mistake("the blur runs along the rows only", axes="cols"),
+)
+
+# Of the models' maps, as `how`. Their sigma is 4, whose half is its root.
+MAP_BLUR_MISTAKES = (
+    Mistake("the map is not blurred", how={"axes": "none"}),
+    *(
+        Mistake(m.sentence, how=m.switches)
+        for m in BLUR_MISTAKES
+        if m.switches != {"factor": "root"}
+    ),
+)
+
+SMOOTHING = Stage(
+    "smoothing",
+    "the merged map blurred inside the band",
+    "tiled_ref.smoothing.smooth_seams",
+    "Rolih et al. Sec. 3.3",
+    {"maps": ulp(4)},
+    _smoothing_cases,
+    _smoothing,
+    _smoothing_formula,
+    (
+        *BLUR_MISTAKES,
+        Mistake("the whole map is blurred, not the band alone", where="everywhere"),
+        Mistake("nothing is blurred", where="nowhere"),
+        Mistake("what lies outside the band is blurred instead of the band", where="outside"),
+        *(Mistake(m.sentence, mask=m.switches) for m in MASK_MISTAKES),
+    ),
+)
+
+STAGES = (UNTILE, MEAN_SCORE, SEAM_MASK, SMOOTHING)

@@ -1,0 +1,152 @@
+"""The report of a check, as text and as JSON."""
+
+from .bundle import FORMAT_VERSION, json_number
+
+FIRST = 4  # values shown side by side
+MANY = 10_000  # ulps; a larger number is not shown
+
+
+def count(found):
+    """Counts of a check. An array is vacuous, because comparing it proves little, where the
+    reference is empty or one number throughout."""
+    results = [r for stage in found for r in stage.results]
+    compared = [r for r in results if r.verdict is not None]
+    vacuous = sum(_is_vacuous(r.reference) for r in compared)
+    return {
+        "stages": len(found),
+        "stages_ok": sum(stage.ok for stage in found),
+        "outputs": len(results),
+        "ok": sum(r.ok for r in results),
+        "differing": sum(r.status in ("differs", "shape") for r in results),
+        "missing": sum(r.status == "missing" for r in results),
+        "unreadable": sum(r.status == "unreadable" for r in results),
+        "compared_numbers": sum(r.verdict.n for r in compared),
+        "non_vacuous": len(compared) - vacuous,
+        "vacuous": vacuous,
+    }
+
+
+def _is_vacuous(reference):
+    return reference.size != 1 and not (reference != reference.reshape(-1)[:1]).any()
+
+
+def first_failing(found):
+    """The first StageResult that is not ok, or None."""
+    return next((stage for stage in found if not stage.ok), None)
+
+
+def as_json(found, extra, bundle, port_folder, status):
+    """The report as report.schema.json describes it."""
+    failing = first_failing(found)
+    return {
+        "format": "tiled-ref golden report",
+        "version": FORMAT_VERSION,
+        "port": str(port_folder),
+        "reference": str(bundle.folder),
+        "reference_sha256": bundle.digest,
+        "exit_status": status,
+        "first_failing_stage": failing and failing.name,
+        "likely_cause": failing.causes[0] if failing and failing.causes else None,
+        "counts": count(found),
+        "extra_files": extra,
+        "stages": [
+            {
+                "name": stage.name,
+                "ok": stage.ok,
+                "likely_causes": stage.causes,
+                "outputs": [_output_json(r) for r in stage.results],
+            }
+            for stage in found
+        ],
+    }
+
+
+def _output_json(result):
+    entry = {
+        "case": result.case,
+        "output": result.output,
+        "status": result.status,
+        "compare": result.rule.as_json(),
+        "message": result.message,
+    }
+    verdict = result.verdict
+    if verdict is not None:
+        entry.update(
+            compared=verdict.n,
+            beyond=verdict.n_beyond,
+            largest_difference=json_number(verdict.difference),
+            ulps=verdict.ulps,
+            index=None if verdict.worst is None else list(verdict.worst),
+            reference=json_number(result.reference[verdict.worst].item()) if verdict.n else None,
+            port=json_number(result.port[verdict.worst].item()) if verdict.n else None,
+        )
+    return entry
+
+
+def as_text(found, extra, bundle):
+    """The report as text."""
+    lines = []
+    for place, stage in enumerate(found, start=1):
+        lines += _stage_lines(f"{place}/{len(found)}", stage)
+    counts = count(found)
+    lines.append("")
+    lines.append(
+        f"{counts['ok']} of {counts['outputs']} outputs agree; {counts['compared_numbers']:,} "
+        f"numbers compared, in {counts['non_vacuous']} arrays that say something and "
+        f"{counts['vacuous']} that are empty or one number throughout; {counts['missing']} "
+        f"missing, {counts['unreadable']} unreadable"
+    )
+    if extra:
+        shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
+        lines.append(
+            f"{len(extra)} files are not part of the bundle and were not compared: {shown}"
+        )
+    failing = first_failing(found)
+    if failing is None:
+        lines.append(f"OK: all {len(found)} stages agree with {bundle.folder}")
+    else:
+        lines.append(f"FIRST FAILING STAGE: {failing.name} ({failing.title})")
+        if failing.causes:
+            lines.append(f"LIKELY CAUSE: {failing.causes[0]}")
+    return "\n".join(lines) + "\n"
+
+
+def _stage_lines(place, stage):
+    lines = ["", f"{place}  {stage.name}: {stage.title}"]
+    failed = [r for r in stage.results if not r.ok]
+    for result in failed[:3] or _largest(stage.results):
+        lines += _output_lines(result)
+    if len(failed) > 3:
+        lines.append(f"  and {len(failed) - 3} more outputs that fail")
+    if stage.ok:
+        lines.append(f"  OK, {len(stage.results)} outputs")
+        return lines
+    lines.append(f"  FAIL, {len(failed)} of {len(stage.results)} outputs")
+    lines += [f"  likely cause: {cause}" for cause in stage.causes[:3]]
+    return lines
+
+
+def _largest(results):
+    """The compared output with the largest difference, in a list."""
+    compared = [r for r in results if r.verdict is not None and r.verdict.n]
+    return [max(compared, key=lambda r: (r.verdict.difference, r.verdict.n))] if compared else []
+
+
+def _output_lines(result):
+    head = f"  {result.case}/{result.output}"
+    if result.verdict is None:
+        return [f"{head}: {result.status}: {result.message}"]
+    verdict = result.verdict
+    lines = [f"{head}, allowed: {result.rule}"]
+    for name, array in (("reference", result.reference), ("port", result.port)):
+        values = " ".join(f"{v:>14.8g}" for v in array.reshape(-1)[:FIRST].tolist())
+        lines.append(f"    first values  {name:<9} {values}")
+    few = verdict.ulps is not None and verdict.ulps <= MANY
+    steps = f" ({verdict.ulps} ulp at most)" if few else ""
+    where = ", ".join(str(k) for k in verdict.worst)
+    lines.append(
+        f"    largest difference {verdict.difference:.6g} at ({where}): reference "
+        f"{result.reference[verdict.worst]:.9g}, port {result.port[verdict.worst]:.9g}{steps}; "
+        f"{verdict.n_beyond} of {verdict.n} beyond what is allowed"
+    )
+    return lines

@@ -1,0 +1,98 @@
+"""The stages of thresholds: the best F1, and values normalised around it."""
+
+import numpy as np
+
+from .. import thresholds
+from . import formulas
+from .compare import EXACT, close
+from .inputs import labels_for
+from .numbers import Numbers
+from .stage import Case, Mistake, Stage
+
+
+def _threshold_cases():
+    draw = Numbers("threshold")
+    mixed = (draw.integers(40, 60) / 64).astype(np.float64)
+    mixed_labels = ((mixed + draw.uniform(60)) > 0.9).astype(np.uint8)
+    four = np.array([1.0, 2, 3, 4])
+    plain = draw.uniform(30)
+    better = "F1 is 2/3 at the thresholds 1 and 4: the first, which is smaller, is taken"
+    for name, scores, labels, flags, comment in (
+        ("by_hand", four, [0, 0, 1, 1], (), ""),
+        ("overlapping", plain, labels_for(plain, draw), (), ""),
+        ("ties", mixed, mixed_labels, ("ties",), ""),
+        ("equally_good", four, [1, 0, 0, 1], (), better),
+        ("all_equal", np.full(5, 0.5), [0, 1, 0, 1, 1], ("ties", "all_equal"), ""),
+        (
+            "no_anomalous",
+            np.array([0.5, 0.25, 0.75, 0.125]),
+            [0, 0, 0, 0],
+            ("no_anomalous",),
+            "there is no output f1",
+        ),
+    ):
+        yield Case(name, {"scores": scores, "labels": np.uint8(labels)}, flags, comment)
+
+
+def _threshold_outputs(threshold, f1):
+    outputs = {"threshold": np.float64(threshold)}
+    return outputs if f1 is None else {**outputs, "f1": np.float64(f1)}
+
+
+THRESHOLD = Stage(
+    "threshold",
+    "the threshold of the best F1",
+    "tiled_ref.thresholds.f1_threshold",
+    "F1 = 2 TP / (2 TP + FP + FN)",
+    {"threshold": EXACT, "f1": close(1e-12, 0.0)},
+    _threshold_cases,
+    lambda inputs: _threshold_outputs(*thresholds.f1_threshold(**inputs)),
+    lambda inputs, **s: _threshold_outputs(*formulas.f1_threshold(**inputs, **s)),
+    (
+        Mistake("> instead of >=: the threshold itself is not called anomalous", strict=True),
+        Mistake("the last of equally good thresholds instead of the first", last=True),
+        Mistake("the middle between two scores instead of a score", midpoint=True),
+        Mistake("labels are exchanged: 0 is taken for anomalous", flipped=True),
+        Mistake("F2 instead of F1", beta=2.0),
+        Mistake("F0.5 instead of F1", beta=0.5),
+    ),
+)
+
+
+def _normalisation_cases():
+    values = Numbers("normalisation").uniform(2, 5, 7) * 4
+    for name, values, threshold, minimum, maximum, flags in (
+        ("map", values, 1.75, 0.25, 3.5, ("several", "clamped")),
+        ("threshold_is_a_half", np.array([0.0, 2, 3]), 2.0, 0.0, 4.0, ()),
+        ("clamped", np.array([-9.0, -1, 0, 1, 9]), 0.0, -1.0, 1.0, ("clamped", "negative")),
+        ("no_range", np.array([0.0, 1, 2]), 1.0, 1.0, 1.0, ("no_range",)),
+    ):
+        numbers = {"threshold": threshold, "minimum": minimum, "maximum": maximum}
+        numbers = {key: np.float64(value) for key, value in numbers.items()}
+        yield Case(name, {"values": values, **numbers}, flags)
+
+
+def _range(inputs):
+    return inputs["values"], *(float(inputs[k]) for k in ("threshold", "minimum", "maximum"))
+
+
+NORMALISATION = Stage(
+    "normalisation",
+    "values to [0, 1] with the threshold at 0.5",
+    "tiled_ref.thresholds.normalize",
+    "clamp((x - threshold) / (maximum - minimum) + 0.5, 0, 1)",
+    {"values": close(5e-7, 5e-7)},
+    _normalisation_cases,
+    lambda inputs: {"values": thresholds.normalize(*_range(inputs))},
+    lambda inputs, **s: {"values": formulas.normalize(*_range(inputs), **s)},
+    (
+        Mistake("no clamp to [0, 1]", clamp=False),
+        Mistake("0.5 is not added", shift=0.0),
+        Mistake(
+            "min-max normalisation: the minimum is subtracted, not the threshold", centre=False
+        ),
+        Mistake("divided by the maximum instead of maximum - minimum", spread=False),
+    ),
+)
+
+STAGES = (THRESHOLD, NORMALISATION)
