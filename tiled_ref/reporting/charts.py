@@ -148,20 +148,18 @@ def _decades(values):
 
 
 def read_pipeline(path):
-    """The rows of a pipeline.json, a list of dicts with PIPELINE_KEYS.
+    """The rows of a pipeline.json -> a list of dicts with PIPELINE_KEYS.
 
-    Parameters: path of a JSON file that holds a list or an object with the list as "rows".
-    Raises InputError where it is not one.
+    The file holds the list, or an object with the list as "rows"; else raises InputError.
     """
     try:
         rows = json.loads(path.read_text("utf-8"))
         rows = rows["rows"] if isinstance(rows, dict) else rows
         for row in rows:
-            for key in PIPELINE_KEYS:
-                row[key]  # noqa: B018  it must be there
+            values = {key: row[key] for key in PIPELINE_KEYS}
             for key in PIPELINE_KEYS[3:]:
-                if row[key] is not None and not 0 < float(row[key]) < math.inf:
-                    raise ValueError(f"{key} is {row[key]}")
+                if values[key] is not None and not 0 < float(values[key]) < math.inf:
+                    raise ValueError(f"{key} is {values[key]}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} is not a list of rows with {', '.join(PIPELINE_KEYS)} ({error!r}); remove it "

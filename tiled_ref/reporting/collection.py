@@ -56,11 +56,11 @@ class Collection:
 
     def defects(self, **wanted):
         """Pairs (result, {"area", "recall"}) of these cells, see `defect_sizes`."""
-        pairs = []
-        for result, analysis in self.cells(**wanted):
-            images = self.images(result["dataset"], result["category"])
-            pairs.append((result, {"area": images.region_area, "recall": analysis.recall}))
-        return pairs
+        return [
+            (r, {"area": self.images(r["dataset"], r["category"]).region_area,
+                 "recall": analysis.recall})
+            for r, analysis in self.cells(**wanted)
+        ]  # fmt: skip
 
     def groups(self):
         """(dataset, category, arch) that occur among cells with analysis, in table order."""

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ..running.analysis import FPRS, REPORT_FPR
-from .results import grouped, setups_of, title_of
+from .results import grouped, select, setups_of, title_of
 from .table import Number, Table, escape, rank, value_cell
 
 AREA_STEP = 4  # size classes of defects: twice the side, four times the area
@@ -19,8 +19,9 @@ AREA_STEP = 4  # size classes of defects: twice the side, four times the area
 
 def defect_sizes(dataset, arch, pairs):
     """A Table, size classes x setups, mean recall over the defects of a class and over seeds;
-    None without defects."""
-    everything, pairs = pairs, shared_categories(pairs)
+    None without defects. Of the pairs those of the data set and architecture count."""
+    everything = [pair for pair in pairs if select(pair[:1], dataset=dataset, arch=arch)]
+    pairs = shared_categories(everything)
     setups = setups_of([result for result, _ in pairs])
     edges = area_edges(pairs)
     if edges is None:
@@ -75,7 +76,7 @@ def shared_categories(pairs):
 
 
 def area_edges(pairs):
-    """Powers of AREA_STEP that enclose the areas of all defects, ascending ints; None without.
+    """Powers of AREA_STEP that enclose all areas in pairs, ascending ints; None without areas.
 
     >>> area_edges([({}, {"area": np.array([5, 100])})])
     [4, 16, 64, 256]

@@ -10,7 +10,7 @@ class Figure:
     """A figure of a report; dataset, category and arch say what it belongs to, None for all."""
 
     stem: str  # of its file
-    title: str
+    title: str  # plain text
     data: object  # text of an SVG or bytes of a PNG
     dataset: str = None
     category: str = None

@@ -23,12 +23,11 @@ from .collection import Collection
 from .drawing import render, svg
 from .drawing.axes import MINUS
 from .figures import all_figures, write_figures
-from .results import archs_of, by_cell, grouped, largest_peak, left_out, setups_of, timed, title_of
+from .results import archs_of, grouped, largest_peak, left_out, setups_of, timed, title_of
 from .table import value_cell
 from .tables import all_tables, cell_number, write_tables
 
-TITLE = "Tiled ensemble: results"
-MAP_QUALITY = 80
+MAP_QUALITY = 80  # of the JPEG files of maps
 THRESHOLDS = {  # thresholds.MODES
     "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
     "paper, so the verdicts are flattered; --validation split and none are honest.",
@@ -85,7 +84,7 @@ def page(collection, tables, figures, notes):
         "categories": gallery(collection, charts),
     }
     parts = {
-        "TITLE": TITLE,
+        "TITLE": "Tiled ensemble: results",
         "CSS": _asset("report.css"),
         "CHART_CSS": svg.style_sheet("[data-theme=dark] svg.chart"),
         "NOTES": "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes),
@@ -122,10 +121,8 @@ def summary(results):
                "parameters", "training", "test", "peak memory"]  # fmt: skip
     rows = []
     places = {name: k for k, name in enumerate(setups_of(results))}
-    for group in by_cell(results):
-        dataset, category, arch, setup = (
-            group[0][key] for key in ("dataset", "category", "arch", "setup")
-        )
+    cells = grouped(results, "dataset", "category", "arch", "setup")
+    for (dataset, category, arch, setup), group in cells.items():
         short = "built-in" if dataset == "synthetic" else title_of(dataset)
         row = [[text] * 2 for text in (short, category, title_of(arch))]
         row += [[setup, places[setup]], [str(len(group)), len(group)]]
@@ -154,7 +151,7 @@ def summary(results):
 
 
 def gallery(collection, charts):
-    """The pictures of the page, a list with a dict per category, see report.js.
+    """The pictures of the page -> a list with a dict per category, see report.js.
 
     Parameters: collection, a Collection; charts, {(dataset, category, arch): list of HTML}.
     Where all pictures together exceed GALLERY_BYTES, the same part of every category is kept,

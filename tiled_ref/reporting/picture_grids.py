@@ -64,7 +64,8 @@ def _grid_row(images, n, analyses):
     picture = image_data.resize_image(
         image_data.decode_bytes(images.jpegs[n]), shape, antialias=True
     )
-    panels = [picture, render.draw_contours(picture, image_data.resize_mask(images.masks[n], shape))]
+    truth = image_data.resize_mask(images.masks[n], shape)
+    panels = [picture, render.draw_contours(picture, truth)]
     for analysis in analyses:
         if analysis is None:
             panels += [np.full((*shape, 3), 235, np.uint8)] * 2
@@ -151,8 +152,8 @@ def _worth_showing(cells, images):
     at = FPRS.index(REPORT_FPR)
     for number, window in enumerate(images.windows):
         if any(analysis.recall[window.region, at] >= 0.5 for _, analysis in cells):
-            return number
-    return len(images.windows) - 1
+            break
+    return number
 
 
 def _framed(panel, window):

@@ -40,11 +40,6 @@ def grouped(results, *keys):
     return groups
 
 
-def by_cell(results):
-    """Lists of results that differ in nothing but the seed."""
-    return list(grouped(results, "dataset", "category", "arch", "setup").values())
-
-
 def datasets_of(results):
     """The data sets that occur, the known ones first."""
     return [name for _, name in sorted({_place(r["dataset"], DATASETS) for r in results})]

@@ -2,7 +2,7 @@
 
 from ..support.progress import bytes_text
 from .paper import paper_result
-from .results import by_cell, largest_peak, left_out, timed
+from .results import grouped, largest_peak, left_out, timed
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
 
@@ -16,7 +16,7 @@ def result_table(results):
     points stand beside it. LEFT_OUT stands below the table where a cell reused layers.
     """
     rows = []
-    for group in by_cell(results):
+    for group in grouped(results, "dataset", "category", "arch", "setup").values():
         rows.extend(_row(result, str(result["seed"])) for result in group)
         if len(group) > 1:
             rows.append(_row(_mean(group), f"mean of {len(group)}"))

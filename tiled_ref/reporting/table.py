@@ -15,8 +15,8 @@ class Table:
     """A table and its footnotes."""
 
     name: str  # stem of its files
-    title: str
-    headers: list
+    title: str  # plain text
+    headers: list  # one of each column
     rows: list  # lists of Markdown cells, the first of which names the row
     records: list  # dicts of COLUMNS in full precision, None where there is no number
     notes: list = field(default_factory=list)  # footnotes
@@ -43,13 +43,13 @@ class Number:
     """One number of a table in the table's unit, and the paper's; None where there is none."""
 
     value: float = None  # a mean
-    std: float = None
+    std: float = None  # over seeds
     seeds: int = 0  # how many it is the mean of
-    categories: int = 0
+    categories: int = 0  # how many it is the mean of
     complete: bool = True  # over all categories of its table
     rank: int = None  # 1 for the best of its group
-    paper: float = None
-    paper_std: float = None
+    paper: float = None  # the paper's value
+    paper_std: float = None  # the paper's standard deviation
 
     @property
     def difference(self):
@@ -71,7 +71,7 @@ class Number:
 
 
 def pair_cell(numbers):
-    """Two metrics of a cell as Markdown, the paper's and the differences below.
+    """The numbers of a cell as Markdown, the paper's and the differences below.
 
     >>> pair_cell([Number(98, 0.5, rank=1, paper=97, paper_std=2), Number()])
     '**98.0** ± 0.5 / -<br><sub>paper 97.0 / -</sub><br><sub>+1.0 (+0.5 σ) / -</sub>'

@@ -34,10 +34,9 @@ MEANS = {"mvtec": 1, "visa": 2}  # data set -> number of its table of means
 
 
 def all_tables(results, defects=()):
-    """Every table that the results allow, a list of Table.
+    """Every table that the results, each cell and seed once, allow -> a list of Table.
 
-    Parameters: results, dicts as metrics.json holds them, each cell and seed once; defects,
-    pairs as `defect_sizes` takes them.
+    Parameters: results; defects, pairs as `defect_sizes` takes them.
     """
     tables = [parameters(results), training_time(results)]
     for dataset in datasets_of(results):
@@ -47,8 +46,7 @@ def all_tables(results, defects=()):
             tables.append(by_category(dataset, arch, select(mine, arch=arch)))
     tables.sort(key=lambda table: (table.name.startswith("table_categories"), table.name))
     for dataset, arch in grouped([r for r, _ in defects], "dataset", "arch"):
-        mine = [pair for pair in defects if (pair[0]["dataset"], pair[0]["arch"]) == (dataset, arch)]
-        tables.append(defect_sizes(dataset, arch, mine))
+        tables.append(defect_sizes(dataset, arch, defects))
     return [table for table in tables if table is not None]
 
 

@@ -50,11 +50,10 @@ class Stage:
 
 
 def explain(text, category, recipe, backbone, options, progress):
-    """Walk one image through a setup that is trained for it: a title and the list of Stage.
+    """Walk one image through a setup that is trained for it -> a title and the list of Stage.
 
-    Parameters: text, see choose_image; category, a data.Category; recipe, backbone, options
-    and progress as in cell.run_cell.
-    Raises InputError for whatever is wrong with images or options.
+    Parameters: text, see choose_image; category, recipe, backbone, options and progress as in
+    cell.run_cell. Raises InputError for whatever is wrong with images or options.
     """
     size, antialias = recipe.setup.image_size, recipe.antialias
     name, image, sample = choose_image(text, category, size, antialias)
@@ -72,12 +71,11 @@ def explain(text, category, recipe, backbone, options, progress):
 
 
 def choose_image(text, category, size, antialias=False):
-    """The image to walk: its name, its pixels uint8 (3, H, W), its Sample or None for a file.
+    """The image to walk -> its name, its pixels uint8 (3, H, W), its Sample or None for a file.
 
-    Parameters: text, the path of an image file, or the name of a test sample of the
-    category, or BUILT_IN for its first defective one (the first one where none is
-    defective); category, a data.Category; size (H, W) in pixels; antialias, see
-    data.images.resize_image.
+    Parameters: text, the path of an image file, or the name of a test sample of the category, or
+    BUILT_IN for its first defective one (the first one where none is defective); category, a
+    data.Category; size (H, W) in pixels; antialias, see data.images.resize_image.
     Raises InputError where there is neither such a file nor such a sample.
     """
     if text == BUILT_IN:
@@ -92,17 +90,14 @@ def choose_image(text, category, size, antialias=False):
         )
     pixels = image_data.decode_image(text) if sample is None else sample.read_image()
     name = sample.name if sample else Path(text).name
-    image = np.ascontiguousarray(image_data.resize_image(pixels, size, antialias).transpose(2, 0, 1))
-    return name, image, sample
+    pixels = image_data.resize_image(pixels, size, antialias)
+    return name, np.ascontiguousarray(pixels.transpose(2, 0, 1)), sample
 
 
 def threshold_samples(category, walked=None, n=N_THRESHOLD):
-    """The test samples on which the threshold of the mask is chosen: n normal, then n defective.
-
-    Parameters: category, a data.Category; walked, the Sample that is walked and left out.
-    Returns a list of Sample. Without masks there are no defective ones; without normal test
-    images the training images stand in for them.
-    """
+    """The test samples, without the one that is walked, on which the threshold of the mask is
+    chosen: n normal ones, training images where there are none, then n defective ones, none
+    without masks."""
     others = [sample for sample in category.test if sample is not walked]
     normal = [sample for sample in others if sample.label == NORMAL] or list(category.train)
     defective = [sample for sample in others if sample.label != NORMAL]
@@ -112,11 +107,10 @@ def threshold_samples(category, walked=None, n=N_THRESHOLD):
 def walk(image, train, ensemble, options, others, masks, truth=None, progress=None):
     """Train an ensemble and take one image through every stage of it.
 
-    Parameters: image uint8 (3, H, W); train uint8 (N, 3, H, W), normal images; ensemble, a
-    TiledEnsemble of any setup and architecture, not trained; options, whose impl and threads
-    count; others uint8 (V, 3, H, W), the images on which the threshold of the mask is chosen, and
-    masks bool (V, H, W), what is defective in them; truth bool (H, W), what is defective in the
-    image; progress.
+    Parameters: image uint8 (3, H, W); train uint8 (N, 3, H, W), normal images; ensemble, an
+    untrained TiledEnsemble; others uint8 (V, 3, H, W), the images on which the threshold of the
+    mask is chosen, and masks bool (V, H, W), the defects in them; truth bool (H, W), the defects
+    in the image.
     Returns a list of Stage, from the image to the mask, and to the truth where it is known.
     """
     recipe, grid, tile_grid = ensemble.recipe, ensemble.grid, ensemble.setup.input_grid
@@ -289,7 +283,8 @@ def write_walk(stages, folder, title):
     folder = Path(folder)
     make_folder(folder)
     names = [f"{number:02d}-{stage.name}.png" for number, stage in enumerate(stages, start=1)]
-    files = {name: image_data.encode_png(_reduced(stage.picture)) for name, stage in zip(names, stages)}
+    pictures = [image_data.encode_png(_reduced(stage.picture)) for stage in stages]
+    files = dict(zip(names, pictures))
     files["overview.jpg"] = image_data.encode_jpeg(_overview(stages), 85)
     files["index.html"] = _page(stages, names, title).encode()
     for name, data in files.items():

@@ -50,7 +50,7 @@ def log_ticks(low, high):
 
 
 def value_range(values, log):
-    """(low, high) of an axis that shows values, with a little room; log, a logarithmic axis."""
+    """(low, high) of an axis that shows floats, with a little room; log, a logarithmic axis."""
     if not values:
         return (1.0, 10.0) if log else (0.0, 1.0)
     low, high = min(values), max(values)

@@ -32,9 +32,11 @@ def colormap(values):
     Parameters: values float (H, W), 0 to 1; values outside are clamped, NaN is 0.
     Returns uint8 (H, W, 3), from dark blue (0) over green and yellow to dark red (1).
     """
-    table = _table()
+    at, nodes = np.linspace(0, len(COLORS) - 1, 256), np.arange(len(COLORS))
+    table = np.stack([np.interp(at, nodes, channel) for channel in COLORS.T], 1)
+    table = np.rint(table).astype(np.uint8)  # (256, 3)
     values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0)
-    return table[np.rint(np.clip(values, 0, 1) * (len(table) - 1)).astype(np.uint8)]
+    return table[np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)]
 
 
 def overlay(image, values):
@@ -204,13 +206,6 @@ def label_regions(picture, regions, most=24):
                 taken.append((y, x, y + h, x + w))
                 break
     return out
-
-
-def _table():
-    """The 256 colours, uint8 (256, 3)."""
-    at = np.linspace(0, len(COLORS) - 1, 256)
-    channels = [np.interp(at, np.arange(len(COLORS)), COLORS[:, k]) for k in range(3)]
-    return np.rint(np.stack(channels, 1)).astype(np.uint8)
 
 
 def _checked(picture):
