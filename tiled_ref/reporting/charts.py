@@ -1,7 +1,7 @@
 """The paper's Figs. 5 to 9, and curves, histograms and recall, as SVG.
 
-The functions of all cells take a `Collection` and return (figures, notes): a list of Figure, or
-none and a sentence on what it would need.
+Functions that take a `Collection` draw all of its cells and return (figures, notes): a list of
+Figure, or an empty one and a sentence on what the figure needs.
 """
 
 import json
@@ -179,7 +179,7 @@ def ratio_of(collection, dataset, category):
 
 
 def defect_performance(collection):
-    """Fig. 7: AUROC and AUPRO of two setups against the size of defects, a point a category."""
+    """Fig. 7: AUROC and AUPRO of two setups against the size of defects, one point per category."""
     setups = setups_of(collection.results)
     pair = [s for s in ("SM256", "ENS9") if s in setups]
     if len(pair) < 2:
@@ -210,7 +210,7 @@ def defect_performance(collection):
     if not drawn:
         return [], ["Figure 7 needs defective images with masks and their metrics."]
     title = "Performance against the size of defects"
-    note = "Mean over architectures and seeds, a point a category. " + (
+    note = "Mean over architectures and seeds, one point per category. " + (
         "Lines: least squares in the logarithm of size, with its 95 % confidence band."
         if drawn >= 3 else "A trend line needs three categories."
     )  # fmt: skip
@@ -218,8 +218,8 @@ def defect_performance(collection):
 
 
 def _performance(collection, setup, metric):
-    """(part in percent, mean over architectures of the mean over seeds in percent, text) of each
-    category that has both, by part."""
+    """[(anomalous part in percent, mean over architectures of the mean over seeds in percent,
+    text)] of the categories that have both, sorted."""
     points = []
     for (dataset, category), results in grouped(collection.results, "dataset", "category").items():
         by_arch = grouped(select(results, setup=setup), "arch").values()
@@ -283,7 +283,7 @@ def ratios(collection):
 
 
 def recall_figure(defects, dataset, category, arch):
-    """Recall of defects by size, a line a setup; [] without defects.
+    """Recall of defects by size, one line per setup; [] without defects.
 
     Parameters: defects, pairs as `defect_sizes` takes them; category, None for all of them.
     """
@@ -311,7 +311,7 @@ def recall_figure(defects, dataset, category, arch):
 
 
 def curves(cells, dataset, category, arch):
-    """Image ROC, pixel ROC and PRO curve of each cell, a setup each; [] where none has one.
+    """Image ROC, pixel ROC and PRO curve of cells of different setups; [] where none has one.
 
     Parameters: cells, pairs (result, CellAnalysis).
     """
@@ -351,7 +351,7 @@ def _until(curve, limit):
 
 
 def histograms(cells, images, dataset, category, arch):
-    """Histograms of image scores, normal beside defective, a panel for each cell.
+    """Histograms of image scores, normal beside defective, one panel per cell.
 
     Parameters: cells, pairs (result, CellAnalysis); images, as Collection.images returns them.
     """

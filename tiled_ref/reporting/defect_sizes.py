@@ -1,9 +1,9 @@
 """Recall of defects by their size (not in the paper): size classes, and their table.
 
 Recall of a defect is the part of its pixels above the threshold at which REPORT_FPR of all
-normal pixels of the test set are above it. Everything here takes pairs (result, defects), one
-for each category, setup and seed; defects is a dict of "area", int (R,), in pixels of the image
-file, and "recall", float (R, len(FPRS)).
+normal pixels of the test set lie. The functions here take pairs (result, defects), one for each
+category, setup and seed; defects is a dict of "area", int (R,), in pixels of the image file, and
+"recall", float (R, len(FPRS)).
 """
 
 import math
@@ -19,7 +19,7 @@ AREA_STEP = 4  # size classes of defects: twice the side, four times the area
 
 def defect_sizes(dataset, arch, pairs):
     """A Table, size classes x setups, mean recall over the defects of a class and over seeds;
-    None without defects. Of the pairs those of the data set and architecture count."""
+    None without defects. Pairs of other data sets and architectures are left out."""
     everything = [pair for pair in pairs if select(pair[:1], dataset=dataset, arch=arch)]
     pairs = shared_categories(everything)
     setups = setups_of([result for result, _ in pairs])
@@ -51,17 +51,17 @@ def defect_sizes(dataset, arch, pairs):
 def _notes(everything, pairs, setups):
     notes = [
         "Mean recall of defects in percent: the part of a defect's pixels above the threshold "
-        f"at which {100 * REPORT_FPR:g} % of all normal pixels are. Areas are those of the image "
-        "files; the side is that of a square of the area. Last row: the class from which on the "
-        "mean recall stays at 50 % or more.",
+        f"that {100 * REPORT_FPR:g} % of all normal pixels exceed. Areas are in pixels of the "
+        "image files; the side is that of a square of the same area. Last row: the class from "
+        "which on the mean recall stays at 50 % or more.",
     ]
     if len(pairs) < len(everything):
         names = sorted({result["category"] for result, _ in pairs})
         notes.append(f"Of the categories that every setup has: {', '.join(map(escape, names))}.")
     if len({frozenset(r["category"] for r, _ in pairs if r["setup"] == s) for s in setups}) > 1:
         notes.append(
-            "No category was run in every setup, so their columns are of different defects; their "
-            "number is that of the setup with most."
+            "No category was run in every setup, so the columns cover different defects; the "
+            "counts are those of the setup with the most."
         )
     return notes
 

@@ -52,7 +52,7 @@ def write_report(out):
     for path in collection.without:
         notes.append(
             f"{path.relative_to(out)} has metrics but nothing for pictures of the same test "
-            "images, so it is in the tables only; run it again with --report."
+            "images, so it appears in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
     text = page(collection, tables, figures, notes + left_out(collection.results))
@@ -237,7 +237,7 @@ def _base64(data):
 
 
 def table_html(table):
-    """A tables.Table as HTML."""
+    """A Table as HTML."""
 
     def cells(texts, start, end):
         return "".join(f"{start}{cell_html(text)}{end}" for text in texts)

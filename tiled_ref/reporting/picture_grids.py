@@ -57,8 +57,8 @@ def picture_grid(collection, dataset, arch):
 
 
 def _grid_row(images, n, analyses):
-    """Panels uint8 (h, PANEL, 3): image, ground truth, heat map and mask of each setup, grey where
-    there is none."""
+    """Panels uint8 (h, PANEL, 3): image, ground truth, heat map and mask of each setup, grey for
+    a setup without a cell."""
     rows, cols = images.sizes[n].tolist()
     shape = (max(24, round(PANEL * rows / cols)), PANEL)
     picture = image_data.resize_image(
@@ -109,8 +109,8 @@ def zoom_grid(cells, images, dataset, category, arch):
 
 
 def _zoom_rows(cells, images, number, full):
-    """Four panels uint8 (h, ZOOM_PANEL, 3) of image and truth, then of each cell; full, the size
-    of the whole image's."""
+    """Rows of four panels uint8 (h, ZOOM_PANEL, 3): image and truth, then each cell; full, the
+    (height, width) of panels of the whole image."""
     window = images.windows[number]
     picture = image_data.resize_image(
         image_data.decode_bytes(images.jpegs[window.image]), full, antialias=True
@@ -147,8 +147,8 @@ def _seen(part, window, shape):
 
 
 def _worth_showing(cells, images):
-    """Number of the Window of the smallest defect that one of the setups finds half of, at
-    REPORT_FPR; of the largest where there is none."""
+    """Number of the Window of the smallest defect of which a setup finds half at REPORT_FPR, of
+    the largest where there is none."""
     at = FPRS.index(REPORT_FPR)
     for number, window in enumerate(images.windows):
         if any(analysis.recall[window.region, at] >= 0.5 for _, analysis in cells):

@@ -17,13 +17,13 @@ ARCHS = {  # in the order of the paper's columns
 DATASETS = {"mvtec": "MVTec AD", "visa": "VisA", "synthetic": "the built-in data set"}
 TITLES = ARCHS | DATASETS
 LEFT_OUT = (
-    "Cells that read layers of the backbone which another cell had computed have no times here; "
+    "Cells that read layers of the backbone which another cell computed are not timed here; "
     "--share-features off measures each cell alone."
 )
 
 
 def title_of(name):
-    """The title of an architecture or data set; a user's own is its name."""
+    """The title of an architecture or data set; of one that the paper lacks its name."""
     return TITLES.get(name, name)
 
 
@@ -41,7 +41,7 @@ def grouped(results, *keys):
 
 
 def datasets_of(results):
-    """The data sets that occur, the known ones first."""
+    """The data sets that occur: the known ones in their order, then others by name."""
     return [name for _, name in sorted({_place(r["dataset"], DATASETS) for r in results})]
 
 
@@ -62,7 +62,7 @@ def setups_of(results):
 
 
 def table_place(r):
-    """A key that sorts results as in tables, those of a cell by seed."""
+    """A key that sorts results as in tables, those of one cell by seed."""
     dataset, known = r["dataset"], paper.categories(r["dataset"])
     return (
         _place(dataset, DATASETS), _place(r["category"], known), _place(r["arch"], ARCHS),

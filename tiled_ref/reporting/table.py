@@ -16,7 +16,7 @@ class Table:
 
     name: str  # stem of its files
     title: str  # plain text
-    headers: list  # one of each column
+    headers: list  # one per column
     rows: list  # lists of Markdown cells, the first of which names the row
     records: list  # dicts of COLUMNS in full precision, None where there is no number
     notes: list = field(default_factory=list)  # footnotes
@@ -30,7 +30,7 @@ class Table:
         return "\n".join(lines)
 
     def csv(self):
-        """A line per number."""
+        """One line per number."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -44,8 +44,8 @@ class Number:
 
     value: float = None  # a mean
     std: float = None  # over seeds
-    seeds: int = 0  # how many it is the mean of
-    categories: int = 0  # how many it is the mean of
+    seeds: int = 0  # in the mean
+    categories: int = 0  # in the mean
     complete: bool = True  # over all categories of its table
     rank: int = None  # 1 for the best of its group
     paper: float = None  # the paper's value

@@ -1,13 +1,13 @@
-"""The paper's Tables 1 to 12 of our results, as Markdown and CSV, beside its numbers.
+"""The paper's Tables 1 to 12 for our results, as Markdown and CSV, beside its numbers.
 
     Tables 1, 2     a data set: setups x architectures, mean over its categories
     Table 3         parameters, millions
     Table 4         training time, seconds
     Tables 5-12     a data set and architecture: categories x setups
 
-and the tables of `defect_sizes`. A data set that the paper does not have gets tables of the same
-form without a number. Standard deviations are over seeds, with n - 1, as the paper's are over
-its three runs.
+and the tables of `defect_sizes`. A data set that the paper does not have gets the same tables
+without a number. Standard deviations are over seeds, with n - 1, as the paper's are over its
+three runs.
 """
 
 import math
@@ -92,12 +92,12 @@ def by_category(dataset, arch, results):
     """Categories x setups of one architecture (Tables 5 to 12)."""
     names, setups = categories_of(dataset, results), setups_of(results)
     number = paper.table_number(dataset, arch)
-    by_name = {
-        category: _ranked(dataset, arch, category, names, results)
+    by_name = [
+        (category, _ranked(dataset, arch, category, names, results))
         for category in [*names, paper.AVERAGE]
-    }
+    ]
     rows, records = [], []
-    for category, row in by_name.items():
+    for category, row in by_name:
         text = "*average*" if category == paper.AVERAGE else escape(category)
         rows.append([text] + [pair_cell(row[setup].values()) for setup in setups])
         for setup in setups:
@@ -105,7 +105,7 @@ def by_category(dataset, arch, results):
     return _table(
         number, f"categories_{dataset}_{arch}",
         f"AUROC / AUPRO of {title_of(arch)} on {title_of(dataset)}", ["category", *setups],
-        rows, records, _notes(dataset, results, by_name.values(), names, [arch]),
+        rows, records, _notes(dataset, results, [row for _, row in by_name], names, [arch]),
     )  # fmt: skip
 
 
@@ -143,10 +143,10 @@ def mean_number(dataset, arch, setup, metric, names, results):
     """Number of a setup over the categories `names`, in percent.
 
     Parameters: names, categories; results, dicts as of cell.run_cell.
-    Returns a Number: the mean of the categories' means over their seeds. The standard deviation
-    is that of the seeds' means over the categories, of those seeds that have every category.
-    Beside it stands the paper's average where `names` are all of the paper's categories, else
-    the mean of its numbers for these, for which it gives no spread.
+    Returns a Number: the mean of the categories' means over their seeds. Its standard deviation
+    is that of the means over the categories of those seeds that have every category. The number
+    beside it is the paper's average where `names` are all of the paper's categories, else the
+    mean of the paper's numbers for these, for which it gives no spread.
     """
     table = {}
     for r in select(results, arch=arch, setup=setup):
@@ -274,7 +274,7 @@ def parameters(results):
 
 
 def training_time(results):
-    """Training time in seconds (Table 4), of the cells that computed everything themselves."""
+    """Training time in seconds (Table 4), of the cells that computed all layers themselves."""
     alone = timed(results)
     devices = sorted({str(r["device"]) for r in alone})
     return _setup_table(
@@ -282,15 +282,15 @@ def training_time(results):
         lambda r: r["seconds_train"], paper.paper_training_seconds, "s",
         [
             f"Measured on: {', '.join(devices)}. Below each number: the paper's, over all "
-            "categories of MVTec AD and VisA on its GPU; the two are of different machines and "
-            "numbers of images, compare the rows of a column with one another.",
+            "categories of MVTec AD and VisA on its GPU. Machines and numbers of images differ, so "
+            "compare the rows of a column with one another.",
             *left_out(results),
         ],
     )  # fmt: skip
 
 
 def _setup_table(number, title, results, measured, value, theirs, unit, notes):
-    """A row a setup, a column an architecture; measured, the results with a value."""
+    """A row per setup, a column per architecture; measured, the results that have a value."""
     archs = archs_of(results)
     rows, records = [], []
     for setup in setups_of(results):

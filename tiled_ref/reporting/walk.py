@@ -32,7 +32,7 @@ PAPER = np.uint8(255)  # grey level between tiles
 
 @dataclass(frozen=True)
 class Stage:
-    """One station of an image's walk."""
+    """One stage of an image's walk."""
 
     name: str  # part of its file's name, such as "tile-maps"
     title: str  # a few words
@@ -152,7 +152,7 @@ def _tile_stage(image, grid):
         "tiles", f"{grid.rows} x {grid.cols} tiles", tiles,
         "tiling.TileGrid.tile", "Rolih et al. Eq. 1-2",
         f"Tiles of {h} x {w} px, one every {down} x {across} px, drawn apart; "
-        "pixels that two of them share are in both. Zeros fill tiles that stick out of the image.",
+        "shared pixels appear in each of them. Zeros fill tiles that extend beyond the image.",
         apart(tiles[:, :, 0].transpose(0, 1, 3, 4, 2)),
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ def _feature_stages(layers, grid):
         features = layer.reshape(grid.rows, grid.cols, *layer.shape[1:])
         stages.append(Stage(
             f"features-{name}", f"Features of {name}", features,
-            "backbone.ResNet18Features", "He et al., CVPR 2016",
+            "models.backbone.ResNet18Features", "He et al., CVPR 2016",
             f"{features.shape[2]} channels for every {stride} x {stride} px of each tile; the "
             "picture shows the root of their mean square.",
             apart(colours.reshape(grid.rows, grid.cols, *colours.shape[1:])),

@@ -11,8 +11,8 @@ from ... import metrics
 from ...data.images import text_coverage
 from ...support.errors import InputError
 
-# The colours of 0 to 1 at equal distances, in between linear: dark blue, blue, green, yellow,
-# red, dark red. Lightness rises to the middle, so that a print in grey shows the normal dark.
+# Colours at equal distances from 0 to 1, linear in between: dark blue, blue, green, yellow, red,
+# dark red. Lightness rises to the middle, so that a print in grey shows normal regions dark.
 COLORS = np.array(
     [
         (28, 16, 68), (33, 60, 148), (24, 118, 186), (22, 168, 158), (92, 200, 96),
@@ -21,9 +21,9 @@ COLORS = np.array(
     np.uint8,
 )  # fmt: skip
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, weights of red, green and blue
-LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one is seen on any image
+LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one of the two is visible on any image
 BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
-ROWS_AT_ONCE = 256  # rows blended at a time, so that large pictures need little more memory
+ROWS_AT_ONCE = 256  # rows blended at a time, so that a large picture needs little memory
 
 
 def colormap(values):
@@ -216,7 +216,7 @@ def _checked(picture):
 
 
 def _ink(out, coverage, top, left, colour=INK):
-    """Print a line of text, its coverage uint8 (h, w), at (top, left), in place."""
+    """Draw a line of text, its coverage uint8 (h, w), at (top, left), in place."""
     top = int(np.clip(top, 0, len(out) - len(coverage)))
     part = out[top : top + len(coverage), left : left + coverage.shape[1]]
     share = coverage[:, : part.shape[1], None].astype(np.float32) / 255
@@ -224,9 +224,9 @@ def _ink(out, coverage, top, left, colour=INK):
 
 
 def _grown(mask, pixels):
-    """The mask and everything at most so many pixels away, along rows, columns or both."""
-    for _ in range(2):  # along the rows of the mask, then of its transpose, its columns
-        wide = mask.copy()
+    """The mask and all pixels at most so many away along rows, columns or both."""
+    for _ in range(2):  # the mask, then its transpose
+        wide = mask.copy("K")  # in the layout of mask: fast along both axes
         for k in range(1, pixels + 1):
             wide[k:] |= mask[:-k]
             wide[:-k] |= mask[k:]

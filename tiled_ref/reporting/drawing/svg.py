@@ -1,4 +1,4 @@
-"""Charts as SVG text: axes, lines, points, bars, legends. No package, no font file.
+"""Charts as SVG text: axes, lines, points, bars, legends, without any package or font file.
 
 Plain attributes draw a chart for light backgrounds, so that any viewer shows it, and a style
 sheet recolours it where the reader prefers dark. Series differ in colour (Okabe and Ito's, safe
@@ -129,7 +129,7 @@ class Chart:
         self._items.append(draw)
 
     def upright(self, x, label):
-        """A thin dashed line across the chart at x, with its text in the legend."""
+        """A thin dashed line across the chart at x, labelled in the legend."""
         self._xs.append(float(x))
         self._legend.append((label, 0, "rule"))
 
