@@ -43,7 +43,7 @@ from tiled_ref.data import images as image_data  # noqa: E402
 from tiled_ref.data import synthetic  # noqa: E402
 from tiled_ref.ensemble import Forgotten, TiledEnsemble  # noqa: E402
 from tiled_ref.models import MODELS  # noqa: E402
-from tiled_ref.reporting.tables import ARCHS as TITLES  # noqa: E402
+from tiled_ref.reporting.results import ARCHS as TITLES  # noqa: E402
 from tiled_ref.running.engine import Engine  # noqa: E402
 from tiled_ref.setups import SETUPS  # noqa: E402
 from tiled_ref.support.arrays import thread_count  # noqa: E402

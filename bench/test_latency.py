@@ -12,7 +12,7 @@ from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.models.backbone import ResNet18Features, chunks
 from tiled_ref.models.weights import find_weights
-from tiled_ref.reporting.tables import ARCHS as TITLES
+from tiled_ref.reporting.results import ARCHS as TITLES
 from tiled_ref.running.engine import MEMORY_MODES, Engine
 from tiled_ref.setups import SETUPS
 

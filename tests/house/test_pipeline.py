@@ -6,7 +6,7 @@ import json
 import pytest
 from sources import ROOT
 
-from tiled_ref.reporting.figures import read_pipeline
+from tiled_ref.reporting.charts import read_pipeline
 
 SCRIPT = ROOT / "bench" / "pipeline.py"
 

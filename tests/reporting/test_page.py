@@ -10,8 +10,9 @@ import pytest
 from browser import Browser, find_browser
 from made_up import made_up_cell, made_up_result, small
 
-from tiled_ref.reporting import figures, tables
 from tiled_ref.reporting import page as report_page
+from tiled_ref.reporting.collection import Collection
+from tiled_ref.reporting.table import escape
 
 EVIL = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
 
@@ -86,7 +87,7 @@ def test_cells_of_tables_become_html_and_nothing_else_does():
     assert html("**9.0** ± 1<br><sub>paper *8* & 7</sub>") == (
         "<b>9.0</b> ± 1<br><sub>paper <i>8</i> &amp; 7</sub>"
     )
-    assert html(tables._escape("<i>*x*</i>&<br>|")) == (
+    assert html(escape("<i>*x*</i>&<br>|")) == (
         "&#60;i&#62;&#42;x&#42;&#60;/i&#62;&#38;&#60;br&#62;&#124;"
     )
     assert html("<i>") == "&lt;i&gt;"
@@ -129,7 +130,7 @@ def test_summary_holds_a_row_a_cell_with_numbers_to_sort_by():
 
 
 def test_pictures_beyond_the_budget_are_left_out_best_first(out, monkeypatch):
-    collection = figures.Collection(out)
+    collection = Collection(out)
     whole = report_page.gallery(collection, {})
     assert [one["omitted"] for one in whole] == [0, 0]
     monkeypatch.setattr(report_page, "GALLERY_BYTES", 30_000)
@@ -148,7 +149,7 @@ def test_the_report_is_always_the_same(page, out):
     assert page.read_bytes() == before
 
 
-def test_differing_options_are_told():
+def test_differing_options_are_noted():
     results = [made_up_result(antialias=False), made_up_result(antialias=True, seed=1)]
     assert "The cells differ in antialias: False, True." in report_page.differing_options(results)
     results = [made_up_result(switches={"steps": k}) for k in (1, 2)]

@@ -12,6 +12,7 @@ from toys import toy_category, write_category
 from tiled_ref import cli
 from tiled_ref.reporting import summary
 from tiled_ref.reporting.paper import paper_result
+from tiled_ref.reporting.results import LEFT_OUT, largest_peak
 from tiled_ref.support import memory, progress
 
 RESULT = {
@@ -51,12 +52,12 @@ def test_several_seeds_get_a_mean():
 
 def test_times_of_cells_that_reused_layers_are_left_out():
     alone, shared = RESULT | {"features_reused": 0.0}, RESULT | {"features_reused": 0.25}
-    assert summary.LEFT_OUT not in summary.result_table([alone, RESULT])
+    assert LEFT_OUT not in summary.result_table([alone, RESULT])
     lines = summary.result_table([alone, shared | {"seed": 33}]).splitlines()
     assert [[c.strip() for c in cells(line)][10:12] for line in lines[2:5]] == [
         ["12.3 s", "5.0 s"], ["-", "-"], ["-", "-"],
     ]  # fmt: skip
-    assert lines[6] == summary.LEFT_OUT
+    assert lines[6] == LEFT_OUT
 
 
 def test_undefined_metrics_are_a_dash():
@@ -117,7 +118,7 @@ def test_quiet_is_quiet():
 
 PEAKS = """
 import json
-from tiled_ref import memory
+from tiled_ref.support import memory
 peak = memory.PeakMemory("cpu")
 peaks = [peak.read()["peak_memory_bytes"]]
 block = bytearray(200 << 20)
@@ -151,8 +152,8 @@ def test_a_peak_that_no_system_reports_is_none_and_a_dash(monkeypatch):
     assert read["peak_memory_bytes"] is None and read["memory_kind"] == "host, not reported"
     unknown = RESULT | {"peak_memory_bytes": None}
     assert cells(summary.result_table([unknown]).splitlines()[-1])[-1].strip() == "-"
-    assert summary.largest_peak([unknown, RESULT]) == 3 << 29
-    assert summary.largest_peak([unknown]) is None
+    assert largest_peak([unknown, RESULT]) == 3 << 29
+    assert largest_peak([unknown]) is None
 
 
 def test_a_run_and_its_report_do_without_peaks(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,9 @@ from made_up import made_up_result as result
 
 from tiled_ref.data import visa
 from tiled_ref.reporting import paper, tables
+from tiled_ref.reporting.defect_sizes import defect_sizes
+from tiled_ref.reporting.results import ARCHS, file_name, setups_of
+from tiled_ref.running.analysis import FPRS
 from tiled_ref.setups import SETUPS
 
 
@@ -112,7 +115,7 @@ def test_random_weights_and_other_data_are_compared_with_nothing():
 
 
 def test_tables_carry_the_papers_numbers_and_forms():
-    archs = list(tables.ARCHS)
+    archs = list(ARCHS)
     results = grid("mvtec", ["screw", "leather"], archs, list(SETUPS)) + grid("visa", ["pcb3"])
     made = {table.name: table for table in tables.all_tables(results)}
     assert list(made) == [
@@ -131,7 +134,7 @@ def test_tables_carry_the_papers_numbers_and_forms():
 
 
 def test_footnotes_name_the_papers_slips_where_they_matter():
-    results = grid("mvtec", ["leather"], list(tables.ARCHS))
+    results = grid("mvtec", ["leather"], list(ARCHS))
     made = {t.name[:8]: t for t in tables.all_tables(results)}
     seven = "\n".join(made["table_07"].notes)
     assert "108.3" in seven and "cannot exceed 100" in seven and "88.5 at most" in seven
@@ -190,65 +193,21 @@ def test_other_sizes_come_behind_the_papers_setups_by_size():
         result(setup="SM256", category="a") | {"setup": name, "image_size": [side, side]}
         for name, side in (("SM-1024", 1024), ("SM-300", 300), ("ENS9", 512), ("SM256", 256))
     ]
-    assert tables.setup_names(results) == ["SM256", "ENS9", "SM-300", "SM-1024"]
-
-
-def test_size_classes_enclose_all_areas():
-    assert tables.area_edges(np.array([1])) == [1, 4]
-    assert tables.area_edges(np.array([4, 16])) == [4, 16, 64]
-    assert tables.area_edges(np.array([3, 63, 64])) == [1, 4, 16, 64, 256]
-
-
-def test_recall_by_size_by_hand():
-    """Areas 5, 10, 70 with recalls 0.2, 0.4, 1.0 at the FPR shown: classes 4-15, 16-63,
-    64-255 have 0.3, none, 1.0."""
-    area = np.array([5, 10, 70])
-    recall = np.zeros((3, len(tables.FPRS)))
-    recall[:, tables.FPRS.index(tables.REPORT_FPR)] = 0.2, 0.4, 1.0
-    cells = [(result("folder", "a", setup=s), {"area": area, "recall": recall * f})
-             for s, f in (("SM256", 1.0), ("ENS9", 0.5))]  # fmt: skip
-    table = tables.defect_sizes("folder", "padim", cells)
-    assert [row[1:] for row in table.rows[:-1]] == [
-        ["2", "**30.0**", "*15.0*"], ["0", "-", "-"], ["1", "**100.0**", "*50.0*"],
-    ]  # fmt: skip
-    assert table.rows[-1][2:] == ["64 px²", "64 px²"]
-    assert table.rows[0][0] == "4 to 15 px² (2 to 4 px)"
-    twice = cells + [(r | {"seed": 33}, d) for r, d in cells]
-    assert tables.defect_sizes("folder", "padim", twice).rows[0][1] == "2"  # not twice as many
+    assert setups_of(results) == ["SM256", "ENS9", "SM-300", "SM-1024"]
 
 
 def test_without_defects_there_is_no_table_of_them_and_no_number_of_a_setup():
-    none = {"area": np.zeros(0, int), "recall": np.zeros((0, len(tables.FPRS)))}
-    one = {"area": np.array([9]), "recall": np.full((1, len(tables.FPRS)), 0.7)}
+    none = {"area": np.zeros(0, int), "recall": np.zeros((0, len(FPRS)))}
+    one = {"area": np.array([9]), "recall": np.full((1, len(FPRS)), 0.7)}
     with_one, without = result("folder", "a"), result("folder", "b", setup="SM256")
     results = [with_one, without]
-    assert tables.defect_sizes("folder", "padim", [(without, none)]) is None
+    assert defect_sizes("folder", "padim", [(without, none)]) is None
     names = [t.name for t in tables.all_tables(results)]
     assert [t.name for t in tables.all_tables(results, [(without, none)])] == names
     made = tables.all_tables(results, [(with_one, one), (without, none)])
     assert [t.name for t in made[:-1]] == names and made[-1].headers[2:] == ["SM256", "ENS9"]
     assert [row[1:] for row in made[-1].rows] == [["1", "-", "**70.0**"], ["", "-", "4 px²"]]
     assert any("No category was run in every setup" in note for note in made[-1].notes)
-
-
-def test_setups_are_compared_on_the_categories_that_all_of_them_have():
-    def cell(category, setup, recall):
-        found = np.full((1, len(tables.FPRS)), recall)
-        return result("folder", category, setup=setup), {"area": np.array([9]), "recall": found}
-
-    cells = [cell("a", "SM256", 1.0), cell("b", "SM256", 0.0), cell("a", "ENS9", 0.5)]
-    table = tables.defect_sizes("folder", "padim", cells)
-    assert table.rows[0][1:] == ["1", "**100.0**", "*50.0*"]
-    assert table.notes[-1] == "Of the categories that every setup has: a."
-    apart = [cell("a", "SM256", 1.0), cell("b", "ENS9", 0.5)]
-    assert tables.shared_categories(apart) == apart
-
-
-def test_found_from_is_the_size_from_which_recall_stays_high():
-    edges = [1, 4, 16, 64, 256]
-    assert tables._found_from(edges, [0.9, 0.4, 0.6, 0.7]) == "16 px²"
-    assert tables._found_from(edges, [0.9, None, 0.6, 0.5]) == "1 px²"
-    assert tables._found_from(edges, [0.9, 0.9, 0.6, 0.49]) == "-"
 
 
 def test_names_cannot_break_a_table_or_a_file(tmp_path):
@@ -262,7 +221,7 @@ def test_names_cannot_break_a_table_or_a_file(tmp_path):
         rows = list(csv.DictReader(file))
     assert {row["category"] for row in rows} >= {evil, "plain"}
     assert sum(len(t.records) for t in made) == len(rows)
-    one, other = tables.file_name("a/b"), tables.file_name("a b")
+    one, other = file_name("a/b"), file_name("a b")
     assert one != other and "/" not in one
 
 

@@ -89,7 +89,7 @@ def test_the_mask_is_what_reaches_the_best_f1_on_the_other_images(walked):
 
 
 def test_the_mask_holds_the_threshold_itself(tiny_backbone):
-    """Walked and judged by one and the same normal image: its largest value alone is in."""
+    """One normal image is walked and chooses the threshold: its largest value alone is in."""
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
     none = np.zeros((1, 96, 96), bool)
@@ -129,23 +129,23 @@ def test_a_file_a_name_or_the_first_defective_image(category, tmp_path):
         walk.choose_image("nowhere.png", category, (96, 96))
 
 
-def test_the_walked_image_does_not_judge_itself(category):
+def test_the_walked_image_does_not_choose_its_own_threshold(category):
     walked = next(s for s in category.test if s.label)
-    chosen = walk.judges(category, walked, n=3)
+    chosen = walk.threshold_samples(category, walked, n=3)
     assert walked not in chosen and [s.label for s in chosen] == [0, 0, 0, 1, 1, 1]
-    assert [s.label for s in walk.judges(toy_category(has_masks=False), n=3)] == [0, 0, 0]
+    assert [s.label for s in walk.threshold_samples(toy_category(has_masks=False), n=3)] == [0, 0, 0]
     only_bad = toy_category(n_good=0)
-    assert walk.judges(only_bad, n=2)[:2] == list(only_bad.train[:2])
+    assert walk.threshold_samples(only_bad, n=2)[:2] == list(only_bad.train[:2])
 
 
-def test_without_defective_judges_the_threshold_is_the_largest_normal_value(tiny_backbone):
+def test_without_defective_images_the_threshold_is_the_largest_normal_value(tiny_backbone):
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
     none = np.zeros((2, 96, 96), bool)
     stages = walk.walk(train[0], train, ensemble, Options(), train[:2], none)
     assert [s.name for s in stages] == STAGES[:-1]
     assert "the largest value on 2 other images" in stages[-1].text
-    assert stages[-1].array.sum() <= 1  # the image is one of the judges here
+    assert stages[-1].array.sum() <= 1  # the image is one of the two
 
 
 def test_write_walk_makes_a_page_with_every_stage(walked, tmp_path):

@@ -1,9 +1,8 @@
 """report.html: one file with the tables, curves and pictures of all cells, for a browser.
 
-Nothing is loaded from elsewhere, and whatever comes from file names is text, never markup:
-in the JSON that the page's program reads no "<" is left, and the program writes names through
-textContent. Pictures are kept small and drawn when they come into view, so that hundreds of
-them scroll smoothly.
+Nothing is loaded from elsewhere. File names stay text and never become markup: the JSON that the
+page's program reads has no "<", and the program writes names through textContent. Pictures are
+small and drawn when they come into view, so that hundreds of them scroll smoothly.
 """
 
 import base64
@@ -20,21 +19,15 @@ from ..setups import OPTIONS
 from ..support.files import atomic_write
 from ..support.progress import bytes_text
 from . import paper
+from .collection import Collection
 from .drawing import render, svg
-from .figures import Collection, _first_seeds, all_figures, write_figures
-from .summary import LEFT_OUT, largest_peak, timed
-from .tables import (  # fmt: skip
-    ARCHS,
-    DATASETS,
-    all_tables,
-    cell_number,
-    ordered,
-    setup_names,
-    write_tables,
-)
+from .drawing.axes import MINUS
+from .figures import all_figures, write_figures
+from .results import archs_of, grouped, largest_peak, left_out, setups_of, timed, title_of
+from .table import value_cell
+from .tables import all_tables, cell_number, write_tables
 
-TITLE = "Tiled ensemble: results"
-MAP_QUALITY = 80
+MAP_QUALITY = 80  # of the JPEG files of maps
 THRESHOLDS = {  # thresholds.MODES
     "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
     "paper, so the verdicts are flattered; --validation split and none are honest.",
@@ -42,14 +35,14 @@ THRESHOLDS = {  # thresholds.MODES
     "pictures are of the other half.",
     "none": "Verdicts: the thresholds come from training images held out, without any defect.",
 }
-GALLERY_BYTES = 40 << 20  # of pictures in the page; beyond it the smallest errors are left out
+GALLERY_BYTES = 40 << 20  # of pictures in the page; images with the smallest errors are left out
 
 
 def write_report(out):
     """Write OUT/report/: tables, figures and report.html of all finished cells below OUT.
 
     Parameters: out, Path.
-    Returns (path of report.html, notes): sentences on what is left out and why.
+    Returns (path of report.html, notes): sentences on what is left out and why, but LEFT_OUT.
     Raises InputError for files below OUT that are damaged or not of this program.
     """
     folder = out / "report"
@@ -59,12 +52,10 @@ def write_report(out):
     for path in collection.without:
         notes.append(
             f"{path.relative_to(out)} has metrics but nothing for pictures of the same test "
-            "images, so it is in the tables only; run it again with --report."
+            "images, so it appears in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
-    results = collection.results
-    seen = [LEFT_OUT] if len(timed(results)) < len(results) else []  # the terminal says it anyway
-    text = page(collection, tables, figures, notes + seen)
+    text = page(collection, tables, figures, notes + left_out(collection.results))
     write_tables(tables, folder)
     write_figures(figures, folder)
     path = folder / "report.html"
@@ -75,11 +66,10 @@ def write_report(out):
 
 def page(collection, tables, figures, notes):
     """The text of report.html."""
-    charts = {}
-    overview = []
+    charts, overview = {}, []
     for figure in figures:
-        if not isinstance(figure.data, str):
-            continue  # picture grids: the page has the pictures themselves
+        if isinstance(figure.data, bytes):
+            continue  # a picture grid: the page has the pictures themselves
         wide = " wide" if svg.file_width(figure.data) > 800 else ""
         chart = f'<div class="figure{wide}">{svg.inline(figure.data)}</div>'
         if figure.category is None:
@@ -88,17 +78,17 @@ def page(collection, tables, figures, notes):
             charts.setdefault((figure.dataset, figure.category, figure.arch), []).append(chart)
     data = {
         "summary": summary(collection.results),
-        "setups": setup_names(collection.results),
-        "archs": {a: ARCHS.get(a, a) for a in ordered(collection.results, "arch", ARCHS)},
-        "colors": colors(),
+        "setups": setups_of(collection.results),
+        "archs": {arch: title_of(arch) for arch in archs_of(collection.results)},
+        "colors": render.colormap(np.arange(256)[None] / 255)[0].tolist(),
         "categories": gallery(collection, charts),
     }
     parts = {
-        "TITLE": TITLE,
+        "TITLE": "Tiled ensemble: results",
         "CSS": _asset("report.css"),
         "CHART_CSS": svg.style_sheet("[data-theme=dark] svg.chart"),
         "NOTES": "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes),
-        "OVERVIEW": "".join(overview) or "<p>None of them can be drawn of these cells.</p>",
+        "OVERVIEW": "".join(overview) or "<p>None of them can be drawn from these cells.</p>",
         "TABLES": "".join(map(table_html, tables)),
         "FOOTER": f"tiled-ref {__version__}, {len(collection.results)} cells. The same numbers "
         "are in full precision in tables.csv beside this file.",
@@ -124,39 +114,28 @@ def script_json(data):
     return text
 
 
-def colors():
-    """The 256 colours of heat maps as lists [r, g, b], see render.colormap."""
-    return render.colormap(np.arange(256)[None] / 255)[0].tolist()
-
-
-# -------------------------------------------------------------------------------- summary
-
-
 def summary(results):
     """The summary table: headers, which columns are text, rows of [text, value to sort by]."""
     headers = ["data set", "category", "architecture", "setup", "seeds", "image AUROC",
                "pixel AUROC", "AUPRO", "paper AUROC", "difference", "paper AUPRO", "difference",
                "parameters", "training", "test", "peak memory"]  # fmt: skip
     rows = []
-    groups = {}
-    for r in results:
-        key = tuple(r[k] for k in ("dataset", "category", "arch", "setup"))
-        groups.setdefault(key, []).append(r)
-    places = {name: k for k, name in enumerate(setup_names(results))}
-    for (dataset, category, arch, setup), group in groups.items():
-        short = "built-in" if dataset == "synthetic" else DATASETS.get(dataset, dataset)
-        row = [[short] * 2, [category] * 2, [ARCHS.get(arch, arch)] * 2]
+    places = {name: k for k, name in enumerate(setups_of(results))}
+    cells = grouped(results, "dataset", "category", "arch", "setup")
+    for (dataset, category, arch, setup), group in cells.items():
+        short = "built-in" if dataset == "synthetic" else title_of(dataset)
+        row = [[text] * 2 for text in (short, category, title_of(arch))]
         row += [[setup, places[setup]], [str(len(group)), len(group)]]
         numbers = {
             metric: cell_number(dataset, arch, category, setup, metric, group)
             for metric in ("image_auroc", "pixel_auroc", "pixel_aupro")
         }
-        row += [[_number(number), number.value] for number in numbers.values()]
+        row += [[value_cell(number), number.value] for number in numbers.values()]
         for metric in ("image_auroc", "pixel_aupro"):
             number = numbers[metric]
             row.append(["-" if number.paper is None else f"{number.paper:.1f}", number.paper])
             gap = number.difference
-            row.append(["-" if gap is None else f"{gap:+.1f}".replace("-", svg.MINUS), gap])
+            row.append(["-" if gap is None else f"{gap:+.1f}".replace("-", MINUS), gap])
         n_parameters = group[0]["n_parameters"]
         row.append([f"{n_parameters / 1e6:.1f} M", n_parameters])
         for key in ("seconds_train", "seconds_test"):
@@ -164,40 +143,29 @@ def summary(results):
             seconds = sum(values) / len(values) if values else None
             row.append(["-" if seconds is None else f"{seconds:.1f} s", seconds])
         peak = largest_peak(group)
-        row.append([bytes_text(peak), peak])
-        rows.append(row)
+        rows.append([*row, [bytes_text(peak), peak]])
     if all(row[8][1] is None and row[10][1] is None for row in rows):  # nothing of the paper's
         headers = headers[:8] + headers[12:]
         rows = [row[:8] + row[12:] for row in rows]
     return {"headers": headers, "text": [1, 1, 1, 1] + [0] * (len(headers) - 4), "rows": rows}
 
 
-def _number(number):
-    if number.value is None:
-        return "-"
-    return f"{number.value:.1f}" + ("" if number.std is None else f" ± {number.std:.1f}")
-
-
-# -------------------------------------------------------------------------------- gallery
-
-
 def gallery(collection, charts):
-    """What the page's pictures are made of.
+    """The pictures of the page -> a list with a dict per category, see report.js.
 
-    Parameters: collection, a figures.Collection; charts, see the caller.
-    Returns a list with a dict per category, see report.js. Where all pictures together exceed
-    GALLERY_BYTES, of every category the same part is kept, the worst errors first: an image's
-    error is the worst of its setups.
+    Parameters: collection, a Collection; charts, {(dataset, category, arch): list of HTML}.
+    Where all pictures together exceed GALLERY_BYTES, the same part of every category is kept,
+    the worst errors first: an image's error is the worst of its setups.
     """
     categories = []
-    for dataset, category in dict.fromkeys((d, c) for d, c, _ in collection.groups()):
+    groups = collection.groups()
+    for dataset, category in dict.fromkeys((d, c) for d, c, _ in groups):
         images = collection.images(dataset, category)
         cells = {}
-        for arch in ordered([r for r, _ in collection.cells(dataset=dataset, category=category)],
-                            "arch", ARCHS):  # fmt: skip
-            found = collection.cells(dataset=dataset, category=category, arch=arch)
-            cells[arch] = {result["setup"]: a for result, a in _first_seeds(found)}
-        title = f"{category} ({DATASETS.get(dataset, dataset)})"
+        for arch in (a for d, c, a in groups if (d, c) == (dataset, category)):
+            found = collection.first_seeds(dataset=dataset, category=category, arch=arch)
+            cells[arch] = {result["setup"]: analysis for result, analysis in found}
+        title = f"{category} ({title_of(dataset)})"
         one = {"title": title, "images": [], "cells": {arch: {} for arch in cells}, "omitted": 0}
         one["charts"] = {arch: charts.get((dataset, category, arch), []) for arch in cells}
         categories.append((one, images, cells))
@@ -219,11 +187,9 @@ def severity(labels, cells):
     threshold, on the wrong side, in units of the cell's range of scores.
     """
     worst = np.full(len(labels), -np.inf)
-    for setups in cells.values():
-        for analysis in setups.values():
-            span = np.ptp(analysis.scores) or 1.0
-            margin = (analysis.scores - analysis.threshold) / span
-            worst = np.maximum(worst, np.where(labels > 0, -margin, margin))
+    for analysis in (a for setups in cells.values() for a in setups.values()):
+        margin = (analysis.scores - analysis.threshold) / (np.ptp(analysis.scores) or 1.0)
+        worst = np.maximum(worst, np.where(labels > 0, -margin, margin))
     return worst
 
 
@@ -234,57 +200,51 @@ def _picture_bytes(images, cells):
 
 
 def _fill(one, images, cells, kept):
+    """Add the images whose numbers are `kept`, and what each cell says of them."""
     for k in kept:
-        height, width = map(int, images.sizes[k])
+        height, width = images.sizes[k].tolist()
         entry = {
-            "name": images.names[k],
-            "defect": images.defects[k],
-            "label": int(images.labels[k]),
-            "w": width,
-            "h": height,
-            "jpeg": _base64(images.jpegs[k]),
-        }
+            "name": images.names[k], "defect": images.defects[k], "label": int(images.labels[k]),
+            "w": width, "h": height, "jpeg": _base64(images.jpegs[k]),
+        }  # fmt: skip
         if images.masks[k].any():
             entry["mh"], entry["mw"] = images.masks[k].shape
             entry["outline"] = outline(images.masks[k])
         one["images"].append(entry)
     for arch, setups in cells.items():
         for setup, analysis in setups.items():
+            maps = (image_data.encode_jpeg(analysis.maps[k], MAP_QUALITY) for k in kept)
             one["cells"][arch][setup] = {
                 "threshold": analysis.threshold,
                 "low": float(analysis.scores.min()),
                 "high": float(analysis.scores.max()),
-                "scores": [float(analysis.scores[k]) for k in kept],
-                "maps": [
-                    _base64(image_data.encode_jpeg(analysis.maps[k], MAP_QUALITY)) for k in kept
-                ],
+                "scores": analysis.scores[kept].tolist(),
+                "maps": [_base64(data) for data in maps],
             }
 
 
 def outline(mask):
     """The outlines of a mask's regions as the d of an SVG path, in pixels of the mask."""
-    parts = []
-    for region in render.contours(mask):
-        for polygon in region.outline:
-            parts.append("M" + "L".join(f"{col} {row}" for row, col in polygon.tolist()) + "Z")
-    return "".join(parts)
+    polygons = (polygon for region in render.contours(mask) for polygon in region.outline)
+    return "".join(
+        "M" + "L".join(f"{col} {row}" for row, col in polygon.tolist()) + "Z"
+        for polygon in polygons
+    )
 
 
 def _base64(data):
     return base64.b64encode(data).decode("ascii")
 
 
-# --------------------------------------------------------------------------------- tables
-
-
 def table_html(table):
-    """A tables.Table as HTML."""
-    head = "".join(f'<th scope="col">{cell_html(text)}</th>' for text in table.headers)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell_html(text)}</td>" for text in row) + "</tr>"
-        for row in table.rows
-    )
-    notes = "".join(f'<p class="note">{cell_html(note)}</p>' for note in table.notes)
+    """A Table as HTML."""
+
+    def cells(texts, start, end):
+        return "".join(f"{start}{cell_html(text)}{end}" for text in texts)
+
+    head = cells(table.headers, '<th scope="col">', "</th>")
+    body = "".join(f"<tr>{cells(row, '<td>', '</td>')}</tr>" for row in table.rows)
+    notes = cells(table.notes, '<p class="note">', "</p>")
     return (
         f"<details><summary>{html.escape(table.title)}</summary>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -293,7 +253,7 @@ def table_html(table):
 
 
 def cell_html(text):
-    r"""The Markdown of a table's cell as HTML: bold, italic, <br>, <sub>; all else is text.
+    r"""The Markdown of a table's cell as HTML: bold, italic, <br>, <sub>; all else stays text.
 
     >>> cell_html("**1.0**<br><sub>paper 2</sub>"), cell_html(r"a\*b\*&#60;i&#62;")
     ('<b>1.0</b><br><sub>paper 2</sub>', 'a&#42;b&#42;&#60;i&#62;')
@@ -307,25 +267,19 @@ def cell_html(text):
     return re.sub(r"\*(.+?)\*", r"<i>\1</i>", text)
 
 
-# ---------------------------------------------------------------------------------- notes
-
-
 def differing_options(results):
-    """Sentences on options in which the cells differ, so that nobody compares the unlike."""
-    keys = ("weights", *(option.name for option in OPTIONS), "metric_size", "torch")
+    """Sentences on the options in which the cells differ."""
     notes = []
-    for key in keys:
+    for key in ("weights", *(option.name for option in OPTIONS), "metric_size", "torch"):
         values = sorted({str(r.get(key)) for r in results})
         if len(values) > 1:
             notes.append(f"The cells differ in {key}: {', '.join(values)}.")
-    by_arch = {}
-    for r in results:
-        by_arch.setdefault(r["arch"], set()).add(
-            json.dumps([r.get("batch_size"), r.get("switches")], sort_keys=True)
-        )
-    for arch, values in by_arch.items():
-        if len(values) > 1:
-            notes.append(f"The cells of {ARCHS.get(arch, arch)} differ in batch size or switches.")
+    for (arch,), mine in grouped(results, "arch").items():
+        kinds = {
+            json.dumps([r.get("batch_size"), r.get("switches")], sort_keys=True) for r in mine
+        }
+        if len(kinds) > 1:
+            notes.append(f"The cells of {title_of(arch)} differ in batch size or switches.")
     if any(r["weights"] != "imagenet" for r in results) and any(
         paper.categories(r["dataset"]) for r in results
     ):

@@ -17,35 +17,20 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
-METRICS = ("image_auroc", "pixel_aupro")
+METRICS = {"image_auroc": "AUROC", "pixel_aupro": "AUPRO"}  # name, as the paper calls it
 AVERAGE = "average"
-# Numbers are printed with one decimal: the mean of such numbers is off by 0.05 at most, and
-# so is the printed mean. What differs by more is no rounding.
+# Numbers are printed with one decimal: the mean of such numbers is off by 0.05 at most, and so is
+# the printed mean. A larger difference is not rounding.
 ROUNDING = 0.1
 
 
 @dataclass(frozen=True)
 class Printed:
-    """A number of the paper: number of its table; value and std, fractions; std None where the
-    paper gives none."""
+    """A number of the paper."""
 
-    table: int
-    value: float
-    std: float = None
-
-
-@dataclass(frozen=True)
-class Slip:
-    """A printed average that is not the mean of the printed categories: the table's number,
-    what is printed and what is recomputed, in percent."""
-
-    table: int
-    dataset: str
-    arch: str
-    setup: str
-    metric: str
-    printed: float
-    recomputed: float
+    table: int  # number of its table
+    value: float  # fraction
+    std: float = None  # fraction; None where the paper gives none
 
 
 def _rows(name):
@@ -72,9 +57,7 @@ def _printed():
 def paper_result(dataset, arch, category, setup):
     """(image AUROC, pixel AUPRO) that the paper gives for a cell, as fractions; None if none.
 
-    Parameters: dataset, arch, category, setup, names as on the command line; category
-    "average" for the mean over all.
-    Source: Rolih et al. 2024, Tables 5-12.
+    Category "average" is the mean over all. Source: Rolih et al. 2024, Tables 5-12.
 
     >>> paper_result("mvtec", "padim", "screw", "ENS9")
     (0.694, 0.922)
@@ -94,7 +77,7 @@ def printed(dataset, arch, category, setup, metric):
 
 def table_number(dataset, arch):
     """Which of Tables 5-12 holds the categories of a data set and architecture, or None."""
-    cell = printed(dataset, arch, AVERAGE, "SM256", METRICS[0])
+    cell = printed(dataset, arch, AVERAGE, "SM256", "image_auroc")
     return cell.table if cell else None
 
 
@@ -107,10 +90,10 @@ def categories(dataset):
 
 @functools.cache
 def _by_setup(name):
-    rows = _rows(name)
     return {
-        (row["setup"], arch): float(row[arch]) for row in rows for arch in row if arch != "setup"
-    }
+        (row["setup"], arch): float(row[arch])
+        for row in _rows(name) for arch in row if arch != "setup"
+    }  # fmt: skip
 
 
 def paper_parameters(arch, setup):
@@ -129,22 +112,17 @@ def paper_training_seconds(arch, setup):
 
 @functools.cache
 def arithmetic_slips():
-    """Every printed average of Tables 5-12 that rounding cannot explain, as a tuple of Slip."""
-    slips = []
-    for (dataset, arch, category, setup, metric), cell in _printed().items():
-        if category != AVERAGE:
-            continue
-        values = [
-            printed(dataset, arch, name, setup, metric).value for name in categories(dataset)
-        ]
-        mean = sum(values) / len(values)
-        if abs(mean - cell.value) * 100 > ROUNDING:
-            slip = Slip(
-                cell.table, dataset, arch, setup, metric,
-                round(100 * cell.value, 1), round(100 * mean, 2),
-            )  # fmt: skip
-            slips.append(slip)
-    return tuple(slips)
+    """{(dataset, arch, AVERAGE, setup, metric): mean of the printed categories in percent} of
+    every printed average of Tables 5-12 that rounding cannot explain."""
+    slips = {}
+    for key, cell in _printed().items():
+        dataset, arch, category, setup, metric = key
+        if category == AVERAGE:
+            values = [printed(dataset, arch, c, setup, metric).value for c in categories(dataset)]
+            mean = sum(values) / len(values)
+            if abs(mean - cell.value) * 100 > ROUNDING:
+                slips[key] = round(100 * mean, 2)
+    return slips
 
 
 def impossible_values():

@@ -62,8 +62,8 @@ const drawRows = () => {
 }
 
 // ------------------------------------------------------------------------------- pictures
-// A heat map comes as a grey JPEG, 128 the threshold; its colours are put on here. What is
-// normal is transparent, so that the image stays visible under the heat map.
+// A heat map is a grey JPEG, 128 the threshold, coloured here. Normal regions are transparent, so
+// that the image stays visible under the heat map.
 const colors = data.colors;  // 256 x [r, g, b]
 const greys = new Map();     // recently decoded heat maps, so that stepping back costs nothing
 const GREYS = 400;

@@ -1,7 +1,6 @@
 """Pictures of anomaly maps: colours, overlays, colour bars, regions and their outlines.
 
-Everything is an array: pictures are uint8 (H, W, 3), rows first. Files are made of them by
-`tiled_ref.data.images.encode_png`.
+Pictures are arrays uint8 (H, W, 3), rows first; `data.images.encode_png` makes files of them.
 """
 
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from ... import metrics
 from ...data.images import text_coverage
 from ...support.errors import InputError
 
-# The colours of 0 to 1 at equal distances, in between linear: dark blue, blue, green, yellow,
-# red, dark red. Lightness rises to the middle, so that a print in grey shows the normal dark.
+# Colours at equal distances from 0 to 1, linear in between: dark blue, blue, green, yellow, red,
+# dark red. Lightness rises to the middle, so that a print in grey shows normal regions dark.
 COLORS = np.array(
     [
         (28, 16, 68), (33, 60, 148), (24, 118, 186), (22, 168, 158), (92, 200, 96),
@@ -22,9 +21,9 @@ COLORS = np.array(
     np.uint8,
 )  # fmt: skip
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, weights of red, green and blue
-LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one is seen on any image
+LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one of the two is visible on any image
 BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
-ROWS_AT_ONCE = 256  # rows blended at a time, so that large pictures need little more memory
+ROWS_AT_ONCE = 256  # rows blended at a time, so that a large picture needs little memory
 
 
 def colormap(values):
@@ -33,19 +32,18 @@ def colormap(values):
     Parameters: values float (H, W), 0 to 1; values outside are clamped, NaN is 0.
     Returns uint8 (H, W, 3), from dark blue (0) over green and yellow to dark red (1).
     """
-    table = _table()
+    at, nodes = np.linspace(0, len(COLORS) - 1, 256), np.arange(len(COLORS))
+    table = np.stack([np.interp(at, nodes, channel) for channel in COLORS.T], 1)
+    table = np.rint(table).astype(np.uint8)  # (256, 3)
     values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0)
-    return table[np.rint(np.clip(values, 0, 1) * (len(table) - 1)).astype(np.uint8)]
+    return table[np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)]
 
 
 def overlay(image, values):
-    """A heat map over an image.
-
-    The image is shown in grey, so that no colour of its own is taken for heat, and mixed half
-    and half with the colour of each value.
+    """A heat map over an image: its grey, mixed half and half with the colour of each value.
 
     Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1.
-    Returns uint8 (H, W, 3).
+    Returns uint8 (H, W, 3). In grey no colour of the image is taken for heat.
     Raises InputError for other shapes or types.
     """
     image, values = _checked(image), np.asarray(values)
@@ -65,20 +63,10 @@ def overlay(image, values):
 def with_color_bar(picture, low=0.0, high=1.0, marks=(), title=""):
     """A picture with a colour bar to its right, numbers beside it.
 
-    Parameters
-    ----------
-    picture : uint8 (H, W, 3)
-    low, high : float
-        Values of the lowest and highest colour.
-    marks : sequence of (float, str)
-        Values to mark with a line across the bar and their text; the ends are numbered
-        where no mark is near.
-    title : str
-        A line above the bar.
-
-    Returns
-    -------
-    uint8 (max(H, 96), W + about a tenth, 3): the picture, top left, keeps its pixels.
+    Parameters: picture uint8 (H, W, 3); low and high, values of the lowest and highest colour;
+    marks, pairs (value, text) that a line across the bar marks, the ends being numbered where no
+    mark is near; title, a line above the bar.
+    Returns uint8 (max(H, 96), W + about a tenth, 3): the picture, top left, keeps its pixels.
     """
     picture = _checked(picture)
     height = max(96, len(picture))
@@ -127,20 +115,13 @@ def number(value):
 class Region:
     """A region of a mask: pixels that touch, corners included.
 
-    Parameters
-    ----------
-    area : int
-        Pixels.
-    box : (int, int, int, int)
-        First row, first column, row and column behind the last.
-    outline : tuple of int32 (n, 2)
-        Closed polygons through the corners of pixels, as (row, column): clockwise around
-        the region, first the outer one, anticlockwise around its holes. Corner (r, c) is
-        the top left one of pixel (r, c).
+    Its outline: closed polygons int32 (n, 2) through the corners of pixels, as (row, column),
+    corner (r, c) being the top left one of pixel (r, c): the outer one clockwise around the
+    region, then those anticlockwise around its holes.
     """
 
-    area: int
-    box: tuple
+    area: int  # pixels
+    box: tuple  # first row, first column, row and column behind the last
     outline: tuple
 
 
@@ -157,34 +138,26 @@ def contours(mask, impl="cython"):
     if mask.ndim != 2:
         raise InputError(f"a mask must be (H, W), not {mask.shape}")
     labels = metrics.label_regions(mask[None], impl=impl)[0]
-    rows, cols = np.nonzero(labels)
-    n = int(labels.max(initial=0))
-    if not n:
+    areas = np.bincount(labels[labels > 0])[1:].tolist()
+    if not areas:
         return []
-    of = labels[rows, cols] - 1
-    area = np.bincount(of, minlength=n)
-    low = np.full((n, 2), np.iinfo(np.int64).max)
-    high = np.zeros((n, 2), np.int64)
-    for axis, where in enumerate((rows, cols)):
-        np.minimum.at(low[:, axis], of, where)
-        np.maximum.at(high[:, axis], of, where + 1)
-    outlines = [[] for _ in range(n)]
+    outlines = [[] for _ in areas]
     for label, polygon in _polygons(labels):
         outlines[label - 1].append(polygon)
-    for polygons in outlines:  # the outer one encloses the most
-        polygons.sort(key=_enclosed, reverse=True)
-    return [
-        Region(int(area[k]), (*low[k].tolist(), *high[k].tolist()), tuple(outlines[k]))
-        for k in range(n)
-    ]
+    regions = []
+    for area, polygons in zip(areas, outlines):
+        polygons.sort(key=_enclosed, reverse=True)  # the outer one encloses the most
+        box = (*polygons[0].min(0).tolist(), *polygons[0].max(0).tolist())
+        regions.append(Region(area, box, tuple(polygons)))
+    return regions
 
 
 def draw_contours(picture, mask):
     """A picture with the outlines of a mask's regions, white with a black rim.
 
     Parameters: picture uint8 (H, W, 3); mask bool or uint8 (H, W).
-    Returns uint8 (H, W, 3). The line runs outside the region, along it, so that what is in the
-    region stays visible; it is 1 px wide for every 400 px of the picture's smaller side.
+    Returns uint8 (H, W, 3). The line runs outside the region, whose pixels stay visible; it is
+    1 px wide for every 400 px of the picture's smaller side.
     Raises InputError for other shapes or types.
     """
     picture, mask = _checked(picture), np.asarray(mask) != 0
@@ -201,12 +174,12 @@ def draw_contours(picture, mask):
 
 
 def label_regions(picture, regions, most=24):
-    """A picture with number and area beside each region, such as "2: 1304 px".
+    """A picture with number and area beside each region, such as "2: 1,304 px".
 
-    Parameters: picture uint8 (H, W, 3); regions, a list of Region, numbered from 1 in its
-    order; most, the number of regions labelled, the largest first.
-    Returns uint8 (H, W, 3). A label lies above its region, or below where there is no room,
-    and not on another label; one that finds no place is left out.
+    Parameters: picture uint8 (H, W, 3); regions, a list of Region, numbered from 1; most, how
+    many are labelled, the largest first.
+    Returns uint8 (H, W, 3). A label lies above its region, or below or beside it where there is
+    no room, and never on another label; one that finds no place is left out.
     """
     out = _checked(picture).copy()
     height, width = out.shape[:2]
@@ -224,24 +197,15 @@ def label_regions(picture, regions, most=24):
         for y, x in ((top - h - gap, middle), (bottom + gap, middle), (top, right + gap),
                      (top, left - w - gap)):  # fmt: skip
             y, x = int(np.clip(y, 0, height - h)), int(np.clip(x, 0, width - w))
-            box = (y, x, y + h, x + w)
-            if not any(_overlap(box, other) for other in taken):
+            if all(
+                y + h <= upper or y >= lower or x + w <= first or x >= last
+                for upper, first, lower, last in taken
+            ):
                 out[y : y + h, x : x + w] = out[y : y + h, x : x + w] // 4
                 _ink(out, text, y + 2, x + 4, LINE)
-                taken.append(box)
+                taken.append((y, x, y + h, x + w))
                 break
     return out
-
-
-def _overlap(a, b):
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _table():
-    """The 256 colours, uint8 (256, 3)."""
-    at = np.linspace(0, len(COLORS) - 1, 256)
-    channels = [np.interp(at, np.arange(len(COLORS)), COLORS[:, k]) for k in range(3)]
-    return np.rint(np.stack(channels, 1)).astype(np.uint8)
 
 
 def _checked(picture):
@@ -252,7 +216,7 @@ def _checked(picture):
 
 
 def _ink(out, coverage, top, left, colour=INK):
-    """Print a line of text, uint8 (h, w) of coverage, with its top left pixel there, in place."""
+    """Draw a line of text, its coverage uint8 (h, w), at (top, left), in place."""
     top = int(np.clip(top, 0, len(out) - len(coverage)))
     part = out[top : top + len(coverage), left : left + coverage.shape[1]]
     share = coverage[:, : part.shape[1], None].astype(np.float32) / 255
@@ -260,18 +224,13 @@ def _ink(out, coverage, top, left, colour=INK):
 
 
 def _grown(mask, pixels):
-    """The mask and everything at most so many pixels away, along rows, columns or both."""
-    for axis in (0, 1):
-        wide = mask.copy()
+    """The mask and all pixels at most so many away along rows, columns or both."""
+    for _ in range(2):  # the mask, then its transpose
+        wide = mask.copy("K")  # in the layout of mask: fast along both axes
         for k in range(1, pixels + 1):
-            ahead, behind = (slice(k, None), slice(None, -k))
-            if axis:
-                wide[:, ahead] |= mask[:, behind]
-                wide[:, behind] |= mask[:, ahead]
-            else:
-                wide[ahead] |= mask[behind]
-                wide[behind] |= mask[ahead]
-        mask = wide
+            wide[k:] |= mask[:-k]
+            wide[:-k] |= mask[k:]
+        mask = wide.T
     return mask
 
 
@@ -284,9 +243,9 @@ def _enclosed(polygon):
 def _polygons(labels):
     """(label, int32 (n, 2)) for every closed outline of an image of labels (H, W).
 
-    The sides between a region and what is outside it are put together to straight runs, and
-    each run is followed by the one that starts where it ends: a left turn if there is one
-    (where two pixels touch at a corner, which joins them), else a right turn.
+    Sides between a region and its outside form straight runs. A run is followed by the one that
+    starts where it ends: a left turn if there is one (where two pixels touch at a corner, which
+    joins them), else a right turn.
     """
     inside = np.pad(labels != 0, 1)  # pixel (r, c) is inside[r + 1, c + 1]
     here, above, left = inside[1:, 1:], inside[:-1, 1:], inside[1:, :-1]

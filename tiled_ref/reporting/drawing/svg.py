@@ -1,14 +1,16 @@
-"""Charts as SVG text: axes, lines, points, bars, legends. No package, no font file.
+"""Charts as SVG text: axes, lines, points, bars, legends, without any package or font file.
 
-A chart is drawn for light backgrounds with plain attributes, so that any viewer shows it,
-and a style sheet recolours it where the reader prefers dark. Series are told apart by
-colour (Okabe and Ito's colours, safe for colour-blind readers), by dash and by mark. The
-legend has rows of its own above the axes, so that it never covers data.
+Plain attributes draw a chart for light backgrounds, so that any viewer shows it, and a style
+sheet recolours it where the reader prefers dark. Series differ in colour (Okabe and Ito's, safe
+for colour-blind readers), dash and mark. The legend has rows of its own above the axes and never
+covers data.
 """
 
 import math
 import re
 from xml.sax.saxutils import escape
+
+from .axes import linear_ticks, log_ticks, number, scale, value_range
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 LIGHT = {"paper": "#ffffff", "ink": "#1c2128", "soft": "#57606a", "grid": "#dfe3e8"}
@@ -21,7 +23,6 @@ SERIES = (  # light, dark
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2", "1 3", "14 3 4 3")
 MARKS = ("circle", "square", "triangle", "diamond", "down", "cross")
 TITLE, TEXT, TICK = 15, 12.5, 11.5  # font sizes, px
-MINUS = "\N{MINUS SIGN}"
 
 
 def style_sheet(selector="svg"):
@@ -40,71 +41,14 @@ def text_width(text, size=TEXT):
     return size * (0.6 * (len(text) - narrow - wide) + 0.36 * narrow + 0.95 * wide)
 
 
-def number(value):
-    """The text of a tick's value: no exponent between 0.001 and 100,000, a true minus sign.
-
-    >>> number(0.30000000000000004), number(20000), number(1e-5), number(-1.5)
-    ('0.3', '20,000', '1e\N{MINUS SIGN}5', '\N{MINUS SIGN}1.5')
-    """
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        text = f"{value:,.6f}".rstrip("0").rstrip(".")
-    else:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return text.replace("-", MINUS)
-
-
-def linear_ticks(low, high):
-    """Round numbers from low to high, about five of them.
-
-    >>> linear_ticks(0, 1), linear_ticks(82.3, 99.1)
-    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [85.0, 90.0, 95.0])
-    """
-    if not high > low:
-        return [low]
-    raw = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if raw <= m * power * (1 + 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
-
-
-def log_ticks(low, high):
-    """Powers of ten from low to high; with others between them where the range is short."""
-    decades = math.log10(high / low)
-    factors = (1,) if decades > 4 else (1, 3) if decades > 2.2 else (1, 2, 5)
-    ticks = [
-        factor * 10.0**power
-        for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-        for factor in factors
-    ]
-    ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-    return ticks if len(ticks) >= 3 else [tick for tick in linear_ticks(low, high) if tick > 0]
-
-
 class Chart:
-    """One pair of axes. Add what it shows, then ask for `svg()`.
+    """One pair of axes: add lines, points, bands and bars, then call `svg`.
 
-    Parameters
-    ----------
-    title, x_label, y_label : str
-        Plain text; units belong into the labels.
-    width, height : float
-        Pixels of the whole chart.
-    x_range, y_range : (float, float), optional
-        Of the axes; else from the data with a little room.
-    log_x, log_y : bool
-        Logarithmic axis; values must be positive.
-    x_names : sequence of str, optional
-        Categories instead of numbers: the x of item k is k.
-    x_ticks : sequence of float, optional
-        Where the ticks of the x axis are.
-    whole_y : bool
-        The y axis counts, so its ticks are whole numbers.
-    note : str
-        A line below the chart.
+    Parameters: title, x_label and y_label, plain text, units in the labels; width and height of
+    the whole chart in pixels; x_range and y_range, (low, high) of the axes, by default those of
+    the data with a little room; log_x and log_y, logarithmic axes, whose values must be positive;
+    x_names, categories instead of numbers, item k at x = k; x_ticks, where the ticks of the x axis
+    are; whole_y, whole ticks alone, for counts; note, a line below the chart.
     """
 
     def __init__(self, title, x_label, y_label, *, width=640, height=420, x_range=None,
@@ -112,29 +56,28 @@ class Chart:
                  whole_y=False, note=""):  # fmt: skip
         self.title, self.x_label, self.y_label, self.note = title, x_label, y_label, note
         self.width, self.height = width, height
+        if x_names is not None and x_range is None:
+            x_range = (-0.6, len(x_names) - 0.4)
         self.x_range, self.y_range = x_range, y_range
         self.log_x, self.log_y = log_x, log_y
         self.x_names, self.x_ticks = x_names, x_ticks
         self.whole_y = whole_y
-        self._items = []  # (draw function, series, label)
+        self._items = []  # functions that draw, given where a point (x, y) is placed in px
         self._xs, self._ys = [], []
         self._legend = []  # (label, series, kind)
 
-    # ------------------------------------------------------------------ what it shows
-
-    def line(self, x, y, label=None, series=0, marks=False, width=2.0, dash=True):
+    def line(self, x, y, label=None, series=0, marks=False):
         """A line through points x, y, floats (n,); `series` chooses colour, dash and mark."""
         x, y = _floats(x), _floats(y)
         self._see(x, y, label, series, "marked line" if marks else "line")
 
         def draw(place):
             points = [place(a, b) for a, b in zip(x, y)]
-            path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b in points)
-            dashes = _dashes(series) if dash else ""
-            out = f'<path class="s{_k(series)}" d="{path}" fill="none" '
-            out += f'stroke="{_color(series)}" stroke-width="{_n(width)}"{dashes} '
-            out += 'stroke-linejoin="round"/>'
-            return out + "".join(_mark(*p, series) for p in points if marks)
+            return (
+                f'<path class="s{_k(series)}" d="{_polyline(points)}" fill="none" '
+                f'stroke="{_color(series)}" stroke-width="2"{_dashes(series)} '
+                'stroke-linejoin="round"/>'
+            ) + "".join(_mark(*point, series) for point in points if marks)
 
         self._items.append(draw)
 
@@ -145,7 +88,7 @@ class Chart:
         names = names or [None] * len(x)
         self._items.append(
             lambda place: "".join(
-                _mark(*place(a, b), series, 4.0, name) for a, b, name in zip(x, y, names)
+                _mark(*place(a, b), series, name) for a, b, name in zip(x, y, names)
             )
         )
 
@@ -156,9 +99,9 @@ class Chart:
 
         def draw(place):
             points = [place(*p) for p in zip(x + x[::-1], low + high[::-1])]
-            path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b in points) + "Z"
             return (
-                f'<path class="f{_k(series)}" d="{path}" fill="{_color(series)}" opacity="0.16"/>'
+                f'<path class="f{_k(series)}" d="{_polyline(points)}Z" fill="{_color(series)}" '
+                'opacity="0.16"/>'
             )
 
         self._items.append(draw)
@@ -176,18 +119,17 @@ class Chart:
             for a, h, name in zip(x, heights, names):
                 left, top = place(a + offset - width / 2, max(h, bottom))
                 right, floor = place(a + offset + width / 2, min(h, bottom))
-                title = f"<title>{escape(name)}</title>" if name else ""
                 out.append(
                     f'<rect class="f{_k(series)}" x="{_n(left)}" y="{_n(top)}" '
                     f'width="{_n(right - left)}" height="{_n(floor - top)}" '
-                    f'fill="{_color(series)}" opacity="0.9">{title}</rect>'
+                    f'fill="{_color(series)}" opacity="0.9">{_tooltip(name)}</rect>'
                 )
             return "".join(out)
 
         self._items.append(draw)
 
     def upright(self, x, label):
-        """A thin dashed line across the chart at x, with its text in the legend."""
+        """A thin dashed line across the chart at x, labelled in the legend."""
         self._xs.append(float(x))
         self._legend.append((label, 0, "rule"))
 
@@ -204,8 +146,6 @@ class Chart:
         if label is not None:
             self._legend.append((label, series, kind))
 
-    # ------------------------------------------------------------------------- drawing
-
     def svg(self):
         """The chart as a file of its own."""
         wide = max(self.width, text_width(self.title, TITLE) + 28)
@@ -215,19 +155,19 @@ class Chart:
         """The chart without the <svg> around it, its upper left corner at (0, 0)."""
         rows = self._legend_rows()
         top = (38 if self.title else 14) + 20 * len(rows)
-        y_range = self.y_range or _range(self._ys, self.log_y)
-        x_range = self.x_range or self._x_range()
+        y_range = self.y_range or value_range(self._ys, self.log_y)
+        x_range = self.x_range or value_range(self._xs, self.log_x)
         y_ticks = (log_ticks if self.log_y else linear_ticks)(*y_range)
         if self.whole_y:
             y_ticks = [tick for tick in y_ticks if tick == int(tick)]
         y_texts = [number(tick) for tick in y_ticks]
         left = 34 + max([text_width(text, TICK) for text in y_texts], default=20)
-        below, x_marks = self._x_marks(x_range, self.width - left - 18)
+        below, x_marks, turned = self._x_marks(x_range, self.width - left - 18)
         bottom = self.height - below - (18 if self.note else 0)
         self._box = box = (left, top, self.width - 18, bottom)
         self._y_bottom = y_range[0]
-        to_x = _scale(*x_range, box[0], box[2], self.log_x)
-        to_y = _scale(*y_range, box[3], box[1], self.log_y)
+        to_x = scale(*x_range, box[0], box[2], self.log_x)
+        to_y = scale(*y_range, box[3], box[1], self.log_y)
 
         def place(x, y):
             return to_x(x), min(max(to_y(y), box[1] - 40), box[3] + 40)
@@ -237,12 +177,16 @@ class Chart:
             y = to_y(tick)
             parts.append(_path(f"M{_n(box[0])} {_n(y)}H{_n(box[2])}", "grid"))
             parts.append(_text(text, box[0] - 7, y + 4, TICK, "soft", ' text-anchor="end"'))
-        for tick, text, shown in x_marks:
+        for tick, text in x_marks:
             x = to_x(tick)
             if self.x_names is None:
                 parts.append(_path(f"M{_n(x)} {_n(box[1])}V{_n(box[3])}", "grid"))
             parts.append(_path(f"M{_n(x)} {_n(box[3])}v4", "soft"))
-            parts.append(self._x_text(text, x, box[3], shown))
+            more, right, down = ' text-anchor="middle"', 0, 17
+            if turned:
+                more = f' text-anchor="end" transform="rotate(-45 {_n(x)} {_n(box[3] + 13)})"'
+                right, down = 3, 13
+            parts.append(_text(text, x + right, box[3] + down, TICK, "soft", more))
         parts += [draw(place) for draw in self._items]
         parts.append(_path(f"M{_n(box[0])} {_n(box[1])}V{_n(box[3])}H{_n(box[2])}", "soft"))
         parts += self._words(rows, box)
@@ -254,10 +198,8 @@ class Chart:
         parts = [_text(self.x_label, middle, lowest - 8, TEXT, "ink", ' text-anchor="middle"')]
         turn = f' text-anchor="middle" transform="rotate(-90 14 {_n((box[1] + box[3]) / 2)})"'
         parts.append(_text(self.y_label, 14, (box[1] + box[3]) / 2, TEXT, "ink", turn))
-        if self.title:
-            parts.append(_text(self.title, 14, 24, TITLE, "ink", ' font-weight="600"'))
-        if self.note:
-            parts.append(_text(self.note, 14, self.height - 6, TICK, "soft"))
+        parts.append(_text(self.title, 14, 24, TITLE, "ink", ' font-weight="600"'))
+        parts.append(_text(self.note, 14, self.height - 6, TICK, "soft"))
         for k, row in enumerate(rows):
             y = (44 if self.title else 20) + 20 * k
             for x, (label, series, kind) in row:
@@ -276,31 +218,16 @@ class Chart:
             x += wide
         return rows
 
-    def _x_range(self):
-        if self.x_names is not None:
-            return -0.6, len(self.x_names) - 0.4
-        return _range(self._xs, self.log_x)
-
     def _x_marks(self, x_range, width):
-        """(px below the axes, [(x, text, how it is turned)])"""
+        """(px below the axes, [(x, text)], whether the texts are turned)"""
         if self.x_names is None:
             ticks = self.x_ticks
             if ticks is None:
                 ticks = (log_ticks if self.log_x else linear_ticks)(*x_range)
-            return 46, [(tick, number(tick), "flat") for tick in ticks]
+            return 46, [(tick, number(tick)) for tick in ticks], False
         longest = max([text_width(name, TICK) for name in self.x_names], default=0)
-        if longest + 6 <= width / max(1, len(self.x_names)):
-            return 46, [(k, name, "flat") for k, name in enumerate(self.x_names)]
-        below = 36 + longest * 0.71
-        return below, [(k, name, "turned") for k, name in enumerate(self.x_names)]
-
-    @staticmethod
-    def _x_text(text, x, bottom, shown):
-        if shown == "flat":
-            return _text(text, x, bottom + 17, TICK, "soft", ' text-anchor="middle"')
-        y = bottom + 13
-        turn = f' text-anchor="end" transform="rotate(-45 {_n(x)} {_n(y)})"'
-        return _text(text, x + 3, y, TICK, "soft", turn)
+        turned = longest + 6 > width / max(1, len(self.x_names))
+        return 36 + longest * 0.71 if turned else 46, enumerate(self.x_names), turned
 
 
 def document(body, width, height, title=""):
@@ -316,10 +243,7 @@ def document(body, width, height, title=""):
 
 
 def inline(text):
-    """An SVG file as part of a page: its colours are left to the page's style sheet.
-
-    See style_sheet; the class of the element is "chart".
-    """
+    """An SVG file as an element of class "chart", with its colours left to the page's CSS."""
     start = text.index("<style>")
     stop = text.index("</style>") + len("</style>")
     return text[:start].replace("<svg ", '<svg class="chart" ', 1) + text[stop:]
@@ -341,34 +265,9 @@ def page(charts, columns, title, note=""):
         x, y = k % columns * width, head + k // columns * height
         parts.append(f'<g transform="translate({_n(x)} {_n(y)})">{chart.body()}</g>')
     total = head + rows * height + (22 if note else 0)
-    if note:
-        parts.append(_text(note, 14, total - 8, TICK, "soft"))
+    parts.append(_text(note, 14, total - 8, TICK, "soft"))
     wide = max(columns * width, text_width(title, TITLE + 1) + 28, text_width(note, TICK) + 28)
     return document("".join(parts), wide, total, title)
-
-
-def _range(values, log):
-    if not values:
-        return (1.0, 10.0) if log else (0.0, 1.0)
-    low, high = min(values), max(values)
-    if log:
-        room = (high / low) ** 0.05 if high > low else 2.0
-        return low / room, high * room
-    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return (0.0 if 0 <= low <= 0.35 * high else low - room), high + room
-
-
-def _scale(low, high, start, stop, log):
-    if log:
-        low, high = math.log(low), math.log(high)
-    span = (high - low) or 1.0
-
-    def scale(value):
-        if log:
-            value = math.log(value)
-        return start + (value - low) / span * (stop - start)
-
-    return scale
 
 
 def _floats(values):
@@ -379,6 +278,10 @@ def _n(value):
     """A coordinate: two decimals, no trailing zeros."""
     text = f"{value:.2f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
+
+
+def _polyline(points):
+    return "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
 
 
 def _k(series):
@@ -414,9 +317,9 @@ def _text(text, x, y, size, name, more=""):
     )
 
 
-def _mark(x, y, series, size=4.0, name=None):
-    kind = MARKS[series % len(MARKS)]
-    s = size
+def _mark(x, y, series, name=None):
+    kind, k, color = MARKS[series % len(MARKS)], _k(series), _color(series)
+    s = 4.0  # px, half of its size
     shapes = {
         "square": f"M{_n(x - s)} {_n(y - s)}h{_n(2 * s)}v{_n(2 * s)}h{_n(-2 * s)}Z",
         "triangle": f"M{_n(x)} {_n(y - 1.3 * s)}L{_n(x + 1.2 * s)} {_n(y + s)}H{_n(x - 1.2 * s)}Z",
@@ -426,23 +329,20 @@ def _mark(x, y, series, size=4.0, name=None):
         "cross": f"M{_n(x - s)} {_n(y - s)}L{_n(x + s)} {_n(y + s)}M{_n(x - s)} {_n(y + s)}"
         f"L{_n(x + s)} {_n(y - s)}",
     }
-    title = f"<title>{escape(name)}</title>" if name else ""
-    k, color = _k(series), _color(series)
+    tag, drawn = "path", f'class="f{k}" d="{shapes.get(kind)}" fill="{color}"'
     if kind == "circle":
-        return (
-            f'<circle class="f{k}" cx="{_n(x)}" cy="{_n(y)}" r="{_n(s)}" fill="{color}">'
-            f"{title}</circle>"
-        )
-    if kind == "cross":
-        return (
-            f'<path class="s{k}" d="{shapes[kind]}" stroke="{color}" stroke-width="2.2" '
-            f'fill="none">{title}</path>'
-        )
-    return f'<path class="f{k}" d="{shapes[kind]}" fill="{color}">{title}</path>'
+        tag, drawn = "circle", f'class="f{k}" cx="{_n(x)}" cy="{_n(y)}" r="{_n(s)}" fill="{color}"'
+    elif kind == "cross":
+        drawn = f'class="s{k}" d="{shapes[kind]}" stroke="{color}" stroke-width="2.2" fill="none"'
+    return f"<{tag} {drawn}>{_tooltip(name)}</{tag}>"
+
+
+def _tooltip(name):
+    return f"<title>{escape(name)}</title>" if name else ""
 
 
 def _sample(x, y, series, kind):
-    """What stands before a legend's text."""
+    """The line, mark or bar before a text of the legend."""
     if kind == "rule":
         return _rule(f"M{_n(x)} {_n(y)}h27")
     if kind == "bar":

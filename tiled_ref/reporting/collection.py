@@ -1,0 +1,67 @@
+"""The finished cells below OUT, with what a report reads of them from disk."""
+
+from ..running.analysis import load_analysis, load_images
+from ..running.cell import read_result
+from ..support.errors import InputError
+from .results import grouped, select, table_place
+
+
+class Collection:
+    """All finished cells below OUT that have what a report needs.
+
+    Parameters: out, Path. Attributes: results, list of dicts of all finished cells, in the
+    order of tables; without, folders of cells without analysis.npz, or of other test images than
+    those of the cell that ran last.
+    Raises InputError for a metrics.json that cannot be read as one.
+    """
+
+    def __init__(self, out):
+        self.out = out
+        paths = sorted(out.glob("*/*/*/*/seed*/metrics.json"))
+        found = [(read_result(path), path.parent) for path in paths]
+        found.sort(key=lambda pair: table_place(pair[0]))
+        self.results = [result for result, _ in found]
+        self.without, self._cells, self._images = [], [], {}
+        for result, folder in found:
+            images = self.images(result["dataset"], result["category"])
+            try:
+                analysis = load_analysis(folder)
+            except InputError:
+                analysis = None
+            if analysis is None or images is None or analysis.digest != images.digest:
+                self.without.append(folder)
+            else:
+                self._cells.append((result, analysis))
+
+    def cells(self, **wanted):
+        """[(result, CellAnalysis)] of the cells that have these values in their result."""
+        return [cell for cell in self._cells if select(cell[:1], **wanted)]
+
+    def first_seeds(self, **wanted):
+        """One of these cells for each setup, that of the least seed."""
+        chosen = {}
+        for cell in self.cells(**wanted):
+            chosen.setdefault(cell[0]["setup"], cell)
+        return list(chosen.values())
+
+    def images(self, dataset, category):
+        """analysis.StoredImages, None where images.npz is not there."""
+        key = dataset, category
+        if key not in self._images:
+            try:
+                self._images[key] = load_images(self.out / dataset / category)
+            except InputError:
+                self._images[key] = None
+        return self._images[key]
+
+    def defects(self, **wanted):
+        """Pairs (result, {"area", "recall"}) of these cells, see `defect_sizes`."""
+        return [
+            (r, {"area": self.images(r["dataset"], r["category"]).region_area,
+                 "recall": analysis.recall})
+            for r, analysis in self.cells(**wanted)
+        ]  # fmt: skip
+
+    def groups(self):
+        """(dataset, category, arch) that occur among cells with analysis, in table order."""
+        return list(grouped([result for result, _ in self._cells], "dataset", "category", "arch"))

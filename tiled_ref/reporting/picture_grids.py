@@ -1,0 +1,211 @@
+"""The paper's Figs. 4 and 12 to 17: images beside the heat maps and masks of all setups, as PNG."""
+
+import random
+
+import numpy as np
+
+from ..data import images as image_data
+from ..running.analysis import FPRS, REPORT_FPR
+from .drawing import render
+from .figure import Figure
+from .results import categories_of, setups_of, title_of
+
+PANEL, GAP, HEADER, TEXT_HEIGHT = 168, 6, 26, 16  # pixels
+ZOOM_PANEL = 236  # of the grid with details, pixels
+# The paper has grids of FastFlow on MVTec AD and of every architecture on VisA.
+NUMBERS = {
+    ("mvtec", "fastflow"): 12, ("visa", "patchcore"): 14, ("visa", "padim"): 15,
+    ("visa", "fastflow"): 16, ("visa", "reverse_distillation"): 17,
+}  # fmt: skip
+
+
+def picture_grid(collection, dataset, arch):
+    """Figs. 12-17: a defective image of every category, with heat map and mask of each setup.
+
+    The image is drawn at random with a seed made of data set and category, so it is the same for
+    every architecture. Parameters: collection. Returns [] where no category has one.
+    """
+    results = [result for result, _ in collection.cells(dataset=dataset, arch=arch)]
+    setups = setups_of(results)
+    rows = []
+    for category in categories_of(dataset, results):
+        images = collection.images(dataset, category)
+        if not images.labels.any():
+            continue
+        defective = np.flatnonzero(images.labels)
+        n = int(defective[random.Random(f"{dataset}/{category}").randrange(len(defective))])
+        cells = collection.first_seeds(dataset=dataset, arch=arch, category=category)
+        by_setup = {result["setup"]: analysis for result, analysis in cells}
+        rows.append((category, _grid_row(images, n, [by_setup.get(s) for s in setups])))
+    if not rows:
+        return []
+    side = max(_text_width(category) for category, _ in rows) + 2 * GAP
+    heads = ["image", "ground truth", *(text for setup in setups for text in (setup, ""))]
+    height = HEADER + sum(len(panels[0]) + GAP for _, panels in rows)
+    out = np.full((height, side + len(heads) * (PANEL + GAP), 3), 255, np.uint8)
+    for k, head in enumerate(heads):
+        _write_text(out, head, 5, side + k * (PANEL + GAP))
+    top = HEADER
+    for category, panels in rows:
+        _write_text(out, category, top + len(panels[0]) // 2 - 8, GAP)
+        _place(out, panels, top, side)
+        top += len(panels[0]) + GAP
+    title = f"Heat maps and masks: {title_of(arch)} on {title_of(dataset)}"
+    number = NUMBERS.get((dataset, arch))
+    stem = "pictures" if number is None else f"figure_{number}_pictures"
+    return [Figure(stem, title, image_data.encode_png(out), dataset, None, arch)]
+
+
+def _grid_row(images, n, analyses):
+    """Panels uint8 (h, PANEL, 3): image, ground truth, heat map and mask of each setup, grey for
+    a setup without a cell."""
+    rows, cols = images.sizes[n].tolist()
+    shape = (max(24, round(PANEL * rows / cols)), PANEL)
+    picture = image_data.resize_image(
+        image_data.decode_bytes(images.jpegs[n]), shape, antialias=True
+    )
+    truth = image_data.resize_mask(images.masks[n], shape)
+    panels = [picture, render.draw_contours(picture, truth)]
+    for analysis in analyses:
+        if analysis is None:
+            panels += [np.full((*shape, 3), 235, np.uint8)] * 2
+        else:
+            values = resized_map(analysis.maps[n], shape)
+            panels += [heat_overlay(picture, values), _white(values >= 0.5)]
+    return panels
+
+
+def zoom_grid(cells, images, dataset, category, arch):
+    """Fig. 4: one small defect, in full and zoomed: image and ground truth, then heat map and
+    mask of each setup, coarse before fine.
+
+    Parameters: cells, pairs (result, CellAnalysis), a setup each; images, as Collection.images
+    returns them. Returns [] for fewer than two setups, or where no image has a defect with a mask.
+    """
+    if not images.windows or len(cells) < 2:
+        return []
+    number = _worth_showing(cells, images)
+    window = images.windows[number]
+    full = (max(24, round(ZOOM_PANEL * window.size[0] / window.size[1])), ZOOM_PANEL)
+    rows = _zoom_rows(cells, images, number, full)
+    labels = [("", "")] + [
+        (result["setup"], "x".join(map(str, analysis.map_size)) + " px")
+        for result, analysis in cells
+    ]
+    side = max(_text_width(text) for pair in labels for text in pair) + 2 * GAP
+    step = max(full[0], ZOOM_PANEL) + GAP
+    out = np.full((2 * HEADER + len(rows) * step, side + 4 * (ZOOM_PANEL + GAP), 3), 255, np.uint8)
+    heads = ("image", "zoomed", "ground truth", "zoomed"), ("heat map", "zoomed", "mask", "zoomed")
+    for k, row in enumerate(rows):
+        top = HEADER * (1 + (k > 0)) + k * step
+        for text, down in zip(labels[k], (-20, 2)):
+            _write_text(out, text, top + step // 2 + down, GAP)
+        for n, head in enumerate(heads[k] if k < 2 else ()):
+            _write_text(out, head, top - HEADER + 5, side + n * (ZOOM_PANEL + GAP))
+        _place(out, row, top, side)
+    title = f"A small defect in detail: {title_of(arch)} on {category}"
+    drawing = image_data.encode_png(out)
+    return [Figure("figure_04_zoom", title, drawing, dataset, category, arch)]
+
+
+def _zoom_rows(cells, images, number, full):
+    """Rows of four panels uint8 (h, ZOOM_PANEL, 3): image and truth, then each cell; full, the
+    (height, width) of panels of the whole image."""
+    window = images.windows[number]
+    picture = image_data.resize_image(
+        image_data.decode_bytes(images.jpegs[window.image]), full, antialias=True
+    )
+    close = image_data.resize_image(
+        image_data.decode_bytes(images.zooms[number]), (ZOOM_PANEL, ZOOM_PANEL)
+    )
+    truth = image_data.resize_mask(images.masks[window.image], full)
+    close_truth = _seen(images.zoom_masks[number], window, window.size)
+    rows = [[picture, close, _white(truth), _white(close_truth)]]
+    for _, analysis in cells:
+        values = resized_map(analysis.maps[window.image], full)
+        zoomed = _seen(analysis.zooms[number], window, analysis.map_size) / 255
+        rows.append([heat_overlay(picture, values), heat_overlay(close, zoomed),
+                     _white(values >= 0.5), _white(zoomed >= 0.5)])  # fmt: skip
+    for row in rows:
+        row[0], row[2] = _framed(row[0], window), _framed(row[2], window)
+    return rows
+
+
+def _seen(part, window, shape):
+    """What a Window shows of an array, uint8 or bool (ZOOM_PANEL, ZOOM_PANEL).
+
+    Parameters: part (a, b), the pixels that the window touches of an array over the whole
+    image; shape (H, W) of that array. Each pixel takes the one that its middle lies in.
+    """
+    picks = []
+    for first, last, n, m in zip(
+        (window.top, window.left), (window.bottom, window.right), shape, window.size
+    ):
+        at = first + (np.arange(ZOOM_PANEL) + 0.5) * (last - first) / ZOOM_PANEL  # in the file
+        picks.append((at * n / m).astype(np.int64) - first * n // m)
+    return part[np.ix_(*picks)]
+
+
+def _worth_showing(cells, images):
+    """Number of the Window of the smallest defect of which a setup finds half at REPORT_FPR, of
+    the largest where there is none."""
+    at = FPRS.index(REPORT_FPR)
+    for number, window in enumerate(images.windows):
+        if any(analysis.recall[window.region, at] >= 0.5 for _, analysis in cells):
+            break
+    return number
+
+
+def _framed(panel, window):
+    """A picture of the whole image with the Window's outline in it, white with a black rim."""
+    out = panel.copy()
+    part = out[window.within(panel.shape[:2])]
+    for colour in (0, 255, 0):
+        part[[0, -1]] = part[:, [0, -1]] = colour
+        part = part[1:-1, 1:-1]
+        if not part.size:
+            break
+    return out
+
+
+def _white(mask):
+    """A mask bool (h, w) as a picture uint8 (h, w, 3), white where it is True."""
+    return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, 2)
+
+
+def heat_overlay(picture, values):
+    """A heat map over an image, through which the image shows where the map is low.
+
+    Parameters: picture uint8 (h, w, 3); values float (h, w), 0 to 1, 0.5 the threshold.
+    Returns uint8 (h, w, 3): the colour of each value mixed in by twice the value, at most 0.88.
+    """
+    part = np.clip(2 * values, 0, 0.88)[..., None]
+    return np.rint((1 - part) * picture + part * render.colormap(values)).astype(np.uint8)
+
+
+def resized_map(values, shape):
+    """A kept map uint8 (h, w) at another size, bilinear: float64 (H, W) from 0 to 1, where 128
+    and more become more than 0.5."""
+    grey = np.repeat(np.asarray(values)[..., None], 3, 2)
+    return image_data.resize_image(grey, shape)[..., 0] / 255
+
+
+def _place(out, panels, top, left):
+    """Draw panels side by side."""
+    for panel in panels:
+        height, width = panel.shape[:2]
+        out[top : top + height, left : left + width] = panel
+        left += width + GAP
+
+
+def _text_width(text):
+    return image_data.text_coverage(text, TEXT_HEIGHT).shape[1]
+
+
+def _write_text(out, text, top, left):
+    if not text:
+        return
+    cover = image_data.text_coverage(text, TEXT_HEIGHT)[..., None] / 255
+    part = out[top : top + TEXT_HEIGHT, left : left + cover.shape[1]]
+    cover = cover[: part.shape[0], : part.shape[1]]
+    part[:] = np.rint(part * (1 - cover) + 28 * cover)

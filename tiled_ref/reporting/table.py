@@ -1,0 +1,121 @@
+"""The form of a table: Markdown cells for people, a record per number for programs."""
+
+import csv
+import io
+from dataclasses import dataclass, field
+
+COLUMNS = (
+    "table", "dataset", "architecture", "category", "setup", "quantity", "unit", "value", "std",
+    "seeds", "categories", "rank", "paper", "paper_std", "difference", "difference_in_paper_stds",
+)  # fmt: skip
+
+
+@dataclass
+class Table:
+    """A table and its footnotes."""
+
+    name: str  # stem of its files
+    title: str  # plain text
+    headers: list  # one per column
+    rows: list  # lists of Markdown cells, the first of which names the row
+    records: list  # dicts of COLUMNS in full precision, None where there is no number
+    notes: list = field(default_factory=list)  # footnotes
+
+    def markdown(self):
+        """The table with its title and footnotes."""
+        dashes = ["---"] + ["--:"] * (len(self.headers) - 1)
+        lines = [f"### {self.title}", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (self.headers, dashes, *self.rows)]
+        lines += [""] + [f"{note}\n" for note in self.notes]
+        return "\n".join(lines)
+
+    def csv(self):
+        """One line per number."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records)
+        return text.getvalue()
+
+
+@dataclass
+class Number:
+    """One number of a table in the table's unit, and the paper's; None where there is none."""
+
+    value: float = None  # a mean
+    std: float = None  # over seeds
+    seeds: int = 0  # in the mean
+    categories: int = 0  # in the mean
+    complete: bool = True  # over all categories of its table
+    rank: int = None  # 1 for the best of its group
+    paper: float = None  # the paper's value
+    paper_std: float = None  # the paper's standard deviation
+
+    @property
+    def difference(self):
+        """Ours minus the paper's; None where one is missing."""
+        return None if None in (self.value, self.paper) else self.value - self.paper
+
+    @property
+    def in_stds(self):
+        """The difference in standard deviations of the paper; None without them."""
+        return self.difference / self.paper_std if self.paper_std and self.difference else None
+
+    def record(self, *place):
+        """A dict of COLUMNS; place, the values of the first seven."""
+        values = (
+            *place, self.value, self.std, self.seeds, self.categories, self.rank, self.paper,
+            self.paper_std, self.difference, self.in_stds,
+        )  # fmt: skip
+        return dict(zip(COLUMNS, values))
+
+
+def pair_cell(numbers):
+    """The numbers of a cell as Markdown, the paper's and the differences below.
+
+    >>> pair_cell([Number(98, 0.5, rank=1, paper=97, paper_std=2), Number()])
+    '**98.0** ± 0.5 / -<br><sub>paper 97.0 / -</sub><br><sub>+1.0 (+0.5 σ) / -</sub>'
+    """
+    ours = " / ".join(map(value_cell, numbers))
+    if all(number.paper is None for number in numbers):
+        return ours
+    theirs = " / ".join("-" if n.paper is None else f"{n.paper:.1f}" for n in numbers)
+    gaps = " / ".join(map(_gap, numbers))
+    return f"{ours}<br><sub>paper {theirs}</sub><br><sub>{gaps}</sub>"
+
+
+def value_cell(number):
+    """Our value of a Number and its spread as Markdown, bold if best, italic if second best."""
+    if number.value is None:
+        return "-"
+    mark = {1: "**", 2: "*"}.get(number.rank, "")
+    text = f"{mark}{number.value:.1f}{mark}"
+    if number.std is not None:
+        text += f" ± {number.std:.1f}"
+    return text + ("" if number.complete else " †")
+
+
+def _gap(number):
+    if number.difference is None:
+        return "-"
+    gap = round(number.difference, 1)
+    text = f"{gap:+.1f}" if gap else "0.0"
+    if number.paper_std:
+        text += f" ({number.difference / number.paper_std:+.1f} σ)"
+    return text
+
+
+def rank(numbers):
+    """Give the best value, as printed, rank 1 and the second best rank 2, ties alike."""
+    values = sorted({round(number.value, 1) for number in numbers}, reverse=True)
+    for number in numbers:
+        if round(number.value, 1) in values[:2]:
+            number.rank = values.index(round(number.value, 1)) + 1
+
+
+def escape(text):
+    """Text for a Markdown cell: nothing in it is markup."""
+    entities = {char: f"&#{ord(char)};" for char in "<>&|"}
+    escaped = {char: "\\" + char for char in "\\`*_{}[]#"}
+    text = "".join(entities.get(char) or escaped.get(char, char) for char in text)
+    return text.replace("\n", " ")
