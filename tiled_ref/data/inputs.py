@@ -9,7 +9,7 @@ import torch
 
 from ..support.errors import InputError
 from .disk import FileSample, printable, some_images
-from .images import read_images
+from .reading import read_images
 from .samples import NORMAL, Sample
 
 WANTED = (

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data import encoders
 from ..data import images as image_data
 from ..running.analysis import FPRS, REPORT_FPR, load_analysis, load_images
 from ..running.cell import read_result
@@ -588,7 +589,7 @@ def picture_grid(collection, dataset, arch):
         top += row.shape[0] + GAP
     title = f"Heat maps and masks: {ARCHS.get(arch, arch)} on {DATASETS.get(dataset, dataset)}"
     name = _file(f"{_grid_number(dataset, arch)}pictures_{dataset}_{arch}")
-    return [Figure(name, title, image_data.encode_png(out), dataset, None, arch)]
+    return [Figure(name, title, encoders.encode_png(out), dataset, None, arch)]
 
 
 def zoom_grid(cells, images):
@@ -607,9 +608,9 @@ def zoom_grid(cells, images):
     full = (max(24, round(ZOOM_PANEL * window.size[0] / window.size[1])), ZOOM_PANEL)
     detail = (ZOOM_PANEL, ZOOM_PANEL)
     picture = image_data.resize_image(
-        image_data.decode_bytes(images.jpegs[window.image]), full, antialias=True
+        encoders.decode_bytes(images.jpegs[window.image]), full, antialias=True
     )
-    close = image_data.resize_image(image_data.decode_bytes(images.zooms[number]), detail)
+    close = image_data.resize_image(encoders.decode_bytes(images.zooms[number]), detail)
     truth = image_data.resize_mask(images.masks[window.image], full)
     close_truth = _seen(images.zoom_masks[number], window, window.size)
     rows = [[picture, close, _white(truth), _white(close_truth)]]
@@ -638,7 +639,7 @@ def zoom_grid(cells, images):
     dataset, category, arch = (cells[0][0][key] for key in ("dataset", "category", "arch"))
     title = f"A small defect in detail: {ARCHS.get(arch, arch)} on {category}"
     name = _file(f"figure_04_zoom_{dataset}_{category}_{arch}")
-    return [Figure(name, title, image_data.encode_png(out), dataset, category, arch)]
+    return [Figure(name, title, encoders.encode_png(out), dataset, category, arch)]
 
 
 def _seen(part, window, shape):
@@ -699,7 +700,7 @@ def _grid_row(images, n, analyses):
     height = max(24, round(PANEL * size[0] / size[1]))
     shape = (height, PANEL)
     picture = image_data.resize_image(
-        image_data.decode_bytes(images.jpegs[n]), shape, antialias=True
+        encoders.decode_bytes(images.jpegs[n]), shape, antialias=True
     )
     truth = image_data.resize_mask(images.masks[n], shape)
     panels = [picture, render.draw_contours(picture, truth)]
@@ -736,13 +737,13 @@ def enlarge(values, shape):
 
 def text_width(text):
     """Pixels that a text takes in a picture."""
-    return image_data.text_coverage(text, TEXT_HEIGHT).shape[1]
+    return encoders.text_coverage(text, TEXT_HEIGHT).shape[1]
 
 
 def _write_text(out, text, top, left):
     if not text:
         return
-    cover = image_data.text_coverage(text, TEXT_HEIGHT)[..., None] / 255
+    cover = encoders.text_coverage(text, TEXT_HEIGHT)[..., None] / 255
     part = out[top : top + TEXT_HEIGHT, left : left + cover.shape[1]]
     cover = cover[: part.shape[0], : part.shape[1]]
     part[:] = np.rint(part * (1 - cover) + 28 * cover)

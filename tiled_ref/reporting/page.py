@@ -15,7 +15,7 @@ from importlib import resources
 import numpy as np
 
 from .. import __version__
-from ..data import images as image_data
+from ..data import encoders
 from ..setups import OPTIONS
 from ..support.files import atomic_write
 from ..support.progress import bytes_text
@@ -256,7 +256,7 @@ def _fill(one, images, cells, kept):
                 "high": float(analysis.scores.max()),
                 "scores": [float(analysis.scores[k]) for k in kept],
                 "maps": [
-                    _base64(image_data.encode_jpeg(analysis.maps[k], MAP_QUALITY)) for k in kept
+                    _base64(encoders.encode_jpeg(analysis.maps[k], MAP_QUALITY)) for k in kept
                 ],
             }
 

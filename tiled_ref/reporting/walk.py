@@ -12,15 +12,9 @@ import numpy as np
 import torch
 
 from .. import merging, smoothing
-from ..data.images import (
-    decode_image,
-    encode_jpeg,
-    encode_png,
-    read_images,
-    read_masks,
-    resize_image,
-    text_coverage,
-)  # fmt: skip
+from ..data.encoders import encode_jpeg, encode_png, text_coverage
+from ..data.images import decode_image, resize_image
+from ..data.reading import read_images, read_masks
 from ..data.samples import NORMAL
 from ..ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collect
 from ..models.backbone import FEATURE_STRIDE
@@ -264,7 +258,7 @@ def _truth_stage(image, truth, mask):
     both = truth & mask
     return Stage(
         "truth", "The ground truth", truth,
-        "data.images.read_masks", "",
+        "data.reading.read_masks", "",
         f"{truth.sum()} px are defective, {mask.sum()} px are in the mask, {both.sum()} px in "
         "both.",
         render.draw_contours(np.ascontiguousarray(image.transpose(1, 2, 0)), truth),

@@ -1,7 +1,7 @@
 """Pictures of anomaly maps: colours, overlays, colour bars, regions and their outlines.
 
 Everything is an array: pictures are uint8 (H, W, 3), rows first. Files are made of them by
-`tiled_ref.data.images.encode_png`.
+`tiled_ref.data.encoders.encode_png`.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ... import metrics
-from ...data.images import text_coverage
+from ...data.encoders import text_coverage
 from ...support.errors import InputError
 
 # The colours of 0 to 1 at equal distances, in between linear: dark blue, blue, green, yellow,
