@@ -561,7 +561,7 @@ MUTANTS = [
      "tests/archive/test_archive.py::test_values_that_no_training_leaves_are_refused"),
     ("tiled_ref/archive/ensembles.py", "        if file.bytes <= self._room:", "        if True:",
      "tests/archive/test_archive.py::test_models_beyond_the_budget_are_read_each_time"),
-    ("tiled_ref/data/inputs.py", "items = array if array.shape[1] == 3 else", "items =",
+    ("tiled_ref/data/inputs.py", "items = list(array if array.shape[1] == 3 else", "items = list(",
      "tests/archive/test_archive.py::test_one_array_of_images_of_another_size_is_those_images"),
     ("tiled_ref/thresholds.py", "order[0][::2] + order[1][::2]", "order[0][::2] + order[1][1::2]",
      "tests/test_thresholds.py::test_split_gives_each_half_a_half_of_every_kind"),
