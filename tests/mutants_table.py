@@ -285,7 +285,7 @@ MUTANTS = [
     ("tiled_ref/models/fastflow.py", "(math.ceil(h / FEATURE_STRIDE[name])",
      "(math.floor(h / FEATURE_STRIDE[name])",
      "tests/models/test_fastflow.py::test_any_side_works"),
-    ("tiled_ref/models/trained.py", "    BATCH_SIZE = 32", "    BATCH_SIZE = 16",
+    ("tiled_ref/models/base.py", "    BATCH_SIZE = 32", "    BATCH_SIZE = 16",
      "tests/models/test_trained.py::test_the_batch_is_32_images_unless_said_otherwise"),
     ("tiled_ref/models/reverse_distillation.py", "(d[..., : e.shape[-2], : e.shape[-1]] for",
      "(d[..., -e.shape[-2] :, -e.shape[-1] :] for",

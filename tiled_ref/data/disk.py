@@ -123,6 +123,6 @@ def some_images(folder, remedy):
 
 
 def printable(path, root=None):
-    """A path, relative to root if given, as text with "/"; bytes that are not UTF-8 become \\xNN."""
+    """A path, relative to root if given, as text with "/"; bytes that are no UTF-8 become \\xNN."""
     text = (Path(path) if root is None else Path(path).relative_to(root)).as_posix()
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
