@@ -1,4 +1,4 @@
-"""The constructor and the two answers that all architectures share; see the package's docstring."""
+"""The constructor and the prediction that all architectures share; see the package's docstring."""
 
 import torch
 

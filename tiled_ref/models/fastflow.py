@@ -211,8 +211,8 @@ class CouplingBlock(torch.nn.Module):
     def _subnet(self, first):
         """(B, C/2, hf, wf) -> log_scale and shift, each (B, C/2, hf, wf)."""
         weight, bias = DAMPING * self.conv2.weight, DAMPING * self.conv2.bias
-        answer = F.conv2d(self.conv1(first).relu(), weight, bias, padding=self.conv2.padding)
-        a, shift = answer.chunk(2, dim=1)
+        outputs = F.conv2d(self.conv1(first).relu(), weight, bias, padding=self.conv2.padding)
+        a, shift = outputs.chunk(2, dim=1)
         return CLAMP * a.tanh(), shift
 
 

@@ -69,8 +69,8 @@ class ReverseDistillation(TrainedModel):
     def add_gradient(self, layers):
         """Add the gradient of the batch's loss (Deng and Li Eq. 2); layers, the encoder's, a list
         of float32 (B, C, hf, wf). In one piece: batch normalisation needs the whole batch."""
-        answer = self.student(layers)
-        whole = self.whole(answer)
+        outputs = self.student(layers)
+        whole = self.whole(outputs)
         LOSSES[self.loss](whole[:3], whole[3:]).backward()
 
     def anomaly_map(self, layers):

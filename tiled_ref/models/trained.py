@@ -68,7 +68,7 @@ class TrainedModel(Model):
     @torch.no_grad()
     def predict(self, images):
         """See Model: images (B, 3, h, w) float32, chunk by chunk through encoder and network."""
-        return self.maps(self.answers(self.backbone(part)) for part in chunks(images))
+        return self.maps(self.outputs(self.backbone(part)) for part in chunks(images))
 
     def features(self, images):
         """The layers of the encoder: images (B, 3, h, w) float32 -> list of (B, C, hf, wf)."""
@@ -78,17 +78,17 @@ class TrainedModel(Model):
     def head(self, features):
         """Maps (B, H, W) and scores (B,), see `maps`, of features(images)."""
         parts = zip(*(chunks(layer) for layer in features))
-        return self.maps(self.answers(list(part)) for part in parts)
+        return self.maps(self.outputs(list(part)) for part in parts)
 
     def maps(self, parts):
         """Maps float32 (B, H, W), see `anomaly_map`, and scores float32 (B,), their maxima, from
-        an iterable of `answers` to some of the images or tiles each."""
-        answers = self.whole([torch.cat(part) for part in zip(*parts)])
-        images = zip(*(chunks(answer, len(answer)) for answer in answers))
+        an iterable of `outputs` to some of the images or tiles each."""
+        outputs = self.whole([torch.cat(part) for part in zip(*parts)])
+        images = zip(*(chunks(output, len(output)) for output in outputs))
         maps = torch.cat([self.anomaly_map(list(image)) for image in images])
         return maps, maps.amax((1, 2))
 
-    def answers(self, layers):
+    def outputs(self, layers):
         """The network's outputs in float32: lists of (B, C, hf, wf) -> of (B, ...)."""
         with autocast_of(self.backbone, self.device):
             return [x.float() for x in self.network(layers)]

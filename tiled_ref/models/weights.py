@@ -229,8 +229,8 @@ def _from_download(cached, url, digest, say):
     url = url or torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     say(f"weights: trying torchvision's download of {FILE_NAME}")
     try:
-        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
-            data = _read_all(answer)
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+            data = _read_all(response)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise SourceError(f"no answer ({getattr(error, 'reason', None) or error})") from error
     weights = _verified(_read_pth(io.BytesIO(data)), digest, "torchvision download")
@@ -238,11 +238,11 @@ def _from_download(cached, url, digest, say):
     return weights
 
 
-def _read_all(answer):
+def _read_all(response):
     """Body of an HTTP response; SourceError if it is too slow, too long or incomplete."""
     end = time.monotonic() + DOWNLOAD_SECONDS
     data = bytearray()
-    while piece := answer.read1(1 << 20):  # returns what has arrived, so the clock is checked
+    while piece := response.read1(1 << 20):  # returns what has arrived, so the clock is checked
         data += piece
         if len(data) > DOWNLOAD_BYTES:
             raise SourceError(
@@ -250,8 +250,8 @@ def _read_all(answer):
             )
         if time.monotonic() > end:
             raise SourceError(f"was not complete after {DOWNLOAD_SECONDS:g} s")
-    if answer.length:
-        raise SourceError(f"broke off, {answer.length:,} bytes before the end")
+    if response.length:
+        raise SourceError(f"broke off, {response.length:,} bytes before the end")
     return bytes(data)
 
 
