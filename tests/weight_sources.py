@@ -63,7 +63,7 @@ def served(data, path="/weights.pth", length=None, pause=0):
 
 
 def refused_url():
-    """An address on this machine where nobody listens."""
+    """An address on this machine without a server."""
     with served(b"") as (url, _):
         return url
 
@@ -118,5 +118,5 @@ class Callout:
 
 
 def evil_pickle(folder):
-    """A pickle that leaves the file `executed` where somebody obeys it."""
+    """A pickle that makes the file `executed` when it is executed."""
     return pickle.dumps(Callout(os.system, f"echo > {folder / 'executed'}"))

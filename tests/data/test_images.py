@@ -214,7 +214,7 @@ def encoded(kind, **options):
     return file.getvalue()
 
 
-BAD = {  # name: (content, what the sentence must say)
+BAD = {  # name: (content, a part of the error)
     "empty.png": (b"", "is empty (0 bytes)"),
     "text.png": (b"these are words, not pixels", "is not an image"),
     "head.png": (b"\x89PNG\r\n\x1a\n", "is not an image"),

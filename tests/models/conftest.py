@@ -13,7 +13,7 @@ from tiled_ref.models.weights import FILE_NAME
 
 @pytest.fixture
 def own_hub(tmp_path, monkeypatch):
-    """The user's hub cache and pip configuration are out of reach."""
+    """Keep tests away from the user's hub cache and pip configuration."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -24,7 +24,7 @@ def own_hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_pip(monkeypatch):
-    """pip that says at once what it says about a package that is nowhere; its command lines."""
+    """pip that fails at once, as for an unknown package; the list of its command lines."""
     commands = []
 
     def run(command, **_):

@@ -74,7 +74,7 @@ def test_a_given_file_is_the_only_source(state, tmp_path, hub):
 
 
 def bad_files(state, folder):
-    """(path, what the sentence must say) of files that are no official weights."""
+    """(path, a part of the error) of files that are not the official weights."""
     good = saved(state, folder / "good.pth")
     changed = dict(state) | {"count": torch.tensor(8)}
     cases = {
