@@ -39,8 +39,7 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from tiled_ref.data import images as image_data  # noqa: E402
-from tiled_ref.data import synthetic  # noqa: E402
+from tiled_ref.data import encoders, reading, synthetic  # noqa: E402
 from tiled_ref.ensemble import Forgotten, TiledEnsemble  # noqa: E402
 from tiled_ref.models import MODELS  # noqa: E402
 from tiled_ref.reporting.results import ARCHS as TITLES  # noqa: E402
@@ -79,7 +78,7 @@ def made_ensemble(job, name, precision="float32"):
 def pictures(size, n_train, n_test):
     """uint8 (n_train, 3, H, W) and (n_test, 3, H, W) of the built-in category board."""
     category = synthetic.load(None, "board", n_train=n_train, n_good=0, n_defective=n_test)
-    return [image_data.read_images(part, size) for part in (category.train, category.test)]
+    return [reading.read_images(part, size) for part in (category.train, category.test)]
 
 
 def check_equal(engines, ensemble, images):
@@ -404,8 +403,8 @@ def write_folder(folder, n_train, n_test, side):
     )
     for split in ("train", "test"):
         samples = getattr(category, split)
-        images = image_data.read_images(samples, (side, side), antialias=True)
-        masks = image_data.read_masks(samples, (side, side))
+        images = reading.read_images(samples, (side, side), antialias=True)
+        masks = reading.read_masks(samples, (side, side))
         for k, (sample, image, mask) in enumerate(zip(samples, images, masks)):
             kind = "defect" if sample.label else "good"
             paths = {folder / split / kind / f"{k:03d}.png": image.transpose(1, 2, 0)}
@@ -413,7 +412,7 @@ def write_folder(folder, n_train, n_test, side):
                 paths[folder / "ground_truth" / kind / f"{k:03d}_mask.png"] = mask * np.uint8(255)
             for path, array in paths.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(image_data.encode_png(np.ascontiguousarray(array)))
+                path.write_bytes(encoders.encode_png(np.ascontiguousarray(array)))
 
 
 PARTS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tiled_ref.data import images as image_data
-from tiled_ref.data import synthetic
+from tiled_ref.data import reading, synthetic
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.models.backbone import ResNet18Features, chunks
@@ -25,7 +25,7 @@ ALONE = "backbone alone on the same tiles"
 def pictures(size, n_train):
     """uint8 (n_train, 3, H, W) and (1, 3, H, W) of the built-in category board."""
     category = synthetic.load(None, "board", n_train=n_train, n_good=0, n_defective=1)
-    return [image_data.read_images(part, size) for part in (category.train, category.test)]
+    return [reading.read_images(part, size) for part in (category.train, category.test)]
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,13 @@ import pytest
 import torch
 from adversarial import FLOATS, grid, layouts, same_bits, values
 from toys import Images, toy_category, toy_images
-from trained import pictures
+from trained import pictures, recomputed
 
 from tiled_ref.ensemble import LocationImages, TiledEnsemble, collect, merge
 from tiled_ref.merging import untile_average
 from tiled_ref.metrics import aupro, label_regions, pixel_auroc
 from tiled_ref.models import MODELS
-from tiled_ref.models.cached import CachedFeatures, RecomputedFeatures
+from tiled_ref.models.cached import CachedFeatures
 from tiled_ref.models.gaussians import distances, pack
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
 from tiled_ref.models.search.coreset import select_coreset
@@ -305,7 +305,6 @@ def test_the_same_seed_gives_the_same_bits_also_from_files(tiny_backbone, arch, 
 @pytest.mark.parametrize("tiles", [None, TileGrid(64, 32, 16)])
 def test_features_kept_in_memory_or_on_the_disk_are_those_computed_again(tiny_backbone, tiles):
     source = Images(pictures(5), tiles)
-    plain = RecomputedFeatures(tiny_backbone, source)
     for kept in (CachedFeatures(tiny_backbone, source), CachedFeatures(tiny_backbone, source, 0)):
         for indices in ([0], [4, 1], [2, 0, 3, 1]):
-            equal(kept[indices], plain[indices])
+            equal(kept[indices], recomputed(tiny_backbone, source, indices))

@@ -42,6 +42,6 @@ def test_it_is_a_page_without_classes_that_imports_little():
     own = {node.module: [a.name for a in node.names] for node in ast.walk(tree)
            if isinstance(node, ast.ImportFrom) and node.level}  # fmt: skip
     assert own == {
-        "data": ["synthetic"], "data.images": ["read_images", "read_masks"],
+        "data": ["synthetic"], "data.reading": ["read_images", "read_masks"],
         "metrics": ["label_regions"], "weights": ["find_weights"],
     }  # fmt: skip

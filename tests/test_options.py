@@ -7,7 +7,7 @@ import pytest
 from toys import toy_category
 
 from tiled_ref import cli
-from tiled_ref.data.images import encode_png
+from tiled_ref.data.encoders import encode_png
 
 SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]
 TILES = ["--image-size", "48", "--tile-size", "24", "--setup", "ENS9"]

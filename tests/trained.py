@@ -2,6 +2,7 @@
 
 import torch
 
+from tiled_ref.models.cached import layers_in_chunks
 from tiled_ref.tiling import TileGrid
 
 GRID = TileGrid((96, 96), (64, 64), (32, 32))  # four overlapping tiles
@@ -13,6 +14,12 @@ def pictures(n=5, side=64, seed=0):
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     wave = torch.sin(x / 7 + y / 11)
     return wave + 0.3 * torch.randn(n, 3, side, side, generator=generator)
+
+
+def recomputed(backbone, images, indices):
+    """The layers of some images, each image computed alone: list of (T * B, C, hf, wf)."""
+    each = [layers_in_chunks(backbone, images[[k]]) for k in indices]
+    return [torch.stack(layer, dim=1).flatten(0, 1) for layer in zip(*each)]
 
 
 def same_predictions(first, second, batch):

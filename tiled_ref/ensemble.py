@@ -16,8 +16,9 @@ import torch
 
 from . import merging, smoothing, thresholds
 from .archive import ensembles
-from .data.images import forget_pages, normalize
+from .data.images import normalize
 from .data.inputs import as_images
+from .data.reading import forget_pages
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
 from .setups import Recipe

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import torchvision
 
 from .data import synthetic
-from .data.images import read_images, read_masks
+from .data.reading import read_images, read_masks
 from .metrics import label_regions
 from .models.weights import find_weights
 

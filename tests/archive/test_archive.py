@@ -542,7 +542,7 @@ def test_an_empty_memory_bank_is_refused(fitted, tmp_path, tiny_backbone):
 
 
 def test_arrays_tensors_lists_and_paths_are_the_same_images(fitted, tmp_path):
-    from tiled_ref.data.images import encode_png
+    from tiled_ref.data.encoders import encode_png
 
     ensemble, images = fitted(), toy_images(3, side=64)
     last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""The user's own folders: every layout that is accepted, and the sentences for the others."""
+"""The user's own folders: every accepted layout, and the errors for the others."""
 
 import os
 
@@ -104,7 +104,7 @@ def test_a_mask_named_mask_wins_over_one_of_the_same_name(tmp_path):
     assert folder.load(root, "a").test[0].mask_path.name == "0_mask.png"
 
 
-MISTAKES = {  # name: (what is done to a good folder, what the sentence must say)
+MISTAKES = {  # name: (a change of a good folder, parts of the error)
     "some masks missing": (
         lambda root: (root / "ground_truth/dent/1_mask.png").unlink(),
         ["ground_truth/dent/1_mask.png", "test/dent/1.png", "is missing"],

@@ -1,4 +1,4 @@
-"""MVTec AD: the layout of the archive, and what is said when it does not fit."""
+"""MVTec AD: the layout of the archive, and the error for any other."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def emptied(path):
     return step
 
 
-MISTAKES = [  # what is done to the root, and what the sentence must say
+MISTAKES = [  # a change of the root, and parts of the error
     (without("screw/ground_truth/bent/001_mask.png"), ["bent/001_mask.png", "bent/001.png", "missing"]),
     (without("screw/ground_truth"), ["bent/000_mask.png", "is missing"]),
     (without("screw/train"), ["screw/train/good does not exist"]),

@@ -79,7 +79,7 @@ def test_a_mask_is_what_the_defect_changed(name, kind):
 
 @pytest.mark.parametrize(("name", "kind"), [("board", "solder_ball"), ("weave", "hole")])
 def test_a_mask_reaches_to_the_soft_edge_of_a_defect(name, kind):
-    """What is left out of it covers a tenth of its pixel at most: of 255 levels, 25."""
+    """Outside the mask a defect covers at most a tenth of a pixel: of 255 levels, 25."""
     key = (7, 8, 9)
     rngs = [np.random.default_rng([*key, stream]) for stream in (0, 3)]
     clean, flawed, cover = synthetic._SCENES[name].render(rngs[0], kind, rngs[1])

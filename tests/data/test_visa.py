@@ -99,7 +99,7 @@ def test_every_category_of_the_real_table_has_its_counts(shared, tmp_path):
     assert len(visa.load(root, "capsules").train) == 542
 
 
-TABLES = [  # rows and header of the table, and what the sentence must say
+TABLES = [  # rows and header of the table, and a part of the error
     (ROWS[:0], HEADER, "lists no train images of candle"),
     (ROWS[:2], HEADER, "lists no test images of candle"),
     (ROWS, "object,split,label,image", "the first line of"),

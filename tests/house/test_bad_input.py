@@ -21,7 +21,7 @@ from toys import toy_category
 import tiled_ref.ensemble
 from tiled_ref import cli
 from tiled_ref.archive.ensembles import read_tensors, write_tensors
-from tiled_ref.data.images import encode_jpeg, encode_png, encode_tiff
+from tiled_ref.data.encoders import encode_jpeg, encode_png, encode_tiff
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.padim import Padim
 from tiled_ref.models.weights import find_weights, random_weights

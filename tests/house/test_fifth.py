@@ -9,7 +9,7 @@ from readme import block
 from toys import Images, ThreeLayers, toy_category, toy_images
 
 from tiled_ref import cli
-from tiled_ref.data.images import encode_png
+from tiled_ref.data.encoders import encode_png
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.setups import SETUPS, Setup

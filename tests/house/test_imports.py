@@ -32,7 +32,7 @@ ROOMS = {
     "cli": "serving running reporting ensemble setups thresholds models data support",
 }
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}
-WITH_PILLOW = {"tiled_ref.data.images"}
+WITH_PILLOW = {"tiled_ref.data.images", "tiled_ref.data.encoders"}
 PATHS = [*SOURCES, ROOT / "run.py"]
 
 

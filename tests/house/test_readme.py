@@ -18,7 +18,7 @@ from sources import ROOT, SOURCES
 from toys import toy_category
 
 from tiled_ref import cli
-from tiled_ref.data.images import encode_png
+from tiled_ref.data.encoders import encode_png
 from tiled_ref.setups import SETUPS
 
 COMMANDS = list(commands())

@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 from toys import Images
-from trained import GRID, pictures
+from trained import GRID, pictures, recomputed
 
 from tiled_ref.models import cached
-from tiled_ref.models.cached import CachedFeatures, RecomputedFeatures, batches, encoder_features
+from tiled_ref.models.cached import CachedFeatures, batches
 from tiled_ref.support.errors import InputError
 
 INDICES = [3, 0, 4]
@@ -19,12 +19,10 @@ INDICES = [3, 0, 4]
 @pytest.mark.parametrize("budget", [2**40, 0])
 def test_cached_features_are_the_recomputed_ones(tiny_backbone, grid, budget):
     images = Images(pictures(5, 96 if grid else 64), grid)
-    kept = encoder_features(tiny_backbone, images, budget)
-    again = encoder_features(tiny_backbone, images, None)
-    assert isinstance(kept, CachedFeatures) and isinstance(again, RecomputedFeatures)
-    assert kept.spilled == (budget == 0) and len(kept) == len(again) == 5
+    kept = CachedFeatures(tiny_backbone, images, budget)
+    assert kept.spilled == (budget == 0) and len(kept) == 5
     for _ in range(2):
-        for a, b in zip(kept[INDICES], again[INDICES], strict=True):
+        for a, b in zip(kept[INDICES], recomputed(tiny_backbone, images, INDICES), strict=True):
             assert torch.equal(a, b) and a.shape == b.shape
             assert a.is_contiguous(memory_format=torch.channels_last)
 
@@ -81,9 +79,8 @@ def test_a_full_disk_is_one_sentence(tiny_backbone, monkeypatch):
 
 
 def test_no_images_is_an_error(tiny_backbone):
-    for budget in (2**40, None):
-        with pytest.raises(InputError, match="at least one normal image"):
-            encoder_features(tiny_backbone, Images(pictures(0)), budget)
+    with pytest.raises(InputError, match="at least one normal image"):
+        CachedFeatures(tiny_backbone, Images(pictures(0)))
 
 
 def test_batches_are_shuffled_epochs_whose_last_batch_may_be_smaller():

@@ -11,11 +11,10 @@ import pytest
 import torch
 from sources import ROOT
 
-from tiled_ref.models.search import coreset
+from tiled_ref.models.search import coreset, lazy
 from tiled_ref.models.search import filter as filter_module
 from tiled_ref.models.search.coreset import (
     k_centre_greedy,
-    k_centre_greedy_device,
     project,
     projected_dimensions,
     select_coreset,
@@ -23,6 +22,7 @@ from tiled_ref.models.search.coreset import (
     squared_distances,
 )
 from tiled_ref.models.search.filter import Filter, product_roundoff
+from tiled_ref.models.search.lazy import k_centre_greedy_device
 from tiled_ref.support import arrays
 from tiled_ref.support.errors import InputError
 
@@ -33,7 +33,7 @@ def tiny_sizes(monkeypatch):
     for name, value in dict(
         POOL=24, MIN_COMPETING=4, MAX_COMPETING=16, ROWS=8, BLOCK=16
     ).items():
-        monkeypatch.setattr(coreset, name, value)
+        monkeypatch.setattr(lazy, name, value)
     monkeypatch.setattr(filter_module, "PREFIX", 8)
     monkeypatch.setattr(Filter, "SAMPLE", 100)
     monkeypatch.setattr(Filter, "CHUNK", 50)

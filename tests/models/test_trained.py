@@ -1,12 +1,14 @@
 """What FastFlow and Reverse Distillation have in common: training, batches, tiles, files."""
 
+import functools
+
 import pytest
 import torch
 from toys import Images
 from trained import GRID, pictures, same_predictions
 
 from tiled_ref.models import FastFlow, ReverseDistillation
-from tiled_ref.models.cached import batches
+from tiled_ref.models.cached import CachedFeatures, batches
 from tiled_ref.support.errors import InputError
 from tiled_ref.tiling import FeatureUntiler, TileGrid
 
@@ -33,9 +35,10 @@ def model(fitted):
     return fitted(pictures())
 
 
-def test_cached_and_recomputed_features_train_the_same_bits(fitted, model):
-    for budget in (0, None):
-        assert same_predictions(model, fitted(pictures(), cache_bytes=budget), pictures())
+def test_features_on_the_disk_train_the_same_bits(fitted, model, monkeypatch):
+    on_disk = functools.partial(CachedFeatures, budget=0)
+    monkeypatch.setattr("tiled_ref.models.trained.CachedFeatures", on_disk)
+    assert same_predictions(model, fitted(pictures()), pictures())
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(fitted, deterministic):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiled_ref.data.images import encode_jpeg, encode_png, encode_tiff, text_coverage
+from tiled_ref.data.encoders import encode_jpeg, encode_png, encode_tiff, text_coverage
 from tiled_ref.reporting.drawing.render import (
     COLORS,
     HALO,

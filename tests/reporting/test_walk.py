@@ -8,7 +8,7 @@ from PIL import Image
 from toys import toy_category, toy_images
 
 from tiled_ref import cli
-from tiled_ref.data.images import encode_png
+from tiled_ref.data.encoders import encode_png
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.reporting import walk

@@ -157,7 +157,7 @@ def test_details_are_kept_at_the_resolution_of_map_and_file(tmp_path):
         sample = toy_category(side=700).test[window.image]
         part = sample.read_mask()[window.top : window.bottom, window.left : window.right]
         assert (images.zoom_masks[k] == part).all() and part.sum() == 14 * 14
-        picture = analysis.image_data.decode_bytes(images.zooms[k]).astype(int)
+        picture = analysis.encoders.decode_bytes(images.zooms[k]).astype(int)
         file = sample.read_image()[window.top : window.bottom, window.left : window.right]
         assert picture.shape == file.shape and abs(picture - file).mean() < 8  # a JPEG
 

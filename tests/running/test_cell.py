@@ -9,7 +9,7 @@ import pytest
 from toys import toy_category
 
 from tiled_ref import metrics
-from tiled_ref.data import images as image_data
+from tiled_ref.data import reading
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.padim import Padim
 from tiled_ref.running import cell, pieces
@@ -40,10 +40,10 @@ def test_metrics_are_those_of_merged_maps_and_mean_scores(tiny_backbone):
     """The whole run against the stages called one by one."""
     category = toy_category()
     result = run(tiny_backbone, category=category)
-    train = image_data.read_images(category.train, (96, 96))
-    test = image_data.read_images(category.test, (96, 96))
+    train = reading.read_images(category.train, (96, 96))
+    test = reading.read_images(category.test, (96, 96))
     maps, scores = TiledEnsemble(ENS, backbone=tiny_backbone).fit(train).predict(test)
-    masks = image_data.read_masks(category.test, (96, 96))
+    masks = reading.read_masks(category.test, (96, 96))
     labels = np.array([sample.label for sample in category.test])
     assert result["image_auroc"] == metrics.auroc(scores, labels)
     assert result["pixel_aupro"] == metrics.aupro(maps, masks)
@@ -110,13 +110,13 @@ def test_what_is_undefined_is_none(tiny_backbone):
 def test_every_image_is_decoded_once_per_size(tiny_backbone, monkeypatch):
     """Not once per tile model, setup or seed."""
     reads = []
-    original = image_data.read_images_at
+    original = reading.read_images_at
 
     def read_images_at(samples, sizes, **kwargs):
         reads.append((len(samples), *sizes))
         return original(samples, sizes, **kwargs)
 
-    monkeypatch.setattr(image_data, "read_images_at", read_images_at)
+    monkeypatch.setattr(reading, "read_images_at", read_images_at)
     images = CategoryImages(toy_category(), Options(), QUIET)
     for setup in (ENS, ST):
         for seed in (42, 33):
@@ -128,7 +128,7 @@ def test_every_image_is_decoded_once_per_size(tiny_backbone, monkeypatch):
     small = images.images("test", (64, 64))
     assert images.images("test", (96, 96)).shape[2:] == (96, 96)
     assert reads == [(8, (64, 64), (96, 96))]
-    assert (small == image_data.read_images(images.category.test, (64, 64))).all()
+    assert (small == reading.read_images(images.category.test, (64, 64))).all()
 
 
 def test_results_are_written_with_full_precision(tiny_backbone, tmp_path):

@@ -12,7 +12,8 @@ from PIL import Image
 from toys import toy_category
 
 from tiled_ref import cli
-from tiled_ref.data.images import decode_image, encode_png
+from tiled_ref.data.encoders import encode_png
+from tiled_ref.data.images import decode_image
 from tiled_ref.data.inputs import as_samples
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.serving import predict

@@ -1,8 +1,4 @@
-"""The data sets, and the arrays that are made of them.
-
-Each data set is a module with `categories(root)`, the names of its categories, and
-`load(root, name)`, which returns a Category.
-"""
+"""The data sets: modules with `categories(root)`, names, and `load(root, name)`, a Category."""
 
 from . import folder, mvtec, synthetic, visa
 from .samples import Category, Sample

@@ -1,7 +1,8 @@
 """The built-in data set's aligned object: a populated circuit board seen from above.
 
-The layout is the same in every picture. Placement of the parts (a pixel or so), their
-shade, the solder's glints, the date codes and the position of the board vary.
+The layout is the same in every picture. Placement of the parts (by about a pixel), their shade,
+the solder's glints, the date codes and the position of the board vary.
+One file because it is one drawing, mostly numbers, that nobody reads in parts.
 """
 
 import functools
@@ -28,7 +29,7 @@ DEFECTS = (
 
 
 class _Part:
-    """A part that is placed by a machine, so never twice in quite the same way.
+    """A small part that a machine places, never twice in exactly the same way.
 
     Attributes: kind; x, y of its centre; width, height (px); colour float32 (n, m, 3),
     already multiplied by alpha float32 (n, m); `reach`, half the side of that square.
@@ -61,7 +62,7 @@ class _Part:
         self.alpha = d.soften(self.alpha[..., None])[..., 0]
 
     def paste(self, picture, dx=0.0, dy=0.0, gain=1.0, angle=0.0):
-        """Put the part at (dx, dy) from its place, turned by `angle`; returns what it covers.
+        """Draw the part at (dx, dy) from its place, turned by `angle`.
 
         Returns (index, alpha) of the window it was drawn in.
         """
@@ -150,7 +151,7 @@ class _Board:
         self._large.append(functools.partial(draw, x, y, *more))
 
     def _free(self, x, y, half_width, half_height):
-        """Whether a box on the board touches nothing that lies there."""
+        """Whether a box lies inside the board and touches nothing on it."""
         if not (50 + half_width < x < SIZE - 50 - half_width):
             return False
         if not (50 + half_height < y < SIZE - 50 - half_height):
@@ -343,8 +344,8 @@ def render(rng, defect=None, defect_rng=None):
 
     Parameters: rng draws what varies from board to board; defect, one of DEFECTS or None;
     defect_rng draws the defect.
-    Returns the picture without the defect, float32 (SIZE, SIZE, 3), the picture with it and
-    how much of each pixel it covers, float32 (SIZE, SIZE); both None without a defect.
+    Returns the picture without the defect, float32 (SIZE, SIZE, 3), the picture with it, and the
+    share of each pixel that it covers, float32 (SIZE, SIZE); the last two None without a defect.
     """
     board = _board()
     bare = board.picture.copy()
@@ -371,7 +372,8 @@ def render(rng, defect=None, defect_rng=None):
 
 
 # ------------------------------------------------------------------------------- defects
-# Each draws one defect into `picture` and writes what it covers into `cover`, (H, W).
+# Each draws one defect into `picture` and writes the share of each pixel that it covers into
+# `cover`, (H, W).
 
 
 def _anywhere(rng):

@@ -1,9 +1,8 @@
 """The built-in data set's unaligned object: a bolt on a sheet of felt.
 
-Place, direction (by 11 degrees to either side), roll about its own axis, finish and the
-sheet vary. The bolt is a solid of
-revolution with a thread and a hexagonal head; it is shaded from its surface normals, so the
-light comes from the same side however it lies.
+Place, direction (by 11 degrees to either side), roll about its own axis, finish and the sheet
+vary. The bolt is a solid of revolution with a thread and a hexagonal head, shaded from its surface
+normals, so that the light always comes from the same side.
 """
 
 import functools
@@ -111,7 +110,7 @@ class _Bolt:
 
 
 class _Flaws:
-    """What is wrong with a bolt: changes of its surface, and paint on it.
+    """The defects of a bolt: changes of its surface, and paint on it.
 
     Attributes: slope (2, n), added to the normal along and across; flat (n,), factor on the
     thread's slope; bite (n,), share of each pixel that is broken away; stains, list of

@@ -1,11 +1,11 @@
-"""What the data sets on disk share: samples made of files, and careful listing of folders."""
+"""What the data sets on disk share: samples made of files, and checked listings of folders."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..support.errors import InputError
-from .images import check_mask_size, decode_image, decode_mask, image_size
+from .images import decode_image, decode_mask, image_size
 from .samples import Sample
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")  # any case
@@ -15,8 +15,7 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")  # a
 class FileSample(Sample):
     """A sample whose image and mask are files.
 
-    Parameters: name, label, defect as in Sample; path of the image; mask_path, None where
-    there is no mask.
+    Parameters: name, label, defect as in Sample; path of the image; mask_path, None without one.
     """
 
     path: Path
@@ -35,11 +34,20 @@ class FileSample(Sample):
         return image_size(self.path)
 
     def read_mask(self):
-        """See Sample. Raises InputError for a mask of another size than the image."""
+        """See Sample. Raises InputError for a mask of another size than the image's.
+
+        It is not resized: the usual cause is a mix-up of files.
+        """
         if self.mask_path is None:
             return None
         mask = decode_mask(self.mask_path)
-        check_mask_size(mask, self.mask_path, self.read_size(), self.path)
+        height, width = self.read_size()
+        if mask.shape != (height, width):
+            raise InputError(
+                f"the mask {self.mask_path} is {mask.shape[0]} x {mask.shape[1]} px but its image "
+                f"{self.path} is {height} x {width} px (height x width); save the mask at the "
+                "image's size"
+            )
         return mask
 
 
@@ -52,7 +60,7 @@ def _file_version(path):
 
 
 def check_root(root, dataset):
-    """The root as a Path. Raises InputError unless it is given and is a folder."""
+    """The root as a Path. Raises InputError unless it names a folder."""
     if root is None:
         raise InputError(f"the data set {dataset} lies on disk; name its folder with --root")
     root = Path(root)
@@ -92,11 +100,9 @@ def folders(folder):
 
 
 def images(folder):
-    """The image files directly in a folder.
+    """The image files directly in a folder, a list of Path sorted by name; the rest is skipped.
 
-    Returns a list of Path, sorted by name. Other files, hidden files and folders are passed
-    over. Raises InputError for a link with
-    an image's name that leads nowhere, and as `entries` does.
+    Raises InputError for a dead link with an image's name, and as `entries` does.
     """
     paths = []
     for name in entries(folder):
@@ -117,9 +123,6 @@ def some_images(folder, remedy):
 
 
 def printable(path, root=None):
-    """A path, relative to root if given, as text with "/" that any UTF-8 file can hold.
-
-    Bytes of a file name that are no UTF-8 are written as \\xNN.
-    """
+    """A path, relative to root if given, as text with "/"; bytes that are no UTF-8 become \\xNN."""
     text = (Path(path) if root is None else Path(path).relative_to(root)).as_posix()
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,9 +1,9 @@
 """Drawing with NumPy for the built-in data set: shapes, stains, lettering, light, noise.
 
-A picture is float32 (H, W, 3) on a scale of 0 to 255. Shapes are signed distances in pixels,
-negative inside, that `coverage` turns into the share of each pixel they cover, so that every
-edge is smooth. Everything is drawn in a window around the shape: x (1, m) and y (n, 1) are the
-float32 coordinates of its pixels, lengths are in pixels, rng is a numpy.random.Generator.
+A picture is float32 (H, W, 3) on a scale of 0 to 255. A shape is a signed distance in pixels,
+negative inside, that `coverage` turns into the share of each pixel it covers, so that edges are
+smooth. Everything is drawn in a window around the shape: x (1, m) and y (n, 1) are the float32
+coordinates of its pixels, lengths are in pixels, rng is a numpy.random.Generator.
 """
 
 import numpy as np
@@ -73,12 +73,9 @@ def path(x, y, points):
 
 
 def blob(rng, x, y, radius, roughness=0.25):
-    """Signed distance (roughly) from a random roundish shape of mean radius `radius`.
+    """Signed distance (roughly) (H, W) from a random roundish shape centred on x, y = 0.
 
-    Parameters: rng, numpy.random.Generator; x, y float32 (H, W), pixels from its centre; radius,
-    pixels; roughness, part of the radius by which the edge swings.
-    Returns float32 (H, W), pixels, negative inside.
-    """
+    roughness is the part of the mean radius by which the edge varies."""
     angle = np.arctan2(y, x)
     edge = np.float32(1)
     for k in range(1, 7):
@@ -116,7 +113,7 @@ def letters(picture, text, x, y, dot, colour, opacity=1.0, upright=False):
                     blend(picture, window, alpha * np.float32(opacity), colour)
 
 
-STRIP = 64  # rows drawn at a time, so that what is between two steps stays in the cache
+STRIP = 64  # rows drawn at a time, so that intermediate results stay in the cache
 
 
 def strips(height):
@@ -128,9 +125,8 @@ def field(rng, shape, cell):
     """Smooth noise of mean about 0 and standard deviation about 1.
 
     Parameters: rng; shape (H, W); cell, pixels, a number or one for each axis.
-    Returns float32 (H, W): random numbers on a grid of `cell` pixels, cubic B-splines
-    between them. Sums of four terms in a fixed order, no matrix product, whose
-    bits and threads are up to the BLAS library.
+    Returns float32 (H, W): random numbers on a grid of `cell` pixels, cubic B-splines between
+    them. Sums of four terms in a fixed order, not a matrix product, whose bits depend on the BLAS.
     """
     cells = cell if isinstance(cell, tuple) else (cell, cell)
     (down, down_weight), (across, across_weight) = map(_spline, shape, cells)
@@ -157,10 +153,7 @@ def _spline(n, cell):
 
 
 def soften(picture):
-    """A lens that is not perfectly sharp: (1, 2, 1) / 4 down and across, borders kept.
-
-    picture float32 (H, W, 3) -> the same shape.
-    """
+    """A slightly soft lens: (1, 2, 1) / 4 down and across, borders kept; float32 (H, W, 3)."""
     for axis in (0, 1):
         inner = np.moveaxis(picture, axis, 0)
         out = inner.copy()
@@ -184,7 +177,7 @@ def shifted(picture, x, y, size):
 
 
 def widened(alpha):
-    """Largest value within 3 pixels down and across: a little more than a shape covers."""
+    """Largest value within 3 pixels down and across."""
     for axis in (0, 1):
         padded = np.pad(alpha, [(3, 3) if a == axis else (0, 0) for a in (0, 1)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, 7, axis=axis)

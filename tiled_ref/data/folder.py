@@ -1,21 +1,12 @@
-"""The user's own images, in folders.
+"""The user's own images, in folders laid out as `LAYOUT` says; anything else is refused with it.
 
-`LAYOUT` says how; whatever does not fit is refused with it. A category is a folder that
-holds train/; the root may be one itself or hold several.
+A category is a folder that holds train/; the root is one itself or holds several.
 """
 
 from pathlib import Path
 
 from ..support.errors import InputError
-from .disk import (  # fmt: skip
-    FileSample,
-    check_category,
-    check_root,
-    folders,
-    images,
-    printable,
-    some_images,
-)
+from .disk import FileSample, check_category, check_root, folders, images, printable, some_images
 from .samples import ANOMALOUS, GOOD, NORMAL, Category
 
 LAYOUT = (
@@ -36,9 +27,7 @@ def categories(root):
 def load(root, name):
     """One category, sorted by kind of defect, then file name.
 
-    Images end in one of disk.IMAGE_ENDINGS, in either case; other files and hidden ones are passed
-    over. Without a folder ground_truth there are no masks; with it every defective image
-    must have one.
+    Without a folder ground_truth there are no masks; with it every defective image needs one.
 
     Parameters: root, path; name, one of categories(root).
     Returns Category.
@@ -101,7 +90,7 @@ def _train(folder):
 
 
 def _masks(folder):
-    """Image files of a mask folder by stem; none where there is no such folder."""
+    """Image files of a mask folder by stem; none if the folder is missing."""
     masks = {}
     for path in images(folder) if folder.is_dir() else ():
         masks.setdefault(path.stem, []).append(path)

@@ -1,4 +1,4 @@
-"""What callers hand in, arrays, tensors or paths, as the images that models see."""
+"""Arrays, tensors or paths from a caller, as samples or as one array of images."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 
 from ..support.errors import InputError
 from .disk import FileSample, printable, some_images
-from .images import read_images
+from .reading import read_images
 from .samples import NORMAL, Sample
 
 WANTED = (
@@ -41,13 +41,13 @@ def as_samples(images):
 
     Returns
     -------
-    list of Sample, at least one, all normal as far as anyone knows.
+    list of Sample, at least one, all labelled normal
 
     Raises
     ------
     InputError
         Anything else: floats (even 0 to 1: their scale would be a guess), other integers, no
-        image at all, an image without pixels, a path that does not exist.
+        image, an image without pixels, a path that does not exist.
     """
     if isinstance(images, (str, bytes, os.PathLike)):
         path = Path(os.fsdecode(images))
@@ -57,8 +57,7 @@ def as_samples(images):
         array = _bytes("images", images)
         if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
             raise InputError(f"images of shape {array.shape} are not understood; give {WANTED}")
-        items = array if array.shape[1] == 3 else array.transpose(0, 3, 1, 2)
-        items = list(items)
+        items = list(array if array.shape[1] == 3 else array.transpose(0, 3, 1, 2))
     else:
         try:
             items = list(images)
@@ -72,12 +71,12 @@ def as_samples(images):
 
 
 def as_images(images, size, *, antialias=False):
-    """Images of any size as an array of one size.
+    """Images of any size as an array of one size, uint8 (N, 3, H, W).
 
     Parameters: images as in as_samples; size (H, W) in pixels; antialias, see
     images.resize_image.
-    Returns uint8 (N, 3, H, W): the array that was given where it is one, else a new one.
-    Raises InputError as as_samples does, and for a file that is no image.
+    Returns the array that was given if it has this shape, else a new one.
+    Raises InputError as as_samples does, and for a file that is not an image.
     """
     shape = tuple(getattr(images, "shape", ()))
     if shape[1:] == (3, *size) and shape[0]:
@@ -108,7 +107,7 @@ def _sample(item, k):
 
 
 def _bytes(name, value):
-    """uint8 array of an array or tensor with at least one pixel; InputError else."""
+    """A non-empty uint8 array or tensor as an array; InputError for anything else."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()

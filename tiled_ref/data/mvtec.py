@@ -1,4 +1,4 @@
-"""MVTec AD, as it comes out of its archive.
+"""MVTec AD, as unpacked from its archive.
 
 Bergmann, Batzner, Fauser, Sattlegger, Steger, "The MVTec Anomaly Detection Dataset", IJCV
 2021. Layout:
@@ -10,14 +10,7 @@ Bergmann, Batzner, Fauser, Sattlegger, Steger, "The MVTec Anomaly Detection Data
 """
 
 from ..support.errors import InputError
-from .disk import (  # fmt: skip
-    FileSample,
-    check_category,
-    check_root,
-    folders,
-    printable,
-    some_images,
-)
+from .disk import FileSample, check_category, check_root, folders, printable, some_images
 from .samples import ANOMALOUS, GOOD, NORMAL, Category
 
 CATEGORIES = (
@@ -29,7 +22,7 @@ CATEGORIES = (
 def categories(root):
     """The categories of MVTec AD whose folder is under root, in the data set's order.
 
-    Raises InputError where the root does not exist or holds none.
+    Raises InputError if the root does not exist or holds none.
     """
     root = check_root(root, "mvtec")
     present = folders(root)
@@ -50,9 +43,8 @@ def load(root, name):
     Raises InputError for an unknown category (lists the known ones), a missing or empty
     folder, a missing mask.
     """
-    known = categories(root)
     root = check_root(root, "mvtec")
-    check_category(name, known, root)
+    check_category(name, categories(root), root)
     base = root / name
     remedy = "unpack the archive of MVTec AD again"
     train = tuple(

@@ -1,4 +1,4 @@
-"""What a data set is made of: samples, and categories that hold them."""
+"""The parts of a data set: samples, and the categories that hold them."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,8 @@ GOOD = "good"
 class Sample:
     """One image of a data set: known by name, read on demand, never kept.
 
-    A kind of sample is a subclass that says how it is read: `FileSample` decodes files,
-    the built-in `synthetic` data set renders. Reading is a pure function of the fields
-    and is called from several threads at once.
+    A subclass defines the reading: `disk.FileSample` decodes files, `synthetic` draws. Reading is
+    a pure function of the fields and is called from several threads at once.
 
     Parameters
     ----------
@@ -43,10 +42,7 @@ class Sample:
         return self.read_image().shape[:2]
 
     def read_mask(self):
-        """True where the image is anomalous, bool (h, w); None where there is no mask.
-
-        A normal image has no mask: every pixel of it is normal.
-        """
+        """True where the image is anomalous, bool (h, w); None for a normal image or no mask."""
         raise NotImplementedError
 
 

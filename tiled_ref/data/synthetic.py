@@ -1,10 +1,9 @@
 """The built-in data set: pictures drawn by NumPy, so that everything runs without a download.
 
-Three categories, each 1024 x 1024 px: an aligned object, one that is turned and shifted, and a
-texture. Like VisA's, most defects are small: 10 to 95 px long, about half below 24. A
-defective picture has one to five spots of one kind of defect.
-Every picture is a pure function of the data set's seed and its own place in the data set,
-whatever the order in which pictures are drawn, and in how many threads.
+Three categories of 1024 x 1024 px: an aligned object, one that is turned and shifted, and a
+texture. Like VisA's, most defects are small: 10 to 95 px long, about half below 24. A defective
+picture has one to five spots of one kind of defect.
+Every picture is a pure function of the data set's seed and the picture's place in the data set.
 """
 
 import zlib
@@ -32,9 +31,8 @@ _STREAMS = {("train", NORMAL): 0, ("test", NORMAL): 1, ("test", ANOMALOUS): 2}
 class SyntheticSample(Sample):
     """A picture that is drawn when it is read, always the same.
 
-    Parameters: name, label, defect as in Sample; scene, name of the category; key, the
-    whole numbers that seed its generators: the data set's seed, the category, the split and
-    the picture's number.
+    Parameters: name, label, defect as in Sample; scene, name of the category; key, integers that
+    seed its generators: the data set's seed, the category, the split, the picture's number.
     """
 
     scene: str
@@ -83,11 +81,11 @@ def load(root, name, *, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N_DEFECTIVE)
 def draw(scene, defect, key):
     """A picture and its mask.
 
-    Parameters: scene, name of a category; defect, one of its kinds or None; key, whole
-    numbers that seed the generators.
-    Returns uint8 (1024, 1024, 3) and bool (1024, 1024), None without a defect. The mask is
-    what the defect covers: every pixel outside has the very value that it has without the
-    defect, for the light and the noise are the same.
+    Parameters: scene, name of a category; defect, one of its kinds or None; key, integers that
+    seed the generators.
+    Returns uint8 (1024, 1024, 3) and bool (1024, 1024), None without a defect. The mask is what
+    the defect covers: outside it every pixel has the value that it has without the defect, because
+    light and noise are the same.
     """
     scene_rng, light_rng, noise_rng, defect_rng = (
         np.random.default_rng([*key, stream]) for stream in range(4)

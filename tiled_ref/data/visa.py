@@ -21,13 +21,13 @@ CATEGORIES = (
 )  # fmt: skip
 COLUMNS = ("object", "split", "label", "image", "mask")
 LABELS = {"normal": NORMAL, "anomaly": ANOMALOUS}
-DEFECT = "anomaly"  # the table does not tell kinds of defects apart
+DEFECT = "anomaly"  # the table does not distinguish kinds of defects
 
 
 def categories(root):
     """The categories of VisA whose folder is under root, in the data set's order.
 
-    Raises InputError where the root does not exist or holds none.
+    Raises InputError if the root does not exist or holds none.
     """
     root = check_root(root, "visa")
     present = folders(root)
@@ -48,9 +48,8 @@ def load(root, name):
     Raises InputError for an unknown category (lists the known ones), a missing or malformed
     table, a listed file that is missing.
     """
-    known = categories(root)
     root = check_root(root, "visa")
-    check_category(name, known, root)
+    check_category(name, categories(root), root)
     table = root / "split_csv" / "1cls.csv"
     splits = {"train": [], "test": []}
     for line, row in _rows(table):
@@ -86,7 +85,7 @@ def load(root, name):
 
 
 def _rows(table):
-    """Yields (line number, dict) of the table; InputError where it is missing or malformed."""
+    """Yields (line number, dict) of the table; InputError if it is missing or malformed."""
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)

@@ -40,10 +40,7 @@ class _Cloth:
         self.tone += np.float32(0.035) * d.field(rng, size, 6)  # yarn is never even
 
     def picture(self, index, thickness=(1, 1), missing=(0, 0)):
-        """A part of the cloth, float32 (n, m, 3).
-
-        thickness and missing, for warp and weft, change yarns: factors and opacities.
-        """
+        """A part of the cloth, float32 (n, m, 3); thickness, missing: factors for warp and weft."""
         offs, numbers, lights = [], [], []
         for k in (0, 1):
             phase = self.phase[k][index]
@@ -85,7 +82,7 @@ def render(rng, defect=None, defect_rng=None):
 
 
 # ------------------------------------------------------------------------------- defects
-# Each draws one defect into `picture` and writes what it covers into `cover`, (H, W).
+# Each draws one defect into `picture` and the share of each pixel it covers into `cover`, (H, W).
 
 
 def _window(rng, reach):

@@ -1,4 +1,4 @@
-"""The anomaly-detection models, and what the ensemble expects of each.
+"""The anomaly-detection models, and the interface that the ensemble expects.
 
 A model sees batches of small images and knows nothing of tile locations. It is made with
 
@@ -7,23 +7,23 @@ A model sees batches of small images and knows nothing of tile locations. It is 
 and offers
 
     fit(images, progress=None)
-                      learn what is normal. len(images) is N, the number of images, and
+                      train on normal images. len(images) is N, the number of images, and
                       images[indices], for a list of ints, is a batch: float32 (B, 3, h, w),
                       normalised, on the device. progress(done, total), if given, is called
-                      as the work goes on; progress(done, total, name) in a part of the work
-                      that counts something else
+                      during the work; progress(done, total, name) in a part of it that
+                      counts something else
     predict(batch)    (B, 3, h, w) -> maps (B, H, W) float32 and scores (B,) float32: Eq. 4 of
                       the paper, A_ij, s_ij = M_ij(T_ij). The same as head(features(batch))
-    features(batch)   list of tensors (B, ...): the part that is the same in every model
-    head(features)    maps and scores: the part that was learnt. On a CPU an image's bits do not
-                      depend on the others of its batch, see backbone.chunks
+    features(batch)   list of tensors (B, ...): the part that all models share
+    head(features)    maps and scores: the learned part. On a CPU an image's bits do not depend
+                      on the rest of its batch, see backbone.chunks
     n_parameters      learnable parameters as Table 3 of the paper counts them (int)
     n_learnt(n)       numbers that a model keeps after training on n images, beside the backbone
-    state()           dict of CPU tensors that differ from model to model
+    state()           the learned part, a dict of CPU tensors
     load_state(state) the inverse of state()
     BATCH_SIZE        images per batch in the paper's evaluation, the default of batch_size
 
-and, where that is faster on a CPU than one head after the other,
+and, if that is faster on a CPU than one head after the other,
 
     joint_head(states)  a function of features (L * B, ...), location-major, that gives the maps
                       (L * B, H, W) and scores (L * B,) of L models with these states

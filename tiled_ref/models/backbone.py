@@ -1,8 +1,8 @@
 """The frozen feature extractor of every model: ResNet-18 up to layer3.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016. The network
-is torchvision's; its weights come from `tiled_ref.models.weights`. The classifier and layer4 are
-left out, so 2,782,784 parameters remain (Table 3 of Rolih et al. counts exactly these).
+is torchvision's; its weights come from `tiled_ref.models.weights`. Without layer4 and classifier
+2,782,784 parameters remain, exactly those that Table 3 of Rolih et al. counts.
 """
 
 import torch
@@ -11,12 +11,11 @@ import torchvision
 # Pixels of the input per position of each layer's feature map, and channels.
 FEATURE_STRIDE = {"layer1": 4, "layer2": 8, "layer3": 16}
 CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}
-CHUNK = 8  # images or tiles that pass a network together, see chunks: their activations fit
+CHUNK = 8  # images or tiles that pass a network together, so that their activations fit
 
 
 def channels_of(backbone):
-    """Channels of each layer of a backbone, as CHANNELS: its attribute `channels`, where it has
-    one, because it is wider or narrower than ResNet-18."""
+    """Channels of each layer of a backbone: its attribute `channels`, else ResNet-18's."""
     return getattr(backbone, "channels", CHANNELS)
 
 
@@ -24,9 +23,9 @@ def chunks(images, size=CHUNK):
     """Images (or feature maps) in the parts that pass a network together.
 
     On a CPU one image at a time: the libraries choose their algorithm, and with it the rounding,
-    by the shape of what they compute, so an image's bits depend on its company unless it has
-    none. Measured beside batches of 8 (AMD EPYC, 2 cores, torch 2.14.1, 2026-11-27): 0.73 of the
-    time at 512 x 512 px, 1.02 at 256, 1.4 at 128, 2.2 at 64.
+    by the shape of the batch, so only an image alone has bits that depend on nothing else.
+    Measured beside batches of 8 (AMD EPYC, 2 cores, torch 2.14.1, 2026-11-27): 0.73 of the time at
+    512 x 512 px, 1.02 at 256, 1.4 at 128, 2.2 at 64.
 
     Parameters: images (B, 3, h, w), or maps (B, C, hf, wf), any dtype; size, images at a time
     on other devices.
@@ -38,15 +37,8 @@ def chunks(images, size=CHUNK):
 class ResNet18Features(torch.nn.Module):
     """Feature maps of layer1, layer2 and layer3 of a frozen ResNet-18 in evaluation mode.
 
-    Parameters
-    ----------
-    state_dict : dict of str to torch.Tensor
-        A torchvision ResNet-18 state dict, layer4 and classifier included or not.
-
-    Raises
-    ------
-    RuntimeError
-        From torch, for a state dict with missing tensors or other shapes.
+    Parameters: state_dict, a torchvision ResNet-18's, with or without layer4 and classifier.
+    Raises RuntimeError, from torch, for missing tensors or other shapes.
     """
 
     def __init__(self, state_dict):
@@ -63,14 +55,13 @@ class ResNet18Features(torch.nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode=True):
-        """Evaluation mode for ever: batch normalisation keeps its ImageNet statistics."""
+        """Stays in evaluation mode: batch normalisation keeps its ImageNet statistics."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images):
         """(B, 3, h, w) normalised float32 -> [(B, 64, h/4, w/4), (B, 128, h/8, w/8),
-        (B, 256, h/16, w/16)]; sides that are no multiple of 16 are rounded up. Where the
-        features of an image must not depend on its company, see `chunks`."""
+        (B, 256, h/16, w/16)]; sides that are no multiple of 16 are rounded up."""
         images = images.contiguous(memory_format=torch.channels_last)
         layer1 = self.layer1(self.stem(images))
         layer2 = self.layer2(layer1)
@@ -78,7 +69,7 @@ class ResNet18Features(torch.nn.Module):
 
     @staticmethod
     def _own_name(name):
-        """torchvision's name of a tensor -> the name here; None for what is left out."""
+        """torchvision's name of a tensor -> the name here; None for a tensor that is not used."""
         head, _, rest = name.partition(".")
         if head in ("conv1", "bn1"):
             return f"stem.{('conv1', 'bn1').index(head)}.{rest}"

@@ -1,8 +1,7 @@
-"""Features of the frozen encoder for training: computed once, or again in every step.
+"""Features of the frozen encoder for training, computed once.
 
-The encoder is frozen and in evaluation mode, so the features of an image never change. Both
-classes compute them image by image (with its tiles), so that they do not depend on which
-images share a batch, and training on either gives the same bits.
+The encoder is frozen and in evaluation mode, so the features of an image never change. They are
+computed image by image (with its tiles) and therefore do not depend on the images of a batch.
 """
 
 import os
@@ -18,97 +17,54 @@ from .backbone import chunks
 BUDGET = 2 * 2**30  # bytes of host memory for the features of one model's training images
 
 
-def encoder_features(backbone, images, budget=BUDGET):
-    """CachedFeatures within `budget` bytes, or RecomputedFeatures where budget is None.
-
-    Parameters: backbone and images as for RecomputedFeatures. Returns one or the other.
-    """
-    if budget is None:
-        return RecomputedFeatures(backbone, images)
-    return CachedFeatures(backbone, images, budget)
-
-
 def layers_in_chunks(backbone, images):
-    """The backbone's layers of a batch, computed a few images at a time.
-
-    Parameters: backbone; images float32 (B, 3, h, w).
-    Returns a list with (B, C, hf, wf) per layer.
-    """
+    """The backbone's layers of images (B, 3, h, w) float32, a few at a time: list of
+    (B, C, hf, wf)."""
     parts = [backbone(part) for part in chunks(images)]
     return [torch.cat(layer) for layer in zip(*parts)]
 
 
-class RecomputedFeatures:
-    """Features computed anew whenever they are asked for: no memory, much time.
+class CachedFeatures:
+    """The encoder's layers of all images, in host memory or, beyond a budget, in a file.
 
-    Parameters
-    ----------
-    backbone : callable
-        (T, 3, h, w) -> list of (T, C, hf, wf), see tiled_ref.models.
-    images : sequence of images
-        As `fit` gets them; images[[k]] is (T, 3, h, w), T = 1 without tiled input.
+    The file is a nameless temporary one (TMPDIR chooses the folder), mapped into memory only while
+    a batch is copied, so that it does not count as memory of the process.
 
-    `len(self)` is N; `self[indices]`, for a list of ints, is a list with (T * B, C, hf, wf)
-    per layer, tile-major, channels last in memory.
-
-    Raises
-    ------
-    InputError
-        Without images.
+    Parameters: backbone, (T, 3, h, w) -> list of (T, C, hf, wf); images, as `fit` gets them:
+    images[[k]] is (T, 3, h, w), T = 1 without tiled input; budget, bytes of host memory: all
+    features are kept there if they fit, else none.
+    Attributes: n_bytes, of all features; spilled, whether they are in the file. `len(self)` is N;
+    `self[indices]`, for a list of ints, is a list with (T * B, C, hf, wf) per layer, tile-major,
+    channels last in memory.
+    Raises InputError without images, or if the temporary folder lacks the space.
     """
 
-    def __init__(self, backbone, images):
+    @torch.no_grad()
+    def __init__(self, backbone, images, budget=BUDGET):
         if len(images) == 0:
             raise InputError(
                 "training needs at least one normal image; add images to the training folder"
             )
-        self.backbone = backbone
-        self.images = images
+        for index in range(len(images)):
+            layers = layers_in_chunks(backbone, images[[index]])
+            layers = [layer.permute(0, 2, 3, 1) for layer in layers]  # (T, hf, wf, C)
+            if index == 0:
+                self._reserve([(len(images), *layer.shape) for layer in layers], budget)
+                self.device = layers[0].device
+            for k, layer in enumerate(layers):
+                self._table(k)[index] = layer.cpu().numpy()
 
-    def __len__(self):
-        return len(self.images)
-
-    @torch.no_grad()
-    def compute(self, index):
-        """Features of one image, a list of (T, hf, wf, C)."""
-        layers = layers_in_chunks(self.backbone, self.images[[index]])
-        return [layer.permute(0, 2, 3, 1) for layer in layers]
-
-    def __getitem__(self, indices):
-        layers = zip(*(self.compute(index) for index in indices))
-        return [_batch(torch.stack(layer)) for layer in layers]
-
-
-class CachedFeatures:
-    """Features computed once and kept, in host memory or, beyond a budget, in a file.
-
-    The file is a nameless temporary one (TMPDIR chooses the folder), mapped into memory
-    only while a batch is copied, so that it does not count as memory of the process.
-
-    Parameters: backbone, images, as for RecomputedFeatures; budget, bytes of host memory: all
-    features are kept there if they fit, else none is.
-    Attributes: n_bytes, of all features; spilled, whether they are in the file. `len(self)` and
-    `self[indices]` as for RecomputedFeatures, the same bits.
-    Raises InputError without images, or where the temporary folder has no room.
-    """
-
-    def __init__(self, backbone, images, budget=BUDGET):
-        source = RecomputedFeatures(backbone, images)
-        first = source.compute(0)
-        self.device = first[0].device
-        self.shapes = [(len(images), *layer.shape) for layer in first]  # (N, T, hf, wf, C)
-        sizes = [4 * int(np.prod(shape)) for shape in self.shapes]
+    def _reserve(self, shapes, budget):
+        """Room for layers of these shapes, (N, T, hf, wf, C)."""
+        self.shapes = shapes
+        sizes = [4 * int(np.prod(shape)) for shape in shapes]
         self.starts = [sum(sizes[:k]) for k in range(len(sizes))]  # bytes into the file
         self.n_bytes = sum(sizes)
         self.spilled = self.n_bytes > budget
         if self.spilled:
             self.file = _temporary_file(self.n_bytes)
         else:
-            self.tables = [np.empty(shape, np.float32) for shape in self.shapes]
-        for index in range(len(images)):
-            layers = source.compute(index) if index else first
-            for k, layer in enumerate(layers):
-                self._table(k)[index] = layer.cpu().numpy()
+            self.tables = [np.empty(shape, np.float32) for shape in shapes]
 
     def __len__(self):
         return self.shapes[0][0]
@@ -130,7 +86,7 @@ def _batch(layer):
 
 
 def _temporary_file(n_bytes):
-    """An open temporary file of n_bytes whose room is reserved."""
+    """An open temporary file of n_bytes whose space is reserved."""
     file = tempfile.TemporaryFile()
     try:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash later
@@ -150,8 +106,8 @@ def _temporary_file(n_bytes):
 def batches(n, batch_size, steps, seed):
     """Which images each optimiser step sees.
 
-    Epochs of a shuffled order, drawn by random.Random(seed).shuffle, cut into batches; an
-    epoch's last batch is kept although it may be smaller. As many epochs as it takes.
+    Epochs of a shuffled order, drawn by random.Random(seed).shuffle, cut into batches of which an
+    epoch's last may be smaller; as many epochs as it takes.
 
     Parameters: n >= 1 images; batch_size and steps >= 1; seed int.
     Yields `steps` lists of distinct ints in [0, n).

@@ -11,9 +11,8 @@ via 2D Normalizing Flows", arXiv:2111.07677. Read Sec. 3 beside this file:
 
 and Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017,
 arXiv:1605.08803, for the coupling: Eq. 4-5, its Jacobian Eq. 6, its inverse Eq. 7-8. Tensors
-are float32 throughout. The soft
-clamp of the scale, the global affine map and the permutation after each coupling are those
-of the framework in which the authors' evaluation builds its flows.
+are float32. The soft clamp of the scale, the global affine map and the permutation after each
+coupling are those of the framework in which the authors' evaluation builds its flows.
 """
 
 import math
@@ -34,16 +33,12 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-5  # Adam, Yu et al., implementation deta
 
 
 class FastFlow(TrainedModel):
-    """FastFlow on ResNet-18, layers 1-3.
+    """FastFlow on ResNet-18, layers 1-3; attribute flows, the network.
 
     Parameters: backbone, output_size and the options of `TrainedModel`; seed also draws the
     permutations; with untile the flows have the tile's size and are trained on single tiles, and
     the hidden variables are untiled. kernels, "3x3" or "alternating": convolutions of the
     subnets, 3 x 3 in all blocks, or 3 x 3 and 1 x 1 in turn (deviation D9).
-
-    Attributes
-    ----------
-    flows : Flows, a list of one LayerFlow per layer; the network
     """
 
     def __init__(self, backbone, output_size, *, kernels="3x3", **options):
@@ -72,18 +67,13 @@ class FastFlow(TrainedModel):
 
     def optimizer(self):
         """Adam as in Yu et al., implementation details."""
-        return torch.optim.Adam(
-            self.flows.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
-        )
+        parameters = self.flows.parameters()
+        return torch.optim.Adam(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     def add_gradient(self, layers):
-        """Add the gradient of the batch's loss: the negative log-likelihood of the features.
-
-        The loss of a batch is the sum of its chunks' and of its layers', so that one chunk of
-        one layer is in memory at a time. For tiled input an image is T tiles of one batch.
-
-        Parameters: layers, the encoder's, a list of float32 (B, C, hf, wf).
-        """
+        """Add the gradient of the batch's loss, the negative log-likelihood of the encoder's
+        layers, a list of float32 (B, C, hf, wf): summed chunk by chunk and layer by layer, so that
+        one chunk of one layer is in memory at a time."""
         for flow, layer in zip(self.flows, layers):
             for chunk in layer.split(CHUNK):
                 (nll(*flow(chunk)).sum() / len(layer)).backward()
@@ -221,8 +211,8 @@ class CouplingBlock(torch.nn.Module):
     def _subnet(self, first):
         """(B, C/2, hf, wf) -> log_scale and shift, each (B, C/2, hf, wf)."""
         weight, bias = DAMPING * self.conv2.weight, DAMPING * self.conv2.bias
-        answer = F.conv2d(self.conv1(first).relu(), weight, bias, padding=self.conv2.padding)
-        a, shift = answer.chunk(2, dim=1)
+        outputs = F.conv2d(self.conv1(first).relu(), weight, bias, padding=self.conv2.padding)
+        a, shift = outputs.chunk(2, dim=1)
         return CLAMP * a.tanh(), shift
 
 

@@ -1,7 +1,7 @@
 """Distances from Gaussians whose inverse covariances are kept as upper triangles.
 
-Half of a symmetric matrix is enough, and reading it is what an ensemble's prediction waits for:
-nine locations of PaDiM hold 4096 matrices of 100 x 100 each.
+Half of a symmetric matrix is enough, and an ensemble's prediction is bound by reading it: nine
+locations of PaDiM hold 4096 matrices of 100 x 100 each.
 """
 
 import numpy as np
@@ -46,8 +46,7 @@ def mahalanobis(x, mean, packed):
     delta = x - mean in float32. With A the matrix, for i = 0, 1, ..., D - 1 in this order:
     lane i mod 8 of eight float64 sums += delta_i (2 y_i + A_ii delta_i), in float64, then
     y_j += A_ij delta_i in float32 for j > i, y starting at zero. The lanes are added as
-    ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). The root is rounded to float32. So a vector's
-    bits depend on nothing but its own numbers.
+    ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). The root is rounded to float32.
     """
     delta = x - mean  # (B, P, D)
     d = x.shape[2]
@@ -69,9 +68,9 @@ def mahalanobis(x, mean, packed):
 def distances(x, mean, packed, impl="cython", threads=None):
     """`mahalanobis` by the kernel or the twin.
 
-    Parameters: x, mean and packed, float32 NumPy arrays or CPU tensors, shapes see `mahalanobis`.
+    Parameters: x, mean and packed, float32 NumPy arrays or CPU tensors, shapes as `mahalanobis`.
     Returns float32 (B, P) NumPy array.
-    Raises InputError for shapes or dtypes that do not fit, KernelNotBuiltError without the kernel.
+    Raises InputError for other shapes or dtypes, KernelNotBuiltError without the kernel.
     """
     return distances_each([x], [mean], [packed], impl, threads)[0]
 
@@ -80,9 +79,9 @@ def distances_each(xs, means, packeds, impl="cython", threads=None):
     """`distances` for L models at once, which keeps the threads busy to the end.
 
     Parameters: xs, means and packeds, L arrays float32 (B, P, D), (P, D) and
-    (P, D (D + 1) / 2); impl and threads as of distances.
+    (P, D (D + 1) / 2).
     Returns a list of L arrays float32 (B, P).
-    Raises what distances raises.
+    Raises the errors of distances.
     """
     arrays.check_impl(impl)
     threads = arrays.thread_count(threads)

@@ -23,9 +23,8 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
 
     Parameters: maps (B, H, W) float32 or float64, any device; sigma in pixels; impl, on a CPU
     the kernel or its specification, equal bits.
-    Returns the same shape and dtype. 33 taps for sigma 4; down the columns, then along the rows.
-    Order of arithmetic: on a CPU that of `gaussian.blur_rows_and_columns`; elsewhere that of
-    torch's convolution.
+    Returns the same shape and dtype. 33 taps for sigma 4; down the columns, then along the rows, on
+    a CPU in the order of `gaussian.blur_rows_and_columns`, elsewhere of torch's convolution.
     Source: PaDiM (Defard et al., arXiv:2011.08785) and PatchCore (Roth et al.,
     arXiv:2106.08265) smooth their maps with sigma 4.
     """

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
+from .base import Model
 from .gaussians import distances_each, pack, unpack
 from .maps import gaussian_blur, upsample_bilinear
 
@@ -33,33 +34,18 @@ SIGMA = 4.0  # px, blur of the anomaly map, Defard et al. Sec. IV-B
 def channel_choice(seed, n=D, of=N_FEATURES):
     """The n channels that a run keeps.
 
-    Returns a list of distinct ints in [0, of), drawn by Python's Mersenne Twister,
-    random.Random(seed).sample, so that every tile model of a run and every port with that
-    generator keep the same channels in the same order.
+    Returns distinct ints in [0, of), drawn by Python's Mersenne Twister, so that every tile model
+    of a run, and every port with this generator, keeps the same channels in the same order.
     """
     return random.Random(seed).sample(range(of), n)
 
 
-class Padim:
+class Padim(Model):
     """PaDiM on ResNet-18, layers 1-3.
 
-    Parameters
-    ----------
-    backbone : ResNet18Features
-        Frozen; shared between the models of an ensemble.
-    output_size : (int, int)
-        Height and width in pixels of the anomaly map.
-    seed : int
-        Draws the channels.
-    device : torch.device or str
-    untile : callable, optional
-        For tiled input, see tiled_ref.models.
-    batch_size : int, optional
-        Images at a time in fit; BATCH_SIZE by default. Memory depends on it, and rounding.
-    n_channels : int
-        D, channels kept of all that the backbone has.
-    impl : {"cython", "numpy"}
-        Of distances and blur on the CPU, see gaussians.distances.
+    Parameters: backbone, output_size and the options of `Model`; seed draws the channels.
+    n_channels, D, the channels kept of all that the backbone has. impl, "cython" or "numpy": of
+    distances and blur on the CPU.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -69,29 +55,14 @@ class Padim:
     grid : (int, int), hf and wf
     """
 
-    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
     STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
     INVERSE_CHUNK = {"cpu": 32, "cuda": 512}  # covariance matrices inverted at a time
 
-    def __init__(
-        self,
-        backbone,
-        output_size,
-        *,
-        seed,
-        device,
-        untile=None,
-        batch_size=None,
-        n_channels=D,
-        impl="cython",
-    ):
-        self.backbone = backbone
-        self.output_size = tuple(output_size)
-        self.untile = untile
-        self.device = torch.device(device)
-        self.batch_size = batch_size or self.BATCH_SIZE
+    def __init__(self, backbone, output_size, *, n_channels=D, impl="cython", **options):
+        super().__init__(backbone, output_size, **options)
         of = sum(channels_of(backbone).values())
-        self.channels = torch.tensor(channel_choice(seed, n_channels, of), device=self.device)
+        channels = channel_choice(self.seed, n_channels, of)
+        self.channels = torch.tensor(channels, device=self.device)
         self.impl = impl
         self.mean = self.grid = None
         self._packs = self.device.type == "cpu"
@@ -109,14 +80,9 @@ class Padim:
         """Takes matrices float32 (P, D, D), symmetric."""
         self._inverses = pack(matrices) if self._packs else matrices
 
-    @property
-    def n_parameters(self):
-        """Parameters of the backbone up to layer3: Gaussians are not counted (Table 3)."""
-        return sum(p.numel() for p in self.backbone.parameters())
-
     def n_learnt(self, n_images):
-        """Numbers kept after training: a mean and an inverse covariance at every position, of
-        which, being symmetric, the upper triangle."""
+        """Numbers kept after training: at every position a mean and the upper triangle of an
+        inverse covariance."""
         positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
         d = len(self.channels)
         return positions * (d + d * (d + 1) // 2)
@@ -194,22 +160,13 @@ class Padim:
             out.copy_(pack(inverse) if self._packs else inverse)
 
     @torch.no_grad()
-    def predict(self, images):
+    def head(self, features):
         """Anomaly maps and scores (Defard et al. Sec. III-C).
 
-        Parameters: images (B, 3, h, w) float32, normalised, on the device.
+        Parameters: features, [embed(images)], float32 (B, D, hf, wf).
         Returns maps float32 (B, H, W) in units of standard deviations, >= 0, and scores
-        float32 (B,), the maximum of each map (Rolih et al. Eq. 4: A_ij, s_ij = M_ij(T_ij)).
+        float32 (B,), the maximum of each map.
         """
-        return self.head(self.features(images))
-
-    def features(self, images):
-        """What is the same in every model of an ensemble: [embed(images)]."""
-        return [self.embed(images)]
-
-    @torch.no_grad()
-    def head(self, features):
-        """Maps and scores, see predict, of features(images)."""
         if self._packs:
             own = {"mean": self.mean, "packed": self._inverses}
             return self._maps(self._distances([own], features[0]))
@@ -233,18 +190,14 @@ class Padim:
 
     @torch.no_grad()
     def joint_head(self, states):
-        """The heads of several models in one call, on a CPU.
-
-        Parameters: states, a list of L states.
-        Returns a function of features (L * B, D, hf, wf), location-major, that gives maps
-        (L * B, H, W) and scores (L * B,).
-        """
+        """The heads of the models with these states in one function, on a CPU; see
+        tiled_ref.models."""
         self.grid = tuple(states[0]["grid"].tolist())
         self.channels = states[0]["channels"]
         return torch.no_grad()(lambda features: self._maps(self._distances(states, features[0])))
 
     def state(self):
-        """What fit found, on the CPU: mean, packed (P, D (D + 1) / 2), the upper triangles of
+        """The result of fit on the CPU: mean, packed (P, D (D + 1) / 2), the upper triangles of
         precision, channels, grid."""
         return {
             "mean": self.mean.cpu(),
@@ -264,11 +217,8 @@ class Padim:
 
 def by_position(embedding, dtype, spare=0):
     """embedding (B, D, hf, wf) -> (P, B + spare, D) of dtype, contiguous, for products batched
-    over positions; the spare rows hold anything.
-
-    By way of the layout with channels last, because copying whole rows of D numbers is
-    several times as fast as gathering single ones.
-    """
+    over positions; the spare rows are not initialised."""
+    # With channels last: copying rows of D numbers is several times as fast as gathering them.
     rows = embedding.contiguous(memory_format=torch.channels_last)
     rows = rows.permute(2, 3, 0, 1).flatten(0, 1)  # (P, B, D)
     shape = rows.shape[0], rows.shape[1] + spare, rows.shape[2]

@@ -8,7 +8,7 @@ Detection", CVPR 2022, arXiv:2106.08265. Read Sec. 3 beside this file:
     3.1  Eq. 4    the memory bank M, the patches of all normal images -> PatchCore.fit
     3.2  Eq. 5    its coreset M_C, greedy                           -> coreset.py
     3.3  Eq. 6    s*, the largest distance of a patch to its nearest neighbour
-                                                                    -> PatchCore.predict
+                                                                    -> PatchCore.head
     3.3  Eq. 7    s* re-weighted by the neighbourhood of m*         -> reweight
 """
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
+from .base import Model
 from .maps import gaussian_blur
 from .search.coreset import select_coreset
 from .search.neighbours import Banks
@@ -29,22 +30,13 @@ N_NEIGHBOURS = 9  # b of Eq. 7, anomalib's
 SIGMA = 4.0  # px, blur of the anomaly map, Roth et al. Sec. 3.3
 
 
-class PatchCore:
+class PatchCore(Model):
     """PatchCore on ResNet-18, layers 2 and 3.
 
     Parameters
     ----------
-    backbone : ResNet18Features
-        Frozen; shared between the models of an ensemble.
-    output_size : (int, int)
-        Height and width in pixels of the anomaly map.
-    seed : int
-        Draws the random projection and the start of the coreset.
-    device : torch.device or str
-    untile : callable, optional
-        For tiled input, see tiled_ref.models.
-    batch_size : int, optional
-        Images whose features are computed at a time, BATCH_SIZE by default.
+    backbone, output_size, and the options of `Model`; seed draws the random projection and the
+        start of the coreset
     start : {"excluded", "included"}
         Whether the random start of the greedy selection is only the point from which the
         first distances are measured, or the first member of the bank (see k_centre_greedy;
@@ -69,42 +61,22 @@ class PatchCore:
     STRIDE = FEATURE_STRIDE["layer2"]  # px per position of the embedding
 
     def __init__(
-        self,
-        backbone,
-        output_size,
-        *,
-        seed,
-        device,
-        untile=None,
-        batch_size=None,
-        start="excluded",
-        ratio=RATIO,
-        n_neighbours=N_NEIGHBOURS,
-        impl="cython",
-    ):
+        self, backbone, output_size, *, start="excluded", ratio=RATIO, n_neighbours=N_NEIGHBOURS,
+        impl="cython", **options,
+    ):  # fmt: skip
         if start not in ("excluded", "included"):
             raise InputError(f"start must be 'excluded' or 'included', not {start!r}")
         if not 0 < ratio <= 1:
             raise InputError(f"the coreset's ratio must lie in (0, 1], not {ratio!r}")
         if n_neighbours < 1:
             raise InputError(f"n_neighbours must be at least 1, not {n_neighbours!r}")
-        self.backbone = backbone
-        self.output_size = tuple(output_size)
-        self.seed = seed
-        self.untile = untile
-        self.device = torch.device(device)
-        self.batch_size = batch_size or self.BATCH_SIZE
+        super().__init__(backbone, output_size, **options)
         self.start, self.ratio, self.n_neighbours = start, ratio, n_neighbours
         self.impl = impl
         self.bank = self.chosen = self.grid = self.banks = None
 
-    @property
-    def n_parameters(self):
-        """Parameters of the backbone up to layer3: a memory has none (Table 3)."""
-        return sum(p.numel() for p in self.backbone.parameters())
-
     def n_learnt(self, n_images):
-        """Numbers kept after training on n_images: the vectors of the bank."""
+        """Numbers kept after training: the vectors of the bank."""
         positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
         channels = channels_of(self.backbone)
         width = channels["layer2"] + channels["layer3"]
@@ -164,36 +136,23 @@ class PatchCore:
         self.banks = None
 
     @torch.no_grad()
-    def predict(self, images):
+    def head(self, features):
         """Anomaly maps and scores (Roth et al. Sec. 3.3).
 
         Eq. 6: m^test,*, m* = argmax_{m^test in P(x^test)} argmin_{m in M} |m^test - m|_2,
         s* = |m^test,* - m*|_2, with P(x^test) = the rows of `patches` and M = bank.
 
-        Parameters: images (B, 3, h, w) float32, normalised, on the device.
+        Parameters: features, [embed(images)], float32 (B, 384, hf, wf).
         Returns maps float32 (B, H, W), the patches' distances enlarged by nearest neighbour
         and blurred with sigma 4 px, and scores float32 (B,), Eq. 7.
         """
-        return self.head(self.features(images))
-
-    def features(self, images):
-        """What is the same in every model of an ensemble: [embed(images)]."""
-        return [self.embed(images)]
-
-    @torch.no_grad()
-    def head(self, features):
-        """Maps and scores, see predict, of features(images)."""
         if self.banks is None:
             self.banks = self._banks([self.bank])
         return self._head(self.banks, features[0])
 
     def joint_head(self, states):
-        """A head for the features of L models of an ensemble at once.
-
-        Parameters: states, a list of L states, whose banks end up on the device together.
-        Returns a function of features (L * B, 384, hf, wf), location-major, that gives maps
-        (L * B, H, W) and scores (L * B,).
-        """
+        """The heads of the models with these states in one function, see tiled_ref.models; all
+        banks are on the device."""
         banks = self._banks([state["bank"] for state in states])
         return torch.no_grad()(lambda features: self._head(banks, features[0]))
 
@@ -219,7 +178,7 @@ class PatchCore:
         return gaussian_blur(maps, SIGMA, self.impl), torch.cat(parts).float()
 
     def state(self):
-        """What fit found, on the CPU: bank, chosen, grid."""
+        """The result of fit on the CPU: bank, chosen, grid."""
         return {
             "bank": self.bank.cpu(),
             "chosen": self.chosen.cpu(),

@@ -1,7 +1,7 @@
 """Networks in fewer bits, on demand.
 
-The convolutional networks (backbone, flows, decoder) run under torch.autocast; statistics,
-distances, likelihoods and training in float32, as always.
+The convolutional networks (backbone, flows, decoder) predict under torch.autocast; statistics,
+distances, likelihoods and training stay in float32.
 """
 
 import contextlib
@@ -14,10 +14,7 @@ PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloa
 
 
 def check_precision(precision, device):
-    """Raise InputError for a precision that the device does not have.
-
-    Parameters: precision, a key of PRECISIONS; device, a torch.device.
-    """
+    """Raise InputError for a precision, a key of PRECISIONS, that the torch.device lacks."""
     if precision not in PRECISIONS:
         raise InputError(
             f"the precision must be one of {', '.join(PRECISIONS)}, not {precision!r}"
@@ -34,10 +31,7 @@ def check_precision(precision, device):
 
 
 class MixedPrecision(torch.nn.Module):
-    """A backbone whose layers are computed in fewer bits and handed on in float32.
-
-    Parameters: backbone; precision, a key of PRECISIONS other than float32.
-    """
+    """A backbone computed in a precision, a key of PRECISIONS; its layers are float32."""
 
     def __init__(self, backbone, precision):
         super().__init__()
@@ -54,7 +48,7 @@ class MixedPrecision(torch.nn.Module):
 
 
 def autocast_of(backbone, device):
-    """The context in which networks that go with this backbone predict."""
+    """The context in which networks on top of this backbone predict."""
     if isinstance(backbone, MixedPrecision):
         return torch.autocast(torch.device(device).type, backbone.dtype)
     return contextlib.nullcontext()

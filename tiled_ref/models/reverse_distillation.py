@@ -32,12 +32,9 @@ class ReverseDistillation(TrainedModel):
     bottleneck and decoder see tiles, the feature maps of encoder and decoder are untiled before
     loss and map. loss, "positions" or "flattened": Eq. 2, or one cosine per image and layer as in
     the released code (deviation D10). combine, "product" or "sum": how the layers' maps become
-    one; deviation D11: Eq. 3 of the paper is the sum; the product is what the tiled ensemble's
-    authors evaluated. impl, "cython" or "numpy": of the blur on the CPU.
-
-    Attributes
-    ----------
-    student : Student, the network
+    one; deviation D11: Eq. 3 of the paper is the sum; the tiled ensemble's authors evaluated the
+    product. impl, "cython" or "numpy": of the blur on the CPU.
+    Attribute student, a Student, the network.
     """
 
     def __init__(
@@ -55,7 +52,7 @@ class ReverseDistillation(TrainedModel):
         self.network = self.student.to(self.device, memory_format=torch.channels_last)
 
     def check_batch(self, n_images):
-        """Raise InputError where the bottleneck would normalise a single value."""
+        """Raise InputError if the bottleneck would normalise a single value."""
         h, w = self.input_size
         n_tiles = n_images * (1 if self.untile is None else self.untile.n_tiles)
         if n_tiles * math.ceil(h / 32) * math.ceil(w / 32) == 1:
@@ -70,19 +67,14 @@ class ReverseDistillation(TrainedModel):
         return torch.optim.Adam(self.student.parameters(), lr=LEARNING_RATE, betas=BETAS)
 
     def add_gradient(self, layers):
-        """Add the gradient of the batch's loss (Deng and Li Eq. 2).
-
-        Batch normalisation uses the statistics of the batch, so it is computed in one piece.
-
-        Parameters: layers, the encoder's, a list of float32 (B, C, hf, wf).
-        """
-        answer = self.student(layers)
-        whole = self.whole(answer)
-        loss = LOSSES[self.loss](whole[:3], whole[3:])
-        loss.backward()
+        """Add the gradient of the batch's loss (Deng and Li Eq. 2); layers, the encoder's, a list
+        of float32 (B, C, hf, wf). In one piece: batch normalisation needs the whole batch."""
+        outputs = self.student(layers)
+        whole = self.whole(outputs)
+        LOSSES[self.loss](whole[:3], whole[3:]).backward()
 
     def anomaly_map(self, layers):
-        """The map of the student's answers (Deng and Li Sec. 3.3, Eq. 3).
+        """The map of the student's outputs (Deng and Li Sec. 3.3, Eq. 3).
 
         Parameters: layers, six tensors (B, C, Hf, Wf) float32, three of the encoder and three
         of the decoder.
@@ -113,16 +105,13 @@ def cosine_distance(encoded, decoded):
 def distillation_loss(encoded, decoded):
     """Deng and Li Eq. 2: L = sum_k 1/(H_k W_k) sum_h sum_w M^k(h, w), mean over the batch.
 
-    Parameters: encoded, decoded, lists of (B, C, hf, wf). Returns a scalar tensor.
-    """
+    encoded, decoded, lists of float (B, C, hf, wf) -> a scalar tensor."""
     return sum(cosine_distance(e, d).mean() for e, d in zip(encoded, decoded))
 
 
 def flattened_loss(encoded, decoded):
-    """As the released code: sum_k (1 - cos(flat f_E^k, flat f_D^k)), mean over the batch.
-
-    Parameters: as in `distillation_loss`.
-    """
+    """As the released code: sum_k (1 - cos(flat f_E^k, flat f_D^k)), mean over the batch; encoded
+    and decoded as in `distillation_loss`."""
     pairs = zip(encoded, decoded)
     return sum((1 - F.cosine_similarity(e.flatten(1), d.flatten(1))).mean() for e, d in pairs)
 
@@ -131,10 +120,7 @@ LOSSES = {"positions": distillation_loss, "flattened": flattened_loss}
 
 
 class Student(nn.Module):
-    """Bottleneck and decoder, and what they are asked about.
-
-    Parameters: width, channels of layer1, 64 in ResNet-18; all others grow with it.
-    """
+    """Bottleneck and decoder; width, channels of layer1, 64 in ResNet-18, scales all others."""
 
     def __init__(self, width=64):
         super().__init__()
@@ -142,10 +128,10 @@ class Student(nn.Module):
         self.decoder = Decoder(width)
 
     def forward(self, encoded):
-        """Layers of the encoder, encoded (B, C, hf, wf) -> them and the decoder's answers, six.
+        """Layers of the encoder, encoded (B, C, hf, wf) -> them and the decoder's outputs, six.
 
-        Where a side is no multiple of 32 px, the bottleneck rounds its grid up and the decoder
-        doubles that: its answer is cut to the encoder's size, at the bottom and at the right.
+        For a side that is no multiple of 32 px the bottleneck rounds its grid up and the decoder
+        doubles that; its outputs are cut to the encoder's size, at the bottom and at the right.
         """
         decoded = self.decoder(self.bottleneck(encoded))
         return [*encoded, *(d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(encoded, decoded))]
@@ -156,9 +142,7 @@ class Bottleneck(nn.Module):
 
     Multi-scale feature fusion: layers 1 and 2 are brought to layer 3's grid by 3 x 3
     convolutions of stride 2, and all three are concatenated. One-class embedding: two
-    residual blocks to 512 channels on half of that grid.
-
-    Parameters: width, channels of layer1, 64 in ResNet-18; all others grow with it.
+    residual blocks to 512 channels on half of that grid. width as in Student.
     """
 
     def __init__(self, width=64):
@@ -179,9 +163,7 @@ class Decoder(nn.Module):
     """The student: layers 4 to 2 of ResNet-18 in reverse (Deng and Li Sec. 3.1).
 
     Where the encoder halves the grid by stride 2, a transposed 2 x 2 convolution of stride 2
-    doubles it.
-
-    Parameters: width, channels of layer1, 64 in ResNet-18; all others grow with it.
+    doubles it. width as in Student.
     """
 
     def __init__(self, width=64):

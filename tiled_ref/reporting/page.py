@@ -14,7 +14,7 @@ from importlib import resources
 import numpy as np
 
 from .. import __version__
-from ..data import images as image_data
+from ..data import encoders
 from ..setups import OPTIONS
 from ..support.files import atomic_write
 from ..support.progress import bytes_text
@@ -213,7 +213,7 @@ def _fill(one, images, cells, kept):
         one["images"].append(entry)
     for arch, setups in cells.items():
         for setup, analysis in setups.items():
-            maps = (image_data.encode_jpeg(analysis.maps[k], MAP_QUALITY) for k in kept)
+            maps = (encoders.encode_jpeg(analysis.maps[k], MAP_QUALITY) for k in kept)
             one["cells"][arch][setup] = {
                 "threshold": analysis.threshold,
                 "low": float(analysis.scores.min()),

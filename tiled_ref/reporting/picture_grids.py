@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 
+from ..data import encoders
 from ..data import images as image_data
 from ..running.analysis import FPRS, REPORT_FPR
 from .drawing import render
@@ -53,7 +54,7 @@ def picture_grid(collection, dataset, arch):
     title = f"Heat maps and masks: {title_of(arch)} on {title_of(dataset)}"
     number = NUMBERS.get((dataset, arch))
     stem = "pictures" if number is None else f"figure_{number}_pictures"
-    return [Figure(stem, title, image_data.encode_png(out), dataset, None, arch)]
+    return [Figure(stem, title, encoders.encode_png(out), dataset, None, arch)]
 
 
 def _grid_row(images, n, analyses):
@@ -62,7 +63,7 @@ def _grid_row(images, n, analyses):
     rows, cols = images.sizes[n].tolist()
     shape = (max(24, round(PANEL * rows / cols)), PANEL)
     picture = image_data.resize_image(
-        image_data.decode_bytes(images.jpegs[n]), shape, antialias=True
+        encoders.decode_bytes(images.jpegs[n]), shape, antialias=True
     )
     truth = image_data.resize_mask(images.masks[n], shape)
     panels = [picture, render.draw_contours(picture, truth)]
@@ -104,7 +105,7 @@ def zoom_grid(cells, images, dataset, category, arch):
             _write_text(out, head, top - HEADER + 5, side + n * (ZOOM_PANEL + GAP))
         _place(out, row, top, side)
     title = f"A small defect in detail: {title_of(arch)} on {category}"
-    drawing = image_data.encode_png(out)
+    drawing = encoders.encode_png(out)
     return [Figure("figure_04_zoom", title, drawing, dataset, category, arch)]
 
 
@@ -113,10 +114,10 @@ def _zoom_rows(cells, images, number, full):
     (height, width) of panels of the whole image."""
     window = images.windows[number]
     picture = image_data.resize_image(
-        image_data.decode_bytes(images.jpegs[window.image]), full, antialias=True
+        encoders.decode_bytes(images.jpegs[window.image]), full, antialias=True
     )
     close = image_data.resize_image(
-        image_data.decode_bytes(images.zooms[number]), (ZOOM_PANEL, ZOOM_PANEL)
+        encoders.decode_bytes(images.zooms[number]), (ZOOM_PANEL, ZOOM_PANEL)
     )
     truth = image_data.resize_mask(images.masks[window.image], full)
     close_truth = _seen(images.zoom_masks[number], window, window.size)
@@ -199,13 +200,13 @@ def _place(out, panels, top, left):
 
 
 def _text_width(text):
-    return image_data.text_coverage(text, TEXT_HEIGHT).shape[1]
+    return encoders.text_coverage(text, TEXT_HEIGHT).shape[1]
 
 
 def _write_text(out, text, top, left):
     if not text:
         return
-    cover = image_data.text_coverage(text, TEXT_HEIGHT)[..., None] / 255
+    cover = encoders.text_coverage(text, TEXT_HEIGHT)[..., None] / 255
     part = out[top : top + TEXT_HEIGHT, left : left + cover.shape[1]]
     cover = cover[: part.shape[0], : part.shape[1]]
     part[:] = np.rint(part * (1 - cover) + 28 * cover)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .. import merging, smoothing
+from ..data import encoders, reading
 from ..data import images as image_data
 from ..data.samples import NORMAL
 from ..ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collect
@@ -58,14 +59,14 @@ def explain(text, category, recipe, backbone, options, progress):
     size, antialias = recipe.setup.image_size, recipe.antialias
     name, image, sample = choose_image(text, category, size, antialias)
     samples = threshold_samples(category, sample)
-    others = image_data.read_images(samples, size, antialias=antialias)
-    masks = image_data.read_masks(samples, size)
+    others = reading.read_images(samples, size, antialias=antialias)
+    masks = reading.read_masks(samples, size)
     progress.title = f"{name}: {recipe.arch}, {recipe.setup.name}"
     train = CategoryImages(category, options, progress, antialias).images("train", size)
     ensemble = TiledEnsemble(recipe, backbone=backbone, device=options.device)
     truth = None
     if sample is not None and (sample.label == NORMAL or category.has_masks):
-        truth = image_data.read_masks([sample], size)[0]
+        truth = reading.read_masks([sample], size)[0]
     stages = walk(image, train, ensemble, options, others, masks, truth, progress)
     return progress.title, stages
 
@@ -233,7 +234,7 @@ def _mask_stage(photo, smooth, masks):
 def _truth_stage(photo, truth, mask):
     return Stage(
         "truth", "The ground truth", truth,
-        "data.images.read_masks", "",
+        "data.reading.read_masks", "",
         f"{truth.sum()} px are defective, {mask.sum()} px are in the mask, "
         f"{(truth & mask).sum()} px in both.",
         render.draw_contours(photo, truth),
@@ -259,7 +260,7 @@ def _overview(stages):
     for number, stage in enumerate(stages, start=1):
         h, w = stage.picture.shape[:2]
         w = max(1, round(w * side / h))
-        title = image_data.text_coverage(f"{number} {stage.name}", TITLE)[:, :w]
+        title = encoders.text_coverage(f"{number} {stage.name}", TITLE)[:, :w]
         panel = np.full((TITLE + side + GAP, w + GAP, 3), PAPER)
         panel[:TITLE, : title.shape[1]] -= title[:, :, None]
         panel[TITLE:-GAP, :-GAP] = image_data.resize_image(stage.picture, (side, w), antialias=True)
@@ -283,9 +284,9 @@ def write_walk(stages, folder, title):
     folder = Path(folder)
     make_folder(folder)
     names = [f"{number:02d}-{stage.name}.png" for number, stage in enumerate(stages, start=1)]
-    pictures = [image_data.encode_png(_reduced(stage.picture)) for stage in stages]
+    pictures = [encoders.encode_png(_reduced(stage.picture)) for stage in stages]
     files = dict(zip(names, pictures))
-    files["overview.jpg"] = image_data.encode_jpeg(_overview(stages), 85)
+    files["overview.jpg"] = encoders.encode_jpeg(_overview(stages), 85)
     files["index.html"] = _page(stages, names, title).encode()
     for name, data in files.items():
         with atomic_write(folder / name, "wb") as file:

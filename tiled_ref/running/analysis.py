@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from .. import metrics
+from ..data import encoders
 from ..data import images as image_data
 from ..support.errors import InputError
 from ..support.files import atomic_write
@@ -402,7 +403,7 @@ def save_images(folder, images, setup, options):
     for k, (image, sample) in enumerate(zip(test, category.test)):
         picture = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))
         picture = image_data.resize_image(picture, size, antialias=True)
-        jpegs.append(image_data.encode_jpeg(picture, JPEG_QUALITY))
+        jpegs.append(encoders.encode_jpeg(picture, JPEG_QUALITY))
         mask = np.zeros(small, bool)
         ratio = 0.0
         if sample.label and category.has_masks:
@@ -450,7 +451,7 @@ def _detail(images, window):
     small = reduced_size(part.shape[:2], ZOOM_SIDE)
     picture = image_data.resize_image(part, small, antialias=True)
     mask = images.original_mask(window.image)[rows, cols]
-    return image_data.encode_jpeg(picture, JPEG_QUALITY), mask
+    return encoders.encode_jpeg(picture, JPEG_QUALITY), mask
 
 
 def load_images(folder):

@@ -26,7 +26,7 @@ import torchvision
 
 from .. import __version__, metrics, thresholds
 from ..archive.ensembles import FORMAT_VERSION, write_manifest
-from ..data import images as image_data
+from ..data import reading
 from ..ensemble import TiledEnsemble, merge_rows
 from ..models.maps import upsample_bilinear
 from ..support.errors import InputError
@@ -121,7 +121,7 @@ class CategoryImages:
             sizes = [size, *(s for s in self._expected if (split, s) not in self._images)]
             sizes = list(dict.fromkeys(sizes))
             text = " and ".join(map(_text, sizes))
-            arrays = image_data.read_images_at(
+            arrays = reading.read_images_at(
                 getattr(self.category, split),
                 sizes,
                 antialias=self._antialias,
@@ -138,15 +138,15 @@ class CategoryImages:
         """
         test = self.category.test
         if len(test) * size[0] * size[1] > MASK_BUDGET:
-            return (image_data.read_masks([sample], size)[0] for sample in test)
+            return (reading.read_masks([sample], size)[0] for sample in test)
         if size not in self._masks:
-            self._masks[size] = image_data.read_masks(test, size)
+            self._masks[size] = reading.read_masks(test, size)
         return self._masks[size]
 
     def original_mask(self, k):
         """bool (h, w), the mask of test image k at its own size; read once, kept as bits."""
         if k not in self._packed:
-            mask = image_data.read_mask_original(self.category.test[k])
+            mask = reading.read_mask_original(self.category.test[k])
             self._packed[k] = np.packbits(mask), mask.shape
         bits, shape = self._packed[k]
         return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
@@ -497,7 +497,7 @@ def score_predictions(maps, scores, images, setup, options, progress):
 
         def pairs():
             for image_map, sample in zip(maps, images.category.test):
-                mask = image_data.read_mask_original(sample)
+                mask = reading.read_mask_original(sample)
                 yield _enlarged(image_map, mask.shape), mask
 
     try:

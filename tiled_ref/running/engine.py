@@ -14,7 +14,8 @@ import time
 
 import torch
 
-from ..data.images import forget_pages, normalize
+from ..data.images import normalize
+from ..data.reading import forget_pages
 from ..ensemble import Forgotten, collect, each_location, host_tensor, merge, slices
 from ..support.memory import TensorMeter
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..archive.ensembles import RESIDENT_BUDGET
-from ..data import images as image_data
+from ..data import encoders, reading
 from ..data.disk import IMAGE_ENDINGS, FileSample, printable
 from ..data.samples import NORMAL
 from ..models.maps import upsample_bilinear
@@ -121,7 +121,7 @@ def _each_prediction(predictor, samples):
     for start in range(0, len(samples), step):
         batch = samples[start : start + step]
         errors = {}
-        images = image_data.read_images(
+        images = reading.read_images(
             batch,
             ensemble.setup.image_size,
             antialias=ensemble.recipe.antialias,
@@ -316,7 +316,7 @@ class _Writer:
     def _write_map(self, image_map):
         path = self.out / "maps" / f"{self.name}.{self.options.maps}"
         if self.options.maps == "tiff":
-            data = image_data.encode_tiff(image_map)
+            data = encoders.encode_tiff(image_map)
         else:
             buffer = io.BytesIO()
             np.save(buffer, image_map, allow_pickle=False)
@@ -358,9 +358,9 @@ class _Writer:
             ],
         }
         for suffix, data in (
-            ("mask.png", image_data.encode_png(mask)),
-            ("overlay.png", image_data.encode_png(heat)),
-            ("contours.png", image_data.encode_png(marked)),
+            ("mask.png", encoders.encode_png(mask)),
+            ("overlay.png", encoders.encode_png(heat)),
+            ("contours.png", encoders.encode_png(marked)),
             ("regions.json", json.dumps(shapes).encode()),
         ):
             with atomic_write(self.out / "pictures" / f"{self.name}_{suffix}", "wb") as file:

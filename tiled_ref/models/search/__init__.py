@@ -1,1 +1,1 @@
-"""Exact nearest neighbours and the greedy coreset, made fast by a filter that is proved."""
+"""Exact nearest neighbours and the greedy coreset, made fast by a filter with a proof."""

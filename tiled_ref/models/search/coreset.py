@@ -7,47 +7,27 @@ Sec. 3.2:
     greedy      the point farthest from all chosen ones is chosen next  -> k_centre_greedy
     projection  psi: R^d -> R^d*, distances kept within eps             -> sparse_projection
 
-The plain algorithm (impl="numpy", the specification) measures every point against every
-centre. The fast one (impl="cython") returns the same indices. It rests on three things:
-
-1. Lazy minima. A point's minimum over the centres applied to it so far is an upper bound
-   of its minimum over all of them. Only a pool of points with the largest bounds is brought
-   up to date; as long as the best of the pool beats the largest bound outside, it is the
-   point that the plain algorithm would choose.
-2. A filter. A matrix product of short vectors, w, tells for nearly all pairs of point and
-   centre that the pair cannot lower the point's minimum; see filter.py for the proof. Matrix
-   products run at the speed of the arithmetic units, not of the memory.
-3. One distance. What the filter lets through is measured by `squared_distances`, written
-   order, float64. Every minimum is a value of that function, so the choice depends neither
-   on the filter nor on its rounding, nor on threads. (The projected points are a product.)
+The plain algorithm (impl="numpy", the specification), `greedy`, measures every point against
+every centre. The fast one (impl="cython") is in lazy.py and returns the same indices.
 """
 
 import math
-import threading
 
 import numpy as np
 import torch
 
 from ...support import arrays
 from ...support.errors import InputError
-from .filter import Filter, workers
+from .lazy import check_sizes, k_centre_greedy_device, lazy_greedy
 
 EPSILON = 0.9  # distortion allowed to the projection, the authors' configuration
 PROJECTED_AT_ONCE = 2**26  # bytes of the projection's float64 copies
 LANES = 8  # partial sums of a squared distance
 
-POOL = 16384  # points brought up to date at a time, or a 64th of all
-MIN_COMPETING, MAX_COMPETING = 256, 4096  # of these, points that compete with one another
-ROWS, BLOCK = 512, 1024  # rows and centres of one matrix product: two megabytes
-NOT_TRACKED = np.empty(0, np.int64)  # which centre is nearest is of no interest here
-KEEP = 0.75  # rows are dropped from the product when fewer than that are left
-
 
 def projected_dimensions(n):
-    """Dimensions that keep the distances of n points within a factor 1 +- eps, EPSILON.
-
-    Johnson-Lindenstrauss bound: int(4 ln n / (eps^2/2 - eps^3/3)), at least 1.
-    """
+    """Dimensions that keep the distances of n points within a factor 1 +- eps, EPSILON: the
+    Johnson-Lindenstrauss bound, int(4 ln n / (eps^2/2 - eps^3/3)), at least 1."""
     return max(1, int(4 * math.log(n) / (EPSILON**2 / 2 - EPSILON**3 / 3)))
 
 
@@ -72,9 +52,7 @@ def sparse_projection(n_features, n_components, rng):
 def project(table, matrix):
     """table @ matrix.T, computed in float64 and rounded once, some rows at a time.
 
-    Parameters: table float32 (N, D), any device; matrix float64 (d, D).
-    Returns float32 (N, d) on the table's device.
-    """
+    table float32 (N, D), any device; matrix float64 (d, D) -> float32 (N, d), the same device."""
     matrix = torch.from_numpy(matrix).to(table.device)
     out = table.new_empty(len(table), len(matrix))  # (N, d)
     rows = max(1, PROJECTED_AT_ONCE // (8 * (matrix.shape[0] + matrix.shape[1])))
@@ -95,8 +73,7 @@ def select_coreset(table, ratio, seed, start="excluded", impl="cython", progress
         Seeds numpy.random.default_rng, from which the projection and then the start are
         drawn.
     start : {"excluded", "included"}
-    progress : callable, optional
-        progress(done, total) as rows are chosen.
+    progress : callable, optional, progress(done, total)
 
     Returns
     -------
@@ -151,8 +128,7 @@ def k_centre_greedy(
         True: the start is the first point chosen (newer anomalib). False: it is not chosen
         for being the start, and has distance zero like any copy of a centre (the paper's
         configuration).
-    progress : callable, optional
-        progress(done, count), again and again until done is count.
+    progress : callable, optional, progress(done, count) until done is count
 
     Returns
     -------
@@ -163,115 +139,22 @@ def k_centre_greedy(
     InputError
         Another shape or dtype, a NaN or an infinity, count or first out of range.
     KernelNotBuiltError
-        impl="cython" where the kernel is not built.
+        impl="cython" while the kernel is not built.
 
     Order of arithmetic: see squared_distances; minima and comparisons are exact.
     """
     arrays.check_impl(impl)
     threads = arrays.thread_count(threads)
     array = arrays.host_array("points", points, arrays.FLOATS[:1])
-    _check(array.shape, count, first)
+    check_sizes(array.shape, count, first)
     extremes = np.min(array), np.max(array)
     if not np.isfinite(extremes).all():
         raise InputError("points must be finite: the features hold a NaN or an infinity")
-    search = greedy if impl == "numpy" else _lazy
-    chosen = search(array, count, first, include_first, threads, progress or _silent)
-    return arrays.like(chosen, points)
+    search = greedy if impl == "numpy" else lazy_greedy
+    return arrays.like(search(array, count, first, include_first, threads, progress), points)
 
 
-def k_centre_greedy_device(
-    points, count, first, include_first=False, pool=MAX_COMPETING, budget=2**28, progress=None
-):
-    """k_centre_greedy for points that stay where they are, on any device.
-
-    A pool of the points with the largest minima competes as in the fast algorithm, by their
-    float64 Gram matrix; what it has chosen is then applied to all points by matrix products
-    in float64, in chunks. No point leaves the device but the chosen one's number.
-
-    Parameters: points float32 (N, d), any device, finite; count, first and include_first as
-    in k_centre_greedy; pool, points that compete; budget, bytes of a chunk; progress as there.
-    Returns int64 (count,), distinct, on the device.
-    Raises InputError as k_centre_greedy does.
-    Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on float64 points less their mean,
-    so within about 1e-13 of the largest |x|^2 of k_centre_greedy's distances: the indices
-    are the same unless two candidates are nearer than that to a tie.
-    """
-    _check(points.shape, count, first)
-    if not bool(torch.isfinite(torch.stack([points.min(), points.max()])).all()):
-        raise InputError("points must be finite: the features hold a NaN or an infinity")
-    n, d = points.shape
-    mean = points.mean(0, dtype=torch.float64)  # (d,)
-    rows_at_a_time = max(1, budget // (8 * (d + BLOCK)))
-    chunks = [slice(a, a + rows_at_a_time) for a in range(0, n, rows_at_a_time)]
-
-    def centred(rows):
-        return points[rows].double() - mean
-
-    norms = torch.cat([centred(rows).square().sum(1) for rows in chunks])  # (N,)
-
-    def distances(x, x_norms, c, c_norms):
-        squares = torch.addmm(x_norms[:, None] + c_norms, x, c.T, alpha=-2)  # (x, c)
-        return squares.clamp_min_(0)
-
-    def apply(centres):
-        for some in centres.split(BLOCK):
-            c, c_norms = centred(some), norms[some]
-            for rows in chunks:
-                nearest = distances(centred(rows), norms[rows], c, c_norms).amin(1)
-                minimum[rows] = torch.minimum(minimum[rows], nearest)
-
-    minimum = torch.full_like(norms, math.inf)
-    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
-    apply(torch.tensor([first], device=points.device))
-    done = 0
-    if include_first:
-        chosen[0], minimum[first], done = first, -1.0, 1
-    while done < count:
-        rows, rival, rival_row = _top_of(minimum, pool)
-        x, competing = centred(rows), minimum[rows]
-        gram = distances(x, norms[rows], x, norms[rows])  # (pool, pool)
-        before = done
-        while done < count:
-            value, best = competing.max(0)
-            best, row = int(best), int(rows[best])
-            if value < rival or (value == rival and row > rival_row):
-                break
-            chosen[done], done = row, done + 1
-            competing = torch.minimum(competing, gram[best])
-            competing[best] = -1.0
-        minimum[rows] = competing
-        apply(chosen[before:done])
-        (progress or _silent)(done, count)
-    return chosen
-
-
-def _top_of(values, size):
-    """_top for a tensor: rows ascending, the rival's value and row."""
-    n = len(values)
-    if n <= size:
-        return torch.arange(n, device=values.device), -1.0, n
-    bound = values.topk(size).values[-1]
-    above = torch.nonzero(values > bound)[:, 0]
-    equal = torch.nonzero(values == bound)[:, 0]
-    taken = size - len(above)
-    rival = int(equal[taken]) if taken < len(equal) else n
-    return torch.cat([above, equal[:taken]]).sort().values, float(bound), rival
-
-
-def _check(shape, count, first):
-    if len(shape) != 2 or 0 in shape:
-        raise InputError(f"points must be (N, d) with N, d >= 1, got shape {tuple(shape)}")
-    if not 1 <= count <= shape[0]:
-        raise InputError(f"count must be between 1 and the {shape[0]} points, not {count}")
-    if not 0 <= first < shape[0]:
-        raise InputError(f"first must be a row of the {shape[0]} points, not {first}")
-
-
-def _silent(done, total):
-    """Progress that nobody wants to see."""
-
-
-def greedy(points, count, first, include_first=False, threads=None, progress=_silent):
+def greedy(points, count, first, include_first=False, threads=None, progress=None):
     """The twin of `kernels/kcenter.pyx`: one pass over all points for every centre.
 
     Parameters, float32 (N, d), and Returns: see `k_centre_greedy`; threads is not used.
@@ -287,169 +170,6 @@ def greedy(points, count, first, include_first=False, threads=None, progress=_si
         chosen[step] = best
         minimum = np.minimum(minimum, squared_distances(points, best))
         minimum[best] = -1.0  # below every distance: never chosen again
-        progress(step + 1, count)
+        if progress:
+            progress(step + 1, count)
     return chosen
-
-
-def _lazy(points, count, first, include_first, threads, progress):
-    """The plain algorithm's indices with lazy minima and a filter; see the module."""
-    kernel = arrays.kernel("_kcenter")
-    with workers(threads) as pool:
-        search = _Search(kernel, np.ascontiguousarray(points), count, first, pool, threads)
-        if include_first:
-            search.choose(np.array([first]))
-            search.applied[:] = 1
-        while search.done < count:
-            search.round()
-            progress(search.done, count)
-        return search.chosen
-
-
-class _Search:
-    """State of the lazy search.
-
-    minimum : float64 (N,), squared distance to the nearest of `first` and the centres
-        chosen[: applied[i]], an upper bound for later centres; -1 for a chosen point
-    applied : int64 (N,)
-    chosen : int64 (count,), of which `done` are valid
-    centres : float32 (count, width), their w; half : float32 (count,), |w|^2/2
-    """
-
-    def __init__(self, kernel, points, count, first, pool, threads):
-        self.kernel, self.points, self.pool = kernel, points, pool
-        self.filter = Filter(points, pool)
-        self.minimum = np.empty(len(points))
-        spans = arrays.spans(len(points), threads)
-        list(pool.map(lambda s: kernel.distances_to(points, first, self.minimum, *s), spans))
-        self.applied = np.zeros(len(points), np.int64)
-        self.chosen, self.done = np.zeros(count, np.int64), 0
-        self.centres = torch.empty(count, self.filter.width)
-        self.half = np.empty(count, np.float32)
-        self.competing = MIN_COMPETING
-        self.local = threading.local()
-
-    def choose(self, rows):
-        """Append these rows to the chosen."""
-        span = slice(self.done, self.done + len(rows))
-        self.chosen[span] = rows
-        self.centres[span] = self.filter[rows]
-        self.half[span] = self.filter.half[rows]
-        self.minimum[rows] = -1.0
-        self.done += len(rows)
-
-    def round(self):
-        """Bring the points with the largest bounds up to date and choose among them.
-
-        Either a point is chosen or the bounds of the whole pool have fallen, so rounds end.
-        """
-        rows, rival, rival_row = _top(self.minimum, max(POOL, len(self.points) // 64))
-        rows = self.refresh(rows, max(rival, 0.0))
-        if not len(rows):
-            return
-        inside, value, place = _top(self.minimum[rows], self.competing)
-        if value > rival:
-            rival, rival_row = value, len(self.points)
-        if value == rival and place < len(rows):
-            rival_row = min(rival_row, int(rows[place]))
-        rows = rows[inside]
-        minimum, w = self.minimum[rows], self.filter[rows]
-        picks = np.empty(min(len(self.chosen) - self.done, len(rows)), np.int64)
-        n_picks = self.kernel.greedy(
-            self.points,
-            rows,
-            minimum,
-            self.pool.submit(torch.mm, w, w.T).result().numpy(),
-            self.filter.base[rows],
-            self.filter.half[rows],
-            np.empty(len(rows), np.float32),
-            self.filter.scale,
-            self.filter.margin,
-            rival,
-            rival_row,
-            picks,
-        )
-        self.minimum[rows] = minimum
-        self.choose(rows[picks[:n_picks]])
-        self.applied[rows] = self.done
-        if n_picks > len(rows) // 4:
-            self.competing = min(MAX_COMPETING, 2 * self.competing)
-        elif n_picks < len(rows) // 16:
-            self.competing = max(MIN_COMPETING, self.competing // 2)
-
-    def refresh(self, rows, lowest):
-        """Bring these rows up to date; those that fall below `lowest` are left on the way.
-
-        Returns the rows that stay, ascending.
-        """
-        rows = rows[self.minimum[rows] >= lowest]
-        rows = rows[np.argsort(self.applied[rows], kind="stable")]
-        parts = [rows[k : k + ROWS] for k in range(0, len(rows), ROWS)]
-        stay = list(self.pool.map(lambda part: self._refresh(part, lowest), parts))
-        return np.sort(np.concatenate([rows[:0], *stay]))
-
-    def _refresh(self, rows, lowest):
-        f = self.filter
-        applied, minimum = self.applied[rows], self.minimum[rows]  # applied ascends
-        w, base = self._gather(rows), f.base[rows]
-        for first in range(int(applied[0]), self.done, BLOCK):
-            last = min(first + BLOCK, self.done)
-            n = int(np.searchsorted(applied, last))  # the others have these centres
-            self.kernel.apply_centres(
-                self.points,
-                rows[:n],
-                self.points,
-                self.chosen[first:last],
-                np.maximum(applied[:n] - first, 0),
-                minimum[:n],
-                NOT_TRACKED,
-                self._product(w[:n], self.centres[first:last]),
-                self.half[first:last],
-                base[:n],
-                f.scale,
-                f.margin,
-            )
-            applied[:n] = last
-            keep = minimum >= lowest
-            if np.count_nonzero(keep) < KEEP * len(rows):
-                self.minimum[rows], self.applied[rows] = minimum, applied
-                rows, applied, minimum, base = (a[keep] for a in (rows, applied, minimum, base))
-                w = w[torch.from_numpy(keep)]
-                if not len(rows):
-                    return rows
-        self.minimum[rows], self.applied[rows] = minimum, applied
-        return rows[minimum >= lowest]
-
-    def _gather(self, rows):
-        """filter[rows] in this thread's own buffer."""
-        f = self.filter
-        if f.stored is None:
-            return f[rows]
-        if not hasattr(self.local, "rows"):
-            self.local.rows = torch.empty(ROWS, f.width)
-        return torch.index_select(
-            f.stored, 0, torch.from_numpy(rows), out=self.local.rows[: len(rows)]
-        )
-
-    def _product(self, w, centres):
-        """w @ centres.T in this thread's own buffer, NumPy float32 (rows, centres)."""
-        if not hasattr(self.local, "buffer"):
-            self.local.buffer = torch.empty(ROWS * BLOCK)
-        out = self.local.buffer[: len(w) * len(centres)].view(len(w), len(centres))
-        return torch.mm(w, centres.T, out=out).numpy()
-
-
-def _top(values, size):
-    """The `size` largest values, the lowest index first among equals.
-
-    Returns their indices ascending, and the best that may be outside: a value and an index,
-    such that everything outside has a smaller value, or the same and an index not below.
-    """
-    n = len(values)
-    if n <= size:
-        return np.arange(n), -1.0, n
-    bound = np.partition(values, n - size)[n - size]
-    above = np.flatnonzero(values > bound)
-    equal = np.flatnonzero(values == bound)
-    taken = size - len(above)
-    rival = int(equal[taken]) if taken < len(equal) else n
-    return np.sort(np.concatenate([above, equal[:taken]])), float(bound), rival

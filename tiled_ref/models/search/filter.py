@@ -1,7 +1,7 @@
-"""A filter for nearest distances: which pairs of vectors need no measuring.
+"""A filter for nearest distances: it shows which pairs of vectors need no measuring.
 
-Used where many distances are compared and few matter: by the k-centre greedy of coreset.py
-and by the nearest neighbours of neighbours.py.
+Used by the greedy choice of lazy.py and by the nearest neighbours of neighbours.py, which compare
+many distances of which few matter.
 """
 
 import math
@@ -25,7 +25,7 @@ class Filter:
 
         w(x) = (V^T x', sqrt(|x'|^2 - |V^T x'|^2))      p + 1 numbers, stored
 
-    or, where p columns hold too little of the variance, w(x) = x' itself, computed when
+    or, if p columns hold too little of the variance, w(x) = x' itself, computed when
     needed. In exact arithmetic |w(x) - w(c)| <= sigma |x - c|: the last number of w is the
     norm of A x' with A^2 = I - V V^T, so it differs by at most |A (x' - c')| between x and
     c, and |V^T (x' - c')|^2 + |A (x' - c')|^2 = |x' - c'|^2.
@@ -63,8 +63,8 @@ class Filter:
 
         def work(first):
             rows = slice(first, min(first + self.CHUNK, n))
-            w = self._compute(rows)
-            half[rows] = 0.5 * torch.linalg.vector_norm(w, dim=1, dtype=torch.float64).square()
+            w = self._vectors(points[rows])
+            half[rows] = _half_square(w)
             if self.stored is not None:
                 self.stored[rows] = w
 
@@ -84,14 +84,11 @@ class Filter:
 
     def of(self, x):
         """Of other points, float32 (n, d): w (n, width), base float64 (n,) and margin."""
-        w = self._vectors(self._scaled(x))
-        half = 0.5 * torch.linalg.vector_norm(w, dim=1, dtype=torch.float64).square()
+        w = self._vectors(x)
+        half = _half_square(w)
         reach = max(self.reach, math.sqrt(2 * float(half.max())) * (1 + 1e-6))
         margin, slack = self._allowance(reach)
         return w, half.numpy() - slack, margin
-
-    def _centred(self, rows):
-        return self._scaled(self.points[rows])
 
     def _scaled(self, x):
         x = x.astype(np.float64)
@@ -100,20 +97,18 @@ class Filter:
         return torch.from_numpy(x)  # x', float64 (n, d)
 
     def _principal_axes(self, sample, p):
-        """Float64 (d, p), or None where they hold too little of the variance."""
+        """Float64 (d, p), or None if they hold too little of the variance."""
         if p < 8:
             return None
-        sample = self._centred(sample)
+        sample = self._scaled(self.points[sample])
         values, vectors = torch.linalg.eigh(sample.T @ sample)
         if not float(values[-p:].sum()) > self.VARIANCE * float(values.sum()):
             return None
         axes = vectors[:, -p:]
         return axes / torch.linalg.matrix_norm(axes.T @ axes, ord=1).sqrt() * (1 - 1e-12)
 
-    def _compute(self, rows):
-        return self._vectors(self._centred(rows))
-
     def _vectors(self, x):
+        x = self._scaled(x)
         if self.axes is None:
             return x.float()
         z = x @ self.axes  # (n, p)
@@ -123,19 +118,23 @@ class Filter:
     def __getitem__(self, rows):
         """w of these rows, int64 NumPy array (n,) or slice: float32 tensor (n, width)."""
         if self.stored is None:
-            return self._compute(rows)
+            return self._vectors(self.points[rows])
         return self.stored[rows if isinstance(rows, slice) else torch.from_numpy(rows)]
 
 
+def _half_square(w):
+    return 0.5 * torch.linalg.vector_norm(w, dim=1, dtype=torch.float64).square()
+
+
 def product_roundoff():
-    """Unit roundoff of a float32 matrix product: 2^-24, or that of bfloat16 where torch was
-    told that less will do (torch.set_float32_matmul_precision)."""
+    """Unit roundoff of a float32 matrix product: 2^-24, or bfloat16's where torch may use less
+    (torch.set_float32_matmul_precision)."""
     return 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
 
 
 @contextmanager
 def workers(threads):
-    """Threads whose matrix products start no threads in turn; torch's setting is restored."""
+    """Threads whose matrix products start no further threads; restores torch's setting."""
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(

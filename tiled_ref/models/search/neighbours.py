@@ -1,9 +1,9 @@
 """Exact nearest neighbours in a bank of vectors, in chunks within a byte budget.
 
-A matrix product finds the candidates, the plain difference of vectors measures them: the
+A matrix product finds the candidates and the plain difference of vectors measures them: the
 product is fast but loses digits where a distance is small beside the vectors, the difference
-is slow but exact to the last bits of float64. What the product may have missed by rounding
-is bounded, and the few queries for which the bound leaves a doubt are searched again.
+is slow but exact to the last bits of float64. The rounding of the product is bounded, and the few
+queries for which the bound leaves a doubt are searched again.
 """
 
 import threading
@@ -22,7 +22,7 @@ BUDGET = 2**28  # bytes of scratch memory
 
 
 class Moments:
-    """What `nearest` needs to know of a bank float32 (M, D) before it sees a query.
+    """What `nearest` precomputes of a bank float32 (M, D).
 
     Attributes: centre float32 (D,), the mean vector c; squares float32 (M,), |b - c|^2; largest
     and reach, float64 scalars, the largest |b - c| and the largest |b|.
@@ -56,7 +56,7 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     budget : int
         Bytes of scratch memory; the result depends on it by the order of a float64 sum.
     moments : Moments, optional
-        Those of the bank, for one that is asked again and again.
+        Those of the bank, for one that is searched repeatedly.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     Raises
     ------
     InputError
-        k is not between 1 and M, or the vectors have other lengths.
+        k is not between 1 and M, or the lengths of the vectors differ.
 
     Order of arithmetic: distance = sqrt(sum of (q - b)^2), differences, squares and sum in
     float64. Candidates come from |b - c|^2 - 2 (q - c).b in float32, which is |q - b|^2
@@ -128,9 +128,9 @@ def _search_one(query, bank, k, budget):
 class NearestIndex:
     """The nearest vector of a bank on the CPU, found with the filter of filter.py.
 
-    The same answers as `nearest` with k = 1: equal indices, distances equal but for the
-    order of a float64 sum (that of coreset.squared_distances here). A third of the CPU time,
-    because of a bank vector mostly 65 numbers are looked at instead of all.
+    Same results as `nearest` with k = 1: equal indices, distances equal up to the order of a
+    float64 sum (here that of coreset.squared_distances). A third of the CPU time, because mostly
+    65 numbers of a bank vector are read instead of all.
 
     Parameters: bank float32 (M, D), CPU, finite.
     """
@@ -152,27 +152,21 @@ class NearestIndex:
         for first in range(0, m, BLOCK):
             block = self.rows[first : first + BLOCK]
             out = local.buffer[: len(rows) * len(block)].view(len(rows), len(block))
+            product = torch.mm(w, f[slice(first, first + len(block))].T, out=out).numpy()
             self.kernel.apply_centres(
-                queries,
-                rows,
-                self.bank,
-                block,
-                begin,
-                squares,
-                places,
-                torch.mm(w, f[slice(first, first + len(block))].T, out=out).numpy(),
-                f.half[first : first + len(block)],
-                base,
-                f.scale,
-                margin,
-            )
+                queries, rows,
+                self.bank, block, begin,
+                squares, places,
+                product, f.half[first : first + len(block)],
+                base, f.scale, margin,
+            )  # fmt: skip
 
 
 class Banks:
-    """The banks of L models, asked together.
+    """The banks of L models, searched together.
 
-    Parameters: banks, L tensors float32 (M, D), which end up on the device; compiled, whether
-    the kernel searches (on a CPU), else `nearest`.
+    Parameters: banks, L tensors float32 (M, D), moved to the device; compiled, whether the kernel
+    searches (on a CPU) instead of `nearest`.
     """
 
     def __init__(self, banks, device, compiled):
@@ -184,11 +178,8 @@ class Banks:
         return len(self.banks)
 
     def nearest(self, queries):
-        """The nearest vector of every query.
-
-        Parameters: queries float32 (L, Q, D), one row of them for each bank.
-        Returns distances float64 (L, Q) and places int64 (L, Q).
-        """
+        """The nearest vector of every query: queries float32 (L, Q, D), Q for each bank ->
+        distances float64 (L, Q) and places int64 (L, Q)."""
         if self.indexes:
             return search_each(self.indexes, queries)
         each = zip(queries, self.banks, self.moments)
@@ -196,11 +187,8 @@ class Banks:
         return tuple(torch.stack(part)[..., 0] for part in zip(*found))
 
     def around(self, places, k):
-        """The neighbourhoods of vectors of the banks.
-
-        Parameters: places int64 (L, B); k, lowered to the size of a bank.
-        Returns float32 (L, B, k, D), the vectors nearest to those at places, themselves first.
-        """
+        """The k vectors nearest to those at places int64 (L, B), themselves first: float32
+        (L, B, k, D); k is lowered to the size of a bank."""
         found = []
         for bank, moments, own in zip(self.banks, self.moments, places):
             parts = chunks(bank[own], len(own))
@@ -210,13 +198,12 @@ class Banks:
 
 
 def search_each(indexes, queries):
-    """The nearest vector of every query, each in the bank of its own index.
-
-    All of them together keep the threads busy, where one small bank after the other does not.
+    """The nearest vector of every query, each in the bank of its own index, all banks at once so
+    that the threads stay busy.
 
     Parameters: indexes, L of NearestIndex; queries float32 (L, Q, D), CPU.
     Returns distances float64 (L, Q) and indices int64 (L, Q), the lowest among equals.
-    Raises InputError where a query is not finite.
+    Raises InputError if a query is not finite.
     """
     array = np.ascontiguousarray(queries.numpy())
     squares = np.full(array.shape[:2], np.inf)

@@ -1,6 +1,6 @@
 """Pictures of anomaly maps: colours, overlays, colour bars, regions and their outlines.
 
-Pictures are arrays uint8 (H, W, 3), rows first; `data.images.encode_png` makes files of them.
+Pictures are arrays uint8 (H, W, 3), rows first; `data.encoders.encode_png` makes files of them.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ... import metrics
-from ...data.images import text_coverage
+from ...data.encoders import text_coverage
 from ...support.errors import InputError
 
 # Colours at equal distances from 0 to 1, linear in between: dark blue, blue, green, yellow, red,

@@ -1,0 +1,144 @@
+"""The images and masks of many samples, each read once into one array."""
+
+import errno
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ..support.errors import InputError
+from .images import resize_image, resize_mask
+from .samples import NORMAL
+
+BUDGET = 2 * 2**30  # bytes of images held in memory; a larger array is a temporary file
+MAX_THREADS = 8  # decoding; each thread holds one image at its original size
+
+
+def read_images(samples, size, **options):
+    """Decode every image once and resize it: uint8 (N, 3, H, W).
+
+    Parameters: samples and options as in `read_images_at`; size (H, W) in pixels.
+    """
+    return read_images_at(samples, [size], **options)[0]
+
+
+def read_images_at(
+    samples, sizes, *, antialias=False, budget=BUDGET, progress=None, failed=None
+):
+    """Decode every image once and resize it to each of several sizes.
+
+    Parameters: samples, a sequence of N Sample; sizes, (H, W) in pixels each; antialias, see
+    resize_image; budget, bytes of one array, beyond which it is an unnamed temporary file mapped
+    into memory; progress(done, total) after every image, in this thread; failed(k, error), called
+    from any thread if sample k cannot be read, which is then black; without it the error is raised.
+    Returns a list of uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the
+    budget.
+    Raises InputError from reading a sample (of several, the first in order), and if the temporary
+    folder lacks the space.
+    """
+    samples = list(samples)
+    arrays = [_allocate((len(samples), 3, *size), budget) for size in sizes]
+
+    def read(k):
+        try:
+            image = samples[k].read_image()
+            resized = [resize_image(image, size, antialias) for size in sizes]  # (H, W, 3)
+        except InputError as error:
+            if failed is None:
+                raise
+            failed(k, error)
+            for images in arrays:
+                images[k] = 0
+            return
+        for images, pixels in zip(arrays, resized):
+            images[k] = pixels.transpose(2, 0, 1)
+            forget_pages(images)
+
+    _each(read, len(samples), progress)
+    return arrays
+
+
+def read_masks(samples, size):
+    """The masks of all samples, resized.
+
+    Parameters: samples, sequence of N Sample; size (H, W) in pixels.
+    Returns bool (N, H, W); False everywhere for a normal image.
+    Raises InputError for an anomalous sample without a mask, and from reading a mask.
+    """
+    samples = list(samples)
+    masks = np.zeros((len(samples), *size), bool)
+    anomalous = [k for k, sample in enumerate(samples) if sample.label != NORMAL]
+
+    def read(n):
+        masks[anomalous[n]] = resize_mask(_mask_of(samples[anomalous[n]]), size)
+
+    _each(read, len(anomalous))
+    return masks
+
+
+def read_mask_original(sample):
+    """The mask of one sample at the image's original size, bool (h, w); errors as `read_masks`."""
+    if sample.label == NORMAL:
+        return np.zeros(sample.read_size(), bool)
+    return _mask_of(sample)
+
+
+def _mask_of(sample):
+    mask = sample.read_mask()
+    if mask is None:
+        raise InputError(
+            f"the anomalous image {sample.name} has no mask, so there are no pixel metrics"
+        )
+    return mask
+
+
+def forget_pages(images):
+    """Let the system reclaim the memory of a mapped array (...); its file keeps the content.
+
+    Without this a mapped array counts as memory of the process once it has been read.
+    """
+    if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        images._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def _allocate(shape, budget):
+    """An uninitialised uint8 array: in memory, or beyond the budget in a file that has no name
+    (where the system allows that) and vanishes with its last user."""
+    n_bytes = math.prod(shape)
+    if n_bytes <= budget:
+        return np.empty(shape, np.uint8)
+    folder = tempfile.gettempdir()
+    try:
+        free = shutil.disk_usage(folder).free
+        if n_bytes > free:  # the attempt would fill the disk before it fails
+            raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
+        with tempfile.TemporaryFile(dir=folder, prefix="tiled-ref-") as file:
+            # Reserve the space now: a full disk would kill the process in mid-run.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"the temporary folder {folder} cannot hold the images, {n_bytes:,} bytes "
+            f"({error.strerror}); set TMPDIR to a folder with more space, or choose a smaller "
+            "image size"
+        ) from error
+
+
+def _each(function, n, progress=None):
+    """function(k) for k in range(n), in threads; the first failure in order is raised."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    with ThreadPoolExecutor(min(MAX_THREADS, len(cores) or os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(function, k) for k in range(n)]
+        try:
+            for done, future in enumerate(futures, start=1):
+                future.result()
+                if progress is not None:
+                    progress(done, n)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,42 @@
+"""The constructor and the prediction that all architectures share; see the package's docstring."""
+
+import torch
+
+
+class Model:
+    """A frozen backbone, the size of the anomaly map, and what training needs.
+
+    Parameters: backbone, a frozen ResNet18Features, shared by the models of an ensemble;
+    output_size, height and width in pixels of the anomaly map; seed, of all that is drawn at
+    random; device; untile, for tiled input, see tiled_ref.models; batch_size, images at a time in
+    fit, BATCH_SIZE by default.
+    """
+
+    BATCH_SIZE = 32  # images, Rolih et al. Sec. 4.2
+
+    def __init__(self, backbone, output_size, *, seed, device, untile=None, batch_size=None):
+        self.backbone = backbone
+        self.output_size = tuple(output_size)
+        self.seed = seed
+        self.device = torch.device(device)
+        self.untile = untile
+        self.batch_size = batch_size or self.BATCH_SIZE
+
+    @property
+    def n_parameters(self):
+        """Parameters of the backbone up to layer3, all that Table 3 counts without a network."""
+        return sum(p.numel() for p in self.backbone.parameters())
+
+    def features(self, images):
+        """The part that all models of an ensemble share, see embed: images (B, 3, h, w) float32."""
+        return [self.embed(images)]
+
+    @torch.no_grad()
+    def predict(self, images):
+        """Anomaly maps and scores (Rolih et al. Eq. 4: A_ij, s_ij = M_ij(T_ij)).
+
+        Parameters: images (B, 3, h, w) float32, normalised, on the device; (T * B, ...) for tiled
+        input.
+        Returns maps float32 (B, H, W) and scores float32 (B,), see `head`.
+        """
+        return self.head(self.features(images))
