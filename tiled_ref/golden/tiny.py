@@ -14,7 +14,6 @@ from . import (
 )
 
 
-
 def stages():
     """All stages in the order of the method."""
     models = padim, patchcore, fastflow, reverse_distillation
