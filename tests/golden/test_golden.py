@@ -1,8 +1,7 @@
 """Golden files: the committed bundle is what this machine computes.
 
-The files in tiled_ref/golden/reference are written by hand, with
-`python -m tiled_ref.golden export tiled_ref/golden/reference`; tests export to temporary
-folders only.
+`python -m tiled_ref.golden export tiled_ref/golden/reference` writes the committed files; tests
+export to temporary folders only.
 """
 
 import dataclasses

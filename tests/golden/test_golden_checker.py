@@ -47,7 +47,7 @@ def results_of(bundle, entry, numbers):
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @pytest.mark.parametrize("name", STAGES)
 def test_every_known_mistake_shows_and_is_named_first(bundle, name):
-    """A port made by the formula with the mistake: some case sees it, and the checker says it."""
+    """A port made by the formula with the mistake: some case shows it, and the checker names it."""
     done = {}
 
     def remembered(inputs, **switches):
@@ -129,7 +129,7 @@ def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(b
 
 
 def test_two_forms_of_a_mistake_that_explain_as_much_are_one_sentence(bundle):
-    """Ties in either order: of two wrong outputs one is that of the first, one of the last."""
+    """Ties in either order: one wrong output has the first order, the other the last."""
     entry = next(s for s in bundle.stages if s["name"] == "aupro")
     stage, forms = STAGES["aupro"], {"ties": "first", "two_values": "last"}
     form_of = {id(bundle.inputs(c)): forms.get(c["name"]) for c in entry["cases"]}

@@ -30,7 +30,7 @@ def checked(folder, *options):
 
 
 def refused(capsys, *arguments):
-    """The sentence with which a command line is refused, exit status 2."""
+    """The one line printed where a command line is refused, with exit status 2."""
     assert main([str(a) for a in arguments]) == 2
     out, error = capsys.readouterr()
     lines = error.splitlines()

@@ -108,7 +108,7 @@ TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": 
 
 
 def violations(value, schema, root, where="$"):
-    """What of JSON Schema the two schemas use; yields sentences."""
+    """Yields a sentence for each violation, for the part of JSON Schema that the schemas use."""
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:

@@ -57,7 +57,7 @@ def test_a_deliberate_mistake_is_found_at_its_stage_and_named(compiler, bundle, 
     assert set(others) <= SHARED.get(bug, set())
 
 
-# What a mistake in a function of several stages breaks besides the first of them.
+# Stages that fail besides the first, where a mistake is in a function that several share.
 SHARED = {
     8: {"smoothing"},
     9: {"smoothing"},

@@ -1,7 +1,7 @@
 """Building and running the C port, and the deliberate mistakes in it.
 
-python tests/port/build.py            build, run and check the port
-python tests/port/build.py 11         the same with mistake 11
+    python tests/port/build.py            build, run and check the port
+    python tests/port/build.py 11         the same with mistake 11
 """
 
 import os
@@ -14,7 +14,7 @@ SOURCE = Path(__file__).resolve().with_name("port.c")
 GOLDEN = SOURCE.parents[2] / "tiled_ref" / "golden" / "reference"
 STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
-# -DBUG=n: the first stage that must fail, and words of the likely cause that must be named.
+# -DBUG=n: the first stage that must fail, and words that its likely cause must contain.
 BUGS = {
     1: ("tile", "stride and tile size are exchanged"),
     2: ("tile", "the edge is repeated beyond the image instead of zeros"),
@@ -52,7 +52,7 @@ def compiler():
 
 
 def build(program, bug=0, flags=("-O1",)):
-    """Compile the port; raises CalledProcessError with the compiler's words on stderr."""
+    """Compile the port; raises CalledProcessError, after the compiler's messages on stderr."""
     command = [compiler(), "-std=c99", *flags, f"-DBUG={bug}", "-o", str(program), str(SOURCE)]
     subprocess.run([*command, "-lm"], check=True)
     return program
@@ -65,7 +65,7 @@ def stages(program):
 
 
 def run(program, bundle, out):
-    """Let the port compute a bundle; `out` is made, with a folder for every stage."""
+    """Run the port on a bundle; `out` is made, with a folder for every stage."""
     for stage in stages(program):
         (Path(out) / stage).mkdir(parents=True, exist_ok=True)
     subprocess.run([str(program), str(bundle), str(out)], check=True)

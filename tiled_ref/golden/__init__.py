@@ -1,9 +1,9 @@
-"""Golden files: what every stage computes, for those who port it to another language.
+"""Golden files: the input and output of every stage, for ports to other languages.
 
     python -m tiled_ref.golden export DIR        write the bundle
     python -m tiled_ref.golden check PORT_DIR    compare a port's outputs with it
 
-A bundle holds, for every stage, cases with the stage's input and output, so that a stage can
-be ported and checked on its own and an error does not spread. FORMAT.md, which travels with
-the bundle, says how to read it; README.md lists the files of this folder.
+Each stage has cases of its own, so that it can be ported and checked alone and an error does not
+spread. FORMAT.md, which travels with the bundle, explains how to read it; README.md lists the
+files of this folder.
 """

@@ -22,7 +22,7 @@ def output_path(stage, case, name):
 
 
 def json_number(value):
-    """What JSON can hold of a number: "NaN", "Infinity" and "-Infinity" are strings."""
+    """A number as JSON can hold it: "NaN", "Infinity" and "-Infinity" become strings."""
     if isinstance(value, float) and not np.isfinite(value):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -89,11 +89,8 @@ class Bundle:
         return {entry["path"] for entry in entries if "path" in entry}
 
     def array(self, entry):
-        """The array of an entry of the manifest, or the bytes of a file that is no array.
-
-        Raises InputError where it is missing, or its SHA-256, dtype or shape are not those of
-        the manifest.
-        """
+        """The array of an entry of the manifest, or the bytes of a file that is no array. Raises
+        InputError where it is missing, or its SHA-256, dtype or shape is not the manifest's."""
         if "values" in entry:
             return self._inline(entry)
         file = self.path(entry["path"])

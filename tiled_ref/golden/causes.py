@@ -1,7 +1,7 @@
-"""Naming what may be wrong with a port: the known mistakes, and what its numbers look like.
+"""Naming the likely cause of a port's error: a known mistake, or a pattern in its numbers.
 
-The known mistakes of a stage that fails are computed one after the other (see formulas.py):
-the one whose numbers are the port's is the likely cause.
+The known mistakes of a stage that fails are computed one after the other (see formulas.py);
+the likely cause is the one that gives the port's numbers.
 """
 
 from functools import cache
@@ -14,16 +14,16 @@ EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a
 
 
 def likely_causes(stage, results, bundle, cases):
-    """Sentences that name what may be wrong.
+    """Sentences that name likely causes.
 
     Parameters: stage, a Stage; results, its list of Result; bundle, the reference; cases,
     the manifest's cases by name.
     Returns list of str, the likeliest first; empty where nothing can be said.
 
-    A known mistake counts where, for the outputs that differ, what it computes is nearer than
-    EXPLAINED of the way to the port, and, for those that are equal, it changes nothing. Those
-    that explain every output come first, then those that explain most; without one that
-    explains all, what the numbers themselves look like is the last sentence.
+    A known mistake explains an output that differs where its numbers are within EXPLAINED of the
+    port's (see _left); an output that is equal contradicts it where it would have changed that
+    output. Mistakes that explain every output come first, then those that explain most. Unless
+    one explains all and nothing contradicts it, a pattern of the numbers is the last sentence.
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]
@@ -53,7 +53,7 @@ def likely_causes(stage, results, bundle, cases):
 
 
 def _mistaken(stage, mistake, bundle, cases):
-    """A function of a Result: what the mistake computes, or None where it says nothing."""
+    """A function from a Result to the mistake's array, None where the formula gives none."""
 
     @cache
     def outputs(case):
@@ -68,8 +68,8 @@ def _mistaken(stage, mistake, bundle, cases):
 
 
 def _left(wrong, result):
-    """How much of the way from the reference to the mistake is left between the mistake and
-    the port: 0 where the port's numbers are the mistake's; 1 where they are not at all."""
+    """The distance from the mistake to the port, as a share of that from the mistake to the
+    reference: 0 where the port's numbers are the mistake's, 1 where they are unrelated."""
     if wrong is None or wrong.shape != result.port.shape or not _visible(wrong, result):
         return 1.0
     left = float(differences(result.port, wrong).mean())
@@ -101,7 +101,7 @@ def _absent(results):
 
 
 def _looks(bad):
-    """What the numbers of the first differing output look like, without knowing the stage."""
+    """A pattern in the numbers of the first differing output, whatever the stage."""
     result = next((r for r in bad if r.status == "differs"), None)
     if result is None:
         port, reference = bad[0].port, bad[0].reference
@@ -143,7 +143,7 @@ def _looks(bad):
 
 
 def _rearranged(a):
-    """(sentence, array) of simple rearrangements."""
+    """(sentence, array) for simple rearrangements."""
     if a.ndim >= 2:
         yield "rows and columns are exchanged", a.swapaxes(-1, -2)
         yield "rows and columns are exchanged in memory", a.swapaxes(-1, -2).reshape(a.shape)
@@ -157,7 +157,7 @@ def _rearranged(a):
 
 
 def _same(port, view):
-    """Whether nearly all numbers of two arrays of one shape are equal up to rounding: a shift
-    leaves an edge."""
+    """Whether nearly all numbers of two arrays of one shape are equal up to rounding; not all,
+    because a shift leaves an edge."""
     size = float(np.abs(view[np.isfinite(view)]).max(initial=0))
     return float((differences(port, view) <= 1e-5 * size).mean()) >= (0.75 if port.size > 16 else 1)

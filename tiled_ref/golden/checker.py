@@ -13,9 +13,9 @@ from .compare import Compare, Verdict, compare
 
 @dataclass
 class Result:
-    """One compared output."""
+    """One compared output of a case, by a rule."""
 
-    case: str
+    case: str  # names, as in the bundle
     output: str
     rule: Compare
     reference: np.ndarray  # the bundle's array
@@ -32,7 +32,7 @@ class Result:
 
 @dataclass
 class StageResult:
-    """A stage after the comparison."""
+    """A stage after the comparison, by its name and title."""
 
     name: str
     title: str
@@ -100,7 +100,7 @@ def _is(name, word):
 
 
 class _Port:
-    """The outputs of a port: files, and what its own manifest holds where it has one."""
+    """The outputs of a port: files, and small ones in its own manifest where it has one."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -117,7 +117,7 @@ class _Port:
 
 
 def _compare_output(result, port, stage):
-    """Fill in what a port's output is like."""
+    """Fill in the port's array, the status, and the message or verdict."""
     names, reference = (stage, result.case, result.output), result.reference
     file = port.folder / output_path(*names)
     try:

@@ -85,7 +85,7 @@ def boundary(rtol, atol, cap, limit):
 class Verdict:
     """The comparison of two arrays of one shape."""
 
-    ok: bool
+    ok: bool  # whether they count as equal
     n: int  # numbers compared
     n_beyond: int  # those beyond the tolerance
     worst: tuple  # index of the largest difference, None without numbers

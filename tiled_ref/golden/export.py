@@ -94,7 +94,7 @@ def _text(manifest):
 
 
 def _old_files(folder):
-    """What an earlier export wrote, the manifest first; InputError where that is unclear."""
+    """Files of an earlier export, the manifest first; InputError where that is unclear."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         if any(folder.iterdir()):
@@ -154,7 +154,7 @@ def _case_entry(files, stage, case, models):
 
 def _measure(where, name, value, truth, rule):
     """{"measured": the largest difference from the float64 formula}, in ulps for that class,
-    rounded up to two digits; for a boundary also the share beyond close."""
+    rounded to two digits; for a boundary also the share beyond close."""
     value, truth = np.asarray(value), np.asarray(truth)
     if value.shape != truth.shape:
         raise RuntimeError(

@@ -57,7 +57,7 @@ def read_bytes(path):
 
 
 def decode(data, path):
-    """The read-only array in data, the bytes of a .npy file of version 1.0.
+    """Returns the read-only array in data, the bytes of a .npy file of version 1.0.
 
     Nothing is allocated beyond these bytes, and no object is ever unpickled. Raises InputError,
     naming path, for anything but a complete array in C order of one of the DTYPES.

@@ -133,7 +133,8 @@ def jpeg(blocks):
 
 
 def jpeg_pixels(blocks, bgr=False, ycc=True):
-    """uint8 (h, w, 3) of what `jpeg` wrote; ycc False takes Y, Cb, Cr for colours."""
+    """uint8 (h, w, 3) of the file that `jpeg` writes of blocks, int (rows, cols, components);
+    ycc False takes Y, Cb, Cr for colours."""
     values = blocks.repeat(8, 0).repeat(8, 1).astype(np.float64)
     if values.shape[2] == 3 and ycc:
         y, cb, cr = values[..., 0], values[..., 1] - 128, values[..., 2] - 128

@@ -27,7 +27,8 @@ def count(found):
 
 
 def _is_vacuous(reference):
-    return reference.size != 1 and not (reference != reference.reshape(-1)[:1]).any()
+    numbers = reference.reshape(-1)
+    return numbers.size != 1 and not (numbers != numbers[:1]).any()
 
 
 def first_failing(found):

@@ -1,8 +1,8 @@
-"""What a stage and a case are.
+"""Stages, their cases, and the known mistakes of ports.
 
 A stage is computed twice: by the package's own code (`compute`), whose result is stored, and
-by a plain formula in float64 (`formula`), which shows how far float32 is from the truth and,
-with a mistake switched on, what a port with that mistake computes.
+by a plain formula in float64 (`formula`), which measures the error of float32 and, with a
+mistake switched on, gives the numbers of a port with that mistake.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Weights:
 class File:
     """As an input of a case: a file that is not an array, such as an image."""
 
-    name: str
+    name: str  # with its suffix
     data: bytes  # its content
 
 
@@ -35,9 +35,9 @@ class File:
 class Case:
     """Inputs of a stage."""
 
-    name: str
+    name: str  # of its files too
     inputs: dict  # arrays, Weights or File by name
-    flags: tuple = ()  # keys of FLAGS: what is special about it
+    flags: tuple = ()  # keys of FLAGS
     comment: str = ""  # a sentence or nothing
     compare: dict = field(default_factory=dict)  # compare classes that differ from the stage's
 
@@ -47,17 +47,17 @@ class Stage:
     """A step of the method."""
 
     name: str  # also the folder's
-    title: str
+    title: str  # a phrase
     function: str  # where the package computes it
     source: str  # paper and equation
     outputs: dict  # compare class of each output
     cases: object  # () -> iterable of Case
     compute: object  # (inputs) -> outputs, a dict of arrays
     formula: object  # (inputs, **switches) -> the same in float64, all outputs or some
-    mistakes: tuple = ()
+    mistakes: tuple = ()  # of Mistake
 
 
-# What a flag of a case means.
+# The meaning of a case's flags.
 FLAGS = {
     "non_divisible": "the stride does not fit the image, so the last tiles stick out of it",
     "single_tile": "one tile that covers the image: nothing overlaps and there is no seam",
