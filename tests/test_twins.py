@@ -5,8 +5,8 @@ import inspect
 import re
 
 import pytest
-
 from sources import ROOT
+
 from tiled_ref.support import arrays
 
 KERNELS = sorted((ROOT / "kernels").glob("*.pyx"))

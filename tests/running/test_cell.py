@@ -13,8 +13,10 @@ from tiled_ref.data import images as image_data
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.padim import Padim
 from tiled_ref.running import cell, pieces
-from tiled_ref.running.cell import RESULT_COLUMNS, CategoryImages, Options, run_cell
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.running.processes import Ranks
+from tiled_ref.running.results import RESULT_COLUMNS
 from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.progress import Progress
@@ -250,9 +252,9 @@ def test_the_images_of_a_category_are_written_by_one_rank_at_a_time(
             yield
             self.inside = None
 
-    ranks, seen, save = Turns(), [], cell.analysis.save_images
+    ranks, seen, save = Turns(), [], cell.stored_images.save_images
     monkeypatch.setattr(
-        cell.analysis, "save_images",
+        cell.stored_images, "save_images",
         lambda *args: seen.append(ranks.inside) or save(*args),
     )  # fmt: skip
     run(tiny_backbone, SM, out=tmp_path, report=True, ranks=ranks)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ..models import padim as model
 from ..models import gaussians
+from ..models import padim as model
 from ..models.gaussians import pack
 from . import formulas
 from .compare import EXACT, close

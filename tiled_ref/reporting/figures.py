@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import images as image_data
-from ..running.analysis import FPRS, REPORT_FPR, load_analysis, load_images
-from ..running.cell import read_result
+from ..running.analysis import FPRS, REPORT_FPR, load_analysis
+from ..running.results import read_result
+from ..running.stored_images import load_images
 from ..support.errors import InputError
 from ..support.files import atomic_write
 from .drawing import render, svg

@@ -12,42 +12,36 @@ The walk of the data, for 512/256/128 (ENS9), N training and M test images:
 """
 
 import contextlib
-import csv
-import hashlib
-import json
-import platform
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
-from .. import __version__, metrics, thresholds
-from ..archive.ensembles import FORMAT_VERSION, write_manifest
+from .. import metrics, thresholds
+from ..archive.ensembles import write_manifest
 from ..data import images as image_data
 from ..ensemble import TiledEnsemble, merge_rows
 from ..models.maps import upsample_bilinear
 from ..support.errors import InputError
-from ..support.files import atomic_write
 from ..support.memory import PeakMemory
 from ..support.progress import Progress
-from . import analysis, shared_layers
+from . import analysis, shared_layers, stored_images
 from .engine import Resident
 from .pieces import Pieces, remove_pieces
 from .processes import Ranks, Share
+from .results import (
+    cell_folder,
+    cell_identity,
+    device_name,
+    finished_result,
+    save_result,
+    versions,
+    write_results_csv,
+)  # fmt: skip
 
 METRIC_SIZES = ("setup", "original")
-IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, beyond that in a file
-MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, beyond that read again and again
-RESULT_COLUMNS = (
-    "dataset", "category", "arch", "setup", "seed",
-    "image_auroc", "pixel_auroc", "pixel_aupro",
-    "n_parameters", "n_models", "n_train", "n_test",
-    "seconds_train", "seconds_test", "peak_memory_bytes", "peak_reserved_bytes",
-    "weights", "impl", "device",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,105 +74,6 @@ class Options:
     memory: str = "low"
     share_features: int = shared_layers.BUDGET
     ranks: Ranks = field(default_factory=Ranks, compare=False)
-
-
-class CategoryImages:
-    """The images and masks of one category, decoded once and kept at every size asked for.
-
-    Parameters: category, a data.Category; options; progress, a Progress; antialias, as of
-    setups.Recipe.
-
-    Attributes
-    ----------
-    plan : thresholds.Plan
-        Which images decide the thresholds; options.validation chooses.
-    category : data.Category
-        What is trained on and predicted: that of the plan.
-    """
-
-    def __init__(self, category, options, progress, antialias=False):
-        self.plan = thresholds.plan(category, options.validation)
-        self.category = self.plan.category
-        self._options, self._antialias = options, antialias
-        self._progress = progress
-        self._expected = ()
-        self._images = {}
-        self._masks = {}
-        self._packed = {}  # number of a test image -> bits and shape of its mask
-
-    def check(self, recipe):
-        """Raise InputError unless a recipe wants images that are resized as these are."""
-        if recipe.antialias != self._antialias:
-            raise InputError("all cells of a category need the same antialias")
-
-    def expect(self, sizes):
-        """The sizes (H, W) that will be asked for: what is decoded is resized to all of them."""
-        self._expected = tuple(sizes)
-
-    def images(self, split, size):
-        """uint8 (N, 3, H, W) of split "train" or "test"; a memory map beyond IMAGE_BUDGET."""
-        if (split, size) not in self._images:
-            sizes = [size, *(s for s in self._expected if (split, s) not in self._images)]
-            sizes = list(dict.fromkeys(sizes))
-            text = " and ".join(map(_text, sizes))
-            arrays = image_data.read_images_at(
-                getattr(self.category, split),
-                sizes,
-                antialias=self._antialias,
-                budget=IMAGE_BUDGET,
-                progress=self._progress.stage(f"decode {split} at {text}"),
-            )
-            self._images |= {(split, s): images for s, images in zip(sizes, arrays)}
-        return self._images[split, size]
-
-    def masks(self, size):
-        """The masks bool (H, W) of the test images in their order, to be looped over.
-
-        An array (N, H, W) within MASK_BUDGET; beyond it every loop reads them anew.
-        """
-        test = self.category.test
-        if len(test) * size[0] * size[1] > MASK_BUDGET:
-            return (image_data.read_masks([sample], size)[0] for sample in test)
-        if size not in self._masks:
-            self._masks[size] = image_data.read_masks(test, size)
-        return self._masks[size]
-
-    def original_mask(self, k):
-        """bool (h, w), the mask of test image k at its own size; read once, kept as bits."""
-        if k not in self._packed:
-            mask = image_data.read_mask_original(self.category.test[k])
-            self._packed[k] = np.packbits(mask), mask.shape
-        bits, shape = self._packed[k]
-        return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
-
-    @property
-    def digest(self):
-        """Hex digest of all samples: changes where an image is added, removed or changed."""
-        samples = [sample.version for sample in (*self.category.train, *self.category.test)]
-        return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
-
-    @property
-    def reported(self):
-        """These images with only those test images that the metrics are of."""
-        if len(self.plan.reported) == len(self.category.test):
-            return self
-        return _Reported(self)
-
-
-class _Reported(CategoryImages):
-    """A part of the test images of other CategoryImages, which keep what was decoded."""
-
-    def __init__(self, whole):
-        chosen = whole.plan.reported
-        test = tuple(whole.category.test[k] for k in chosen)
-        part = replace(whole.category, test=test)
-        options = replace(whole._options, validation="same-as-test")
-        super().__init__(part, options, whole._progress, whole._antialias)
-        self._whole, self._chosen = whole, chosen
-
-    def images(self, split, size):
-        images = self._whole.images(split, size)
-        return images[self._chosen] if split == "test" else images
 
 
 def run_cell(recipe, images, backbone, options, progress=None):
@@ -380,7 +275,7 @@ def _keep(result, ensemble, pieces, maps, scores, images, options, progress):
         stage = progress.stage("analyse")
         reported = images.reported
         with options.ranks.one_at_a_time(f"images {category.dataset} {category.name}"):
-            analysis.save_images(pieces.folder.parents[2], reported, setup, options)
+            stored_images.save_images(pieces.folder.parents[2], reported, setup, options)
         analysis.save_analysis(
             pieces.folder, maps, scores, reported, setup, options, ensemble.thresholds
         )
@@ -415,59 +310,6 @@ def _merge(recipe, pieces, out, options, progress):
         maps, scores, recipe, out,
         impl=options.impl, threads=options.threads, progress=progress,
     )  # fmt: skip
-
-
-def cell_folder(out, category, recipe):
-    """OUT/<dataset>/<category>/<arch>/<setup>/seed<k>, None without OUT.
-
-    Parameters: out; category, of which dataset and name count; recipe, a Recipe.
-    """
-    if out is None:
-        return None
-    parts = category.dataset, category.name, recipe.arch, recipe.setup.name
-    return Path(out, *parts, f"seed{recipe.seed}")
-
-
-def cell_identity(recipe, images, options):
-    """What decides the metrics of a cell, as JSON values: written into metrics.json, and
-    compared before an unfinished run is resumed."""
-    setup = recipe.setup
-    return {
-        "image_size": list(setup.image_size),
-        "tile_size": list(setup.tile_size),
-        "stride": list(setup.stride),
-        **recipe.values(),
-        "metric_size": options.metric_size,
-        "validation": options.validation,
-        "percentile": options.percentile,
-        "weights": options.weights,
-        "weights_digest": options.weights_digest,
-        "images_digest": images.digest,
-        "ensemble_format": FORMAT_VERSION,
-        "device_type": options.device.type,
-        "torch": torch.__version__,
-    }
-
-
-def finished_result(folder, identity, options, digest):
-    """What a finished cell has left.
-
-    Returns its metrics.json as a dict if it has this identity, else None.
-    Parameters: folder of the cell; identity, see cell_identity; options; digest of the images
-    that the metrics are of.
-    Raises InputError for a file that is no result.
-    """
-    path = folder / "metrics.json"
-    if not path.is_file():
-        return None
-    result = read_result(path)
-    if any(result.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
-        return None
-    if options.save and not (folder / "ensemble").is_dir():
-        return None
-    if options.report and not analysis.is_complete(folder, digest):
-        return None
-    return result
 
 
 def score_predictions(maps, scores, images, setup, options, progress):
@@ -508,75 +350,6 @@ def score_predictions(maps, scores, images, setup, options, progress):
     return result | {"pixel_auroc": pixel.pixel_auroc, "pixel_aupro": pixel.aupro}
 
 
-def save_result(result, out, table=True):
-    """Write metrics.json of a cell and bring results.csv up to date; returns the JSON's path.
-
-    Without table results.csv is left to the rank that writes it.
-    """
-    parts = [str(result[key]) for key in ("dataset", "category", "arch", "setup")]
-    path = Path(out).joinpath(*parts, f"seed{result['seed']}", "metrics.json")
-    with atomic_write(path) as file:
-        json.dump(result, file, indent=2)
-        file.write("\n")
-    if table:
-        write_results_csv(out)
-    return path
-
-
-def gather_results(cells, options):
-    """The results of cells that any rank computed; writes results.csv.
-
-    Parameters: cells, pairs (category, recipe), see cell_folder; options. Returns a list of dicts.
-    """
-    write_results_csv(options.out)
-    return [read_result(cell_folder(options.out, *cell) / "metrics.json") for cell in cells]
-
-
-def read_result(path):
-    """A metrics.json as a dict. Raises InputError unless it is one of this program."""
-    try:
-        result = json.loads(path.read_text("utf-8"))
-        missing = [column for column in RESULT_COLUMNS if column not in result]
-        if missing:
-            raise ValueError(f"it lacks {missing[0]}")
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a result of this program ({error}), so results.csv was not "
-            "brought up to date; remove the file or choose another --out"
-        ) from error
-    return result
-
-
-def write_results_csv(out):
-    """OUT/results.csv: one row for every metrics.json below OUT, sorted by path."""
-    paths = sorted(Path(out).glob("*/*/*/*/seed*/metrics.json"))
-    rows = [{column: read_result(path)[column] for column in RESULT_COLUMNS} for path in paths]
-    with atomic_write(Path(out) / "results.csv") as file:
-        writer = csv.DictWriter(file, RESULT_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def versions():
-    """Versions of everything a result may depend on."""
-    return {
-        "tiled_ref": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }
-
-
-def device_name(device):
-    """Such as "cpu" or "cuda:0 NVIDIA H200"."""
-    device = torch.device(device)
-    if device.type != "cuda":
-        return str(device)
-    return f"{device} {torch.cuda.get_device_name(device)}"
-
-
 class _Clock:
     """Wall-clock seconds by name."""
 
@@ -597,7 +370,3 @@ def _enlarged(image_map, size):
     if image_map.shape == size:
         return image_map
     return upsample_bilinear(torch.from_numpy(image_map)[None], size)[0].numpy()
-
-
-def _text(size):
-    return f"{size[0]}x{size[1]}"

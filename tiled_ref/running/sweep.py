@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from ..support.errors import InputError, one_line
 from ..support.progress import bytes_text, duration
-from .cell import CategoryImages, gather_results
+from .category_images import CategoryImages
+from .results import gather_results
 from .shared_layers import SharedLayers, budget_within
 
 
