@@ -175,13 +175,13 @@ def test_image_roc_is_that_of_the_exact_auroc(rng):
 
 def test_block_means_keep_the_mean_and_small_maps_their_values(rng):
     values = rng.random((512, 384))
-    small = analysis.reduce_mean(values)
+    small = stored_images.reduce_mean(values)
     assert small.shape == (128, 96)
     assert small[3, 5] == pytest.approx(values[12:16, 20:24].mean())
     odd = rng.random((300, 131))
-    assert analysis.reduce_mean(odd).shape == (128, 56)
-    assert (analysis.reduce_mean(values[:9, :7]) == values[:9, :7]).all()
-    assert analysis.reduce_mean(np.full((301, 257), 0.25)) == pytest.approx(0.25)
+    assert stored_images.reduce_mean(odd).shape == (128, 56)
+    assert (stored_images.reduce_mean(values[:9, :7]) == values[:9, :7]).all()
+    assert stored_images.reduce_mean(np.full((301, 257), 0.25)) == pytest.approx(0.25)
 
 
 def test_a_small_mask_keeps_every_defect():

@@ -15,16 +15,13 @@ except ImportError:  # Windows
 
 
 class OutputLock:
-    """Keeps a second process away from a folder of results, as a context manager.
+    """A context that one process at a time enters for a folder; InputError where another is in it.
 
-    The lock is the operating system's and ends with the process, however that ends. Raises
-    InputError where another process holds it.
+    The lock is the operating system's and ends with the process, however that ends.
     """
 
-    NAME = ".lock"
-
     def __init__(self, folder):
-        self.path = Path(folder) / self.NAME
+        self.path = Path(folder) / ".lock"
 
     def __enter__(self):
         while True:
@@ -41,7 +38,7 @@ class OutputLock:
                     f"another run is writing to {self.path.parent}; wait for it or choose "
                     "another --out"
                 )
-            try:  # another run may have removed the file between the opening and the locking
+            try:  # another run may have removed the file between open and lock
                 if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
                     remove_temporary(self.path.parent)  # of a run that was killed
                     return self
@@ -61,8 +58,6 @@ def _lock(file):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except BlockingIOError:
-        return False
-    except PermissionError:  # how msvcrt says that another process holds it
+    except (BlockingIOError, PermissionError):  # the second is msvcrt's
         return False
     return True

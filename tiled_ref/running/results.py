@@ -13,7 +13,8 @@ from .. import __version__
 from ..archive.ensembles import FORMAT_VERSION
 from ..support.errors import InputError
 from ..support.files import atomic_write
-from . import analysis
+from .analysis import is_complete
+from .pieces import remove_pieces
 
 RESULT_COLUMNS = (
     "dataset", "category", "arch", "setup", "seed",
@@ -25,10 +26,7 @@ RESULT_COLUMNS = (
 
 
 def cell_folder(out, category, recipe):
-    """OUT/<dataset>/<category>/<arch>/<setup>/seed<k>, None without OUT.
-
-    Parameters: out; category, of which dataset and name count; recipe, a Recipe.
-    """
+    """OUT/<dataset>/<category>/<arch>/<setup>/seed<k>, None without OUT."""
     if out is None:
         return None
     parts = category.dataset, category.name, recipe.arch, recipe.setup.name
@@ -36,8 +34,7 @@ def cell_folder(out, category, recipe):
 
 
 def cell_identity(recipe, images, options):
-    """What decides the metrics of a cell, as JSON values: written into metrics.json, and
-    compared before an unfinished run is resumed."""
+    """Everything that decides a cell's metrics, as JSON values; compared before resuming."""
     setup = recipe.setup
     return {
         "image_size": list(setup.image_size),
@@ -56,53 +53,47 @@ def cell_identity(recipe, images, options):
     }
 
 
-def finished_result(folder, identity, options, digest):
-    """What a finished cell has left.
+def finished_result(folder, identity, digest, options, progress):
+    """The result of a cell that was finished with the same options, else None. Logs which.
 
-    Returns its metrics.json as a dict if it has this identity, else None.
-    Parameters: folder of the cell; identity, see cell_identity; options; digest of the images
-    that the metrics are of.
-    Raises InputError for a file that is no result.
+    Parameters: folder of the cell; identity, see cell_identity; digest of the reported images.
+    Returns a dict or None. Raises InputError for a metrics.json that is no result.
     """
     path = folder / "metrics.json"
     if not path.is_file():
         return None
     result = read_result(path)
-    if any(result.get(key) != value for key, value in json.loads(json.dumps(identity)).items()):
+    if (
+        any(result.get(key) != value for key, value in json.loads(json.dumps(identity)).items())
+        or (options.save and not (folder / "ensemble").is_dir())
+        or (options.report and not is_complete(folder, digest))
+    ):
+        progress.note(f"{progress.title}: finished with other options, so it is computed again")
         return None
-    if options.save and not (folder / "ensemble").is_dir():
-        return None
-    if options.report and not analysis.is_complete(folder, digest):
-        return None
+    progress.note(f"{progress.title}: finished before, taken from {path}")
+    remove_pieces(folder)
+    if options.ranks.is_main:
+        write_results_csv(options.out)
     return result
 
 
-def save_result(result, out, table=True):
-    """Write metrics.json of a cell and bring results.csv up to date; returns the JSON's path.
-
-    Without table results.csv is left to the rank that writes it.
-    """
-    parts = [str(result[key]) for key in ("dataset", "category", "arch", "setup")]
-    path = Path(out).joinpath(*parts, f"seed{result['seed']}", "metrics.json")
-    with atomic_write(path) as file:
+def save_result(result, folder, options):
+    """Write metrics.json into a cell's folder and, in the main rank, results.csv."""
+    with atomic_write(folder / "metrics.json") as file:
         json.dump(result, file, indent=2)
         file.write("\n")
-    if table:
-        write_results_csv(out)
-    return path
+    if options.ranks.is_main:
+        write_results_csv(options.out)
 
 
 def gather_results(cells, options):
-    """The results of cells that any rank computed; writes results.csv.
-
-    Parameters: cells, pairs (category, recipe), see cell_folder; options. Returns a list of dicts.
-    """
+    """The results, dicts, of cells (category, recipe) of any rank; writes results.csv."""
     write_results_csv(options.out)
     return [read_result(cell_folder(options.out, *cell) / "metrics.json") for cell in cells]
 
 
 def read_result(path):
-    """A metrics.json as a dict. Raises InputError unless it is one of this program."""
+    """A metrics.json as a dict. Raises InputError unless this program wrote it."""
     try:
         result = json.loads(path.read_text("utf-8"))
         missing = [column for column in RESULT_COLUMNS if column not in result]
@@ -127,7 +118,7 @@ def write_results_csv(out):
 
 
 def versions():
-    """Versions of everything a result may depend on."""
+    """Versions of everything that a result may depend on."""
     return {
         "tiled_ref": __version__,
         "python": platform.python_version(),
@@ -136,11 +127,3 @@ def versions():
         "numpy": np.__version__,
         "platform": platform.platform(),
     }
-
-
-def device_name(device):
-    """Such as "cpu" or "cuda:0 NVIDIA H200"."""
-    device = torch.device(device)
-    if device.type != "cuda":
-        return str(device)
-    return f"{device} {torch.cuda.get_device_name(device)}"

@@ -1,4 +1,4 @@
-"""Maps on the disk, and the names that files have until they are complete."""
+"""Maps on the disk, and some of their rows."""
 
 import os
 from pathlib import Path
@@ -15,24 +15,22 @@ class RowFile:
     """Maps on the disk, float32 (N, H, W) in a .npy file, written and read by rows.
 
     Behaves like an array: `rows[a:b] = maps` writes, `rows[a:b]` and `rows[n]` read a copy. The
-    file is never mapped, so that it does not count as memory of the process however large it is.
-
-    Parameters: path of the file, which has this name when it is complete, see `commit`; shape,
-    (N, H, W) of a new file, None opens a complete one.
-    Raises InputError where the disk has no room (found out at once, not when half is written),
-    or the file is not what it should be.
+    file is never mapped, so it does not count as memory of the process.
+    Parameters: path, its name from `commit` on; shape, (N, H, W) of a new file, None opens one.
+    Raises InputError where the disk has no room for the whole file, or the file is damaged.
     """
 
     def __init__(self, path, shape=None):
         self.path = Path(path)
         self.complete = shape is None
-        self._name = self.path if self.complete else temporary_name(self.path)
+        self._file, self._name = None, self.path
+        if not self.complete:
+            self._name = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             self._file = open(self._name, "rb" if self.complete else "w+b", buffering=0)
             if self.complete:
                 np.lib.format.read_magic(self._file)
-                header = np.lib.format.read_array_header_1_0(self._file)
-                self.shape, fortran, dtype = header
+                self.shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
                 if fortran or dtype != np.float32:
                     raise ValueError(f"it holds {dtype}, not C-ordered float32")
             else:
@@ -45,10 +43,12 @@ class RowFile:
             if self.complete:
                 if os.fstat(self._file.fileno()).st_size != size:
                     raise ValueError("it is truncated")
+            elif hasattr(os, "posix_fallocate"):  # a full disk is noticed now, not half way
+                os.posix_fallocate(self._file.fileno(), 0, size)
             else:
-                reserve(self._file, size)
+                self._file.truncate(size)
         except (OSError, ValueError) as error:
-            self.discard()
+            self.close()
             verb = "read" if self.complete else "write"
             raise InputError(
                 f"cannot {verb} {self.path}: {getattr(error, 'strerror', None) or error}; "
@@ -68,7 +68,7 @@ class RowFile:
         return rows[0] if single else rows
 
     def __setitem__(self, key, rows):
-        start, stop, single = self._range(key)
+        start, stop, _ = self._range(key)
         rows = np.ascontiguousarray(rows, np.float32).reshape(stop - start, *self.shape[1:])
         try:
             write_at(self._file, rows, self._start + start * self._row_bytes)
@@ -94,36 +94,32 @@ class RowFile:
             sync_folder(self.path.parent)
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}; {OUT_REMEDY}") from error
-        self._name, self.complete = self.path, True
+        self.complete = True
 
     def close(self):
-        """Close the file, whatever has been written to it."""
-        self._file.close()
-
-    def discard(self):
-        """Close, and remove what was not committed."""
-        if hasattr(self, "_file"):
+        """Close the file; remove it unless it is complete."""
+        if self._file is not None:
             self._file.close()
             if not self.complete:
-                Path(self._name).unlink(missing_ok=True)
+                self._name.unlink(missing_ok=True)
 
 
-def temporary_name(path):
-    """The name that a file has until it is complete."""
-    path = Path(path)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+class Rows:
+    """Some rows of an array or RowFile (N, ...), read on demand: chosen, int (n,)."""
+
+    def __init__(self, rows, chosen):
+        self.rows, self.chosen = rows, chosen
+
+    def __len__(self):
+        return len(self.chosen)
+
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            return np.stack([self.rows[int(k)] for k in self.chosen[key]])
+        return self.rows[int(self.chosen[key])]
 
 
 def remove_temporary(folder):
-    """Remove what a killed process left half-written directly in a folder."""
+    """Remove the half-written files that a killed process left directly in a folder."""
     for path in Path(folder).glob(".*.tmp"):
         path.unlink()
-
-
-def reserve(file, size):
-    """Make room for size bytes now; raises OSError on a full disk."""
-    if hasattr(os, "posix_fallocate"):
-        if size:
-            os.posix_fallocate(file.fileno(), 0, size)
-    else:
-        file.truncate(size)

@@ -1,6 +1,6 @@
-"""images.npz of a category: the small copies of its test images that a report needs."""
+"""images.npz of a category: small copies of its test images, and some defects in detail."""
 
-import io
+import contextlib
 import json
 import math
 import zipfile
@@ -13,11 +13,11 @@ from ..data import images as image_data
 from ..support.errors import InputError
 from ..support.files import atomic_write
 
-SCHEMA = 2
-MAP_SIDE = 128  # longest side of a kept heat map and mask, pixels
-THUMBNAIL_SIDE = 320  # longest side of a kept image, pixels
-ZOOMS = 8  # defects of a category that are kept in detail
-ZOOM_SIDE = 256  # longest side of the kept detail of an image, pixels
+SCHEMA = 2  # of images.npz and analysis.npz
+MAP_SIDE = 128  # longest side of a stored heat map and mask, pixels
+THUMBNAIL_SIDE = 320  # longest side of a stored image, pixels
+ZOOMS = 8  # defects of a category that are stored in detail
+ZOOM_SIDE = 256  # longest side of the stored detail of an image, pixels
 JPEG_QUALITY = 82
 RATIO_SIZE = (512, 512)  # Rolih et al., Fig. 9: ratios are those of masks of 512 x 512
 IMAGES = "images.npz"
@@ -25,10 +25,10 @@ IMAGES = "images.npz"
 
 @dataclass(frozen=True)
 class Window:
-    """A defect and what is around it, the same for all cells of a category: see `zoom_windows`.
+    """A defect and its surroundings, the same for all cells of a category: see `zoom_windows`.
 
-    Parameters: region, number of the defect; image, number of the test image; top, left,
-    bottom, right, in pixels of the image file, the last two exclusive; size, (h, w) of the file.
+    Parameters: region, number of the defect; image, number of the test image; top, left, bottom,
+    right, in pixels of the image file, the last two exclusive; size, (h, w) of the file.
     """
 
     region: int
@@ -40,85 +40,59 @@ class Window:
     size: tuple
 
     def within(self, shape):
-        """Slices of the pixels of an array (H, W) over the whole image that the window touches.
-
-        Parameters: shape (H, W).
-        """
+        """The window's slices, rounded outwards, of an array of this shape (H, W) of the image."""
         ends = zip((self.top, self.left), (self.bottom, self.right), shape, self.size)
         return tuple(slice(a * n // m, -(-b * n // m)) for a, b, n, m in ends)
 
 
 @dataclass(frozen=True)
 class StoredImages:
-    """What images.npz holds of the test images of one category.
+    """The contents of images.npz: N test images with R defects (regions of masks)."""
 
-    Parameters: names, defects, lists of str (N); labels uint8 (N,); sizes int64 (N, 2), height and
-    width of the files in pixels; jpegs, N images of THUMBNAIL_SIDE as bytes, stretched to the
-    setup's shape, of thumbnail_size (height, width); masks bool (N, h, w) of the size of the maps,
-    True where any of the mask's pixels in it is; ratios float64 (N,), the anomalous part of each
-    mask at RATIO_SIZE, NaN without a mask; region_image and region_area int64 (R,), in which image
-    a defect lies and its pixels there, in the order of `metrics.label_regions`; windows, what can
-    be shown in detail (`zoom_windows`), with zooms, JPEG bytes of at most ZOOM_SIDE, and
-    zoom_masks, bool (h, w), every pixel of the file; digest, cell.CategoryImages.digest of
-    the images.
-    """
-
-    names: list
-    defects: list
-    labels: np.ndarray
-    sizes: np.ndarray
-    jpegs: list
-    masks: np.ndarray
-    ratios: np.ndarray
-    region_image: np.ndarray
-    region_area: np.ndarray
-    windows: list
-    zooms: list
-    zoom_masks: list
-    digest: str
-    thumbnail_size: tuple
+    names: list  # N str
+    defects: list  # N str
+    labels: np.ndarray  # uint8 (N,)
+    sizes: np.ndarray  # int64 (N, 2), height and width of the files in pixels
+    jpegs: list  # N thumbnails as bytes, stretched to the setup's shape
+    masks: np.ndarray  # bool (N, h, w) of the maps' size, True where any pixel of the mask is
+    ratios: np.ndarray  # float64 (N,), anomalous part of a mask at RATIO_SIZE, NaN without one
+    region_image: np.ndarray  # int64 (R,), number of the image that a defect lies in
+    region_area: np.ndarray  # int64 (R,), its pixels there, in the order of label_regions
+    windows: list  # of Window: the defects stored in detail
+    zooms: list  # a JPEG of at most ZOOM_SIDE for each window, as bytes
+    zoom_masks: list  # bool (h, w) for each window, every pixel of the file
+    digest: str  # CategoryImages.digest
+    thumbnail_size: tuple  # (height, width)
 
 
 def save_images(folder, images, setup, options):
-    """Write images.npz of a category, unless one of the same test images is there, and as fine.
-
-    Parameters: folder of the category; images, a cell.CategoryImages; setup, whose
-    size the thumbnails are made of; options.
+    """Write images.npz of a category, unless one of the same images, at least as fine, is there.
+    Parameters: folder of the category; images, a CategoryImages; setup, for the thumbnails' size.
     """
-    path = folder / IMAGES
     category = images.category
     size = reduced_size(setup.image_size, THUMBNAIL_SIDE)
     small = reduced_size(setup.image_size, MAP_SIDE)
-    if path.is_file():
-        try:
-            old = load_images(folder)
-        except InputError:
-            old = None  # damaged: written anew
-        if old and old.digest == images.digest and max(old.thumbnail_size) >= max(size):
+    with contextlib.suppress(InputError):  # missing, or damaged and written anew
+        old = load_images(folder)
+        if old.digest == images.digest and max(old.thumbnail_size) >= max(size):
             return
+    jpegs, masks, ratios, areas = [], [], [], []
     test = images.images("test", setup.image_size)  # (N, 3, H, W)
-    jpegs, masks, ratios, region_image, region_area = [], [], [], [], []
     for k, (image, sample) in enumerate(zip(test, category.test)):
-        picture = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))
-        picture = image_data.resize_image(picture, size, antialias=True)
-        jpegs.append(image_data.encode_jpeg(picture, JPEG_QUALITY))
-        mask = np.zeros(small, bool)
-        ratio = 0.0
-        if sample.label and category.has_masks:
-            full = images.original_mask(k)
-            mask = reduce_any(full, small)
-            ratio = float(image_data.resize_mask(full, RATIO_SIZE).mean())
-            areas = np.bincount(regions_of(full, options).ravel())[1:]
-            region_image += [k] * len(areas)
-            region_area += areas.tolist()
-        masks.append(mask)
-        ratios.append(ratio if not sample.label or category.has_masks else np.nan)
+        jpegs.append(_jpeg(np.asarray(image).transpose(1, 2, 0), size))
+        has_mask = sample.label and category.has_masks
+        mask = images.original_mask(k) if has_mask else np.zeros(small, bool)
+        masks.append(reduce_any(mask, small))
+        known = has_mask or not sample.label
+        ratios.append(image_data.resize_mask(mask, RATIO_SIZE).mean() if known else np.nan)
+        areas.append(np.bincount(regions_of(mask, options).ravel())[1:])
     windows = zoom_windows(images, options) if category.has_masks else []
     zooms, zoom_masks = [], []
     for window in windows:
-        picture, mask = _detail(images, window)
-        zooms.append(picture)
-        zoom_masks.append(mask)
+        rows, cols = window.within(window.size)
+        part = category.test[window.image].read_image()[rows, cols]
+        zooms.append(_jpeg(part, reduced_size(part.shape[:2], ZOOM_SIDE)))
+        zoom_masks.append(images.original_mask(window.image)[rows, cols])
     text = {
         "names": [sample.name for sample in category.test],
         "defects": [sample.defect for sample in category.test],
@@ -127,60 +101,53 @@ def save_images(folder, images, setup, options):
         "windows": [asdict(window) for window in windows],
     }
     arrays = {
-        "schema": np.int64(SCHEMA),
         "text": np.frombuffer(json.dumps(text).encode(), np.uint8),
         "labels": np.array([sample.label for sample in category.test], np.uint8),
         "sizes": np.array([sample.read_size() for sample in category.test], np.int64),
-        **packed("jpegs", [np.frombuffer(data, np.uint8) for data in jpegs], np.uint8),
+        **packed("jpegs", jpegs, np.uint8),
         "masks": np.stack(masks),
         "ratios": np.array(ratios),
-        "region_image": np.array(region_image, np.int64),
-        "region_area": np.array(region_area, np.int64),
-        **packed("zooms", [np.frombuffer(data, np.uint8) for data in zooms], np.uint8),
+        "region_image": np.repeat(np.arange(len(areas)), [len(part) for part in areas]),
+        "region_area": np.concatenate(areas),
+        **packed("zooms", zooms, np.uint8),
         **packed("zoom_masks", zoom_masks, bool),
     }
-    write_arrays(path, arrays)
+    write_arrays(folder / IMAGES, arrays)
 
 
-def _detail(images, window):
-    """What lies in a Window: the image as the bytes of a JPEG, the mask bool (h, w)."""
-    rows, cols = window.within(window.size)
-    part = np.ascontiguousarray(images.category.test[window.image].read_image()[rows, cols])
-    small = reduced_size(part.shape[:2], ZOOM_SIDE)
-    picture = image_data.resize_image(part, small, antialias=True)
-    mask = images.original_mask(window.image)[rows, cols]
-    return image_data.encode_jpeg(picture, JPEG_QUALITY), mask
+def _jpeg(picture, size):
+    """An image uint8 (h, w, 3) resized to a JPEG, as uint8 (n,)."""
+    picture = image_data.resize_image(np.ascontiguousarray(picture), size, antialias=True)
+    return np.frombuffer(image_data.encode_jpeg(picture, JPEG_QUALITY), np.uint8)
 
 
 def load_images(folder):
-    """StoredImages of a category's folder; InputError where missing or damaged."""
-    path = folder / IMAGES
-    data = read_arrays(path)
-    try:
+    """StoredImages of a category's folder; InputError where the file is missing or damaged."""
+    keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
+    with reading(folder / IMAGES) as data:
         text = json.loads(data["text"].tobytes())
-        jpegs, zooms = (
-            [part.tobytes() for part in unpacked(name, data)] for name in ("jpegs", "zooms")
-        )
-        windows = [Window(**w | {"size": tuple(w["size"])}) for w in text["windows"]]
-        keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
+        text["thumbnail_size"] = tuple(text["thumbnail_size"])
+        text["windows"] = [Window(**w | {"size": tuple(w["size"])}) for w in text["windows"]]
         return StoredImages(
-            text["names"], text["defects"], jpegs=jpegs, digest=text["digest"],
-            thumbnail_size=tuple(text["thumbnail_size"]), windows=windows,
-            zooms=zooms, zoom_masks=unpacked("zoom_masks", data),
+            **text,
+            jpegs=[part.tobytes() for part in unpacked("jpegs", data)],
+            zooms=[part.tobytes() for part in unpacked("zooms", data)],
+            zoom_masks=unpacked("zoom_masks", data),
             **{key: data[key] for key in keys},
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
+        )
+
+
+def regions_of(mask, options):
+    """int (H, W), the numbers from 1 of the defects in a mask bool (H, W), 0 elsewhere."""
+    return metrics.label_regions(mask[None], impl=options.impl, threads=options.threads)[0]
 
 
 def zoom_windows(images, options):
-    """What is kept in detail: ZOOMS defects, small and large, and what is around them.
+    """At most ZOOMS defects, small and large, of images, a CategoryImages with masks.
 
-    The ground truth alone decides, so it is the same for every setup: all defects in the order
-    of their area are cut into ZOOMS equal parts, and the middle one of each is taken.
-
-    Parameters: images as in cell.run_cell, with masks; options. Returns a list of Window
-    by area, as many as there are defects if those are fewer.
+    The ground truth alone decides, so they are the same for every setup: all defects in the
+    order of their area are cut into ZOOMS equal parts, and the middle one of each is taken.
+    Returns a list of Window.
     """
     found = []
     for k, sample in enumerate(images.category.test):
@@ -218,25 +185,27 @@ def reduced_size(size, side):
     return tuple(max(1, round(n * scale)) for n in size)
 
 
-def reduce_any(mask, size):
-    """A mask at another size; a pixel is True where any pixel in it is, so no defect is lost.
+def reduce_mean(values):
+    """A map (H, W) as block means with the longest side at most MAP_SIDE, float64 (h, w)."""
+    values = np.asarray(values, np.float64)
+    rows, cols = (_cuts(n, m) for n, m in zip(values.shape, reduced_size(values.shape, MAP_SIDE)))
+    sums = np.add.reduceat(np.add.reduceat(values, rows, 0), cols, 1)
+    return sums / np.outer(np.diff(np.r_[rows, values.shape[0]]),
+                           np.diff(np.r_[cols, values.shape[1]]))  # fmt: skip
 
-    Parameters: mask bool (h, w); size (H, W). Returns bool (H, W). Enlarging takes the nearest
-    pixel.
-    """
+
+def reduce_any(mask, size):
+    """A mask bool (h, w) at another size (H, W): a pixel is True where any pixel in it is, so no
+    defect is lost. Enlarging takes the nearest pixel."""
     if mask.shape[0] < size[0] or mask.shape[1] < size[1]:
         return image_data.resize_mask(mask, size)
-    rows, cols = (cuts(n, m) for n, m in zip(mask.shape, size))
+    rows, cols = (_cuts(n, m) for n, m in zip(mask.shape, size))
     return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, 0), cols, 1)
 
 
-def cuts(n, m):
+def _cuts(n, m):
     """Where m blocks of n >= m pixels start, as equal as whole pixels allow."""
     return np.arange(m) * n // m
-
-
-def regions_of(mask, options):
-    return metrics.label_regions(mask[None], impl=options.impl, threads=options.threads)[0]
 
 
 def packed(name, parts, dtype):
@@ -247,31 +216,33 @@ def packed(name, parts, dtype):
 
 
 def unpacked(name, data):
-    """The list of arrays that _packed has made two of."""
+    """The list of arrays that `packed` made two of."""
     shapes = data[f"{name}_shapes"].tolist()
     ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
     return [part.reshape(shape) for part, shape in zip(np.split(data[name], ends), shapes)]
 
 
 def write_arrays(path, arrays):
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    """Write named arrays and SCHEMA as a compressed .npz."""
     with atomic_write(path, "wb") as file:
-        file.write(buffer.getbuffer())
+        np.savez_compressed(file, schema=np.int64(SCHEMA), **arrays)
 
 
-def read_arrays(path):
+@contextlib.contextmanager
+def reading(path):
+    """A context with the arrays of a file, by name; InputError where it is missing, of another
+    SCHEMA, or damaged, which the body may find out."""
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
+        if arrays.get("schema") != SCHEMA:
+            raise InputError(f"{path} is of another version; remove it and run --report again")
+        yield arrays
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; run the same command again with --report") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise damaged(path, error) from error
-    if arrays.get("schema") != SCHEMA:
-        raise InputError(f"{path} is of another version; remove it and run --report again")
-    return arrays
-
-
-def damaged(path, error):
-    return InputError(f"{path} is damaged ({error}); remove it and run --report again")
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); remove it and run --report again"
+        ) from error
