@@ -26,7 +26,7 @@ import torch
 from toys import toy_category, write_category
 
 from tiled_ref import cli
-from tiled_ref.running import pieces
+from tiled_ref.running import rows
 from tiled_ref.support import progress
 
 OPTIONS = (
@@ -65,7 +65,7 @@ class Moments:
         self.watch(os, "fsync", "sync")
         self.watch(os, "unlink", "remove")
         self.watch(shutil, "rmtree", "remove")
-        self.watch(pieces, "write_at", "maps")
+        self.watch(rows, "write_at", "maps")
         self.watch(progress.Stage, "__call__", "progress")
 
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 from toys import toy_category
 
-from tiled_ref.running import analysis
-from tiled_ref.running.cell import RESULT_COLUMNS, CategoryImages, Options
+from tiled_ref.running import analysis, stored_images
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options
+from tiled_ref.running.results import RESULT_COLUMNS
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.progress import Progress
 from tiled_ref.thresholds import find_thresholds
@@ -45,7 +47,7 @@ def made_up_cell(out, category, arch="padim", setup="SM256", seed=42, **more):
         masks=(lambda: images.masks(sizes.image_size)) if category.has_masks else None,
     )  # fmt: skip
     folder = out / category.dataset / category.name / arch / setup / f"seed{seed}"
-    analysis.save_images(folder.parents[2], images, sizes, options)
+    stored_images.save_images(folder.parents[2], images, sizes, options)
     analysis.save_analysis(folder, maps, scores, images, sizes, options, thresholds)
     result = made_up_result(
         category.dataset, category.name, arch, setup, seed, thresholds=thresholds, **more

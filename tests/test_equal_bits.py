@@ -30,7 +30,8 @@ from tiled_ref.models.gaussians import distances, pack
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
 from tiled_ref.models.search.coreset import select_coreset
 from tiled_ref.models.search.neighbours import NearestIndex, search_each
-from tiled_ref.running.cell import CategoryImages, Options, run_cell
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.running.engine import Engine
 from tiled_ref.running.pieces import Pieces
 from tiled_ref.running.shared_layers import SharedLayers

@@ -9,7 +9,8 @@ from sources import ROOT
 from tiled_ref import method
 from tiled_ref.data import synthetic
 from tiled_ref.models.weights import find_weights
-from tiled_ref.running.cell import CategoryImages, Options, run_cell
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.progress import Progress
 

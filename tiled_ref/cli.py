@@ -23,10 +23,12 @@ from .reporting.page import write_report
 from .reporting.summary import result_table, text_table
 from .reporting.walk import BUILT_IN, explain, write_walk
 from .running import shared_layers
-from .running.cell import METRIC_SIZES, Options, run_cell, versions
+from .running.cell import METRIC_SIZES, Options, run_cell
 from .running.engine import MEMORY_MODES
-from .running.pieces import WHERE_SAME, OutputLock
+from .running.lock import OutputLock
+from .running.pieces import WHERE_SAME
 from .running.processes import Ended, Ranks
+from .running.results import versions
 from .running.sweep import (
     Planned,
     Sweep,

@@ -132,9 +132,9 @@ for name in ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty
 sys.modules["msvcrt"] = types.ModuleType("msvcrt")
 for name in sys.argv[1:]:
     importlib.import_module(name)
-from tiled_ref.running import pieces
+from tiled_ref.running import lock
 from tiled_ref.support import memory
-assert pieces.fcntl is None and memory.resource is None
+assert lock.fcntl is None and memory.resource is None
 """
 
 

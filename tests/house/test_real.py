@@ -6,7 +6,8 @@ import torch
 from tiled_ref.data import mvtec
 from tiled_ref.models.backbone import ResNet18Features
 from tiled_ref.reporting.paper import paper_result
-from tiled_ref.running.cell import CategoryImages, Options, run_cell
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.setups import Recipe
 from tiled_ref.support.progress import Progress
 

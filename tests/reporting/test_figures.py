@@ -7,7 +7,7 @@ from made_up import made_up_cell, small
 
 from tiled_ref.reporting import figures
 from tiled_ref.reporting.collection import Collection
-from tiled_ref.running import analysis
+from tiled_ref.running import analysis, stored_images
 
 NAME = "{http://www.w3.org/2000/svg}"
 
@@ -64,7 +64,7 @@ def test_cells_without_analysis_are_listed(tmp_path):
 
 def test_defects_of_changed_images_are_not_mixed_with_older_cells(tmp_path):
     folder = made_up_cell(tmp_path, small("one"))
-    images = folder.parents[2] / analysis.IMAGES
+    images = folder.parents[2] / stored_images.IMAGES
     kept = images.read_bytes()
     made_up_cell(tmp_path, small("one", n_bad=2), setup="SM512")
     collection = Collection(tmp_path)

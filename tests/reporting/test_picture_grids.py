@@ -9,7 +9,7 @@ from PIL import Image
 
 from tiled_ref.reporting import picture_grids as grids
 from tiled_ref.reporting.drawing import render
-from tiled_ref.running import analysis
+from tiled_ref.running import analysis, stored_images
 
 
 def test_picture_grid_holds_image_truth_heat_map_and_mask_side_by_side(made):
@@ -32,13 +32,13 @@ def test_picture_grid_holds_image_truth_heat_map_and_mask_side_by_side(made):
 def test_details_by_hand():
     """An image of 8 x 8, the window its rows 2 and 3 and columns 4 to 7; of a map of 4 x 4 one
     row and two columns. Half of the panel's width shows the one column, half the other."""
-    window = analysis.Window(0, 0, 2, 4, 4, 8, (8, 8))
+    window = stored_images.Window(0, 0, 2, 4, 4, 8, (8, 8))
     whole = np.arange(16, dtype=np.uint8).reshape(4, 4)
     seen = grids._seen(whole[window.within((4, 4))], window, (4, 4))
     half = grids.ZOOM_PANEL // 2
     assert seen.shape == (grids.ZOOM_PANEL, grids.ZOOM_PANEL)
     assert np.unique(seen[:, :half]) == [6] and np.unique(seen[:, half:]) == [7]
-    window = analysis.Window(0, 0, 3, 5, 5, 7, (8, 8))  # across the map's pixels
+    window = stored_images.Window(0, 0, 3, 5, 5, 7, (8, 8))  # across the map's pixels
     seen = grids._seen(whole[window.within((4, 4))], window, (4, 4))
     assert seen[0, 0] == 6 and seen[-1, 0] == 10 and seen[0, -1] == 7 and seen[-1, -1] == 11
 
@@ -68,7 +68,7 @@ def test_the_detail_shown_is_the_smallest_that_a_setup_finds_half_of():
     def cell(*recalls):
         return {}, SimpleNamespace(recall=np.array([[0, r, 1] for r in recalls]))
 
-    windows = [analysis.Window(region, 0, 0, 0, 1, 1, (9, 9)) for region in (2, 0, 1)]
+    windows = [stored_images.Window(region, 0, 0, 0, 1, 1, (9, 9)) for region in (2, 0, 1)]
     images = SimpleNamespace(windows=windows)
     assert analysis.FPRS[1] == analysis.REPORT_FPR
     assert grids._worth_showing([cell(1, 1, 0.49), cell(0, 0, 0.5)], images) == 0
@@ -79,7 +79,7 @@ def test_the_detail_shown_is_the_smallest_that_a_setup_finds_half_of():
 @pytest.mark.parametrize("side, rings", [(24, [0, 255, 0, 90]), (4, [0, 255])])
 def test_the_frame_lies_in_the_picture(side, rings):
     panel = np.full((side, side, 3), 90, np.uint8)
-    window = analysis.Window(0, 0, 0, 0, side, side, (side, side))
+    window = stored_images.Window(0, 0, 0, 0, side, side, (side, side))
     out = grids._framed(panel, window)
     assert [out[k, side // 2, 0] for k in range(len(rings))] == rings
     assert [out[-1 - k, side // 2, 0] for k in range(len(rings))] == rings and (panel == 90).all()

@@ -9,8 +9,9 @@ from toys import toy_category
 
 from tiled_ref import metrics
 from tiled_ref.data import Category, Sample
-from tiled_ref.running import analysis
-from tiled_ref.running.cell import CategoryImages, Options
+from tiled_ref.running import analysis, stored_images
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
 
@@ -86,7 +87,7 @@ def test_a_defect_that_the_setup_cannot_see_still_counts():
 
 
 def only_window(images):
-    (window,) = analysis.zoom_windows(images, Options())
+    (window,) = stored_images.zoom_windows(images, Options())
     return window
 
 
@@ -94,7 +95,7 @@ def test_windows_of_defects_by_hand(monkeypatch):
     """Areas 1, 1, 2, 4 in two parts: of each the upper one of its two. The first is the pixel
     (2, 5) of 20 x 10, and the window a square of twice its side, 2 = 10 // 5, with it in the
     middle as far as whole pixels go; the second has 2 x 2 pixels and so a square of 4."""
-    monkeypatch.setattr(analysis, "ZOOMS", 2)
+    monkeypatch.setattr(stored_images, "ZOOMS", 2)
     rows = [list("." * 10) for _ in range(20)]
     rows[2][5] = "#"
     other = [list("." * 10) for _ in range(20)]
@@ -103,9 +104,9 @@ def test_windows_of_defects_by_hand(monkeypatch):
         other[a][b] = "#"
     text = [" ".join("".join(row) for row in mask) for mask in (other, rows)]
     images = drawn(text[0], text[1], " ".join(["." * 10] * 20))
-    window, other = analysis.zoom_windows(images, Options())
-    assert window == analysis.Window(3, 1, 1, 4, 3, 6, (20, 10))
-    assert other == analysis.Window(2, 0, 16, 6, 20, 10, (20, 10))
+    window, other = stored_images.zoom_windows(images, Options())
+    assert window == stored_images.Window(3, 1, 1, 4, 3, 6, (20, 10))
+    assert other == stored_images.Window(2, 0, 16, 6, 20, 10, (20, 10))
     # of a map of 10 x 10 that is half as high: row 0.5 to 1.5, whole pixels around it
     assert window.within((10, 10)) == (slice(0, 2), slice(4, 6))
     assert window.within((20, 10)) == (slice(1, 3), slice(4, 6))
@@ -130,14 +131,14 @@ def test_a_large_defect_fills_half_of_its_window_or_the_window_the_image():
     assert (window.bottom - window.top, window.right - window.left) == (8, 8)
     window = only_window(drawn(" ".join(["#" * 12] * 10)))
     assert (window.top, window.left, window.bottom, window.right) == (0, 1, 10, 11)
-    assert analysis.zoom_windows(drawn("....", "...."), Options()) == []
+    assert stored_images.zoom_windows(drawn("....", "...."), Options()) == []
 
 
 def test_the_kept_defects_are_spread_over_all_sizes():
     """20 defects of 1 to 20 pixels, eight parts of 2.5: the defects of 2, 4, 7, 9, 12, ... of
     the list that starts with 0."""
     images = drawn(*("#" * n + "." * (40 - n) for n in range(20, 0, -1)))
-    windows = analysis.zoom_windows(images, Options())
+    windows = stored_images.zoom_windows(images, Options())
     places = [(2 * j + 1) * 20 // 16 for j in range(8)]
     assert places == [1, 3, 6, 8, 11, 13, 16, 18]
     assert [20 - window.region for window in windows] == [place + 1 for place in places]
@@ -146,7 +147,7 @@ def test_the_kept_defects_are_spread_over_all_sizes():
 
 def test_details_are_kept_at_the_resolution_of_map_and_file(tmp_path):
     folder = made_up_cell(tmp_path, toy_category(side=700), setup="SM512")
-    cell, images = analysis.load_analysis(folder), analysis.load_images(folder.parents[2])
+    cell, images = analysis.load_analysis(folder), stored_images.load_images(folder.parents[2])
     assert len(images.windows) == len(images.zooms) == len(images.zoom_masks) == 4
     assert len(cell.zooms) == 4 and cell.map_size == (512, 512)
     for k, window in enumerate(images.windows):
@@ -157,7 +158,7 @@ def test_details_are_kept_at_the_resolution_of_map_and_file(tmp_path):
         sample = toy_category(side=700).test[window.image]
         part = sample.read_mask()[window.top : window.bottom, window.left : window.right]
         assert (images.zoom_masks[k] == part).all() and part.sum() == 14 * 14
-        picture = analysis.encoders.decode_bytes(images.zooms[k]).astype(int)
+        picture = stored_images.encoders.decode_bytes(images.zooms[k]).astype(int)
         file = sample.read_image()[window.top : window.bottom, window.left : window.right]
         assert picture.shape == file.shape and abs(picture - file).mean() < 8  # a JPEG
 
@@ -174,21 +175,21 @@ def test_image_roc_is_that_of_the_exact_auroc(rng):
 
 def test_block_means_keep_the_mean_and_small_maps_their_values(rng):
     values = rng.random((512, 384))
-    small = analysis.reduce_mean(values)
+    small = stored_images.reduce_mean(values)
     assert small.shape == (128, 96)
     assert small[3, 5] == pytest.approx(values[12:16, 20:24].mean())
     odd = rng.random((300, 131))
-    assert analysis.reduce_mean(odd).shape == (128, 56)
-    assert (analysis.reduce_mean(values[:9, :7]) == values[:9, :7]).all()
-    assert analysis.reduce_mean(np.full((301, 257), 0.25)) == pytest.approx(0.25)
+    assert stored_images.reduce_mean(odd).shape == (128, 56)
+    assert (stored_images.reduce_mean(values[:9, :7]) == values[:9, :7]).all()
+    assert stored_images.reduce_mean(np.full((301, 257), 0.25)) == pytest.approx(0.25)
 
 
 def test_a_small_mask_keeps_every_defect():
     mask = np.zeros((512, 512), bool)
     mask[301, 77] = True
-    small = analysis.reduce_any(mask, (128, 128))
+    small = stored_images.reduce_any(mask, (128, 128))
     assert np.argwhere(small).tolist() == [[75, 19]]
-    assert analysis.reduce_any(mask[300:302, 76:78], (4, 4)).sum() == 4  # enlarged: nearest
+    assert stored_images.reduce_any(mask[300:302, 76:78], (4, 4)).sum() == 4  # enlarged: nearest
 
 
 def test_maps_are_normalised_so_that_128_is_the_threshold():
@@ -212,7 +213,7 @@ def test_maps_are_normalised_so_that_128_is_the_threshold():
 def test_what_is_written_is_read(tmp_path):
     category = toy_category()
     folder = made_up_cell(tmp_path, category)
-    cell, images = analysis.load_analysis(folder), analysis.load_images(folder.parents[2])
+    cell, images = analysis.load_analysis(folder), stored_images.load_images(folder.parents[2])
     assert images.names == [sample.name for sample in category.test]
     assert images.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert images.region_area.tolist() == [14 * 14] * 4 and len(cell.recall) == 4
@@ -229,14 +230,14 @@ def test_files_do_not_depend_on_when_they_are_written(tmp_path):
     one, other = (made_up_cell(tmp_path / name, toy_category()) for name in "ab")
     for name in (analysis.ANALYSIS, "metrics.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
-    images = [folder.parents[2] / analysis.IMAGES for folder in (one, other)]
+    images = [folder.parents[2] / stored_images.IMAGES for folder in (one, other)]
     assert images[0].read_bytes() == images[1].read_bytes()
 
 
 def test_thumbnails_are_those_of_the_finest_setup(tmp_path):
     for setup in ("SM256", "SM512", "SM256"):
         folder = made_up_cell(tmp_path, toy_category(), setup=setup)
-    assert analysis.load_images(folder.parents[2]).thumbnail_size == (320, 320)
+    assert stored_images.load_images(folder.parents[2]).thumbnail_size == (320, 320)
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -248,7 +249,7 @@ def test_a_damaged_file_is_named(tmp_path):
     np.savez(path, schema=np.int64(99))
     with pytest.raises(InputError, match="another version"):
         analysis.load_analysis(folder)
-    np.savez(path, schema=np.int64(analysis.SCHEMA))
+    np.savez(path, schema=np.int64(stored_images.SCHEMA))
     with pytest.raises(InputError, match="damaged"):
         analysis.load_analysis(folder)
     path.unlink()

@@ -13,8 +13,11 @@ from tiled_ref.data import reading
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.padim import Padim
 from tiled_ref.running import cell, pieces
-from tiled_ref.running.cell import RESULT_COLUMNS, CategoryImages, Options, run_cell
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.running.processes import Ranks
+from tiled_ref.running.results import RESULT_COLUMNS
+from tiled_ref.running.rows import Rows
 from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.progress import Progress
@@ -123,8 +126,7 @@ def test_every_image_is_decoded_once_per_size(tiny_backbone, monkeypatch):
             run_cell(Recipe(setup, seed=seed), images, tiny_backbone, Options(), QUIET)
     assert reads == [(6, (96, 96)), (8, (96, 96))]
     reads.clear()
-    images = CategoryImages(toy_category(), Options(), QUIET)
-    images.expect([(96, 96), (64, 64)])
+    images = CategoryImages(toy_category(), Options(), QUIET, sizes=[(96, 96), (64, 64)])
     small = images.images("test", (64, 64))
     assert images.images("test", (96, 96)).shape[2:] == (96, 96)
     assert reads == [(8, (64, 64), (96, 96))]
@@ -223,7 +225,7 @@ def test_save_asked_for_later_trains_again(tiny_backbone, tmp_path):
 
 
 def test_rows_that_were_chosen_are_read_in_their_order():
-    rows = cell.Rows(np.arange(12).reshape(4, 3), np.array([2, 0, 3]))
+    rows = Rows(np.arange(12).reshape(4, 3), np.array([2, 0, 3]))
     assert len(rows) == 3 and rows[1].tolist() == [0, 1, 2]
     assert rows[0:2].tolist() == [[6, 7, 8], [0, 1, 2]] and rows[1:].tolist()[-1] == [9, 10, 11]
 
@@ -250,9 +252,9 @@ def test_the_images_of_a_category_are_written_by_one_rank_at_a_time(
             yield
             self.inside = None
 
-    ranks, seen, save = Turns(), [], cell.analysis.save_images
+    ranks, seen, save = Turns(), [], cell.stored_images.save_images
     monkeypatch.setattr(
-        cell.analysis, "save_images",
+        cell.stored_images, "save_images",
         lambda *args: seen.append(ranks.inside) or save(*args),
     )  # fmt: skip
     run(tiny_backbone, SM, out=tmp_path, report=True, ranks=ranks)

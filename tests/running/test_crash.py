@@ -11,8 +11,10 @@ import pytest
 from sources import ROOT
 
 from tiled_ref import cli
-from tiled_ref.running import pieces as store_module
-from tiled_ref.running.pieces import OutputLock, Pieces, RowFile
+from tiled_ref.running import lock
+from tiled_ref.running.lock import OutputLock
+from tiled_ref.running.pieces import Pieces
+from tiled_ref.running.rows import RowFile
 from tiled_ref.support.errors import InputError
 
 SERVER = ROOT / "tests" / "crash_server.py"
@@ -171,7 +173,7 @@ def test_a_lock_whose_file_another_run_removed_is_taken_again(tmp_path, monkeypa
         taken.append(file)
         return True
 
-    monkeypatch.setattr(store_module, "_lock", removed_at_first)
+    monkeypatch.setattr(lock, "_lock", removed_at_first)
     with OutputLock(tmp_path):
         assert len(taken) == 2 and (tmp_path / ".lock").exists()
 

@@ -40,7 +40,7 @@ def same(found, expected):
 def head_by_head(ensemble, images, locations):
     """Maps (L, B, h, w) and scores (L, B) of one model after the other, and the features
     (L * B, ...) that joint heads are given."""
-    resident = Resident(ensemble.recipe, ensemble.network, ensemble.device, ensemble.states)
+    resident = Resident(ensemble, ensemble.states)
     features = resident.heads[0].features(resident.tiles(images))
     n, found = len(images), []
     for k, location in enumerate(locations):
@@ -127,7 +127,7 @@ def test_one_location_is_measured(tiny_backbone, arch):
     """The state's bytes are those that the location keeps; the peak holds them and more."""
     images = pictures(ENS)
     ensemble = ensemble_of(ENS, arch, tiny_backbone, images)
-    found = measure_location(ensemble.recipe, ensemble.network, ensemble.device, images)
+    found = measure_location(ensemble, images)
     assert found["state_bytes"] == sum(x.nbytes for x in ensemble.states[0, 0].values())
     assert found["peak_bytes"] > found["state_bytes"] and found["seconds"] > 0
 

@@ -291,16 +291,17 @@ def test_the_part_reused_is_that_of_all_pieces(tmp_path):
     for folder in (None, tmp_path):
         network = SimpleNamespace(asked=0, reused=0)
         with Pieces(folder, {"a": 1}, network=network) as pieces:
-            assert pieces.reused([]) == 0.0
+            assert pieces.costs([])[2] == 0.0
             for location, asked, reused in (((0, 0), 4, 3), ((0, 1), 12, 1)):
+                pieces[location] = {}
                 network.asked, network.reused = network.asked + asked, network.reused + reused
                 for row in range(2):
                     maps, scores = np.zeros((1, 3, 3), np.float32), np.zeros(1, np.float32)
                     pieces.add(location, slice(row, row + 1), 2, maps, scores)
             if folder is None:
-                assert pieces.reused([(0, 0), (0, 1)]) == 0.25
+                assert pieces.costs([(0, 0), (0, 1)])[2] == 0.25
     with Pieces(tmp_path, {"a": 1}, resume=True) as pieces:
-        assert pieces.reused([(0, 0), (0, 1)]) == 0.25
+        assert pieces.costs([(0, 0), (0, 1)])[2] == 0.25
 
 
 def test_a_cell_that_another_process_finishes_has_no_result():

@@ -351,7 +351,7 @@ def test_an_ensemble_without_thresholds_says_so(ensemble, folder, tmp_path, caps
 
 
 def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, capsys):
-    from tiled_ref.running.pieces import OutputLock
+    from tiled_ref.running.lock import OutputLock
 
     (tmp_path / "out").mkdir()
     with OutputLock(tmp_path / "out"):

@@ -1,7 +1,8 @@
 """The finished cells below OUT, with what a report reads of them from disk."""
 
-from ..running.analysis import load_analysis, load_images
-from ..running.cell import read_result
+from ..running.analysis import load_analysis
+from ..running.results import read_result
+from ..running.stored_images import load_images
 from ..support.errors import InputError
 from .results import grouped, select, table_place
 
@@ -45,7 +46,7 @@ class Collection:
         return list(chosen.values())
 
     def images(self, dataset, category):
-        """analysis.StoredImages, None where images.npz is not there."""
+        """stored_images.StoredImages, None where images.npz is not there."""
         key = dataset, category
         if key not in self._images:
             try:

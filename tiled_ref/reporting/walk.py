@@ -16,7 +16,7 @@ from ..data import images as image_data
 from ..data.samples import NORMAL
 from ..ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collect
 from ..models.backbone import FEATURE_STRIDE
-from ..running.cell import CategoryImages
+from ..running.category_images import CategoryImages
 from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
 from ..thresholds import f1_threshold

@@ -4,9 +4,6 @@
                 device at a time, the memory of one model on one tile (Sec. 3.2)
     resident    images outside, locations inside: all models are on the device, and the tiles of
                 an image are one batch of the backbone
-
-The backbone is the same in every model of an ensemble, so it is on the device once; only the
-learned state differs. Both give the same bits on a CPU.
 """
 
 import gc
@@ -16,7 +13,7 @@ import torch
 
 from ..data.images import normalize
 from ..data.reading import forget_pages
-from ..ensemble import Forgotten, collect, each_location, host_tensor, merge, slices
+from ..ensemble import Forgotten, collect, host_tensor, merge, slices
 from ..support.memory import TensorMeter
 
 MEMORY_MODES = ("low", "resident")
@@ -31,20 +28,17 @@ class Engine:
 
     def __init__(self, ensemble, memory="low", *, impl="cython", threads=None):
         ensemble.check_trained()
-        self.ensemble = ensemble
-        self.impl, self.threads = impl, threads
+        self.ensemble, self.impl, self.threads = ensemble, impl, threads
         self.resident = self.model = None
         if memory == "resident":
-            self.resident = Resident(
-                ensemble.recipe, ensemble.network, ensemble.device, ensemble.states
-            )
+            self.resident = Resident(ensemble, ensemble.states)
         else:
             self.model = ensemble.make_model()
 
     def predict(self, images):
         """Merged, smoothed maps float32 (B, H, W) and scores float32 (B,), raw, on the host.
 
-        Parameters: images uint8 (B, 3, H, W) in host memory, or whatever `data.inputs` reads.
+        Parameters: images uint8 (B, 3, H, W) in host memory, or anything that `data.inputs` reads.
         """
         images = self.ensemble.as_images(images)
         if self.resident:
@@ -52,34 +46,32 @@ class Engine:
         else:
             found = self.ensemble.each_location(None, images, model=self.model)
         recipe = self.ensemble.recipe
-        tile_maps, tile_scores = collect(found, recipe.grid, len(images))
-        return merge(tile_maps, tile_scores, recipe, self.impl, self.threads)
+        predictions = collect(found, recipe.grid, len(images))
+        return merge(*predictions, recipe, self.impl, self.threads)
 
 
 class Resident:
     """The models of all locations, on the device together.
 
-    Parameters: recipe; network and device, see `each_location`; states, location -> state, of
-    all locations.
+    Parameters: ensemble, a TiledEnsemble; states, location -> state, of all its locations.
     """
 
-    def __init__(self, recipe, network, device, states):
-        self.recipe, self.device = recipe, device
-        self.locations = list(recipe.setup.models)
-        self.joint = None
-        self.heads = [recipe.model(network, device)]
-        if device.type == "cpu" and hasattr(self.heads[0], "joint_head"):
+    def __init__(self, ensemble, states):
+        self.recipe, self.device = ensemble.recipe, ensemble.device
+        self.locations = list(ensemble.setup.models)
+        self.joint, self.heads = None, [ensemble.make_model()]
+        if self.device.type == "cpu" and hasattr(self.heads[0], "joint_head"):
             self.joint = self.heads[0].joint_head([states[place] for place in self.locations])
             return
-        self.heads += [recipe.model(network, device) for _ in self.locations[1:]]
+        self.heads += [ensemble.make_model() for _ in self.locations[1:]]
         for location, model in zip(self.locations, self.heads):
             model.load_state(states[location])
 
     def predict(self, images, progress=None):
         """Yield (location, rows, maps (b, h, w), scores (b,)), on the host, rows a slice.
 
-        Parameters: images uint8 (B, 3, H, W), on the host; as many at a time as have the tiles
-        of one location's batch, at least one; progress, callable or None.
+        Parameters: images uint8 (B, 3, H, W), on the host; a batch has as many tiles as one of
+        low mode, at least those of one image.
         """
         n_locations = len(self.locations)
         for rows in slices(len(images), max(1, self.recipe.batch_size // n_locations)):
@@ -98,7 +90,7 @@ class Resident:
     def tiles(self, images):
         """Normalised, padded tiles of all models, on the device: float32 (T * B, 3, h, w).
 
-        The image goes to the device once, and a pixel of several tiles is normalised once.
+        The images, uint8 (B, 3, H, W), go to the device once, and each pixel is normalised once.
         """
         grid = self.recipe.setup.input_grid
         batch = normalize(host_tensor(images).to(self.device))
@@ -107,30 +99,25 @@ class Resident:
         return torch.cat([grid.pad_tile(batch[..., rows, cols]) for rows, cols in windows])
 
 
-def measure_location(recipe, network, device, train):
-    """What one tile location costs: the first one is trained, and predicts the same images.
+def measure_location(ensemble, train):
+    """The cost of one tile location, measured by training the first and predicting its images.
 
-    Parameters: recipe, network, device, train as of `each_location`, train as few images as are
-    typical.
-    Returns dict: seconds, state_bytes, what it learnt, and peak_bytes, of all tensors alive at a
-    time beyond those that were there before.
+    Parameters: ensemble, a TiledEnsemble; train uint8 (N, 3, H, W), a few typical images.
+    Returns dict: seconds; state_bytes, of the learned state; peak_bytes, of all tensors alive
+    at a time beyond those that existed before.
     """
-    states, location = Measured(), recipe.grid.locations()[0]
+    states, location = Measured(), ensemble.grid.locations()[0]
     gc.collect()
     started = time.perf_counter()
     with TensorMeter() as meter:
-        for _ in each_location(
-            recipe, network, device, train, train, states, locations=[location]
-        ):
+        for _ in ensemble.each_location(train, train, states, locations=[location]):
             pass
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "state_bytes": states.n_bytes, "peak_bytes": meter.peak}
 
 
 class Measured(Forgotten):
-    """States of which only the size is kept: n_bytes, of the last one."""
-
-    n_bytes = 0
+    """States of which only the size of the last is kept."""
 
     def __setitem__(self, location, state):
         self.n_bytes = sum(tensor.nbytes for tensor in state.values())

@@ -2,12 +2,10 @@
 
     torchrun --nproc-per-node 2 run.py --setup ENS9
 
-A location is the unit of work, and the folder of results is all that the processes exchange.
-All ranks walk through the same cells in the same order; torch.distributed's key-value store
-hands out numbers. The first rank at a cell opens it, every rank takes one location after the
-other, and the rank that completes the last one merges, scores and writes what a single process
-with as many torch threads does. All ranks drop a cell with a wrong file or option. When one
-process dies torchrun ends the others; one of them prints ENDED.
+All ranks go through the same cells in the same order; torch.distributed's key-value store hands
+out numbers. The first rank at a cell opens it, every rank takes one location after the other, and
+the one that completes the last merges, scores and writes. All drop a cell with a wrong file or
+option. When one process dies torchrun ends the others; one of them prints ENDED.
 """
 
 import contextlib
@@ -63,7 +61,7 @@ class Ranks:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def read(self, key):
-        """The text of a key as soon as a rank has set it; a signal interrupts the waiting."""
+        """The text of a key as soon as a rank has set it; a signal interrupts the wait."""
         while not self.store.check([key]):
             time.sleep(POLL_SECONDS)
         return self.store.get(key).decode()
@@ -92,7 +90,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def one_at_a_time(self, name):
-        """A context in which no other rank is at the same time in the one of that name."""
+        """A context that one rank at a time enters, of those with that name."""
         turn = self.store.add(f"turn/{name}", 1) if self.size > 1 else 0
         if turn > 1:
             self.read(f"turn/{name}/{turn - 1}")
@@ -103,7 +101,7 @@ class Ranks:
                 self.store.set(f"turn/{name}/{turn}", "")
 
     def finish(self, failures):
-        """Wait for all ranks; returns the failures of all, JSON values, in order of the ranks."""
+        """Wait for all ranks; returns their failures, JSON values, in order of the ranks."""
         found = self.gather("failures", json.dumps(failures))
         if self.is_main:  # it goes on alone, may fail, and may keep the store
             for rank in range(1, self.size):
@@ -114,7 +112,7 @@ class Ranks:
         return [failure for text in found for failure in json.loads(text)]
 
     def fail(self, text):
-        """Print why the run ends, on stderr; of ranks that share a store only the first does."""
+        """Print on stderr why the run ends; of ranks that share a store only the first does."""
         with contextlib.suppress(RuntimeError):  # the store has gone
             if self.store and self.store.add("reporters", 1) > 1:
                 return
@@ -122,16 +120,24 @@ class Ranks:
 
 
 class Share:
-    """A share in the cell of a name. Parameters: ranks, name. opens: this rank came first and
-    prepares the folder; finishes: it completed the last location, so it merges and scores."""
+    """A rank's share in the cell of a name, as a context manager. Parameters: ranks, name.
+    Attributes: opens, this rank was first and prepares the folder; finishes, it completed the
+    last location, so it merges and scores."""
 
     def __init__(self, ranks, name):
         self.ranks, self.name = ranks, f"cell/{name}"
-        self.opens = ranks.size == 1 or ranks.store.add(f"{self.name}/came", 1) == 1
+        self.opens = ranks.size == 1 or ranks.store.add(f"{self.name}/arrivals", 1) == 1
         self.finishes = ranks.size == 1
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, InputError):  # the other ranks drop the cell too
+            self.opened("failed")
+
     def opened(self, state):
-        """Said by the rank that opens: "ready", "finished" (before), or "failed" (InputError)."""
+        """Publish "ready", "finished" (by an earlier run) or "failed" (InputError)."""
         if self.ranks.size > 1:
             self.ranks.store.set(f"{self.name}/open", state)
 
@@ -140,7 +146,7 @@ class Share:
         return self.ranks.read(f"{self.name}/open") != "ready"
 
     def take(self, locations):
-        """Yield those of the cell's locations that are done here, each before the next."""
+        """Yield the cell's locations that this rank does, each done before the next is taken."""
         if self.ranks.size == 1:
             yield from locations
             return

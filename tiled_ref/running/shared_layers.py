@@ -1,9 +1,8 @@
 """Layers of the frozen backbone shared by the cells of a sweep: computed once, then read.
 
-The architectures, the setups with the same tiles and the seeds of a category all ask one
-frozen network for the layers of the same images. SharedLayers stands in its place and keeps
-them by the content of the image, so nobody has to know which cells have what in common: the
-tiles of ST9 are those of ENS9, and four of them are those of ENS4.
+SharedLayers takes the network's place and keeps the layers by the content of the image, so no cell
+needs to know what it has in common with another: the tiles of ST9 are those of ENS9, and four of
+them are those of ENS4.
 """
 
 import hashlib
@@ -19,8 +18,8 @@ BUDGET = 16 << 30  # bytes of layers on the disk, see budget_within
 
 
 def budget_within(n_bytes):
-    """n_bytes, an int, but at most half of what is free in the temporary folder now; 0 where
-    there is no folder that can be written to."""
+    """At most n_bytes and half of the space now free in the temporary folder; 0 where there is
+    no folder that can be written to."""
     try:
         return min(n_bytes, shutil.disk_usage(tempfile.gettempdir()).free // 2)
     except OSError:
@@ -28,28 +27,26 @@ def budget_within(n_bytes):
 
 
 class SharedLayers(torch.nn.Module):
-    """A frozen network on the CPU that reads the layers of an image which it has seen before.
+    """A frozen network on the CPU that reads the layers of an image that it has seen before.
 
-    It has them in a nameless temporary file (TMPDIR chooses the folder), which is read and
-    written, never mapped, so that it does not count as memory of the process. Where it is full
-    or the disk fails, the layers are computed as without it. A context manager that closes the
-    file.
+    The layers are in an unnamed temporary file (TMPDIR chooses the folder), which is never
+    mapped, so it does not count as memory of the process. Where the file is full or the disk
+    fails, the layers are computed. A context manager that closes the file.
 
-    Parameters: network, a backbone.ResNet18Features; budget, bytes on the disk, images that come
-    when it is used up are not kept; say(text) tells the user, once, that not everything could be.
-    Attributes: keeps, whether new images are kept, False where nobody will ask again; asked and
-    reused, images whose layers were asked for, and those of them that were read.
+    Parameters: network, a backbone.ResNet18Features; budget, bytes on the disk, beyond which
+    images are not kept; note(text) reports, once, that some were not.
+    Attributes: keeps, whether new images are kept, False where no later cell needs them; asked
+    and reused, images whose layers were requested, and those of them that were read.
     """
 
-    def __init__(self, network, budget, say):
+    def __init__(self, network, budget, note):
         super().__init__()
-        self.network, self.budget, self._say = network, budget, say
+        self.network, self.budget, self._note = network, budget, note
         if hasattr(network, "channels"):
             self.channels = network.channels
         self.keeps, self._stopped = True, False
         self.asked = self.reused = 0
-        self._file = None
-        self._size = 0
+        self._file, self._size = None, 0
         self._places = {}  # digest of an image -> where its layers start in the file
         self._shapes = {}  # (h, w) of images -> (hf, wf, C) of each layer
 
@@ -66,16 +63,16 @@ class SharedLayers(torch.nn.Module):
     @torch.no_grad()
     def forward(self, images):
         """images float32 (B, 3, h, w) -> list of (B, C, hf, wf), the network's of each image
-        alone, so that no bit depends on who asked first."""
+        alone, so that no bit depends on which cell came first."""
         parts = []
         for image in images.split(1):
-            key = _digest(image)
-            layers = self._read(key, image.shape[-2:])
+            key, size = _digest(image), tuple(image.shape[-2:])
+            layers = self._read(key, size)
             self.asked += 1
             self.reused += layers is not None
             if layers is None:
                 layers = self.network(image)
-                self._keep(key, layers, image.shape[-2:])
+                self._keep(key, layers, size)
             parts.append(layers)
         return [torch.cat(layer) for layer in zip(*parts)]
 
@@ -85,12 +82,13 @@ class SharedLayers(torch.nn.Module):
             return None
         start, layers = self._places[key], []
         try:
-            for shape in self._shapes[tuple(size)]:
+            for shape in self._shapes[size]:
                 layers.append(np.empty((1, *shape), np.float32))
                 read_at(self._file, layers[-1], start)
                 start += layers[-1].nbytes
         except (OSError, EOFError) as error:
-            self._say(f"the shared layers of the backbone cannot be read ({error}); computed again")
+            text = f"the shared layers of the backbone cannot be read ({error}); computed again"
+            self._note(text)
             self._give_up()
             return None
         return [torch.from_numpy(layer).permute(0, 3, 1, 2) for layer in layers]
@@ -100,7 +98,7 @@ class SharedLayers(torch.nn.Module):
         if not self.keeps or self._stopped:
             return
         arrays = [layer.permute(0, 2, 3, 1).contiguous().numpy() for layer in layers]
-        self._shapes[tuple(size)] = [array.shape[1:] for array in arrays]
+        self._shapes[size] = [array.shape[1:] for array in arrays]
         start = self._size
         if start + sum(array.nbytes for array in arrays) > self.budget:
             self._stop(f"their {self.budget / 2**30:.1f} GiB are used up")
@@ -118,7 +116,7 @@ class SharedLayers(torch.nn.Module):
 
     def _stop(self, reason):
         self._stopped = True
-        self._say(
+        self._note(
             f"not all layers of the backbone are shared ({reason}; they lie in "
             f"{tempfile.gettempdir()}, TMPDIR names another folder); the others are computed again"
         )

@@ -1,9 +1,7 @@
 """A sweep of cells: data sets, categories, architectures, setups, seeds, one after the other.
 
-A category is decoded once, shared by all its cells and released before the next. On a CPU the
-cells also share the layers of the frozen backbone: whatever architecture, setup or seed, an
-image passes it once. A cell that fails is reported and the others go on; the exit status says
-so at the end. Finished cells are reused where options.resume says so (`cell.run_cell`).
+A category is decoded once, shared by all its cells and released before the next. A cell that
+fails is reported and the others go on; the exit status tells at the end.
 """
 
 import contextlib
@@ -14,32 +12,28 @@ from dataclasses import dataclass
 
 from ..support.errors import InputError, one_line
 from ..support.progress import bytes_text, duration
-from .cell import CategoryImages, gather_results
+from .category_images import CategoryImages
+from .results import gather_results
 from .shared_layers import SharedLayers, budget_within
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A category that is to be run: dataset and name, the names of its data set and itself, and
-    load(), which returns the data.Category."""
+    """A category that is to be run."""
 
-    dataset: str
-    name: str
-    load: Callable
+    dataset: str  # its name
+    name: str  # of the category
+    load: Callable  # load() returns the data.Category
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that failed.
+    """A cell that failed. It does not keep the exception, whose traceback would keep the
+    category's images."""
 
-    Parameters: cell, its name; text, what went wrong; is_input, whether the user can mend it:
-    a file, an option, or memory. The exception itself is not kept, because its traceback would
-    keep the category's images.
-    """
-
-    cell: str
-    text: str
-    is_input: bool
+    cell: str  # its title
+    text: str  # what went wrong
+    is_input: bool  # whether the user can mend it: a file, an option, or memory
 
     def __str__(self):
         return f"{self.cell}: {self.text}"
@@ -48,9 +42,8 @@ class Failure:
 class Sweep:
     """The cells of a run.
 
-    Parameters: plan, Planned categories, each loaded when its turn comes; recipes, the cells of
-    every category in the order of the table; backbone, a ResNet18Features; options, progress;
-    debug, show the traceback of a failure.
+    Parameters: plan, Planned categories, each loaded when its turn comes; recipes, one for each
+    cell of a category; backbone, a ResNet18Features; debug, show the traceback of a failure.
     Attribute: failures, a list of Failure in the order of the cells.
     """
 
@@ -62,17 +55,18 @@ class Sweep:
         self._count = 0
 
     def cells(self):
-        """Yield (recipe, images, backbone) of every cell, what cell.run_cell takes.
+        """Yield (recipe, images, backbone) of every cell, the arguments of cell.run_cell.
 
-        The backbone is a SharedLayers where cells may share its layers: in float32 on one
-        process's CPU; a GPU computes them faster than a disk gives them back.
+        The backbone is a SharedLayers where cells may share its layers: in float32 on the CPU of
+        one process; a GPU computes them faster than a disk returns them.
         """
         for number, entry in enumerate(self.plan):
             images = None
             with self.caught(cell_title(entry)):
-                antialias = self.recipes[0].antialias
-                images = CategoryImages(entry.load(), self.options, self.progress, antialias)
-                images.expect(dict.fromkeys(r.setup.image_size for r in self.recipes))
+                images = CategoryImages(
+                    entry.load(), self.options, self.progress, self.recipes[0].antialias,
+                    sizes=dict.fromkeys(recipe.setup.image_size for recipe in self.recipes),
+                )  # fmt: skip
             if images is None:
                 self._count += len(self.recipes)
                 continue
@@ -100,65 +94,56 @@ class Sweep:
     def caught(self, title):
         """A context in which an error of one of several cells, named by title, becomes a Failure.
 
-        Where several processes share the run, only an InputError does; anything else ends them
-        all. A KeyboardInterrupt, and what the only cell raises, is never caught. Yields None.
-        """
+        In a run of several processes only an InputError does; anything else ends them all. A
+        KeyboardInterrupt, or an error of the only cell, always passes. Yields None."""
         isolated = Exception if self.options.ranks.size == 1 else InputError
         try:
             yield
         except isolated if self.n_cells > 1 else () as error:
-            self._failed(title, error)
-
-    def _failed(self, title, error):
-        is_input = isinstance(error, InputError) or out_of_memory(error)
-        text = one_line(error)
-        if out_of_memory(error):
-            text = memory_sentence(error)
-        elif not is_input:
-            text = f"{type(error).__name__}: {text}; --debug shows where"
-        if self.debug:
-            traceback.print_exception(error)
-        failure = Failure(title, text, is_input)
-        self.progress.note(f"failed: {failure}")
-        self.failures.append(failure)
+            full = out_of_memory(error)
+            is_input = isinstance(error, InputError) or full
+            text = memory_sentence(error) if full else one_line(error)
+            if not is_input:
+                text = f"{type(error).__name__}: {text}; --debug shows where"
+            if self.debug:
+                traceback.print_exception(error)
+            self.failures.append(Failure(title, text, is_input))
+            self.progress.note(f"failed: {self.failures[-1]}")
 
     @contextlib.contextmanager
     def _shared(self, name):
         """The backbone for the cells of a category, a SharedLayers where they share layers."""
+
+        def note(text):
+            self.progress.note(f"{name}: {text}")
+
         options = self.options
         plain = all(recipe.precision == "float32" for recipe in self.recipes)
         alone = options.ranks.size == 1 and options.device.type == "cpu"
         if not (plain and alone and options.share_features and len(self.recipes) > 1):
             yield self.backbone
-            return
-        budget = budget_within(options.share_features)
-        if not budget:
-            self.progress.note(f"{name}: no temporary folder has room, so no layers are shared")
+        elif budget := budget_within(options.share_features):
+            note(
+                f"{len(self.recipes)} cells share the layers of the backbone, within "
+                f"{bytes_text(budget)} in {tempfile.gettempdir()}"
+            )
+            with SharedLayers(self.backbone, budget, note) as shared:
+                yield shared
+        else:
+            note("no temporary folder has room, so no layers are shared")
             yield self.backbone
-            return
-        self.progress.note(
-            f"{name}: {len(self.recipes)} cells share the layers of the backbone, within "
-            f"{bytes_text(budget)} in {tempfile.gettempdir()}"
-        )
-        with SharedLayers(
-            self.backbone, budget, lambda text: self.progress.note(f"{name}: {text}")
-        ) as shared:
-            yield shared
 
 
 def _tiles(recipe):
-    """What two recipes have in common where they cut the same kind of tiles."""
+    """Equal for recipes that cut the same kind of tiles."""
     return recipe.setup.image_size, recipe.setup.tile_size
 
 
-def gather(sweep, told):
-    """What all processes that share a run have found, for the one that reports it.
-
-    Parameters: sweep, which has ended in all of them; told, as of Ranks.finish.
-    Returns (results, failures), in the order of the table.
-    """
+def gather(sweep, failures):
+    """(results, a list of Failure) of all processes of a run, in the order of the table.
+    Parameters: sweep, ended in all of them; failures, as Ranks.finish returns them."""
     found = {}
-    for failure in told:
+    for failure in failures:
         found.setdefault(failure[0], Failure(*failure))
     cells, ordered = [], []
     for entry in sweep.plan:
@@ -172,27 +157,25 @@ def gather(sweep, told):
 
 
 def exit_status(failures):
-    """0 without failures, 2 where options or files are to blame for all of them, else 1."""
+    """0 without failures, 2 if options or files are to blame for all of them, else 1."""
     if not failures:
         return 0
     return 2 if all(failure.is_input for failure in failures) else 1
 
 
 def cell_title(entry, recipe=None):
-    """A category (anything with dataset and name), or a cell of it, as failures name it."""
-    where = f"{entry.dataset} {entry.name}"
-    if recipe is None:
-        return where
-    return f"{where} {recipe.arch} {recipe.setup.name} seed {recipe.seed}"
+    """The name of a category (anything with dataset and name), or of a cell of it, in failures."""
+    cell = f" {recipe.arch} {recipe.setup.name} seed {recipe.seed}" if recipe else ""
+    return f"{entry.dataset} {entry.name}{cell}"
 
 
 def out_of_memory(error):
-    """Whether an exception says that memory ran out, on the host or on the device."""
+    """Whether an exception reports that memory ran out, on the host or on the device."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def memory_sentence(error):
-    """What the user reads when memory ran out."""
+    """The error message where memory ran out."""
     return (
         f"out of memory ({str(error).partition('. ')[0]}); choose a smaller --batch-size, "
         "--tile-size or --image-size"

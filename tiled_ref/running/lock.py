@@ -1,0 +1,63 @@
+"""One process at a time works on a folder of results."""
+
+import os
+from pathlib import Path
+
+from ..support.errors import InputError
+from .rows import remove_temporary
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
+
+
+class OutputLock:
+    """A context that one process at a time enters for a folder; InputError where another is in it.
+
+    The lock is the operating system's and ends with the process, however that ends.
+    """
+
+    def __init__(self, folder):
+        self.path = Path(folder) / ".lock"
+
+    def __enter__(self):
+        while True:
+            try:
+                self._file = open(self.path, "a+b")
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to the folder {self.path.parent}: {error.strerror}; choose "
+                    "another --out"
+                ) from error
+            if not _lock(self._file):
+                self._file.close()
+                raise InputError(
+                    f"another run is writing to {self.path.parent}; wait for it or choose "
+                    "another --out"
+                )
+            try:  # another run may have removed the file between open and lock
+                if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                    remove_temporary(self.path.parent)  # of a run that was killed
+                    return self
+            except FileNotFoundError:
+                pass
+            self._file.close()
+
+    def __exit__(self, *exception):
+        if fcntl is not None:  # elsewhere an open file cannot be removed
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _lock(file):
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):  # the second is msvcrt's
+        return False
+    return True

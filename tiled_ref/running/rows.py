@@ -1,0 +1,125 @@
+"""Maps on the disk, and some of their rows."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..support.errors import InputError
+from ..support.files import read_at, sync_folder, write_at
+
+OUT_REMEDY = "choose another --out or make room, and go on with --resume"
+
+
+class RowFile:
+    """Maps on the disk, float32 (N, H, W) in a .npy file, written and read by rows.
+
+    Behaves like an array: `rows[a:b] = maps` writes, `rows[a:b]` and `rows[n]` read a copy. The
+    file is never mapped, so it does not count as memory of the process.
+    Parameters: path, its name from `commit` on; shape, (N, H, W) of a new file, None opens one.
+    Raises InputError where the disk has no room for the whole file, or the file is damaged.
+    """
+
+    def __init__(self, path, shape=None):
+        self.path = Path(path)
+        self.complete = shape is None
+        self._file, self._name = None, self.path
+        if not self.complete:
+            self._name = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            self._file = open(self._name, "rb" if self.complete else "w+b", buffering=0)
+            if self.complete:
+                np.lib.format.read_magic(self._file)
+                self.shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
+                if fortran or dtype != np.float32:
+                    raise ValueError(f"it holds {dtype}, not C-ordered float32")
+            else:
+                self.shape = tuple(int(side) for side in shape)
+                header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+                np.lib.format.write_array_header_1_0(self._file, header)
+            self._start = self._file.tell()
+            self._row_bytes = 4 * int(np.prod(self.shape[1:]))
+            size = self._start + self.shape[0] * self._row_bytes
+            if self.complete:
+                if os.fstat(self._file.fileno()).st_size != size:
+                    raise ValueError("it is truncated")
+            elif hasattr(os, "posix_fallocate"):  # a full disk is noticed now, not half way
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:
+                self._file.truncate(size)
+        except (OSError, ValueError) as error:
+            self.close()
+            verb = "read" if self.complete else "write"
+            raise InputError(
+                f"cannot {verb} {self.path}: {getattr(error, 'strerror', None) or error}; "
+                + ("start over without --resume" if self.complete else OUT_REMEDY)
+            ) from error
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, key):
+        start, stop, single = self._range(key)
+        rows = np.empty((stop - start, *self.shape[1:]), np.float32)
+        try:
+            read_at(self._file, rows, self._start + start * self._row_bytes)
+        except EOFError as error:
+            raise InputError(f"{self.path} is truncated; start over without --resume") from error
+        return rows[0] if single else rows
+
+    def __setitem__(self, key, rows):
+        start, stop, _ = self._range(key)
+        rows = np.ascontiguousarray(rows, np.float32).reshape(stop - start, *self.shape[1:])
+        try:
+            write_at(self._file, rows, self._start + start * self._row_bytes)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}; {OUT_REMEDY}") from error
+
+    def _range(self, key):
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step != 1:
+                raise IndexError("rows are read and written in steps of 1")
+            return start, max(start, stop), False
+        row = int(key)
+        if not 0 <= row < len(self):  # ends a loop over the rows as well
+            raise IndexError(f"row {row} of {len(self)}")
+        return row, row + 1, True
+
+    def commit(self):
+        """Sync the file and give it its name."""
+        try:
+            os.fsync(self._file.fileno())
+            os.replace(self._name, self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}; {OUT_REMEDY}") from error
+        self.complete = True
+
+    def close(self):
+        """Close the file; remove it unless it is complete."""
+        if self._file is not None:
+            self._file.close()
+            if not self.complete:
+                self._name.unlink(missing_ok=True)
+
+
+class Rows:
+    """Some rows of an array or RowFile (N, ...), read on demand: chosen, int (n,)."""
+
+    def __init__(self, rows, chosen):
+        self.rows, self.chosen = rows, chosen
+
+    def __len__(self):
+        return len(self.chosen)
+
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            return np.stack([self.rows[int(k)] for k in self.chosen[key]])
+        return self.rows[int(self.chosen[key])]
+
+
+def remove_temporary(folder):
+    """Remove the half-written files that a killed process left directly in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink()
