@@ -13,7 +13,7 @@ import pytest
 from made_up import made_up_cell, small
 from sources import ROOT
 
-from tiled_ref.archive.ensembles import write_tensors
+from tiled_ref.archive.tensors import write_tensors
 from tiled_ref.reporting import figures, page, tables, walk
 from tiled_ref.support import files
 from tiled_ref.support.errors import InputError

@@ -25,7 +25,7 @@ import torch
 import torchvision
 
 from .. import __version__, metrics, thresholds
-from ..archive.ensembles import FORMAT_VERSION, write_manifest
+from ..archive.manifest import FORMAT_VERSION, write_manifest
 from ..data import images as image_data
 from ..ensemble import TiledEnsemble, merge_rows
 from ..models.maps import upsample_bilinear
