@@ -36,7 +36,8 @@ from .running.sweep import (
     memory_sentence,
     out_of_memory,
 )
-from .serving.predict import MAPS, PICTURES, PredictOptions, run_predict
+from .serving.outputs import MAPS, PICTURES, PredictOptions
+from .serving.predict import run_predict
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
 from .support import arrays
 from .support.errors import InputError, KernelNotBuiltError, one_line

@@ -9,22 +9,16 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from toys import toy_category
+from toys import toy_category, write_category
 
 from tiled_ref import cli
 from tiled_ref.data.images import decode_image, encode_png
 from tiled_ref.data.inputs import as_samples
 from tiled_ref.ensemble import TiledEnsemble
+from tiled_ref.running.pieces import OutputLock
 from tiled_ref.serving import predict
-from tiled_ref.serving.predict import (
-    PredictOptions,
-    Predictor,
-    enlarge,
-    find_paths,
-    output_name,
-    predictions,
-    run_predict,
-)  # fmt: skip
+from tiled_ref.serving.outputs import PredictOptions, enlarge, output_name
+from tiled_ref.serving.predict import Predictor, find_paths, predictions, run_predict
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
 from tiled_ref.thresholds import normalize
@@ -166,9 +160,7 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
         Predictor, "__call__", lambda self, images: sizes.append(len(images)) or call(self, images)
     )
     monkeypatch.setattr(predict, "BATCH_BUDGET", 2 * per_image)
-    samples = as_samples([folder / "a.png", folder / "b/x.png"]) * 4 + as_samples(
-        [folder / "a.png"]
-    )
+    samples = as_samples([folder / "a.png", folder / "b/x.png"] * 4 + [folder / "a.png"])
     found = list(predictions(ensemble, samples))
     assert sizes == [2, 2, 2, 2, 1]
     whole, scores = ensemble.predict(samples)
@@ -181,7 +173,7 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
 def test_models_beyond_the_budget_give_the_same(ensemble, folder, monkeypatch):
     images = np.stack([CATEGORY.test[k].read_image()[:64, :64].transpose(2, 0, 1) for k in (0, 5)])
     first = Predictor(ensemble)
-    monkeypatch.setattr("tiled_ref.serving.predict.RESIDENT_BUDGET", 0)
+    monkeypatch.setattr(predict, "RESIDENT_BUDGET", 0)
     second = Predictor(ensemble)
     assert first.engine.resident and not second.engine.resident
     for _ in range(2):
@@ -195,10 +187,8 @@ def test_an_unreadable_image_is_raised_or_left_out(ensemble, folder):
     with pytest.raises(InputError, match="none.png does not exist"):
         list(predictions(ensemble, samples))
     failed = []
-    found = list(
-        predictions(ensemble, samples, failed=lambda s, e: failed.append((s.name, str(e))))
-    )
-    assert len(found) == 1 and "does not exist" in failed[0][1]
+    found = list(predictions(ensemble, samples, failed=lambda *pair: failed.append(pair)))
+    assert len(found) == 1 and "does not exist" in str(failed[0][1])
 
 
 def test_without_thresholds_there_are_scores_alone(ensemble, folder, tmp_path, monkeypatch):
@@ -350,8 +340,6 @@ def test_an_ensemble_without_thresholds_says_so(ensemble, folder, tmp_path, caps
 
 
 def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, capsys):
-    from tiled_ref.running.pieces import OutputLock
-
     (tmp_path / "out").mkdir()
     with OutputLock(tmp_path / "out"):
         assert run("--load", saved, "--predict", folder, "--out", tmp_path / "out") == 2
@@ -360,15 +348,7 @@ def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, ca
 
 def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path, capsys):
     parts = tmp_path / "parts"
-    for split, samples in (("train", CATEGORY.train), ("test", CATEGORY.test)):
-        for k, sample in enumerate(samples):
-            path = parts / split / ("" if split == "train" else sample.defect) / f"{k}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_png(sample.read_image()))
-            if sample.label:
-                mask = parts / "ground_truth" / sample.defect / f"{k}_mask.png"
-                mask.parent.mkdir(parents=True, exist_ok=True)
-                mask.write_bytes(encode_png(sample.read_mask()))
+    write_category(parts, CATEGORY, "{}", "train")
     argv = ["--dataset", "folder", "--root", parts, "--setup", "ENS4", "--image-size", 32]
     argv += ["--tile-size", 16, "--weights", "random", "--device", "cpu", "--quiet", "--save"]
     for mode in ("same-as-test", "split", "none"):

@@ -23,7 +23,7 @@ def atomic_write(path, mode="w"):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     raw = None
     try:
-        with _naming(path):
+        with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             raw = _NewFile(temporary, path)
         file = io.BufferedWriter(raw)
@@ -31,7 +31,7 @@ def atomic_write(path, mode="w"):
             file = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield file
         file.flush()
-        with _naming(path):
+        with write_errors(path):
             os.fsync(raw.fileno())
             raw.close()
             os.replace(temporary, path)
@@ -46,8 +46,8 @@ def atomic_write(path, mode="w"):
 
 
 @contextlib.contextmanager
-def _naming(path):
-    """Turn an OSError into an InputError that names the path."""
+def write_errors(path):
+    """A context that turns an OSError into an InputError that names the path."""
     try:
         yield
     except OSError as error:
@@ -64,7 +64,7 @@ class _NewFile(io.FileIO):
         self._path = path
 
     def write(self, data):
-        with _naming(self._path):
+        with write_errors(self._path):
             return super().write(data)
 
 
