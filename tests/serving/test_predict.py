@@ -34,9 +34,7 @@ def ensemble(tiny_backbone):
     )
     made.fit(CATEGORY.train)
     test = CATEGORY.test
-    masks = np.stack([
-        np.zeros((96, 96), bool) if s.read_mask() is None else s.read_mask() for s in test
-    ])  # fmt: skip
+    masks = np.stack([s.read_mask() if s.label else np.zeros((96, 96), bool) for s in test])
     rows = np.arange(64) * 96 // 64
     return made.calibrate(test, [s.label for s in test], masks=masks[:, rows[:, None], rows[None]])
 
@@ -44,12 +42,10 @@ def ensemble(tiny_backbone):
 @pytest.fixture
 def folder(tmp_path):
     """Test images as files: a good one, and two squares in a folder below."""
-    for name, sample in (
-        ("a.png", CATEGORY.test[0]), ("b/x.png", CATEGORY.test[-1]), ("b/y.png", CATEGORY.test[-2])
-    ):  # fmt: skip
+    for name, k in (("a.png", 0), ("b/x.png", -1), ("b/y.png", -2)):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(sample.read_image()))
+        path.write_bytes(encode_png(CATEGORY.test[k].read_image()))
     return tmp_path / "in"
 
 
