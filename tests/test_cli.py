@@ -14,6 +14,7 @@ from toys import toy_category, write_category
 from tiled_ref import cli
 from tiled_ref.models import MODELS
 from tiled_ref.models.padim import Padim
+from tiled_ref.support.option_types import Removed
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--image-size", "96", "--tile-size", "48", "--weights", "random", "--device", "cpu"]
@@ -131,7 +132,7 @@ def test_help_names_ten_options_and_how_to_see_all(columns, capsys, monkeypatch)
 def test_help_all_names_every_option_by_room(columns, capsys, monkeypatch):
     text, named = printed_help("--help-all", columns, capsys, monkeypatch)
     actions = cli.build_parser()._actions
-    known = {a.option_strings[-1] for a in actions if not isinstance(a, cli._Removed)}
+    known = {a.option_strings[-1] for a in actions if not isinstance(a, Removed)}
     assert named == known | {"--nproc-per-node"}
     listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)
     assert sorted(listed) == sorted(known)
