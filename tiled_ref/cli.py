@@ -355,11 +355,9 @@ SHARED = {
 
 
 def predict_images(args):
-    """Score images by a saved ensemble; returns the exit status, 2 if one could not be read.
+    """Score images by a saved ensemble; the exit status is 2 if one could not be read.
 
-    Parameters: args, of build_parser.
-    Raises InputError as `TiledEnsemble.load` and `predict.run_predict` do.
-    """
+    Raises InputError as `TiledEnsemble.load` and `predict.run_predict` do."""
     if args.load is None or args.predict is None:
         raise InputError("--load DIR and --predict FILE|FOLDER|- go together; give both")
     _refuse(
@@ -520,7 +518,7 @@ def _categories(args):
                 )
         planned += [Planned(name, c, functools.partial(data.load, root, c)) for c in chosen]
     unknown = set(args.category or ()) - {entry.name for entry in planned}
-    if unknown and "all" not in unknown:
+    if unknown and "all" not in args.category:
         raise InputError(f"there is no category {min(unknown)!r} in {', '.join(names)}")
     return planned
 

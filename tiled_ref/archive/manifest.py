@@ -66,7 +66,7 @@ def write_manifest(folder, ensemble, *, category=None, versions=None):
 class Manifest:
     """A manifest.json that has been checked."""
 
-    recipe: Recipe
+    recipe: Recipe  # of the ensemble
     weights: str  # what the backbone's weights are: "imagenet", "random" or None
     backbone_digest: str  # weights.tensors_digest of the backbone
     thresholds: dict  # of thresholds.find_thresholds, or None

@@ -55,8 +55,8 @@ def read_tensors(path, expected=None):
     Parameters: path; expected, name -> (dtype, shape) of exactly the tensors that the file
     must hold, or None.
     Returns a dict of str to torch.Tensor, in the order of the file.
-    Raises InputError for a file that is missing, truncated, damaged, compressed, or holds
-    anything but plain numbers or other tensors than expected.
+    Raises InputError, a ValueError, for a file that is missing, truncated, damaged, compressed,
+    or holds anything but plain numbers or other tensors than expected.
     """
     with _opened(path) as (archive, members):
         if expected is not None and set(members) != set(expected):

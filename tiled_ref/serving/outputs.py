@@ -78,9 +78,10 @@ class ImageWriter:
         return dict.fromkeys(COLUMNS, "") | {"path": self.sample.name} | cells
 
     def judge(self, image_map, score):
-        """Decide the verdict; returns the image, uint8 (h, w, 3), if it is to be drawn, else None.
+        """Decide the verdict.
 
         Parameters: image_map (H, W) float32 and score, float, raw.
+        Returns the image, uint8 (h, w, 3), if it is to be drawn, else None.
         Raises InputError where the prediction is not finite or the image cannot be read.
         """
         if not np.isfinite(image_map).all() or not np.isfinite(score):
@@ -102,9 +103,9 @@ class ImageWriter:
         return self.sample.read_image() if drawn and self.thresholds["pixel"] else None
 
     def write(self, image):
-        """Write the files; returns the row of predictions.csv and those of regions.csv.
+        """Write the files of an image, as judge returned it, uint8 (h, w, 3) or None.
 
-        Parameters: image, as judge returned it.
+        Returns its row of predictions.csv and its rows of regions.csv.
         """
         if self.options.maps:
             self._write_map()

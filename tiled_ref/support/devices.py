@@ -19,7 +19,7 @@ def resolve_device(name, ranks=None):
     """The torch.device of a name; each of several processes on a machine has its own GPU.
 
     Parameters: name, see `device_name`; ranks, a processes.Ranks, None for a single process.
-    Raises InputError for a CUDA device that is not there.
+    Returns torch.device. Raises InputError for a CUDA device that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
