@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -53,14 +54,9 @@ def load(folder, tiny_backbone, **options):
 
 @pytest.mark.parametrize(
     "name, arch",
-    [
-        ("ENS4", "padim"),
-        ("ENS4", "patchcore"),
-        ("SM256", "fastflow"),
-        ("SM256", "reverse_distillation"),
-        ("ST4", "patchcore"),
-    ],
-)
+    [("ENS4", "padim"), ("ENS4", "patchcore"), ("SM256", "fastflow"),
+     ("SM256", "reverse_distillation"), ("ST4", "patchcore")],
+)  # fmt: skip
 def test_a_loaded_ensemble_predicts_the_same_bits(fitted, tmp_path, tiny_backbone, name, arch):
     ensemble = fitted(name, arch)
     ensemble.save(tmp_path / "e")
@@ -122,9 +118,7 @@ def test_a_folder_with_other_things_is_not_touched(fitted, tmp_path):
 
 
 def test_a_failed_save_leaves_the_earlier_ensemble(folder, fitted, tiny_backbone, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise InputError("cannot write")
-
+    refuse = Mock(side_effect=InputError("cannot write"))
     monkeypatch.setattr(ensembles, "write_manifest", refuse)
     with pytest.raises(InputError, match="cannot write"):
         fitted().save(folder)
@@ -146,18 +140,13 @@ def test_models_beyond_the_budget_are_read_each_time(folder, tiny_backbone, monk
     again = load(folder, tiny_backbone)
     maps, _ = again.predict(toy_images(2, side=64))
     size = os.path.getsize(folder / "location_0_0.npz")
-    read = []
-
-    def counted(path, expected=None):
-        read.append(path.name)
-        return read_tensors(path, expected)
-
-    monkeypatch.setattr(ensembles, "read_tensors", counted)
+    read = Mock(side_effect=read_tensors)
+    monkeypatch.setattr(ensembles, "read_tensors", read)
     manifest = read_manifest(folder)
     again.states = ensembles.load_states(manifest, again.make_model(), budget=2 * size)
     for _ in range(2):
         np.testing.assert_array_equal(again.predict(toy_images(2, side=64))[0], maps)
-    assert len(read) == 4 + 2  # two stay in memory, two are read again
+    assert read.call_count == 4 + 2  # two stay in memory, two are read again
 
 
 # ----------------------------------------------------------------- what is not an ensemble
@@ -250,16 +239,9 @@ def test_a_missing_entry_is_named(folder, tiny_backbone, key):
 
 @pytest.mark.parametrize(
     "data, sentence",
-    [
-        (b"", "damaged or no manifest"),
-        (b"{", "damaged or no manifest"),
-        (b"\xff\xfe", "damaged or no manifest"),
-        (b"[" * 100_000, "damaged or no manifest"),
-        (b'{"format": NaN}', "it holds NaN"),
-        (b"9" * 5000, "damaged or no manifest"),
-        (b"null", "has no entry"),
-        (b"[1, 2]", "has no entry"),
-    ],
+    [(data, "damaged or no manifest") for data in (b"", b"{", b"\xff", b"[" * 10**5, b"9" * 5000)]
+    + [(data, "has no entry") for data in (b"null", b"[1, 2]")]
+    + [(b'{"format": NaN}', "it holds NaN")],
 )
 def test_a_manifest_that_is_no_json_object(folder, tiny_backbone, data, sentence):
     (folder / "manifest.json").write_bytes(data)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -151,9 +152,9 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
     assert predictor.batch == 3 and grid.rows * grid.cols == 4
     monkeypatch.setattr(predict, "BATCH_BUDGET", 1)
     assert predictor.batch == 1
-    sizes, call = [], Predictor.__call__
+    sizes, call = [], Predictor.predict
     monkeypatch.setattr(
-        Predictor, "__call__", lambda self, images: sizes.append(len(images)) or call(self, images)
+        Predictor, "predict", lambda self, images: sizes.append(len(images)) or call(self, images)
     )
     monkeypatch.setattr(predict, "BATCH_BUDGET", 2 * per_image)
     samples = as_samples([folder / "a.png", folder / "b/x.png"] * 4 + [folder / "a.png"])
@@ -171,11 +172,11 @@ def test_models_beyond_the_budget_give_the_same(ensemble, folder, monkeypatch):
     first = Predictor(ensemble)
     monkeypatch.setattr(predict, "RESIDENT_BUDGET", 0)
     second = Predictor(ensemble)
-    assert first.engine.resident and not second.engine.resident
+    assert first.resident and not second.resident
     for _ in range(2):
-        for a, b in zip(first(images), second(images)):
+        for a, b in zip(first.predict(images), second.predict(images)):
             np.testing.assert_array_equal(a, b)
-    assert len(first.engine.resident.locations) == 4
+    assert len(first.resident.locations) == 4
 
 
 def test_an_unreadable_image_is_raised_or_left_out(ensemble, folder):
@@ -214,15 +215,8 @@ def test_a_new_prediction_replaces_the_earlier_and_nothing_else(ensemble, folder
 
 def test_rows_survive_an_interruption(ensemble, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "BATCH_BUDGET", 1)
-    seen = []
-
-    def interrupt(self, images):
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(1)
-        return np.zeros((1, 64, 64), np.float32), np.zeros(1, np.float32)
-
-    monkeypatch.setattr(Predictor, "__call__", interrupt)
+    one = np.zeros((1, 64, 64), np.float32), np.zeros(1, np.float32)
+    monkeypatch.setattr(Predictor, "predict", Mock(side_effect=[one, KeyboardInterrupt]))
     with pytest.raises(KeyboardInterrupt):
         run_predict(ensemble, folder, tmp_path / "out", PredictOptions())
     assert not (tmp_path / "out/predictions.csv").exists()
@@ -232,12 +226,10 @@ def test_rows_survive_an_interruption(ensemble, folder, tmp_path, monkeypatch):
 def test_a_prediction_that_is_not_finite_is_an_error_of_its_image(
     ensemble, folder, tmp_path, monkeypatch, capsys
 ):
-    def broken(self, images):
-        maps = np.zeros((len(images), 64, 64), np.float32)
-        maps[1, 3, 4] = np.nan
-        return maps, np.zeros(len(images), np.float32)
-
-    monkeypatch.setattr(Predictor, "__call__", broken)
+    maps = np.zeros((3, 64, 64), np.float32)
+    maps[1, 3, 4] = np.nan
+    broken = Mock(return_value=(maps, np.zeros(3, np.float32)))
+    monkeypatch.setattr(Predictor, "predict", broken)
     run_predict(ensemble, folder, tmp_path / "out", PredictOptions("npy"))
     assert [row["verdict"] for row in rows(tmp_path / "out/predictions.csv")] == [
         "normal", "error", "normal"
@@ -371,10 +363,7 @@ def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path,
 
 
 def test_an_interrupt_says_where_the_rows_are(saved, folder, tmp_path, capsys, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Predictor, "__call__", interrupt)
+    monkeypatch.setattr(Predictor, "predict", Mock(side_effect=KeyboardInterrupt))
     assert run("--load", saved, "--predict", folder, "--out", tmp_path / "out") == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "tiled-ref: interrupted; the rows so far are in predictions.partial.csv"

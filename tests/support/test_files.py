@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -104,9 +105,7 @@ def test_a_full_disk_is_named_however_the_file_is_written(old, write):
 
 @pytest.mark.parametrize("owner, name", [(os, "fsync"), (os, "replace"), (files._NewFile, "close")])
 def test_a_failing_call_to_the_system_is_named(old, monkeypatch, owner, name):
-    def fails(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
+    fails = Mock(side_effect=OSError(errno.EIO, "Input/output error"))
     with pytest.raises(InputError, match="cannot write .*deep/x.txt: Input/output error") as raised:
         with files.atomic_write(old) as file:
             file.write("new")

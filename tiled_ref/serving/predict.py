@@ -2,7 +2,7 @@
 
     find_paths      a file, a folder with all below it, or a list on standard input
     read_images     decoded and resized, uint8 (B, 3, H, W)
-    Predictor       raw maps (B, H, W) and scores (B,)
+    Predictor       raw maps float32 (B, H, W) and scores float32 (B,)
     ImageWriter     verdict, rows of the tables, map and pictures (outputs.py)
 
 An image that cannot be read is an error in its own row; the others are scored.
@@ -26,23 +26,22 @@ BATCH_BUDGET = 512 << 20  # bytes of decoded images, tile maps and merged maps o
 LARGEST_BATCH = 64  # images; more where the models are read again for every batch
 
 
-class Predictor:
-    """The models of an ensemble, ready for one batch of images after another.
+class Predictor(Engine):
+    """An Engine that chooses its memory mode and the number of images in a batch.
 
     Parameters: ensemble, a fitted or loaded TiledEnsemble; impl and threads, see
-    `merging.untile_average`; memory, see `running.engine`. If it is None, all models stay in
-    memory where they fit RESIDENT_BUDGET on a CPU, else one does.
+    `merging.untile_average`; memory, see `running.engine`: None keeps all models in memory where
+    they fit RESIDENT_BUDGET on a CPU, else one.
     """
 
     def __init__(self, ensemble, impl="cython", threads=None, memory=None):
         ensemble.check_trained()
-        self.ensemble = ensemble
         if memory is None:
             first = ensemble.states[ensemble.grid.locations()[0]]
-            n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in first.values())
+            n_bytes = sum(tensor.nbytes for tensor in first.values())
             fits = n_bytes * ensemble.setup.n_models <= RESIDENT_BUDGET
             memory = "resident" if fits and ensemble.device.type == "cpu" else "low"
-        self.engine = Engine(ensemble, memory, impl=impl, threads=threads)
+        super().__init__(ensemble, memory, impl=impl, threads=threads)
 
     @property
     def batch(self):
@@ -50,12 +49,8 @@ class Predictor:
         grid, (height, width) = self.ensemble.grid, self.ensemble.setup.image_size
         tiles = grid.rows * grid.cols * grid.tile_size[0] * grid.tile_size[1]
         per_image = 3 * height * width + 4 * tiles + 3 * 4 * height * width
-        most = LARGEST_BATCH if self.engine.resident else 1 << 16
+        most = LARGEST_BATCH if self.resident else 1 << 16
         return max(1, min(most, BATCH_BUDGET // per_image))
-
-    def __call__(self, images):
-        """Raw maps float32 (B, H, W) and scores float32 (B,) of images uint8 (B, 3, H, W)."""
-        return self.engine.predict(images)
 
 
 def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
@@ -87,7 +82,7 @@ def _rows(predictor, samples):
         )
         read = [k for k in range(len(batch)) if k not in errors]
         if read:
-            found = zip(*predictor(images[read] if errors else images))
+            found = zip(*predictor.predict(images[read] if errors else images))
         for k, sample in enumerate(batch):
             if k in errors:
                 yield sample, None, None, errors[k]

@@ -1,6 +1,7 @@
 """Pieces of the command line: a parser that fails in one sentence, and the types of values."""
 
 import argparse
+import functools
 import re
 import shutil
 
@@ -54,19 +55,15 @@ def parse(text, kind, wanted, fits):
     return found
 
 
-def natural(text):
-    """A whole number of at least 0, below 2**63."""
-    return parse(text, int, "a whole number of at least 0", lambda n: 0 <= n < 2**63)
-
-
-def positive(text):
-    """A whole number of at least 1."""
-    return parse(text, int, "a whole number of at least 1", lambda n: n >= 1)
-
-
-def percentile(text):
-    """A number above 0 and at most 100."""
-    return parse(text, float, "a number above 0 and at most 100", lambda p: 0 < p <= 100)
+natural = functools.partial(
+    parse, kind=int, wanted="a whole number of at least 0", fits=lambda n: 0 <= n < 2**63
+)
+positive = functools.partial(
+    parse, kind=int, wanted="a whole number of at least 1", fits=lambda n: n >= 1
+)
+percentile = functools.partial(
+    parse, kind=float, wanted="a number above 0 and at most 100", fits=lambda p: 0 < p <= 100
+)
 
 
 def size(text):
