@@ -147,9 +147,8 @@ def build_parser():
         "per tile\nlocation, merged predictions, smoothed seams.",
         epilog=EXAMPLES + MORE,
         formatter_class=option_types.help_formatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
+        add_help=False, allow_abbrev=False,
+    )  # fmt: skip
     parser.set_defaults(command=run)
     add = parser.add_argument
     add("-h", "--help", action=option_types.ShortHelp, nargs=0, const=(COMMON, EXAMPLES + SEE_ALL),
@@ -355,9 +354,7 @@ SHARED = {
 
 
 def predict_images(args):
-    """Score images by a saved ensemble; the exit status is 2 if one could not be read.
-
-    Raises InputError as `TiledEnsemble.load` and `predict.run_predict` do."""
+    """Score images by a saved ensemble; returns 2 if one cannot be read. Raises InputError."""
     if args.load is None or args.predict is None:
         raise InputError("--load DIR and --predict FILE|FOLDER|- go together; give both")
     _refuse(
@@ -377,10 +374,8 @@ def predict_images(args):
         progress=progress.stage(f"check the ensemble {args.load}"),
         say=progress.note,
     )
-    if ensemble.thresholds is None:
-        progress.note("the ensemble has no thresholds: scores only, no verdicts and no pictures")
-    else:
-        progress.note(describe(ensemble.thresholds))
+    without = "the ensemble has no thresholds: scores only, no verdicts and no pictures"
+    progress.note(describe(ensemble.thresholds) if ensemble.thresholds else without)
     make_folder(out)
     options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):

@@ -90,16 +90,3 @@ def test_labels_and_masks_must_fit(ensemble):
     masks[1:, 10:30, 10:30] = True
     found = ensemble.calibrate(images, labels=[0, 7, 1], masks=masks).thresholds
     assert found["n_anomalous"] == 2 and found["pixel"]["rule"] == "f1"
-
-
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        ({"setup": "ENS16"}, "unknown setup 'ENS16'"),
-        ({"arch": "resnet"}, "unknown architecture 'resnet'"),
-        ({"score": "median"}, "score must be one of mean, max"),
-    ],
-)
-def test_unknown_names_are_refused(tiny_backbone, options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        TiledEnsemble(**{"setup": "ENS4", "backbone": tiny_backbone, **options})

@@ -37,8 +37,7 @@ def save_ensemble(folder, ensemble):
             f"the folder {printable(folder)} holds something else than an ensemble; choose an "
             "empty one to save to"
         )
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
     try:
         make_folder(new)
         for location in ensemble.grid.locations():
@@ -151,41 +150,26 @@ def _grid_of(model):
     return [math.ceil(side / model.STRIDE) for side in model.output_size]
 
 
-def _padim_layout(model):
-    p, d = math.prod(_grid_of(model)), len(model.channels)
-    own = {"mean": ("float32", (p, d)), "packed": ("float32", (p, d * (d + 1) // 2))}
-    return own | {"channels": ("int64", (d,)), "grid": ("int64", (2,))}
-
-
-def _patchcore_layout(model):
-    channels = channels_of(model.backbone)
-    width = channels["layer2"] + channels["layer3"]
-    own = {"bank": ("float32", (None, width)), "chosen": ("int64", (None,))}
-    return own | {"grid": ("int64", (2,))}
-
-
-def _network_layout(model):
-    return {
-        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-        for name, tensor in model.state().items()
-    }
-
-
-# Functions of a model: name -> (dtype, shape) of its tensors after a fit, None for a side that
-# depends on the training images.
-LAYOUTS = {
-    "padim": _padim_layout,
-    "patchcore": _patchcore_layout,
-    "fastflow": _network_layout,
-    "reverse_distillation": _network_layout,
-}
-
-
 def _layout(model):
-    """LAYOUTS of a model; None for an architecture that is not among them, whose tensors are
+    """Name -> (dtype, shape) of the tensors of a fitted model, None for a side that depends on
+    the training images; None for an architecture that is not known here, whose tensors are
     bounded by the size of their file alone."""
-    arch = next((name for name in LAYOUTS if type(model) is MODELS.get(name)), None)
-    return None if arch is None else LAYOUTS[arch](model)
+    arch = next((name for name, kind in MODELS.items() if type(model) is kind), None)
+    if arch == "padim":
+        p, d = math.prod(_grid_of(model)), len(model.channels)
+        own = {"mean": ("float32", (p, d)), "packed": ("float32", (p, d * (d + 1) // 2))}
+        return own | {"channels": ("int64", (d,)), "grid": ("int64", (2,))}
+    if arch == "patchcore":
+        channels = channels_of(model.backbone)
+        width = channels["layer2"] + channels["layer3"]
+        own = {"bank": ("float32", (None, width)), "chosen": ("int64", (None,))}
+        return own | {"grid": ("int64", (2,))}
+    if arch in ("fastflow", "reverse_distillation"):
+        return {
+            name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in model.state().items()
+        }
+    return None
 
 
 def _check_layout(manifest, model):
