@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tiled_ref.archive.ensembles import layout, read_tensors, write_tensors
+from tiled_ref.archive.tensors import layout, read_tensors, write_tensors
 from tiled_ref.data import visa
 from tiled_ref.data.images import decode_image, decode_mask, image_size
 from tiled_ref.ensemble import TiledEnsemble

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from toys import toy_category, write_category
 from tiled_ref import cli
 from tiled_ref.models import MODELS
 from tiled_ref.models.padim import Padim
+from tiled_ref.support.option_types import Removed
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--image-size", "96", "--tile-size", "48", "--weights", "random", "--device", "cpu"]
@@ -76,17 +78,21 @@ def test_a_table_is_all_that_quiet_prints(folder, capsys, official_weights):
     assert err == "" and out.startswith("category")
 
 
+def printed_table(text):
+    """Name of a row -> name of a column -> number."""
+    header, _, *rows = (line.split() for line in text.strip().splitlines())
+    return {
+        row[0]: {name: int(cell.replace(",", "")) for name, cell in zip(header[1:], row[1:])}
+        for row in rows
+    }
+
+
 def test_list_prints_table_3(capsys):
     """Table 3, in millions: PatchCore, PaDiM, FastFlow, Reverse Distillation."""
     assert run("--list") == 0
-    counted, _, kept = capsys.readouterr().out.split("\n\n")
-    header, _, *lines = counted.splitlines()
+    counted, _, kept = map(printed_table, capsys.readouterr().out.split("\n\n"))
     archs = ["patchcore", "padim", "fastflow", "reverse_distillation"]
-    columns = [header.split().index(arch) for arch in archs]
-    exact = {
-        line.split()[0]: [int(line.split()[column].replace(",", "")) for column in columns]
-        for line in lines
-    }
+    exact = {name: [row[arch] for arch in archs] for name, row in counted.items()}
     assert {name: [round(n / 1e6, 1) for n in counts] for name, counts in exact.items()} == {
         "SM256": [2.8, 2.8, 9.7, 18.2],
         "SM512": [2.8, 2.8, 12.5, 18.2],
@@ -97,16 +103,13 @@ def test_list_prints_table_3(capsys):
     }
     assert exact["SM256"] == [2_782_784, 2_782_784, 9_733_952, 18_165_952]
     assert exact["SM512"][2] == 12_486_464
-    rows = {line.split()[0]: line.split()[1:] for line in kept.splitlines()[2:]}
-    numbers = {name: [int(n.replace(",", "")) for n in row] for name, row in rows.items()}
-    assert kept.split()[:5] == ["setup", "padim", "patchcore", "fastflow", "reverse_distillation"]
     gaussians, bank = 64 * 64 * (100 + 5050), int(0.1 * 200 * 32 * 32) * 384
     for name, n_models in (("SM256", 1), ("ENS4", 4), ("ENS9", 9)):  # the backbone once
-        assert numbers[name][0] == 2_782_784 + n_models * gaussians
-        assert numbers[name][1] == 2_782_784 + n_models * bank
-    one = numbers["SM256"][3] - 2_782_784
+        assert kept[name]["padim"] == 2_782_784 + n_models * gaussians
+        assert kept[name]["patchcore"] == 2_782_784 + n_models * bank
+    one = kept["SM256"]["reverse_distillation"] - 2_782_784
     assert one > 18_165_952 - 2_782_784  # weights, and the statistics of the normalisation
-    assert numbers["ENS9"][3] == 2_782_784 + 9 * one
+    assert kept["ENS9"]["reverse_distillation"] == 2_782_784 + 9 * one
 
 
 def printed_help(flag, columns, capsys, monkeypatch):
@@ -131,7 +134,7 @@ def test_help_names_ten_options_and_how_to_see_all(columns, capsys, monkeypatch)
 def test_help_all_names_every_option_by_room(columns, capsys, monkeypatch):
     text, named = printed_help("--help-all", columns, capsys, monkeypatch)
     actions = cli.build_parser()._actions
-    known = {a.option_strings[-1] for a in actions if not isinstance(a, cli._Removed)}
+    known = {a.option_strings[-1] for a in actions if not isinstance(a, Removed)}
     assert named == known | {"--nproc-per-node"}
     listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)
     assert sorted(listed) == sorted(known)
@@ -221,10 +224,7 @@ def test_debug_shows_the_traceback(folder, capsys):
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch, debug):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "run_cell", interrupt)
+    monkeypatch.setattr(cli, "run_cell", Mock(side_effect=KeyboardInterrupt))
     assert own(folder, *debug) == 130
     err = capsys.readouterr().err
     assert err.strip().splitlines()[-1] == (
@@ -235,10 +235,8 @@ def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch, de
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_running_out_of_memory_is_one_sentence(folder, capsys, monkeypatch, debug):
-    def exhaust(*args, **kwargs):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
-
-    monkeypatch.setattr(cli, "run_cell", exhaust)
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+    monkeypatch.setattr(cli, "run_cell", Mock(side_effect=error))
     assert own(folder, *debug) == 2
     err = capsys.readouterr().err
     last = err.strip().splitlines()[-1]
@@ -247,10 +245,7 @@ def test_running_out_of_memory_is_one_sentence(folder, capsys, monkeypatch, debu
 
 
 def test_a_mistake_of_the_program_is_raised_as_it_is(folder, monkeypatch):
-    def fail(*args, **kwargs):
-        raise ZeroDivisionError("a mistake")
-
-    monkeypatch.setattr(cli, "run_cell", fail)
+    monkeypatch.setattr(cli, "run_cell", Mock(side_effect=ZeroDivisionError("a mistake")))
     with pytest.raises(ZeroDivisionError, match="a mistake"):
         own(folder)
 

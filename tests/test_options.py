@@ -2,12 +2,10 @@
 
 from argparse import SUPPRESS
 
-import numpy as np
 import pytest
-from toys import toy_category
+from toys import toy_category, write_category
 
 from tiled_ref import cli
-from tiled_ref.data.encoders import encode_png
 
 SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]
 TILES = ["--image-size", "48", "--tile-size", "24", "--setup", "ENS9"]
@@ -18,7 +16,7 @@ USED = {
     "--arch": ["--arch", "patchcore"],
     "--seed": ["--seed", "0", "1"],
     "--list": ["--list"],
-    "--explain": ["--explain", "test/square/5.png"],
+    "--explain": ["--explain", "test/square/2.png"],
     "--dataset": [],  # every command here names them
     "--root": [],
     "--category": ["--category", "parts"],
@@ -67,17 +65,7 @@ def workplace(tmp_path_factory):
     """A folder `parts` of pictures of 48 px with masks, and an ensemble trained on it."""
     base = tmp_path_factory.mktemp("options")
     category = toy_category(n_train=3, n_good=2, n_bad=2, side=48)
-    places = [(s, "train") for s in category.train]
-    places += [(s, f"test/{s.defect}") for s in category.test]
-    for k, (sample, folder) in enumerate(places):
-        files = {f"{folder}/{k}.png": sample.read_image()}
-        if sample.label:
-            mask = sample.read_mask().astype(np.uint8) * 255
-            files[f"ground_truth/{sample.defect}/{k}_mask.png"] = mask
-        for name, array in files.items():
-            path = base / "parts" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_png(array))
+    write_category(base / "parts", category, "{}", "train")
     argv = ["--dataset", "folder", "--root", str(base / "parts"), *SMALL, "--save", "--quiet"]
     assert cli.main([*argv, "--out", str(base / "kept")]) == 0
     return base

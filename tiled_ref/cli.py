@@ -1,11 +1,12 @@
-"""The command line: parse, call, print."""
+"""The command line: parse, call, print.
+
+One file because all options of all rooms stand in one parser, in the order of --help-all.
+"""
 
 import argparse
 import contextlib
 import functools
 import os
-import re
-import shutil
 import sys
 import traceback
 from dataclasses import astuple
@@ -38,9 +39,11 @@ from .running.sweep import (
     memory_sentence,
     out_of_memory,
 )
-from .serving.predict import MAPS, PICTURES, PredictOptions, run_predict
+from .serving.outputs import MAPS, PICTURES, PredictOptions
+from .serving.predict import run_predict
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
-from .support import arrays
+from .support import arrays, option_types
+from .support.devices import device_name, resolve_device
 from .support.errors import InputError, KernelNotBuiltError, one_line
 from .support.files import make_folder
 from .support.progress import Progress
@@ -49,8 +52,6 @@ from .thresholds import MODES, describe
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
 EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 # The options that --help shows.
 COMMON = {
@@ -66,6 +67,7 @@ examples:
   tiled-ref --load results/.../ensemble --predict FOLDER
       score new images with a saved ensemble; the verdicts go to predictions/
 """
+SEE_ALL = "\n--help-all lists all options, by room, and the exit status."
 MORE = """\
   tiled-ref --setup all --arch all --dataset mvtec visa --root DIR DIR --seed 42 5125 33 --report
       reproduce the paper's tables and figures; repeat the command to continue after a stop
@@ -94,7 +96,7 @@ SWITCHES = (
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
-    ranks, args = Ranks(os.environ), None
+    ranks, args = Ranks(os.environ), argparse.Namespace(command=None, debug=False)
     try:
         with contextlib.ExitStack() as stack:
             if ranks.size > 1:
@@ -104,7 +106,8 @@ def main(argv=None):
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
             args = build_parser().parse_args(argv)
             args.ranks = ranks
-            args.given = _given(sys.argv[1:] if argv is None else argv)
+            words = sys.argv[1:] if argv is None else argv
+            args.given = {w.partition("=")[0] for w in words if w.startswith("--")} - {"--"}
             if args.explain is not None:
                 args.command = explain_image
             if args.load is not None or args.predict is not None:
@@ -112,7 +115,7 @@ def main(argv=None):
             shared = args.command is run  # anything else is done by one process
             return args.command(args) if shared or ranks.is_main else 0
     except Exception as error:
-        if args is not None and args.debug:
+        if args.debug:
             traceback.print_exc()
         if isinstance(error, (InputError, KernelNotBuiltError)):
             ranks.fail(f"tiled-ref: error: {one_line(error)}")
@@ -127,64 +130,31 @@ def main(argv=None):
         ranks.fail(f"tiled-ref: error: {error}")
         return EXIT_RANK
     except KeyboardInterrupt:
-        command = getattr(args, "command", None)
-        if args is not None and args.debug:
+        if args.debug:
             traceback.print_exc()
         kept = {
             run: "; the same command with --resume goes on",
             predict_images: "; the rows so far are in predictions.partial.csv",
-        }.get(command, "")
+        }.get(args.command, "")
         ranks.fail(f"tiled-ref: interrupted{kept}")
         return EXIT_INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are InputErrors, so that one of several processes prints them."""
-
-    def error(self, message):
-        raise InputError(f"{message}; see --help-all")
-
-
-class _Removed(argparse.Action):
-    """An option of an earlier version, refused with a sentence that says what to use."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string} was removed: {self.const}")
-
-
-class _ShortHelp(argparse.Action):
-    """Print the help of the options in COMMON."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        for action in parser._actions:
-            if COMMON.isdisjoint(action.option_strings):
-                action.help = argparse.SUPPRESS
-        parser.epilog = f"{EXAMPLES}\n--help-all lists all options, by room, and the exit status."
-        parser.print_help()
-        parser.exit()
-
-
-def _formatter(prog):
-    """argparse's formatter, at most 100 columns wide."""
-    columns = min(100, shutil.get_terminal_size().columns)
-    return argparse.RawDescriptionHelpFormatter(prog, width=columns - 2)
-
-
 def build_parser():
     """The argparse parser of run.py and of the entry point tiled-ref."""
-    parser = _Parser(
+    parser = option_types.Parser(
         prog="tiled-ref",
         usage="%(prog)s [--setup NAME ...] [--dataset NAME --root DIR] [options]",
         description="Detect anomalies in high-resolution images with a tiled ensemble: one model "
         "per tile\nlocation, merged predictions, smoothed seams.",
         epilog=EXAMPLES + MORE,
-        formatter_class=_formatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
+        formatter_class=option_types.help_formatter,
+        add_help=False, allow_abbrev=False,
+    )  # fmt: skip
     parser.set_defaults(command=run)
     add = parser.add_argument
-    add("-h", "--help", action=_ShortHelp, nargs=0, help="show the ten most used options")
+    add("-h", "--help", action=option_types.ShortHelp, nargs=0, const=(COMMON, EXAMPLES + SEE_ALL),
+        help="show the ten most used options")  # fmt: skip
     add("--help-all", action="help", help="show all options")
     add("--version", action="version", version=f"tiled-ref {__version__}", help="show the version")
     for room, add_options in {
@@ -207,13 +177,13 @@ def _method(add):
         help=f"run {', '.join(SETUPS)} or all (default ENS9)")
     add("--list", action="store_const", const=list_setups, dest="command",
         help="print the tiles, models and parameters of every setup, and exit")
-    add("--seed", nargs="+", type=_natural, default=[42], metavar="N",
+    add("--seed", nargs="+", type=option_types.natural, default=[42], metavar="N",
         help="run once per seed (default 42; the paper's: 42 5125 33)")
-    add("--image-size", type=_size, metavar="SIZE",
+    add("--image-size", type=option_types.size, metavar="SIZE",
         help="resize images to N or HEIGHTxWIDTH pixels (default: the setup's size)")
-    add("--tile-size", type=_size, metavar="SIZE",
+    add("--tile-size", type=option_types.size, metavar="SIZE",
         help="cut tiles of N or HEIGHTxWIDTH pixels (default: the setup's size)")
-    add("--stride", type=_size, metavar="SIZE",
+    add("--stride", type=option_types.size, metavar="SIZE",
         help="start a tile every N or HEIGHTxWIDTH pixels (default: the setup's stride)")
     add("--metric-size", default="setup", choices=METRIC_SIZES, metavar="|".join(METRIC_SIZES),
         help="compute pixel metrics at the setup's image size or at each image's own "
@@ -222,7 +192,7 @@ def _method(add):
         help="set thresholds on the test images, as in the paper; on one half of them, and compute "
         "the metrics on the other; or on a held-out tenth of the training images "
         "(default same-as-test)")
-    add("--percentile", type=_percentile, default=100.0, metavar="P",
+    add("--percentile", type=option_types.percentile, default=100.0, metavar="P",
         help="without defective images, set thresholds at this percentile of the normal scores "
         "and pixels (default 100, the maximum)")
 
@@ -231,8 +201,8 @@ def _data(add):
     add("--dataset", nargs="+", default=["synthetic"], choices=list(DATASETS), metavar="NAME",
         help=f"read {', '.join(DATASETS)} (default synthetic, generated on the fly)")
     add("--root", nargs="+", action="extend", type=Path, metavar="DIR",
-        help="find the data set here; for several, give one folder each, in the order of "
-        "--dataset, or one that holds them all")
+        help="read the data set from this folder; for several data sets, give one folder each, in "
+        "the order of --dataset, or one that holds them all")
     add("--category", nargs="+", metavar="NAME",
         help="run these categories or all (default: board for synthetic, otherwise all)")
 
@@ -243,10 +213,10 @@ def _models(add):
     add("--weights", default="auto", metavar="auto|imagenet|random|FILE",
         help="choose the weights of ResNet-18: imagenet searches the torch hub cache, then "
         "downloads; auto does the same and falls back to random with a warning (default auto)")
-    add("--batch-size", type=_positive, metavar="N",
+    add("--batch-size", type=option_types.positive, metavar="N",
         help="process N images at once (default: the paper's 32; 8 for patchcore)")
     for flag, _, _, variants, text in SWITCHES:
-        add(flag, type=None if variants else _positive, choices=variants,
+        add(flag, type=None if variants else option_types.positive, choices=variants,
             metavar="|".join(variants or "N"),
             help=f"{text} (default {variants[0]})" if variants else text)
 
@@ -254,20 +224,22 @@ def _models(add):
 def _running(add):
     add("--out", type=Path, default=Path("results"), metavar="DIR",
         help="write all files here (default results; predictions with --predict)")
-    add("--device", default="auto", type=_device, metavar="auto|cpu|cuda",
+    add("--device", default="auto", type=device_name, metavar="auto|cpu|cuda",
         help="run the models on this device, such as cuda:1 (default auto: cuda if available)")
     add("--impl", default="cython", choices=arrays.IMPLS, metavar="|".join(arrays.IMPLS),
-        help="use the compiled kernels or their NumPy specification, bit for bit the same "
-        "(default cython)")
-    add("--threads", type=_positive, metavar="N",
+        help="use the compiled kernels or their NumPy specification; the results are the same, "
+        "bit for bit (default cython)")
+    add("--threads", type=option_types.positive, metavar="N",
         help="merge, smooth and score with N threads (default: the environment variable "
         f"{arrays.THREADS_VARIABLE}, which PaDiM and PatchCore obey too, otherwise 2)")
-    add("--memory", type=_memory, metavar="|".join(MEMORY_MODES),
+    add("--memory", type=functools.partial(option_types.memory_mode, modes=MEMORY_MODES),
+        metavar="|".join(MEMORY_MODES),
         help="keep one tile location at a time on the device, or all of them and batch the tiles "
         "of an image (default low; resident for --predict up to 2 GiB on a CPU)")
-    add("--share-features", type=_share, default=shared_layers.BUDGET, metavar="off|BYTES",
+    add("--share-features", type=option_types.bytes_or_off, default=shared_layers.BUDGET,
+        metavar="off|BYTES",
         help="on a CPU, compute the backbone's layers once for all cells of a category and keep "
-        "them in TMPDIR, in at most BYTES and half of the free space; no result depends on it "
+        "them in TMPDIR, in at most BYTES and half of the free space; the results are the same "
         f"(default {shared_layers.BUDGET >> 30}GiB)")
     add("--save", action="store_true", help="keep the trained ensembles for --load")
     add("--resume", action="store_true",
@@ -275,7 +247,7 @@ def _running(add):
         "uninterrupted run")
     add("--quiet", action="store_true", help="hide the progress")
     add("--debug", action="store_true", help="show the traceback of an error")
-    add("--compile", action=_Removed, nargs=0, help=argparse.SUPPRESS,
+    add("--compile", action=option_types.Removed, nargs=0, help=argparse.SUPPRESS,
         const="leave it out; the backbone is never compiled")
 
 
@@ -312,7 +284,7 @@ def _recipe_options(add, room):
             add(flag, action="store_true", help=about["text"])
         else:
             parse = functools.partial(
-                _value, kind=about["kind"], wanted=about["wanted"],
+                option_types.parse, kind=about["kind"], wanted=about["wanted"],
                 fits=functools.partial(is_allowed, option),
             )  # fmt: skip
             text = f"{about['text']} (default {option.default})"
@@ -320,9 +292,8 @@ def _recipe_options(add, room):
 
 
 def run(args):
-    """Run every cell that the options name and print the table.
+    """Run every cell that the options name and print the table; returns the exit status.
 
-    Parameters: args, of build_parser. Returns the exit status.
     Raises InputError for options that do not go together, and what the only cell raises.
     """
     ranks = args.ranks
@@ -385,65 +356,42 @@ SHARED = {
 
 
 def predict_images(args):
-    """Score images by a saved ensemble.
-
-    Parameters: args, of build_parser. Returns the exit status, 2 if an image could not be read.
-    Raises InputError for options that do not go together, and as `TiledEnsemble.load` and
-    `predict.run_predict` do.
-    """
+    """Score images by a saved ensemble; returns 2 if one cannot be read. Raises InputError."""
     if args.load is None or args.predict is None:
         raise InputError("--load DIR and --predict FILE|FOLDER|- go together; give both")
-    alien = sorted(args.given - PREDICTION - SHARED)
-    if alien:
-        raise InputError(
-            f"{alien[0]} does not apply to a saved ensemble, which keeps what it was trained "
-            "with; leave it out"
-        )
-    if args.impl == "cython":
-        for name in arrays.KERNELS:
-            arrays.kernel(name)
+    _refuse(
+        args.given - PREDICTION - SHARED,
+        "does not apply to a saved ensemble, which keeps what it was trained with; leave it out",
+    )
+    _check_kernels(args.impl)
     progress = Progress(quiet=args.quiet)
     out = args.out if "--out" in args.given else Path("predictions")
     ensemble = TiledEnsemble.load(
         args.load,
         weights=None if args.weights == "auto" else args.weights,
-        device=_resolve_device(args.device, Ranks()),
+        device=resolve_device(args.device),
         batch_size=args.batch_size,
         allow_version_change=args.allow_version_change,
         precision=args.precision,
         progress=progress.stage(f"check the ensemble {args.load}"),
         say=progress.note,
     )
-    if ensemble.thresholds is None:
-        progress.note("the ensemble has no thresholds: scores only, no verdicts and no pictures")
-    else:
-        progress.note(describe(ensemble.thresholds))
+    without = "the ensemble has no thresholds: scores only, no verdicts and no pictures"
+    progress.note(describe(ensemble.thresholds) if ensemble.thresholds else without)
     make_folder(out)
     options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):
         count = run_predict(ensemble, args.predict, out, options, progress)
-    parts = [f"{count[key]} {key}" for key in ("normal", "anomalous", "unknown") if count[key]]
-    if count["errors"]:
-        parts.append(f"{count['errors']} could not be read")
-    total = sum(count.values())
+    total, words = sum(count.values()), {"errors": "could not be read"}
+    parts = [f"{n} {words.get(key, key)}" for key, n in count.items() if n]
     images = "image" if total == 1 else "images"
     print(f"{total} {images}: {', '.join(parts)}; see {out / 'predictions.csv'}")
     return EXIT_INPUT if count["errors"] else 0
 
 
-def _given(argv):
-    """The options of a command line, without their values."""
-    return {word.partition("=")[0] for word in argv if word.startswith("--") and word != "--"}
-
-
 def explain_image(args):
-    """Walk one image through one setup, a picture per stage, and print what was written.
-
-    Raises InputError where the options name several setups, and as walk.explain does.
-    """
-    alien = sorted(args.given & NOT_EXPLAINED)
-    if alien:
-        raise InputError(f"{alien[0]} does not apply to --explain, which keeps pictures only")
+    """Draw every stage of one image in one setup; returns the exit status. Raises InputError."""
+    _refuse(args.given & NOT_EXPLAINED, "does not apply to --explain, which keeps pictures only")
     progress = Progress(quiet=args.quiet)
     recipes, categories, backbone, options = _prepare(args, progress)
     for flag, values in (
@@ -465,20 +413,26 @@ def explain_image(args):
     return 0
 
 
+def _refuse(flags, reason):
+    if flags:
+        raise InputError(f"{min(flags)} {reason}")
+
+
+def _check_kernels(impl):
+    """Find a missing kernel now, not after the training."""
+    for name in arrays.KERNELS if impl == "cython" else ():
+        arrays.kernel(name)
+
+
 def _prepare(args, progress):
     """What the options name: recipes, categories, the backbone and Options."""
-    alien = sorted(args.given & PREDICTION)
-    if alien:
-        raise InputError(f"{alien[0]} needs a saved ensemble; name its folder with --load")
-    if args.impl == "cython":  # a missing kernel is found now, not after the training
-        for name in arrays.KERNELS:
-            arrays.kernel(name)
+    _refuse(args.given & PREDICTION, "needs a saved ensemble; name its folder with --load")
+    _check_kernels(args.impl)
     setups = [
         SETUPS[name].with_sizes(args.image_size, args.tile_size, args.stride)
         for name in _expand(args.setup, SETUPS)
     ]
-    chosen = {option.name: getattr(args, option.name) for option in OPTIONS}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen = {o.name: value for o in OPTIONS if (value := getattr(args, o.name)) is not None}
     switches = _switches(args)
     recipes = [
         Recipe(setup, arch, seed, args.batch_size, switches.get(arch), **chosen)
@@ -487,7 +441,7 @@ def _prepare(args, progress):
         for seed in dict.fromkeys(args.seed)
     ]
     categories = _categories(args)
-    device = _resolve_device(args.device, args.ranks)
+    device = resolve_device(args.device, args.ranks)
     if device.type == "cuda":  # float32 means float32, as on the CPU
         torch.backends.cudnn.allow_tf32 = False
     make_folder(args.out)
@@ -496,22 +450,12 @@ def _prepare(args, progress):
     progress.note(f"backbone: {weights.kind} weights, {weights.origin}; device: {device}")
     backbone = ResNet18Features(weights.state_dict)
     options = Options(
-        out=args.out,
-        device=device,
-        memory=args.memory or "low",
-        share_features=args.share_features,
-        weights=weights.kind,
-        metric_size=args.metric_size,
-        impl=args.impl,
-        threads=args.threads,
-        weights_digest=weights.digest,
+        out=args.out, device=device, memory=args.memory or "low", impl=args.impl,
+        threads=args.threads, weights=weights.kind, weights_digest=weights.digest,
+        metric_size=args.metric_size, validation=args.validation, percentile=args.percentile,
+        share_features=args.share_features, save=args.save, report=args.report, ranks=args.ranks,
         resume=args.resume or args.ranks.restarts > 0 or (WHERE_SAME if args.report else False),
-        save=args.save,
-        report=args.report,
-        validation=args.validation,
-        percentile=args.percentile,
-        ranks=args.ranks,
-    )
+    )  # fmt: skip
     return recipes, categories, backbone, options
 
 
@@ -523,21 +467,17 @@ def _description(args, options):
 
 
 def list_setups(args):
-    """Print each setup with its grid and its parameters per architecture (Table 3), and what is
-    really kept."""
+    """Print every setup's grid, its parameters per architecture (Table 3) and the numbers kept."""
     backbone = ResNet18Features(find_weights("random").state_dict)
     rows, stored = [], []
     for setup in SETUPS.values():
         ensembles = [TiledEnsemble(setup, arch, backbone=backbone) for arch in MODELS]
-        parameters = [f"{ensemble.n_parameters:,}" for ensemble in ensembles]
-        kept = [f"{ensemble.n_stored_parameters(LISTED_IMAGES):,}" for ensemble in ensembles]
-        stored.append([setup.name, *kept])
         sizes = (setup.image_size[0], setup.tile_size[0], setup.stride[0])
-        rows.append(
-            [setup.name, *map(str, sizes), str(setup.n_tiles), str(setup.n_models), *parameters]
-        )
-    headers = ["setup", "image", "tile", "stride", "tiles", "models", *MODELS]
-    print(text_table(headers, rows))
+        grid = map(str, (*sizes, setup.n_tiles, setup.n_models))
+        rows.append([setup.name, *grid, *(f"{ensemble.n_parameters:,}" for ensemble in ensembles)])
+        kept = (ensemble.n_stored_parameters(LISTED_IMAGES) for ensemble in ensembles)
+        stored.append([setup.name, *(f"{n:,}" for n in kept)])
+    print(text_table(["setup", "image", "tile", "stride", "tiles", "models", *MODELS], rows))
     print(
         "\nParameters as the paper counts them, the backbone once per model. Numbers really kept, "
         f"\nthe backbone once, statistics included, after training on {LISTED_IMAGES} images:\n"
@@ -564,18 +504,17 @@ def _categories(args):
         elif "all" in args.category:
             chosen = data.categories(root)
         else:
-            known = data.categories(root)
-            chosen = [c for c in _expand(args.category, ()) if c in known]
-            if len(names) == 1 and len(chosen) < len(set(args.category)):
-                chosen = _expand(args.category, ())
-                data.load(root, next(c for c in chosen if c not in known))  # says what is wrong
+            known, wanted = data.categories(root), _expand(args.category, ())
+            chosen = [c for c in wanted if c in known]
+            if len(names) == 1 and len(chosen) < len(wanted):
+                data.load(root, next(c for c in wanted if c not in known))  # raises InputError
             if not chosen:
                 raise InputError(
                     f"none of --category {' '.join(args.category)} is in the data set {name}; "
                     f"it has: {', '.join(known)}"
                 )
         planned += [Planned(name, c, functools.partial(data.load, root, c)) for c in chosen]
-    unknown = set(args.category or ()) - {"all"} - {entry.name for entry in planned}
+    unknown = set(args.category or ()) - {entry.name for entry in planned}
     if unknown and "all" not in args.category:
         raise InputError(f"there is no category {min(unknown)!r} in {', '.join(names)}")
     return planned
@@ -584,8 +523,8 @@ def _categories(args):
 def _roots(names, roots):
     """Data set -> its folder, None where none was given.
 
-    Several data sets on disk have a folder each, in their order, or share one: then a data
-    set's folder is that of its name below it if there is one, else the folder itself.
+    Data sets on disk have a folder each, in their order, or share one: the folder of their name
+    in it, or without that the folder itself.
     """
     on_disk = [name for name in names if name != "synthetic"]
     found = dict.fromkeys(names)
@@ -611,86 +550,6 @@ def _switches(args):
         for arch in archs if value is not None else ():
             given.setdefault(arch, {})[keyword] = value
     return given
-
-
-def _resolve_device(name, ranks):
-    """The torch.device of an option; each of several ranks on a machine has its own GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if device.index is not None and device.index >= count:
-            raise InputError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
-        if device.index is None and ranks.size > 1:
-            device = torch.device("cuda", ranks.local_rank % count)
-    return device
-
-
-def _device(text):
-    if re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
-
-
-def _memory(text):
-    if text in MEMORY_MODES:
-        return text
-    cap = _bytes(text) is not None
-    raise argparse.ArgumentTypeError(
-        f"a cap in bytes ({text}) was removed; use low, the memory of one model on one tile"
-        if cap else f"{text!r} is neither low nor resident"
-    )  # fmt: skip
-
-
-def _share(text):
-    """Bytes, 0 for "off"."""
-    n_bytes = 0 if text == "off" else _bytes(text)
-    if n_bytes is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither off nor a number of bytes such as 8GiB"
-        )
-    return n_bytes
-
-
-def _bytes(text):
-    """A number of bytes such as 8GiB or 500MB as an int; None for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in BYTES:
-        return None
-    return int(float(match[1]) * BYTES[match[2].upper()])
-
-
-def _natural(text):
-    return _value(text, int, "a whole number of at least 0", lambda value: 0 <= value < 2**63)
-
-
-def _positive(text):
-    return _value(text, int, "a whole number of at least 1", lambda value: value >= 1)
-
-
-def _percentile(text):
-    return _value(text, float, "a number above 0 and at most 100", lambda p: 0 < p <= 100)
-
-
-def _value(text, kind, wanted, fits):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    return value
-
-
-def _size(text):
-    sides = text.lower().split("x")
-    if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 3040x4190")
-    sides = [_positive(side) for side in sides]
-    return (sides[0], sides[-1])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 from . import merging, smoothing, thresholds
 from .archive import ensembles
+from .archive.manifest import read_manifest
 from .data.images import normalize
 from .data.inputs import as_images
 from .data.reading import forget_pages
@@ -398,7 +399,7 @@ class TiledEnsemble:
         Raises InputError for no ensemble, a damaged, incomplete, changed or newer one, another
         backbone, another version of torch.
         """
-        manifest = ensembles.read_manifest(folder)
+        manifest = read_manifest(folder)
         ensembles.check_versions(manifest, allow_version_change)
         if backbone is None and weights is None and manifest.weights is None:
             raise InputError(

@@ -1,10 +1,8 @@
-"""Tensor files and saved ensembles: what was written comes back, and nothing else is taken."""
+"""Saved ensembles: what was written comes back, and anything else is refused in one sentence."""
 
-import io
 import json
 import os
-import pickle
-import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,8 +10,11 @@ import torch
 from toys import toy_images
 
 from tiled_ref.archive import ensembles
-from tiled_ref.archive.ensembles import read_tensors, write_tensors
+from tiled_ref.archive.manifest import read_manifest
+from tiled_ref.archive.tensors import file_digest, read_tensors, write_tensors
 from tiled_ref.ensemble import TiledEnsemble
+from tiled_ref.models import MODELS
+from tiled_ref.models.padim import Padim
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
 
@@ -51,183 +52,11 @@ def load(folder, tiny_backbone, **options):
     return TiledEnsemble.load(folder, backbone=tiny_backbone, **options)
 
 
-# --------------------------------------------------------------------------- tensor files
-
-
-def test_tensors_come_back_bit_for_bit(tmp_path, rng):
-    tensors = {
-        "a.b": torch.arange(6).reshape(2, 3),
-        "scalar": torch.tensor(-0.0),
-        "empty": torch.zeros(0, 4),
-        "bool": torch.tensor([True, False]),
-        "half": torch.tensor([1.5, float("nan"), float("inf")], dtype=torch.float16),
-        "strided": torch.arange(12, dtype=torch.int32).reshape(3, 4).T[::2],
-        "numpy": rng.standard_normal((2, 3)),
-    }
-    write_tensors(tmp_path / "x.npz", tensors)
-    back = read_tensors(tmp_path / "x.npz")
-    assert list(back) == list(tensors)
-    for name, tensor in tensors.items():
-        wanted = np.asarray(tensor)
-        assert back[name].numpy().dtype == wanted.dtype and back[name].shape == wanted.shape
-        assert back[name].numpy().tobytes() == wanted.tobytes()
-    with np.load(tmp_path / "x.npz", allow_pickle=False) as archive:  # a file that NumPy reads
-        np.testing.assert_array_equal(archive["a.b"], tensors["a.b"])
-
-
-def test_equal_tensors_give_equal_bytes(tmp_path):
-    for name in ("x", "y"):
-        write_tensors(tmp_path / name, {"a": torch.arange(5)})
-    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
-
-
-def test_layout_tells_types_and_shapes_without_the_data(tmp_path):
-    write_tensors(tmp_path / "x", {"a": torch.zeros(2, 3), "b": torch.tensor([True])})
-    assert ensembles.layout(tmp_path / "x") == {"a": ("float32", (2, 3)), "b": ("bool", (1,))}
-
-
-def npz(**members):
-    """Bytes of a zip file with these members, as they are."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", members.pop("compression", zipfile.ZIP_STORED)) as archive:
-        for name, data in members.items():
-            archive.writestr(f"{name}.npy", data)
-    return buffer.getvalue()
-
-
-def npy(array, **options):
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asarray(array), **options)
-    return buffer.getvalue()
-
-
-def header(descr="<f4", shape=(2,), fortran=False, data=b"\0" * 8):
-    buffer = io.BytesIO()
-    fields = {"descr": descr, "fortran_order": fortran, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, fields)
-    return buffer.getvalue() + data
-
-
-def overlapping():
-    """A zip file whose directory names one member's bytes ten times."""
-    whole = npz(a=header(shape=(250,), data=b"\0" * 1000))
-    start = whole.index(b"PK\x01\x02")
-    end = whole.index(b"PK\x05\x06")
-    entries = [whole[start:end].replace(b"a.npy", b"%c.npy" % c) for c in b"abcdefghij"]
-    directory = b"".join(entries)
-    tail = bytearray(whole[end:])
-    tail[8:12] = len(entries).to_bytes(2, "little") * 2
-    tail[12:16] = len(directory).to_bytes(4, "little")
-    return whole[:start] + directory + bytes(tail)
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.system, ("touch exploded",)
-
-
-HOSTILE = {
-    "empty": (b"", "is damaged"),
-    "no zip": (b"x" * 100, "is damaged"),
-    "pickle": (pickle.dumps(Bomb()), "is damaged"),
-    "pickled objects": (npz(a=npy([Bomb()], allow_pickle=True)), "no plain tensor but object"),
-    "declares more than it has": (npz(a=header(shape=(10**12,))), "declares 4,000,000,000,000"),
-    "overflowing shape": (npz(a=header(shape=(2**62, 4))), "declares"),
-    "negative shape": (npz(a=header(shape=(-2,))), "has the shape"),
-    "too short": (npz(a=header(shape=(4,))), "declares 16 bytes"),
-    "too long": (npz(a=header(shape=(1,))), "declares 4 bytes"),
-    "zip bomb": (
-        npz(a=header(shape=(10**6,), data=b"\0" * 4 * 10**6), compression=zipfile.ZIP_DEFLATED),
-        "is compressed",
-    ),
-    "big endian": (npz(a=header(descr=">f4")), "no plain tensor"),
-    "strings": (npz(a=header(descr="<U1")), "no plain tensor"),
-    "records": (npz(a=header(descr=[("x", "<f4")])), "no plain tensor"),
-    "columns first": (npz(a=header(fortran=True)), "no plain tensor"),
-    "no bool": (npz(a=header(descr="|b1", data=b"\x02\x01")), "neither true nor false"),
-    "another version": (npz(a=npy(np.zeros(2), version=(2, 0))), "another version of the format"),
-    "header without end": (npz(a=b"\x93NUMPY\x01\0\xff\xff{" + b" " * 70_000), "damaged"),
-    "header of code": (npz(a=header().replace(b"False", b"exit(")), "is damaged"),
-    "other member": (npz(**{"a.npy": npy(np.zeros(1))}).replace(b".npy.npy", b".npy.txt"),
-                     "is not a tensor"),
-    "overlapping members": (overlapping(), "larger than the file"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_one_sentence_and_nothing_is_executed(tmp_path, name, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    data, sentence = HOSTILE[name]
-    (tmp_path / "x.npz").write_bytes(data)
-    with pytest.raises(InputError, match=sentence) as caught:
-        read_tensors(tmp_path / "x.npz")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "exploded").exists()
-
-
-@pytest.mark.parametrize(
-    "expected, sentence",
-    [
-        ({"a": ("float32", (3,)), "c": ("int64", (2,))}, "holds other tensors than expected"),
-        ({"a": ("float32", (3,))}, "holds other tensors than expected"),
-        ({"a": ("float32", (4,)), "b": ("int64", (2,))}, r"a is float32 \(3,\), expected is float32"),
-        ({"a": ("float64", (3,)), "b": ("int64", (2,))}, r"a is float32 .* expected is float64"),
-    ],
-)
-def test_tensors_that_are_not_the_expected_ones_are_refused(tmp_path, expected, sentence):
-    write_tensors(tmp_path / "x", {"a": torch.arange(3.0), "b": torch.arange(2)})
-    with pytest.raises(InputError, match=sentence):
-        read_tensors(tmp_path / "x", expected)
-    assert read_tensors(tmp_path / "x", {"a": ("float32", (3,)), "b": ("int64", (2,))})
-
-
-def test_every_truncation_and_every_flipped_byte_is_noticed(tmp_path):
-    path = tmp_path / "x.npz"
-    write_tensors(path, {"a": torch.arange(3.0), "b": torch.arange(2)})
-    whole = path.read_bytes()
-    wanted = read_tensors(path)
-    for size in range(0, len(whole), 7):
-        path.write_bytes(whole[:size])
-        with pytest.raises(InputError):
-            read_tensors(path)
-    for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        try:
-            found = read_tensors(path)
-        except InputError:
-            continue
-        # The rest is what zip does not look at, such as dates: the tensors are the same.
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted if name in found)
-
-
-def test_a_pipe_a_folder_and_nothing_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for name, sentence in (
-        ("pipe", "not a regular file"), (".", "cannot be read"), ("none", "No such file")
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=sentence):
-            read_tensors(tmp_path / name)
-
-
-def test_tensors_of_other_types_are_not_written(tmp_path):
-    with pytest.raises(TypeError, match="cannot write a: a tensor of type complex64"):
-        write_tensors(tmp_path / "x", {"a": torch.zeros(1, dtype=torch.complex64)})
-    assert list(tmp_path.iterdir()) == []
-
-
-# ----------------------------------------------------------------------- the whole ensemble
-
-
 @pytest.mark.parametrize(
     "name, arch",
-    [
-        ("ENS4", "padim"),
-        ("ENS4", "patchcore"),
-        ("SM256", "fastflow"),
-        ("SM256", "reverse_distillation"),
-        ("ST4", "patchcore"),
-    ],
-)
+    [("ENS4", "padim"), ("ENS4", "patchcore"), ("SM256", "fastflow"),
+     ("SM256", "reverse_distillation"), ("ST4", "patchcore")],
+)  # fmt: skip
 def test_a_loaded_ensemble_predicts_the_same_bits(fitted, tmp_path, tiny_backbone, name, arch):
     ensemble = fitted(name, arch)
     ensemble.save(tmp_path / "e")
@@ -277,22 +106,18 @@ def test_saving_again_replaces_the_ensemble_as_a_whole(folder, fitted, tiny_back
 
 def test_a_folder_with_other_things_is_not_touched(fitted, tmp_path):
     (tmp_path / "photo.png").write_text("")
-    with pytest.raises(InputError, match="holds something else than an ensemble"):
-        fitted().save(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is not a folder"):
-        fitted().save(tmp_path / "file")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is not a folder"):
-        fitted().save(tmp_path / "link")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "photo.png"]
+    for name, sentence in (
+        ("", "something else than an ensemble"), ("photo.png", "not a folder"), ("link", "not a fold")
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=sentence):
+            fitted().save(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "photo.png"]
 
 
 def test_a_failed_save_leaves_the_earlier_ensemble(folder, fitted, tiny_backbone, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise InputError("cannot write")
-
-    monkeypatch.setattr(folder, "write_manifest", refuse)
+    refuse = Mock(side_effect=InputError("cannot write"))
+    monkeypatch.setattr(ensembles, "write_manifest", refuse)
     with pytest.raises(InputError, match="cannot write"):
         fitted().save(folder)
     monkeypatch.undo()
@@ -313,21 +138,16 @@ def test_models_beyond_the_budget_are_read_each_time(folder, tiny_backbone, monk
     again = load(folder, tiny_backbone)
     maps, _ = again.predict(toy_images(2, side=64))
     size = os.path.getsize(folder / "location_0_0.npz")
-    read = []
-
-    def counted(path, expected=None):
-        read.append(path.name)
-        return read_tensors(path, expected)
-
-    monkeypatch.setattr(folder, "read_tensors", counted)
-    manifest = ensembles.read_manifest(folder)
+    read = Mock(side_effect=read_tensors)
+    monkeypatch.setattr(ensembles, "read_tensors", read)
+    manifest = read_manifest(folder)
     again.states = ensembles.load_states(manifest, again.make_model(), budget=2 * size)
     for _ in range(2):
         np.testing.assert_array_equal(again.predict(toy_images(2, side=64))[0], maps)
-    assert len(read) == 4 + 2  # two stay in memory, two are read again
+    assert read.call_count == 4 + 2  # two stay in memory, two are read again
 
 
-# ------------------------------------------------------------------- what is not an ensemble
+# ----------------------------------------------------------------- what is not an ensemble
 
 
 def edited(folder, *keys, value=None, drop=False):
@@ -417,16 +237,9 @@ def test_a_missing_entry_is_named(folder, tiny_backbone, key):
 
 @pytest.mark.parametrize(
     "data, sentence",
-    [
-        (b"", "damaged or no manifest"),
-        (b"{", "damaged or no manifest"),
-        (b"\xff\xfe", "damaged or no manifest"),
-        (b"[" * 100_000, "damaged or no manifest"),
-        (b'{"format": NaN}', "it holds NaN"),
-        (b"9" * 5000, "damaged or no manifest"),
-        (b"null", "has no entry"),
-        (b"[1, 2]", "has no entry"),
-    ],
+    [(data, "damaged or no manifest") for data in (b"", b"{", b"\xff", b"[" * 10**5, b"9" * 5000)]
+    + [(data, "has no entry") for data in (b"null", b"[1, 2]")]
+    + [(b'{"format": NaN}', "it holds NaN")],
 )
 def test_a_manifest_that_is_no_json_object(folder, tiny_backbone, data, sentence):
     (folder / "manifest.json").write_bytes(data)
@@ -435,7 +248,7 @@ def test_a_manifest_that_is_no_json_object(folder, tiny_backbone, data, sentence
 
 
 def test_a_manifest_without_end_is_not_read_to_it(folder, tiny_backbone, monkeypatch):
-    monkeypatch.setattr(folder, "MANIFEST_BYTES", 100)
+    monkeypatch.setattr("tiled_ref.archive.manifest.MANIFEST_BYTES", 100)
     with pytest.raises(InputError, match="more than 100 bytes"):
         load(folder, tiny_backbone)
 
@@ -458,14 +271,9 @@ def test_files_that_are_missing_truncated_tampered_or_foreign(folder, tiny_backb
         (whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], "changed or is damaged"),
         ((folder / "location_0_0.npz").read_bytes(), "changed or is damaged"),
     ):
-        path.unlink()
+        path.unlink(missing_ok=True)
         if data is not None:
             path.write_bytes(data)
-        else:
-            with pytest.raises(InputError, match=sentence):
-                load(folder, tiny_backbone)
-            path.write_bytes(whole)
-            continue
         with pytest.raises(InputError, match=sentence):
             load(folder, tiny_backbone)
 
@@ -496,7 +304,7 @@ def rewritten(folder, change):
     tensors = read_tensors(path)
     change(tensors)
     write_tensors(path, tensors)
-    edited(folder, "files", 0, "sha256", value=folder.file_digest(path))
+    edited(folder, "files", 0, "sha256", value=file_digest(path))
     edited(folder, "files", 0, "bytes", value=path.stat().st_size)
 
 
@@ -538,107 +346,12 @@ def test_an_empty_memory_bank_is_refused(fitted, tmp_path, tiny_backbone):
         load(tmp_path / "e", tiny_backbone).predict(toy_images(1, side=64))
 
 
-# ------------------------------------------------------------------------- what is taken as images
-
-
-def test_arrays_tensors_lists_and_paths_are_the_same_images(fitted, tmp_path):
-    from tiled_ref.data.encoders import encode_png
-
-    ensemble, images = fitted(), toy_images(3, side=64)
-    last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    for k, image in enumerate(last):
-        (tmp_path / f"{k}.png").write_bytes(encode_png(image))
-    maps, scores = ensemble.predict(images)
-    for other in (
-        torch.from_numpy(images), last, list(images), list(last), [torch.from_numpy(last[0]),
-        images[1], tmp_path / "2.png"], tmp_path, str(tmp_path),
-        [str(tmp_path / f"{k}.png") for k in range(3)], (x for x in images),
-    ):  # fmt: skip
-        found = ensemble.predict(other)
-        np.testing.assert_array_equal(found[0], maps)
-        np.testing.assert_array_equal(found[1], scores)
-    one, _ = ensemble.predict(tmp_path / "1.png")
-    assert one.shape == (1, 64, 64)
-
-
-def test_images_of_any_size_are_resized(fitted):
-    sizes = [(64, 64), (100, 70), (33, 200)]
-    maps, _ = fitted().predict([np.full((h, w, 3), 90, np.uint8) for h, w in sizes])
-    np.testing.assert_array_equal(maps[1], maps[0])
-    np.testing.assert_array_equal(maps[2], maps[0])
-    grey, _ = fitted().predict([np.full((50, 40), 90, np.uint8)])
-    np.testing.assert_array_equal(grey[0], maps[0])
-
-
-
-def test_one_array_of_images_of_another_size_is_those_images(fitted, rng):
-    images = rng.integers(0, 255, (2, 3, 100, 70), dtype=np.uint8)
-    maps, scores = fitted().predict(list(images))
-    for other in (images, images.transpose(0, 2, 3, 1), torch.from_numpy(images)):
-        found = fitted().predict(other)
-        np.testing.assert_array_equal(found[0], maps)
-        np.testing.assert_array_equal(found[1], scores)
-
-
-@pytest.mark.parametrize(
-    "images, sentence",
-    [
-        (np.zeros((2, 3, 64, 64)), "must be uint8, 0 to 255, not float64; scale"),
-        (np.full((2, 3, 64, 64), np.nan, np.float32), "not float32 with NaN in it"),
-        (torch.zeros(2, 3, 64, 64, dtype=torch.bfloat16), "must be uint8"),
-        (np.zeros((2, 3, 64, 64), np.int64), "must be uint8, 0 to 255, not int64"),
-        (np.zeros((0, 3, 64, 64), np.uint8), "no pixels"),
-        (np.zeros((2, 3, 0, 64), np.uint8), "no pixels"),
-        (np.zeros((64, 64, 3), np.uint8), r"shape \(64, 64, 3\) are not understood"),
-        (np.zeros((2, 4, 64, 64), np.uint8), "are not understood"),
-        (np.array("x"), "must be uint8"),
-        ([], "there are no images"),
-        ([np.zeros((4, 4, 2), np.uint8)], "image 0 has the shape"),
-        ([np.zeros((4, 4, 3))], "image 0 must be uint8"),
-        ([None], "image 0 is a NoneType"),
-        (5, "images of type int are not understood"),
-        ("no/such/file.png", "no/such/file.png does not exist"),
-        (["a\0b.png"], "null"),
-    ],
-)  # fmt: skip
-def test_what_is_no_image_is_refused(fitted, images, sentence):
-    with pytest.raises(InputError, match=sentence):
-        fitted().predict(images)
-
-
-def test_labels_and_masks_must_fit(fitted):
-    ensemble, images = fitted(), toy_images(3, side=64)
-    with pytest.raises(InputError, match="3 images and labels of shape"):
-        ensemble.calibrate(images, labels=[0, 1])
-    with pytest.raises(InputError, match="the masks have the shape"):
-        ensemble.calibrate(images, labels=[0, 1, 1], masks=np.zeros((3, 32, 32), bool))
-    masks = np.zeros((3, 64, 64), bool)
-    masks[1:, 10:30, 10:30] = True
-    found = ensemble.calibrate(images, labels=[0, 7, 1], masks=masks).thresholds
-    assert found["n_anomalous"] == 2 and found["pixel"]["rule"] == "f1"
-
-
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        ({"setup": "ENS16"}, "unknown setup 'ENS16'"),
-        ({"arch": "resnet"}, "unknown architecture 'resnet'"),
-        ({"score": "median"}, "score must be one of mean, max"),
-    ],
-)
-def test_unknown_names_are_refused(tiny_backbone, options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        TiledEnsemble(**{"setup": "ENS4", "backbone": tiny_backbone, **options})
-
-
 def test_an_architecture_of_ones_own_is_saved_and_loaded(tmp_path, tiny_backbone, monkeypatch):
     """Its layout is not known, and its state before the fit need not exist."""
-    from tiled_ref.models import MODELS
-    from tiled_ref.models.padim import Padim
 
     class Own(Padim):
         def state(self):
-            return {"mu": self.mean.cpu(), **{k: v for k, v in super().state().items()}}
+            return {"mu": self.mean.cpu(), **super().state()}
 
     monkeypatch.setitem(MODELS, "own", Own)
     ensemble = TiledEnsemble(

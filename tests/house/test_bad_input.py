@@ -20,7 +20,7 @@ from toys import toy_category
 
 import tiled_ref.ensemble
 from tiled_ref import cli
-from tiled_ref.archive.ensembles import read_tensors, write_tensors
+from tiled_ref.archive.tensors import read_tensors, write_tensors
 from tiled_ref.data.encoders import encode_jpeg, encode_png, encode_tiff
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.padim import Padim
@@ -243,7 +243,7 @@ def remove(path):
 
 def altered_state(folder):
     """Not a number in a location whose digest agrees with the manifest."""
-    from tiled_ref.archive.ensembles import file_digest
+    from tiled_ref.archive.tensors import file_digest
 
     path = folder / "location_0_0.npz"
     tensors = read_tensors(path)

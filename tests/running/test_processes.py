@@ -19,6 +19,7 @@ from tiled_ref import cli
 from tiled_ref.running import processes
 from tiled_ref.running.pieces import Pieces
 from tiled_ref.running.processes import ENDED, Ranks, Share
+from tiled_ref.support.devices import resolve_device
 
 SERVER = ROOT / "tests" / "ranks_server.py"
 RUN = SERVER.parent.parent / "run.py"
@@ -281,8 +282,8 @@ def test_every_rank_has_its_own_device(monkeypatch, asked, local_rank, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     ranks = Ranks(environment(local_rank, 6))
-    assert cli._resolve_device(asked, ranks) == torch.device(device)
-    assert cli._resolve_device("cuda", Ranks()) == torch.device("cuda")
+    assert resolve_device(asked, ranks) == torch.device(device)
+    assert resolve_device("cuda", Ranks()) == torch.device("cuda")
 
 
 def test_a_cell_is_shared_location_by_location():

@@ -5,27 +5,22 @@ import io
 import json
 import os
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
-from toys import toy_category
+from toys import toy_category, write_category
 
 from tiled_ref import cli
 from tiled_ref.data.encoders import encode_png
 from tiled_ref.data.images import decode_image
 from tiled_ref.data.inputs import as_samples
 from tiled_ref.ensemble import TiledEnsemble
+from tiled_ref.running.pieces import OutputLock
 from tiled_ref.serving import predict
-from tiled_ref.serving.predict import (
-    PredictOptions,
-    Predictor,
-    enlarge,
-    find_paths,
-    output_name,
-    predictions,
-    run_predict,
-)  # fmt: skip
+from tiled_ref.serving.outputs import PredictOptions, enlarge, output_name
+from tiled_ref.serving.predict import Predictor, find_paths, predictions, run_predict
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
 from tiled_ref.thresholds import normalize
@@ -41,9 +36,7 @@ def ensemble(tiny_backbone):
     )
     made.fit(CATEGORY.train)
     test = CATEGORY.test
-    masks = np.stack([
-        np.zeros((96, 96), bool) if s.read_mask() is None else s.read_mask() for s in test
-    ])  # fmt: skip
+    masks = np.stack([s.read_mask() if s.label else np.zeros((96, 96), bool) for s in test])
     rows = np.arange(64) * 96 // 64
     return made.calibrate(test, [s.label for s in test], masks=masks[:, rows[:, None], rows[None]])
 
@@ -51,12 +44,10 @@ def ensemble(tiny_backbone):
 @pytest.fixture
 def folder(tmp_path):
     """Test images as files: a good one, and two squares in a folder below."""
-    for name, sample in (
-        ("a.png", CATEGORY.test[0]), ("b/x.png", CATEGORY.test[-1]), ("b/y.png", CATEGORY.test[-2])
-    ):  # fmt: skip
+    for name, k in (("a.png", 0), ("b/x.png", -1), ("b/y.png", -2)):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(sample.read_image()))
+        path.write_bytes(encode_png(CATEGORY.test[k].read_image()))
     return tmp_path / "in"
 
 
@@ -162,14 +153,12 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
     assert predictor.batch == 3 and grid.rows * grid.cols == 4
     monkeypatch.setattr(predict, "BATCH_BUDGET", 1)
     assert predictor.batch == 1
-    sizes, call = [], Predictor.__call__
+    sizes, call = [], Predictor.predict
     monkeypatch.setattr(
-        Predictor, "__call__", lambda self, images: sizes.append(len(images)) or call(self, images)
+        Predictor, "predict", lambda self, images: sizes.append(len(images)) or call(self, images)
     )
     monkeypatch.setattr(predict, "BATCH_BUDGET", 2 * per_image)
-    samples = as_samples([folder / "a.png", folder / "b/x.png"]) * 4 + as_samples(
-        [folder / "a.png"]
-    )
+    samples = as_samples([folder / "a.png", folder / "b/x.png"] * 4 + [folder / "a.png"])
     found = list(predictions(ensemble, samples))
     assert sizes == [2, 2, 2, 2, 1]
     whole, scores = ensemble.predict(samples)
@@ -182,13 +171,13 @@ def test_memory_does_not_grow_with_the_number_of_images(ensemble, folder, monkey
 def test_models_beyond_the_budget_give_the_same(ensemble, folder, monkeypatch):
     images = np.stack([CATEGORY.test[k].read_image()[:64, :64].transpose(2, 0, 1) for k in (0, 5)])
     first = Predictor(ensemble)
-    monkeypatch.setattr("tiled_ref.serving.predict.RESIDENT_BUDGET", 0)
+    monkeypatch.setattr(predict, "RESIDENT_BUDGET", 0)
     second = Predictor(ensemble)
-    assert first.engine.resident and not second.engine.resident
+    assert first.resident and not second.resident
     for _ in range(2):
-        for a, b in zip(first(images), second(images)):
+        for a, b in zip(first.predict(images), second.predict(images)):
             np.testing.assert_array_equal(a, b)
-    assert len(first.engine.resident.locations) == 4
+    assert len(first.resident.locations) == 4
 
 
 def test_an_unreadable_image_is_raised_or_left_out(ensemble, folder):
@@ -196,10 +185,8 @@ def test_an_unreadable_image_is_raised_or_left_out(ensemble, folder):
     with pytest.raises(InputError, match="none.png does not exist"):
         list(predictions(ensemble, samples))
     failed = []
-    found = list(
-        predictions(ensemble, samples, failed=lambda s, e: failed.append((s.name, str(e))))
-    )
-    assert len(found) == 1 and "does not exist" in failed[0][1]
+    found = list(predictions(ensemble, samples, failed=lambda *pair: failed.append(pair)))
+    assert len(found) == 1 and "does not exist" in str(failed[0][1])
 
 
 def test_without_thresholds_there_are_scores_alone(ensemble, folder, tmp_path, monkeypatch):
@@ -229,15 +216,8 @@ def test_a_new_prediction_replaces_the_earlier_and_nothing_else(ensemble, folder
 
 def test_rows_survive_an_interruption(ensemble, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "BATCH_BUDGET", 1)
-    seen = []
-
-    def interrupt(self, images):
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(1)
-        return np.zeros((1, 64, 64), np.float32), np.zeros(1, np.float32)
-
-    monkeypatch.setattr(Predictor, "__call__", interrupt)
+    one = np.zeros((1, 64, 64), np.float32), np.zeros(1, np.float32)
+    monkeypatch.setattr(Predictor, "predict", Mock(side_effect=[one, KeyboardInterrupt]))
     with pytest.raises(KeyboardInterrupt):
         run_predict(ensemble, folder, tmp_path / "out", PredictOptions())
     assert not (tmp_path / "out/predictions.csv").exists()
@@ -247,12 +227,10 @@ def test_rows_survive_an_interruption(ensemble, folder, tmp_path, monkeypatch):
 def test_a_prediction_that_is_not_finite_is_an_error_of_its_image(
     ensemble, folder, tmp_path, monkeypatch, capsys
 ):
-    def broken(self, images):
-        maps = np.zeros((len(images), 64, 64), np.float32)
-        maps[1, 3, 4] = np.nan
-        return maps, np.zeros(len(images), np.float32)
-
-    monkeypatch.setattr(Predictor, "__call__", broken)
+    maps = np.zeros((3, 64, 64), np.float32)
+    maps[1, 3, 4] = np.nan
+    broken = Mock(return_value=(maps, np.zeros(3, np.float32)))
+    monkeypatch.setattr(Predictor, "predict", broken)
     run_predict(ensemble, folder, tmp_path / "out", PredictOptions("npy"))
     assert [row["verdict"] for row in rows(tmp_path / "out/predictions.csv")] == [
         "normal", "error", "normal"
@@ -351,8 +329,6 @@ def test_an_ensemble_without_thresholds_says_so(ensemble, folder, tmp_path, caps
 
 
 def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, capsys):
-    from tiled_ref.running.lock import OutputLock
-
     (tmp_path / "out").mkdir()
     with OutputLock(tmp_path / "out"):
         assert run("--load", saved, "--predict", folder, "--out", tmp_path / "out") == 2
@@ -361,15 +337,7 @@ def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, ca
 
 def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path, capsys):
     parts = tmp_path / "parts"
-    for split, samples in (("train", CATEGORY.train), ("test", CATEGORY.test)):
-        for k, sample in enumerate(samples):
-            path = parts / split / ("" if split == "train" else sample.defect) / f"{k}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_png(sample.read_image()))
-            if sample.label:
-                mask = parts / "ground_truth" / sample.defect / f"{k}_mask.png"
-                mask.parent.mkdir(parents=True, exist_ok=True)
-                mask.write_bytes(encode_png(sample.read_mask()))
+    write_category(parts, CATEGORY, "{}", "train")
     argv = ["--dataset", "folder", "--root", parts, "--setup", "ENS4", "--image-size", 32]
     argv += ["--tile-size", 16, "--weights", "random", "--device", "cpu", "--quiet", "--save"]
     for mode in ("same-as-test", "split", "none"):
@@ -396,10 +364,7 @@ def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path,
 
 
 def test_an_interrupt_says_where_the_rows_are(saved, folder, tmp_path, capsys, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Predictor, "__call__", interrupt)
+    monkeypatch.setattr(Predictor, "predict", Mock(side_effect=KeyboardInterrupt))
     assert run("--load", saved, "--predict", folder, "--out", tmp_path / "out") == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "tiled-ref: interrupted; the rows so far are in predictions.partial.csv"

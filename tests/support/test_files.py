@@ -7,13 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from made_up import made_up_cell, small
 from sources import ROOT
 
-from tiled_ref.archive.ensembles import write_tensors
+from tiled_ref.archive.tensors import write_tensors
 from tiled_ref.reporting import figures, page, tables, walk
 from tiled_ref.support import files
 from tiled_ref.support.errors import InputError
@@ -104,9 +105,7 @@ def test_a_full_disk_is_named_however_the_file_is_written(old, write):
 
 @pytest.mark.parametrize("owner, name", [(os, "fsync"), (os, "replace"), (files._NewFile, "close")])
 def test_a_failing_call_to_the_system_is_named(old, monkeypatch, owner, name):
-    def fails(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
+    fails = Mock(side_effect=OSError(errno.EIO, "Input/output error"))
     with pytest.raises(InputError, match="cannot write .*deep/x.txt: Input/output error") as raised:
         with files.atomic_write(old) as file:
             file.write("new")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .. import metrics, thresholds
-from ..archive.ensembles import write_manifest
+from ..archive.manifest import write_manifest
 from ..data.reading import read_mask_original
 from ..ensemble import TiledEnsemble, merge_rows
 from ..models.maps import upsample_bilinear

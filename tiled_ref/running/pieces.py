@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..archive.ensembles import location_name, read_tensors, write_tensors
+from ..archive.manifest import location_name
+from ..archive.tensors import read_tensors, write_tensors
 from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder, sync_folder
 from .rows import RowFile, remove_temporary

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from .. import __version__
-from ..archive.ensembles import FORMAT_VERSION
+from ..archive.manifest import FORMAT_VERSION
 from ..support.errors import InputError
 from ..support.files import atomic_write
 from .analysis import is_complete

@@ -1,8 +1,6 @@
-"""What merging, smoothing and metrics share: checks of arguments, threads, kernels.
+"""What callers of kernels share: checks of arguments, threads, the compiled modules.
 
-Python validates, Cython computes. An array that passes these checks is a C-contiguous
-NumPy array; where the caller's array is not contiguous a copy is made, so that the inputs
-are never changed and read-only inputs are welcome.
+Python validates, Cython computes. Inputs are never changed and may be read-only.
 """
 
 import importlib
@@ -42,16 +40,12 @@ def kernel(name):
 
 
 def thread_count(threads=None):
-    """How many threads a kernel may use.
+    """How many threads a kernel may use, an int >= 1. No result depends on it.
 
-    The argument wins; else the environment variable TILED_REF_THREADS; else two threads
-    (fewer on a machine with one core). Two, not all cores: these kernels stream through
-    memory, so the second thread nearly halves the time and later ones gain little, and the
-    caller often runs torch or a data loader beside them. No result depends on the number.
-
-    Parameters: threads, None or int >= 1.
-    Returns int >= 1.
-    Raises InputError for anything else, naming the variable where that is the source.
+    Parameters: threads, int >= 1; None takes the environment variable TILED_REF_THREADS, else
+    two (one on a machine with one core): these kernels stream through memory, so that a second
+    thread nearly halves the time and a third gains little.
+    Returns int. Raises InputError for anything else.
     """
     if threads is None:
         text = os.environ.get(THREADS_VARIABLE, "").strip()
@@ -63,10 +57,8 @@ def thread_count(threads=None):
                 f"least 1, not {text!r}"
             )
         return int(text)
-    if isinstance(threads, (bool, np.bool_)):
-        raise InputError(f"threads must be a whole number of at least 1, not {threads!r}")
     try:
-        count = operator.index(threads)
+        count = 0 if isinstance(threads, (bool, np.bool_)) else operator.index(threads)
     except TypeError:
         count = 0
     if count < 1:
@@ -75,16 +67,15 @@ def thread_count(threads=None):
 
 
 def run_threads(function, items, threads):
-    """Returns [function(item) for item in items], at most `threads` at a time.
+    """Returns [function(item) for item in items], at most `threads` items at a time.
 
-    With one thread no other is started. The items are consumed lazily: no more than
-    `threads` of them are held at once, which is what keeps a stream a stream. Of several
-    exceptions that of the first item is raised.
+    No more than `threads` items are taken at once, so that a stream is not held in memory. Of
+    several exceptions that of the first item is raised.
     """
     if threads == 1:
         return [function(item) for item in items]
-    numbered, lock = enumerate(items), threading.Lock()
-    results, errors = [], []
+    items, lock = iter(items), threading.Lock()
+    results, errors, end = [], [], object()
 
     def work():
         number = -1
@@ -92,10 +83,8 @@ def run_threads(function, items, threads):
             while True:
                 with lock:
                     number = len(results)
-                    if errors:
-                        return
-                    number, item = next(numbered, (number, numbered))
-                    if item is numbered:
+                    item = end if errors else next(items, end)
+                    if item is end:
                         return
                     results.append(None)
                 results[number] = function(item)
@@ -121,12 +110,10 @@ def spans(n, parts):
 
 
 def host_array(name, value, dtypes, cuda_hint="move it to the host with .cpu()"):
-    """A NumPy view of a NumPy array or CPU tensor of one of `dtypes`; never a copy.
+    """Returns a value, NumPy array or CPU tensor of one of `dtypes`, as a NumPy view, any strides.
 
-    Parameters: name, the argument's name for messages; value; dtypes, allowed NumPy dtypes;
-    cuda_hint, the remedy offered for a tensor on another device.
-    Returns the array, any strides.
-    Raises InputError for anything else.
+    Raises InputError for anything else, with the argument's name, and with cuda_hint for a tensor
+    on another device.
     """
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu":
@@ -148,18 +135,13 @@ def host_array(name, value, dtypes, cuda_hint="move it to the host with .cpu()")
 
 
 def like(result, value):
-    """The NumPy array `result` as whatever `value` is: NumPy array or CPU tensor."""
+    """The NumPy array `result` as what `value` is: a NumPy array or a CPU tensor."""
     return torch.from_numpy(result) if isinstance(value, torch.Tensor) else result
 
 
-def bits(array):
-    """The bits of an array, float32 or float64 of any shape, as signed integers: a view."""
-    return array.view(np.int32 if array.dtype == np.float32 else np.int64)
-
-
 def refuse_nan(name, array, *lead):
-    """Raise InputError naming the index of the first NaN of an array, float of any shape;
-    `lead`, the indices that go before it."""
+    """Raise InputError with the index of the first NaN of an array, float of any shape, after
+    the indices `lead`."""
     if np.isnan(np.min(array, initial=np.inf)):
         index = *lead, *np.unravel_index(np.argmax(np.isnan(array)), array.shape)
         raise InputError(

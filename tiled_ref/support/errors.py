@@ -2,19 +2,15 @@
 
 
 class InputError(ValueError):
-    """Something is wrong with what the user gave: a file, a folder, an option, an array.
+    """A file, a folder, an option or an array that the user gave is wrong.
 
-    The message is one sentence that names the file or option and the remedy. The command
-    line prints it after `tiled-ref: error: ` and exits with status 2, without a traceback
-    (`--debug` shows it). Raise it from the original exception where there is one.
+    The message is one sentence that names it and the remedy. The command line prints it after
+    `tiled-ref: error: ` and exits with status 2; the traceback needs --debug.
     """
 
 
 class KernelNotBuiltError(ImportError):
-    """A compiled kernel was asked for and is not there. There is no silent fallback.
-
-    Parameters: module, its name inside tiled_ref, such as "_untile".
-    """
+    """A compiled kernel is missing: module, its name inside tiled_ref, such as "_untile"."""
 
     BUILD_COMMAND = "python setup.py build_ext --inplace"
 
@@ -26,11 +22,9 @@ class KernelNotBuiltError(ImportError):
 
 
 def one_line(text):
-    r"""Text without the characters that would break a line or a terminal.
+    r"""The text, or an exception's, without what would break a line or a terminal.
 
-    Parameters: text, anything with a str, such as an exception that names a file.
-    Returns str, what is not printable, and bytes of a file name that are no UTF-8, written as
-    an escape.
+    Characters that are not printable and bytes that are no UTF-8 become escapes.
 
     >>> one_line("a\nb")
     'a\\nb'

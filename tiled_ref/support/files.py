@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files that appear complete or not at all, and arrays inside of files."""
 
 import contextlib
 import io
@@ -12,18 +12,16 @@ from .errors import InputError
 def atomic_write(path, mode="w"):
     """A new file that takes its name only when it is complete and on the disk.
 
-    Build the contents first: the body of the `with` block should do no more than write them.
-
     Parameters: path, its folders are made; mode "w" (UTF-8 text, newlines as written) or "wb".
-    Yields the open file.
-    Raises InputError naming the path if this file cannot be written. Any other exception of the
-    body passes unchanged. In both cases an earlier file of this name stays.
+    Yields the open file; the body should do no more than write to it.
+    Raises InputError naming the path if this file cannot be written; any other exception of the
+    body passes unchanged. Either way an earlier file of this name stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     raw = None
     try:
-        with _naming(path):
+        with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             raw = _NewFile(temporary, path)
         file = io.BufferedWriter(raw)
@@ -31,7 +29,7 @@ def atomic_write(path, mode="w"):
             file = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield file
         file.flush()
-        with _naming(path):
+        with write_errors(path):
             os.fsync(raw.fileno())
             raw.close()
             os.replace(temporary, path)
@@ -46,8 +44,8 @@ def atomic_write(path, mode="w"):
 
 
 @contextlib.contextmanager
-def _naming(path):
-    """Turn an OSError into an InputError that names the path."""
+def write_errors(path):
+    """A context that turns an OSError into an InputError that names the path."""
     try:
         yield
     except OSError as error:
@@ -57,19 +55,19 @@ def _naming(path):
 
 
 class _NewFile(io.FileIO):
-    """A file opened for writing; if a write fails, the error names `path`, its final name."""
+    """A file opened for writing; the error of a failed write names `path`, its final name."""
 
     def __init__(self, name, path):
         super().__init__(name, "w")
         self._path = path
 
     def write(self, data):
-        with _naming(self._path):
+        with write_errors(self._path):
             return super().write(data)
 
 
 def sync_folder(path):
-    """Bring the names in a folder to the disk, where the system can."""
+    """Write the names in a folder to the disk, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -80,10 +78,7 @@ def sync_folder(path):
 
 
 def make_folder(path):
-    """Create a folder and those above it, unless it is there.
-
-    Raises InputError where that cannot be done or nothing can be written to it.
-    """
+    """Create a folder and those above it. Raises InputError unless it can be written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -96,10 +91,9 @@ def make_folder(path):
 
 
 def read_at(file, array, offset):
-    """Fill an array from a file.
+    """Fill an array (...), C-contiguous, of any dtype, from a binary file without buffer.
 
-    Parameters: file, binary and without buffer; array (...), C-contiguous, of any dtype, is filled;
-    offset, where it starts in the file, bytes.
+    Parameters: file; array; offset, bytes, where it starts in the file.
     Raises EOFError where the file is too short, and OSError.
     """
     view = memoryview(array).cast("B") if array.size else memoryview(b"")
@@ -112,12 +106,7 @@ def read_at(file, array, offset):
 
 
 def write_at(file, array, offset):
-    """Write an array to a file, its bytes alone.
-
-    Parameters: file, binary and without buffer; array (...), C-contiguous, of any dtype; offset,
-    where it starts in the file, bytes.
-    Raises OSError.
-    """
+    """Write the bytes of an array (...) to a file; see `read_at`. Raises OSError."""
     view = memoryview(array).cast("B") if array.size else memoryview(b"")
     file.seek(offset)
     while len(view):

@@ -1,8 +1,7 @@
-"""A separable Gaussian blur with a mirrored border: of the seams of merged maps (sigma 2,
-17 taps) and of the models' anomaly maps (sigma 4, 33 taps).
+"""The separable Gaussian blur, borders mirrored, of seams (sigma 2) and anomaly maps (sigma 4).
 
-Two implementations with equal bits: the specification below, which blurs the whole map and
-selects, and the kernel `kernels/seam_blur.pyx`, which computes what is selected alone.
+`seam_blur`, the specification, blurs whole maps and selects; the kernel `kernels/seam_blur.pyx`
+computes only what is selected, with equal bits.
 """
 
 import math
@@ -18,11 +17,9 @@ def gaussian_taps(sigma, dtype=np.float64):
 
     Parameters: sigma in pixels, finite, > 0; dtype, float32 or float64.
     Returns (radius + 1,) of dtype, radius = int(4 sigma + 0.5); w[0] + 2 sum(w[1:]) = 1
-    up to rounding.
-    Raises InputError for another sigma or dtype.
-    Order of arithmetic: exp(-k^2 / (2 sigma^2)) in float64, divided by the float64 sum of
-    all 2 radius + 1 weights taken from the outermost pair inwards, then one rounding to
-    dtype.
+    up to rounding. Raises InputError for another sigma or dtype.
+    Order of arithmetic: exp(-k^2 / (2 sigma^2)) in float64, divided by the float64 sum of all
+    2 radius + 1 weights from the outermost pair inwards, then one rounding to dtype.
     """
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
@@ -45,8 +42,8 @@ def gaussian_taps(sigma, dtype=np.float64):
 def reflected(n, radius):
     """Index of the pixel that stands at -radius .. n-1+radius, mirrored at both edges.
 
-    Mirrored without repeating the edge, so with period 2 (n - 1); a single pixel stands
-    everywhere. Parameters: n >= 1, radius >= 0. Returns int64 (n + 2 radius,).
+    The edge is not repeated, so the period is 2 (n - 1); a single pixel stands everywhere.
+    Parameters: n >= 1, radius >= 0. Returns int64 (n + 2 radius,).
     """
     if n == 1:
         return np.zeros(1 + 2 * radius, dtype=np.int64)
@@ -68,24 +65,10 @@ def seam_blur(maps, taps, rows, cols):
 def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
     """Blur some rows and columns of maps; all other pixels keep their bits.
 
-    Parameters
-    ----------
-    maps : (N, H, W) float32 or float64, NumPy
-    sigma : float
-        Standard deviation in pixels, > 0; radius int(4 sigma + 0.5).
-    rows, cols : bool (H,), (W,)
-        A pixel is blurred if its row or its column is True.
-
-    Returns
-    -------
-    (N, H, W), dtype of maps, a new array.
-
-    Raises
-    ------
-    InputError
-        For another sigma.
-    KernelNotBuiltError
-        impl="cython" where the kernel is not built.
+    Parameters: maps (N, H, W) float32 or float64, NumPy; sigma, pixels, > 0; rows (H,) and cols
+    (W,), bool: a pixel is blurred if its row or its column is True; impl; threads, int.
+    Returns (N, H, W), dtype of maps, a new array.
+    Raises InputError for another sigma, KernelNotBuiltError where the kernel is not built.
 
     Order of arithmetic: separable, down the columns first, then along the rows. Each pass
     computes w0*x0, then adds w_k * (x_{-k} + x_{+k}) for k = 1..radius in this order,

@@ -14,12 +14,12 @@ except ImportError:  # Windows
 
 
 class PeakMemory:
-    """Measures from its creation (or `reset`) on.
+    """The peak since its creation or the last `reset`.
 
-    CUDA: the peaks of torch's allocator on the device. CPU: the peak resident set of the
-    whole process; Linux can forget an earlier peak, elsewhere it counts from the start of the
-    process (`since_start` says which). The system stores a peak only now and then, so that it may
-    say less than a moment ago; what has been read once counts. Windows reports none.
+    CUDA: of torch's allocator on the device. CPU: of the resident set of the whole process; only
+    Linux can forget an earlier peak, elsewhere `since_start` is True. Linux updates its peak
+    only now and then and may report less than before, so the largest value read counts. Windows
+    reports none. Parameters: device.
     """
 
     def __init__(self, device):
@@ -52,11 +52,7 @@ class PeakMemory:
         self.resident = max(readings, default=None)
         kind = "host, resident" + (" since process start" if self.since_start else "")
         kind = "host, not reported" if self.resident is None else kind
-        return {
-            "peak_memory_bytes": self.resident,
-            "peak_reserved_bytes": None,
-            "memory_kind": kind,
-        }
+        return dict(peak_memory_bytes=self.resident, peak_reserved_bytes=None, memory_kind=kind)
 
 
 def _peak_resident():
@@ -75,14 +71,10 @@ def _peak_resident():
 
 
 class TensorMeter(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make and that are alive, as a context.
+    """A context that counts the bytes, alive and peak, of the tensors made inside it.
 
-    Only tensors made inside it, each storage once, whatever device it is on; scratch memory
-    that a single operation frees before it returns is not seen.
-
-    Attributes
-    ----------
-    alive, peak : int, bytes
+    Each storage counts once, on whatever device; scratch memory that an operation frees before
+    it returns is not seen.
     """
 
     def __init__(self):

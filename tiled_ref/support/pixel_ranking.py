@@ -1,7 +1,7 @@
-"""The ranking of pixels and the regions of masks by the kernels of `kernels/aupro.pyx`.
+"""Rankings of pixels and regions of masks, by the kernels of `kernels/aupro.pyx`.
 
-The specification, and the meaning of a ranking, are in `metrics`: `rank_pixels` and `label_mask`
-there give the same integers.
+The specification, `rank_pixels` and `label_mask` in `metrics`, gives the same integers and says
+what a ranking is.
 """
 
 import math
@@ -13,26 +13,23 @@ from . import arrays
 from .errors import InputError
 
 SORTED_AT_ONCE = 2**21  # pixels, by each thread
-SAMPLE_STEP = 199  # one of so many pixels tells roughly where the FPR limit lies
+SAMPLE_STEP = 199  # one of so many pixels is sampled to estimate where the FPR limit lies
 RADIX_BITS = 11  # per pass of the sort
 
 
 def rank_pixels(walk, threads, limit=None):
-    """The ranking of a set, as `metrics.rank_pixels`, and most of the set not in memory.
+    """`metrics.rank_pixels` with most of the set not in memory.
 
-    1. A walk through the set: the scores of the anomalous pixels and their regions, then sorted.
-    2. A second walk: some images at a time, the scores of all pixels are sorted and counted
-       between those of the anomalous ones.
+    A first walk collects and sorts the scores of the anomalous pixels; a second one sorts the
+    scores of all pixels, some images at a time, and counts them between those.
 
-    With a limit on the FPR a sample of the normal pixels tells below which score the limit is
-    almost certainly passed. What lies below is left out; where the limit was not passed after
-    all, everything is done again with all pixels.
+    With a limit on the FPR, a sample of the normal pixels gives a score below which the limit is
+    almost certainly passed. Lower pixels are left out; if the limit was not passed after all,
+    everything is done again with all pixels.
 
-    Parameters: walk, see `walk_arrays`; threads, int; limit, Fraction of the normal pixels, for
-    arrays, which may be walked through once more.
+    Parameters: walk, see `walk_arrays`; threads, int; limit, Fraction of the normal pixels.
     Returns (N, areas, regions, ranks), see `metrics.rank_pixels`.
-    Raises InputError for NaN, for images of 2**31 - 1 pixels or more, and where the second walk
-    has not the pixels of the first.
+    Raises InputError for NaN, an image of 2**31 - 1 pixels or more, or walks that differ.
     """
     low, part = (-np.inf, 1.0) if limit is None else _score_beyond(walk, limit)
     n_pixels, areas, scores, regions = _anomalous(walk, threads, low)
@@ -52,7 +49,7 @@ def rank_pixels(walk, threads, limit=None):
 
 
 def _score_beyond(walk, limit):
-    """A score below which the FPR is very probably above the limit, and the part of the normal
+    """A score below which the FPR almost certainly exceeds the limit, and the fraction of normal
     pixels above it; -inf and 1 for none."""
     sample = [
         image.reshape(-1)[::SAMPLE_STEP][mask.reshape(-1)[::SAMPLE_STEP] == 0]
@@ -94,7 +91,7 @@ def _anomalous(walk, threads, low):
 
 
 def _sorted(scores, regions):
-    """Both in ascending order of the scores; the arrays given are used up."""
+    """Both in ascending order of the scores; the given arrays are overwritten."""
     kernel = arrays.kernel("_aupro")
     other = np.empty_like(scores), np.empty_like(regions)
     place = np.empty(1 << RADIX_BITS, np.intp)
@@ -105,8 +102,8 @@ def _sorted(scores, regions):
 
 
 def _count(walk, threads, low, part, n_pixels, scores):
-    """How many pixels the set has, and how many lie at and between the scores, see `tally` in
-    the kernel; about `part` of them are not below low."""
+    """Number of pixels, and how many lie at and between the scores, see `tally` in the kernel;
+    about `part` of them are not below low."""
     kernel, lock = arrays.kernel("_aupro"), threading.Lock()
     counts = np.zeros(2 * scores.size + 1, np.uint32 if n_pixels < 2**32 else np.int64)
 
@@ -149,12 +146,10 @@ def mask_array(name, value):
 
 
 def walk_arrays(maps, masks):
-    """A walk through arrays.
+    """A walk through maps (N, H, W), float32 or float64, and masks (N, H, W), bool or uint8.
 
-    Parameters: maps (N, H, W) float32 or float64; masks (N, H, W) bool or uint8.
     Returns a function without arguments that returns an iterator over (k, map (H, W), mask uint8
-    (H, W)) of every image, both C-contiguous.
-    Raises InputError for another shape or dtype.
+    (H, W)) of every image, both C-contiguous. Raises InputError for another shape or dtype.
     """
     maps, masks = arrays.host_array("maps", maps, arrays.FLOATS), mask_array("masks", masks)
     if maps.ndim != 3 or maps.shape != masks.shape:
@@ -223,10 +218,8 @@ def label_regions(masks, threads):
 
 
 def label_runs(mask):
-    """Runs of a mask, int32 (runs, 2), their labels int32 (runs,), numbers of labels and pixels.
-
-    Parameters: mask uint8 (H, W), C-contiguous.
-    """
+    """Runs int32 (runs, 2) of a mask uint8 (H, W), C-contiguous, their labels int32 (runs,), and
+    the numbers of labels and pixels."""
     check_countable(mask)
     kernel = arrays.kernel("_aupro")
     n_runs, n_pixels = kernel.count_runs(mask)

@@ -7,21 +7,15 @@ import time
 class Progress:
     """Shows how far a run has come.
 
-    Parameters
-    ----------
-    quiet : bool
-        Show nothing at all.
-    stream : text file, optional
-        sys.stderr by default. Live updates if it is a terminal; one plain line when a stage
-        ends otherwise, so that a log stays readable.
+    Parameters: quiet, show nothing; stream, a text file, sys.stderr by default.
 
     Attributes
     ----------
     title : str
-        What stands before the name of every stage.
+        Stands before the name of every stage.
     work, done : float
-        What the whole run has to do, and what it has done, in units of one's own: the time left
-        is elapsed / done * (work - done). Without work it is that of the stage alone.
+        The work of the whole run and what is done of it, in any unit: the time left is
+        elapsed / done * (work - done). Without work it is that of the stage alone.
     """
 
     REDRAW_SECONDS = 0.1
@@ -36,13 +30,13 @@ class Progress:
         self._drawn = ""
 
     def note(self, text):
-        """A line of its own: a fact the user should know, such as where weights came from."""
+        """Print a line of its own, such as where weights came from."""
         if not self.quiet:
             self._clear()
             print(text, file=self.stream, flush=True)
 
     def stage(self, name, work=0.0):
-        """A Stage of this name, which does so much of the run's work."""
+        """A Stage of this name, which is so much of the run's work."""
         return Stage(self, f"{self.title}: {name}" if self.title else name, work)
 
     def draw(self, text):
@@ -53,10 +47,9 @@ class Progress:
         self._drawn = text
 
     def left(self):
-        """Seconds that the run will still take; None where nothing is known."""
-        if not self.done:
-            return None
-        return (time.monotonic() - self.began) / self.done * max(0.0, self.work - self.done)
+        """Seconds that the run will still take; None where nothing is done yet."""
+        elapsed = time.monotonic() - self.began
+        return elapsed / self.done * max(0.0, self.work - self.done) if self.done else None
 
     def _clear(self):
         if self._drawn:
@@ -65,9 +58,8 @@ class Progress:
 
 
 class Stage:
-    """A part of a run; called with (done, total) as it goes on, and where a part of it counts
-    something else, with (done, total, name). Parameters: progress, name and work as of
-    Progress.stage."""
+    """A part of a run. Parameters: progress, name and work as of Progress.stage. It is called as
+    stage(done, total), by a part that counts something else as stage(done, total, part)."""
 
     def __init__(self, progress, name, work):
         self.progress, self.name, self.work = progress, name, work
@@ -102,7 +94,7 @@ def bytes_text(count):
 
 
 def duration(seconds):
-    """Text for seconds, a number >= 0, as a person reads them.
+    """Text for seconds, a number >= 0.
 
     >>> duration(4.26), duration(75), duration(3700)
     ('4.3 s', '1 min 15 s', '1 h 01 min')

@@ -1,0 +1,183 @@
+"""Files of named tensors: an uncompressed .npz of plain numbers; reading one executes nothing."""
+
+import contextlib
+import hashlib
+import math
+import os
+import stat
+import zipfile
+
+import numpy as np
+import torch
+
+from ..data.disk import printable
+from ..support.errors import InputError
+from ..support.files import atomic_write
+
+# The types that a tensor file may hold; each is written little-endian.
+DTYPES = tuple(
+    np.dtype(name) for name in ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
+)
+HEADER_BYTES = 1 << 14  # longest header of a tensor that is read
+READ_AT_ONCE = 1 << 20  # bytes
+REMEDY = "restore it from a copy, or train again"  # of an ensemble's file that is not right
+
+
+def write_tensors(path, tensors):
+    """Write named tensors to one file, which appears complete or not at all.
+
+    Parameters: path; tensors, dict of str to torch.Tensor (or NumPy array) of a type in
+    DTYPES. Equal tensors give equal bytes, whenever they are written.
+    Raises InputError where the file cannot be written, TypeError for another type.
+    """
+    with (
+        atomic_write(path, "wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for name, tensor in tensors.items():
+            if isinstance(tensor, torch.Tensor):
+                tensor = tensor.detach().cpu().numpy()
+            array = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
+            if array.dtype not in DTYPES:
+                raise TypeError(f"cannot write {name}: a tensor of type {array.dtype}")
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, always
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+
+
+def read_tensors(path, expected=None):
+    """Read a file of `write_tensors`.
+
+    Sizes are checked before anything is allocated: the members are not compressed, so
+    together they cannot be larger than the file.
+
+    Parameters: path; expected, name -> (dtype, shape) of exactly the tensors that the file
+    must hold, or None.
+    Returns a dict of str to torch.Tensor, in the order of the file.
+    Raises InputError, a ValueError, for a file that is missing, truncated, damaged, compressed,
+    or holds anything but plain numbers or other tensors than expected.
+    """
+    with _opened(path) as (archive, members):
+        if expected is not None and set(members) != set(expected):
+            raise ValueError("it holds other tensors than expected")
+        return {
+            key: _read_member(archive, key, info, expected and expected[key])
+            for key, info in members.items()
+        }
+
+
+def layout(path):
+    """Name -> (dtype, shape) of the tensors in a file, from their headers alone.
+
+    Raises InputError as read_tensors does.
+    """
+    found = {}
+    with _opened(path) as (archive, members):
+        for key, info in members.items():
+            with archive.open(info) as member:
+                dtype, shape = _read_header(member, key, info)
+            found[key] = dtype.name, shape
+    return found
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """(archive, members) of a file; whatever goes wrong inside becomes an InputError."""
+    name = printable(path)
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive, _members(archive, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise InputError(f"the file {name} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise InputError(f"there is not enough memory to read the file {name}") from error
+    except Exception as error:  # zipfile and NumPy raise many types over a damaged file
+        raise InputError(
+            f"the file {name} is damaged or was not written by this program "
+            f"({shortened(error)}); {REMEDY}"
+        ) from error
+
+
+def open_regular(path, follow=True):
+    """Open a regular file for reading bytes; with follow=False, no link either.
+
+    Raises OSError for anything else: a pipe or a device has no end, and a link may lead anywhere.
+    """
+    if not follow and os.path.islink(path):
+        raise OSError("it is a link")
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return open(descriptor, "rb")
+
+
+def file_digest(path):
+    """SHA-256 of a file, hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while piece := file.read(READ_AT_ONCE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def shortened(value):
+    """Text of an exception or a value: one line of at most 120 characters."""
+    text = " ".join(str(value).split()) or type(value).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _members(archive, n_bytes):
+    """Tensor name -> ZipInfo; ValueError unless all are uncompressed and fit into the file."""
+    members = {}
+    for info in archive.infolist():
+        key, dot, ending = info.filename.rpartition(".")
+        if ending != "npy" or not dot or key in members:
+            raise ValueError(f"its member {info.filename!r} is not a tensor")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"its member {info.filename!r} is compressed")
+        members[key] = info
+    if sum(info.file_size for info in members.values()) > n_bytes:
+        raise ValueError("its members are larger than the file")
+    return members
+
+
+def _read_header(member, key, info):
+    """dtype and shape of a tensor; ValueError unless they are plain and fit the member."""
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError(f"{key} has another version of the format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(
+        member, max_header_size=HEADER_BYTES
+    )
+    if dtype not in DTYPES or fortran:
+        raise ValueError(f"{key} is no plain tensor but {dtype}")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"{key} has the shape {shape}")
+    n_bytes = dtype.itemsize * math.prod(shape)
+    if member.tell() + n_bytes != info.file_size:
+        raise ValueError(f"{key} declares {n_bytes:,} bytes and holds another number")
+    return dtype, shape
+
+
+def _read_member(archive, key, info, expected):
+    with archive.open(info) as member:
+        dtype, shape = _read_header(member, key, info)
+        if expected is not None and (dtype.name, shape) != (expected[0], tuple(expected[1])):
+            raise ValueError(
+                f"{key} is {dtype.name} {shape}, expected is {expected[0]} {tuple(expected[1])}"
+            )
+        n_bytes = info.file_size - member.tell()
+        data = bytearray(n_bytes)
+        view, done = memoryview(data), 0
+        while done < n_bytes:
+            count = member.readinto(view[done : done + READ_AT_ONCE])
+            if not count:
+                raise ValueError(f"{key} breaks off")
+            done += count
+        if member.read(1):
+            raise ValueError(f"{key} is longer than declared")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    if dtype == bool and (array.view(np.uint8) > 1).any():
+        raise ValueError(f"{key} holds values that are neither true nor false")
+    return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))

@@ -1,0 +1,226 @@
+"""What a prediction leaves in its folder: two tables, and per image a map and pictures.
+
+    predictions.csv     a row per image, in the order of the paths
+    regions.csv         a row per anomalous region of the images that are drawn
+    maps/               raw maps, with --save-maps
+    pictures/           mask, heat map, contours, and the regions as polygons
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data import encoders
+from ..data.disk import printable
+from ..models.maps import upsample_bilinear
+from ..reporting.drawing import render
+from ..support.errors import InputError
+from ..support.files import atomic_write, write_errors
+from ..thresholds import normalize
+
+LABELLED_REGIONS = 24  # regions of a picture that get their area printed
+COLUMNS = (
+    "path", "score", "normalised_score", "verdict", "regions", "anomalous_px", "name", "error",
+)  # fmt: skip
+REGION_COLUMNS = (
+    "path", "name", "region", "area_px", "area_map_px", "top", "left", "bottom", "right",
+    "normalised_maximum",
+)  # fmt: skip
+PICTURES = ("anomalous", "all", "none")
+MAPS = ("npy", "tiff")
+TABLES = ("predictions.csv", "predictions.partial.csv", "regions.csv", "regions.partial.csv")
+OURS = re.compile(r"\d{6,}_.*(_mask\.png|_overlay\.png|_contours\.png|_regions\.json|\.npy|\.tiff)")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How images are predicted, and what is written of each."""
+
+    maps: str = None  # kind of file for the raw map, float32 (H, W): "npy", "tiff" or None
+    pictures: str = "anomalous"  # which images are drawn, at their own size: one of PICTURES
+    impl: str = "cython"
+    threads: int = None
+    memory: str = None  # see `running.engine`; None keeps all models if they fit a budget
+
+
+def output_name(index, path):
+    """A name for the files of an image: unique by its number index, safe on any system.
+
+    >>> output_name(7, "line 3/ué part.png")
+    '000007_u__part'
+    """
+    stem = Path(path).stem
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in stem)
+    return f"{index:06d}_{safe[:64] or 'image'}"
+
+
+class ImageWriter:
+    """The outputs of one image.
+
+    Parameters: sample, a data.Sample; name, of its files; thresholds of the ensemble or None;
+    out, a folder; options, PredictOptions.
+    """
+
+    def __init__(self, sample, name, thresholds, out, options):
+        self.sample, self.name, self.thresholds = sample, name, thresholds
+        self.out, self.options = out, options
+
+    def row(self, **cells):
+        """A row of predictions.csv, a dict; the cells that are not given are empty."""
+        return dict.fromkeys(COLUMNS, "") | {"path": self.sample.name} | cells
+
+    def judge(self, image_map, score):
+        """Decide the verdict.
+
+        Parameters: image_map (H, W) float32 and score, float, raw.
+        Returns the image, uint8 (h, w, 3), if it is to be drawn, else None.
+        Raises InputError where the prediction is not finite or the image cannot be read.
+        """
+        if not np.isfinite(image_map).all() or not np.isfinite(score):
+            raise InputError(
+                f"the prediction for {self.sample.name} is not finite, so it has no verdict; "
+                "train the ensemble again"
+            )
+        self.map, self.found = image_map, self.row(score=repr(score), name=self.name)
+        if self.thresholds is None:
+            return None
+        limits = self.thresholds["image"]
+        self.scaled = float(
+            normalize(np.float64(score), limits["threshold"], limits["minimum"], limits["maximum"])
+        )
+        anomalous = score >= limits["threshold"]
+        self.found["normalised_score"] = repr(self.scaled)
+        self.found["verdict"] = "anomalous" if anomalous else "normal"
+        drawn = {"all": True, "none": False, "anomalous": anomalous}[self.options.pictures]
+        return self.sample.read_image() if drawn and self.thresholds["pixel"] else None
+
+    def write(self, image):
+        """Write the files of an image, as judge returned it, uint8 (h, w, 3) or None.
+
+        Returns its row of predictions.csv and its rows of regions.csv.
+        """
+        if self.options.maps:
+            self._write_map()
+        if image is None:
+            return self.found, []
+        mask, regions = self._draw(image)
+        self.found |= {"regions": len(regions), "anomalous_px": int(mask.sum())}
+        return self.found, regions
+
+    def _write_map(self):
+        if self.options.maps == "tiff":
+            data = encoders.encode_tiff(self.map)
+        else:
+            buffer = io.BytesIO()
+            np.save(buffer, self.map, allow_pickle=False)
+            data = buffer.getvalue()
+        with atomic_write(self.out / "maps" / f"{self.name}.{self.options.maps}", "wb") as file:
+            file.write(data)
+
+    def _draw(self, image):
+        """Write the pictures; returns the mask, bool (h, w), and the rows of regions.csv."""
+        limits = self.thresholds["pixel"]
+        large = enlarge(self.map, image.shape[:2])
+        mask = large >= np.float32(limits["threshold"])
+        values = normalize(large, limits["threshold"], limits["minimum"], limits["maximum"])
+        del large
+        regions = render.contours(mask, impl=self.options.impl)
+        heat = render.draw_contours(render.overlay(image, values), mask)
+        heat = render.with_color_bar(heat, 0, 1, [(0.5, "0.5 threshold")], "anomaly")
+        marked = render.label_regions(render.draw_contours(image, mask), regions, LABELLED_REGIONS)
+        shapes = {
+            "path": self.sample.name,
+            "image_size": list(mask.shape),
+            "normalised_score": self.scaled,
+            "verdict": self.found["verdict"],
+            "regions": [
+                {"area_px": r.area, "box": list(r.box), "outline": [p.tolist() for p in r.outline]}
+                for r in regions
+            ],
+        }
+        for suffix, data in (
+            ("mask.png", encoders.encode_png(mask)),
+            ("overlay.png", encoders.encode_png(heat)),
+            ("contours.png", encoders.encode_png(marked)),
+            ("regions.json", json.dumps(shapes).encode()),
+        ):
+            with atomic_write(self.out / "pictures" / f"{self.name}_{suffix}", "wb") as file:
+                file.write(data)
+        return mask, [self._region(k, region, values) for k, region in enumerate(regions, start=1)]
+
+    def _region(self, number, region, values):
+        """A row of regions.csv."""
+        top, left, bottom, right = region.box
+        return {
+            "path": self.sample.name,
+            "name": self.name,
+            "region": number,
+            "area_px": region.area,
+            "area_map_px": f"{region.area * self.map.size / values.size:.1f}",
+            "top": top, "left": left, "bottom": bottom, "right": right,
+            "normalised_maximum": repr(float(values[top:bottom, left:right].max())),
+        }  # fmt: skip
+
+
+def enlarge(image_map, size):
+    """A map at the size of its image, bilinear: float32 (H, W) -> (h, w); itself where equal."""
+    if image_map.shape == tuple(size):
+        return image_map
+    return upsample_bilinear(torch.from_numpy(image_map)[None], tuple(size))[0].numpy()
+
+
+def clear(out):
+    """Remove an earlier prediction from a folder, and nothing else. Raises InputError."""
+    if not any((out / name).is_file() for name in TABLES[:2]):
+        return
+    try:
+        for name in TABLES:
+            (out / name).unlink(missing_ok=True)
+        for folder in (out / "maps", out / "pictures"):
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                if OURS.fullmatch(name):
+                    (folder / name).unlink()
+    except OSError as error:
+        raise InputError(
+            f"the earlier prediction in {printable(out)} cannot be removed: {error.strerror}; "
+            "choose another --out"
+        ) from error
+
+
+@contextlib.contextmanager
+def csv_table(stem, columns):
+    """A CSV file; until it is complete its name is STEM.partial.csv, then STEM.csv.
+
+    Parameters: stem, its path without an ending; columns, names.
+    Yields write(row), which appends a row, a dict, at once.
+    Raises InputError where it cannot be written.
+    """
+    partial = stem.with_suffix(".partial.csv")
+    named = printable(partial)
+    with write_errors(named):
+        file = open(partial, "w", encoding="utf-8", newline="")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+
+    def write(row):
+        with write_errors(named):
+            writer.writerow(row)
+            file.flush()
+
+    try:
+        write(dict(zip(columns, columns)))
+        yield write
+        with write_errors(named):
+            os.fsync(file.fileno())
+            file.close()
+            os.replace(partial, stem.with_suffix(".csv"))
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()

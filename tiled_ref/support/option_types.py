@@ -1,0 +1,103 @@
+"""Pieces of the command line: a parser that fails in one sentence, and the types of values."""
+
+import argparse
+import functools
+import re
+import shutil
+
+from .errors import InputError
+
+BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises InputError, so that one of several processes prints the sentence."""
+
+    def error(self, message):
+        """Raise InputError."""
+        raise InputError(f"{message}; see --help-all")
+
+
+class Removed(argparse.Action):
+    """An option of an earlier version; const says what to use instead."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} was removed: {self.const}")
+
+
+class ShortHelp(argparse.Action):
+    """Print the help of some options; const is (their flags, the text below them)."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        flags, parser.epilog = self.const
+        for action in parser._actions:
+            if flags.isdisjoint(action.option_strings):
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
+
+
+def help_formatter(prog):
+    """argparse's formatter, at most 100 columns wide."""
+    columns = min(100, shutil.get_terminal_size().columns)
+    return argparse.RawDescriptionHelpFormatter(prog, width=columns - 2)
+
+
+def parse(text, kind, wanted, fits):
+    """kind(text), if it fits. Raises ArgumentTypeError, "... is not <wanted>"."""
+    try:
+        found = kind(text)
+    except ValueError:
+        found = None
+    if found is None or not fits(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return found
+
+
+natural = functools.partial(
+    parse, kind=int, wanted="a whole number of at least 0", fits=lambda n: 0 <= n < 2**63
+)
+positive = functools.partial(
+    parse, kind=int, wanted="a whole number of at least 1", fits=lambda n: n >= 1
+)
+percentile = functools.partial(
+    parse, kind=float, wanted="a number above 0 and at most 100", fits=lambda p: 0 < p <= 100
+)
+
+
+def size(text):
+    """(height, width) of "512" or "3040x4190". Raises ArgumentTypeError."""
+    sides = text.lower().split("x")
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 3040x4190")
+    return positive(sides[0]), positive(sides[-1])
+
+
+def number_of_bytes(text):
+    """A number of bytes such as 8GiB or 500MB as an int; None for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in BYTES:
+        return None
+    return int(float(match[1]) * BYTES[match[2].upper()])
+
+
+def bytes_or_off(text):
+    """A number of bytes, 0 for "off". Raises ArgumentTypeError."""
+    n_bytes = 0 if text == "off" else number_of_bytes(text)
+    if n_bytes is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither off nor a number of bytes such as 8GiB"
+        )
+    return n_bytes
+
+
+def memory_mode(text, modes):
+    """The text, if it is one of the modes. Raises ArgumentTypeError."""
+    if text in modes:
+        return text
+    if number_of_bytes(text) is not None:
+        raise argparse.ArgumentTypeError(
+            f"a cap in bytes ({text}) was removed; use low, the memory of one model on one tile"
+        )
+    raise argparse.ArgumentTypeError(f"{text!r} is neither {' nor '.join(modes)}")
