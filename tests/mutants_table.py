@@ -451,7 +451,7 @@ MUTANTS = [
      "tests/house/test_packaging.py::test_the_wheel_has_every_file_of_the_package"),
     ("setup.py", '"golden", ', "",
      "tests/house/test_packaging.py::test_the_wheel_has_every_file_of_the_package"),
-    ("MANIFEST.in", " *.c", "",
+    ("MANIFEST.in", " *.c *.md", "",
      "tests/house/test_packaging.py::test_the_sdist_has_every_file_of_the_source_tree"),
     # tiled_ref/support/files.py, and those who write through it
     ("tiled_ref/support/files.py", "        with write_errors(self._path):\n            return", "        return",
@@ -492,11 +492,11 @@ MUTANTS = [
      "    Returns (N,), dtype and kind of scores.\n    Raises InputError for another shape or dtype.\n"
      "    Order", "Order",
      "tests/house/test_docstrings.py::test_arrays_have_shape_and_dtype"),
-    ("README.md", "run.py --explain photo.png", "run.py --explain photo.jpg",
+    ("tiled_ref/reporting/README.md", "run.py --explain photo.png", "run.py --explain photo.jpg",
      "tests/house/test_readme.py::test_the_programs_commands_run_on_small_data"),
-    ("README.md", "((2, 512, 512), True)", "((2, 512, 512), False)",
+    ("kernels/README.md", "((2, 512, 512), True)", "((2, 512, 512), False)",
      "tests/house/test_readme.py::test_python_blocks_run_and_print_what_they_say"),
-    ("README.md", "square().sum(1).sqrt()  # (B, Hf, Wf)", "square().mean(1).sqrt()  # (B, Hf, Wf)",
+    ("tiled_ref/models/README.md", "square().sum(1).sqrt()  # (B, Hf, Wf)", "square().mean(1).sqrt()  # (B, Hf, Wf)",
      "tests/house/test_fifth.py::test_distance_by_hand"),
     # tiled_ref/golden/
     ("tiled_ref/golden/compare.py", "beyond = steps > rule.ulps", "beyond = steps >= rule.ulps",

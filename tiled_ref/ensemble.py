@@ -26,7 +26,6 @@ from .setups import Recipe
 from .support.errors import InputError
 from .support.progress import Progress
 
-MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
 COMBINE = {"mean": merging.mean_scores, "max": merging.max_scores}
 
 
@@ -171,35 +170,6 @@ def merge(maps, scores, recipe, impl="cython", threads=None):
         merged, recipe.grid, recipe.seam_width, recipe.seam_sigma, impl, threads
     )
     return merged, COMBINE[recipe.score](scores)
-
-
-def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progress=None):
-    """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET.
-
-    Parameters
-    ----------
-    maps : list of arrays or pieces.RowFile, (N, h, w)
-        Per location in row-major order.
-    scores : (rows, cols, N)
-    recipe, impl, threads
-        As of `merge`.
-    out : array or pieces.RowFile, (N, H, W)
-        Is filled with the merged, smoothed maps.
-    progress : callable, optional, progress(done, total)
-
-    Returns scores (N,).
-    """
-    grid, n = recipe.grid, scores.shape[2]
-    per_image = grid.rows * grid.cols * 4 * grid.tile_size[0] * grid.tile_size[1]
-    merged_scores = []
-    for rows in slices(n, max(1, MERGE_BUDGET // per_image)):
-        tiles = np.stack([location[rows] for location in maps])  # (rows * cols, B, h, w)
-        tiles = tiles.reshape(grid.rows, grid.cols, *tiles.shape[1:])
-        out[rows], part = merge(tiles, scores[:, :, rows], recipe, impl, threads)
-        merged_scores.append(part)
-        if progress:
-            progress(rows.stop, n)
-    return np.concatenate(merged_scores)
 
 
 class TiledEnsemble:

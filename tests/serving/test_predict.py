@@ -17,7 +17,7 @@ from tiled_ref.data.encoders import encode_png
 from tiled_ref.data.images import decode_image
 from tiled_ref.data.inputs import as_samples
 from tiled_ref.ensemble import TiledEnsemble
-from tiled_ref.running.pieces import OutputLock
+from tiled_ref.running.lock import OutputLock
 from tiled_ref.serving import predict
 from tiled_ref.serving.outputs import PredictOptions, enlarge, output_name
 from tiled_ref.serving.predict import Predictor, find_paths, predictions, run_predict

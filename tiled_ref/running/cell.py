@@ -21,7 +21,7 @@ import torch
 from .. import metrics, thresholds
 from ..archive.manifest import write_manifest
 from ..data.reading import read_mask_original
-from ..ensemble import TiledEnsemble, merge_rows
+from ..ensemble import TiledEnsemble
 from ..models.maps import upsample_bilinear
 from ..support.errors import InputError
 from ..support.memory import PeakMemory
@@ -30,7 +30,7 @@ from . import analysis, results, shared_layers, stored_images
 from .engine import Resident
 from .pieces import Pieces
 from .processes import Ranks, Share
-from .rows import Rows
+from .rows import Rows, merge_rows
 
 METRIC_SIZES = ("setup", "original")
 

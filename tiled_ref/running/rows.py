@@ -1,13 +1,15 @@
-"""Maps on the disk, and some of their rows."""
+"""Maps on the disk, some of their rows, and merging maps that need not fit in memory."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
+from ..ensemble import merge, slices
 from ..support.errors import InputError
 from ..support.files import read_at, sync_folder, write_at
 
+MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
 OUT_REMEDY = "choose another --out or make room, and go on with --resume"
 
 
@@ -123,3 +125,32 @@ def remove_temporary(folder):
     """Remove the half-written files that a killed process left directly in a folder."""
     for path in Path(folder).glob(".*.tmp"):
         path.unlink()
+
+
+def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progress=None):
+    """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET.
+
+    Parameters
+    ----------
+    maps : list of arrays or RowFile, (N, h, w)
+        Per location in row-major order.
+    scores : (rows, cols, N)
+    recipe, impl, threads
+        As of `merge`.
+    out : array or RowFile, (N, H, W)
+        Is filled with the merged, smoothed maps.
+    progress : callable, optional, progress(done, total)
+
+    Returns scores (N,).
+    """
+    grid, n = recipe.grid, scores.shape[2]
+    per_image = grid.rows * grid.cols * 4 * grid.tile_size[0] * grid.tile_size[1]
+    merged_scores = []
+    for rows in slices(n, max(1, MERGE_BUDGET // per_image)):
+        tiles = np.stack([location[rows] for location in maps])  # (rows * cols, B, h, w)
+        tiles = tiles.reshape(grid.rows, grid.cols, *tiles.shape[1:])
+        out[rows], part = merge(tiles, scores[:, :, rows], recipe, impl, threads)
+        merged_scores.append(part)
+        if progress:
+            progress(rows.stop, n)
+    return np.concatenate(merged_scores)
