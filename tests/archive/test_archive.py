@@ -107,9 +107,8 @@ def test_saving_again_replaces_the_ensemble_as_a_whole(folder, fitted, tiny_back
 def test_a_folder_with_other_things_is_not_touched(fitted, tmp_path):
     (tmp_path / "photo.png").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name, sentence in (
-        ("", "something else than an ensemble"), ("photo.png", "not a folder"), ("link", "not a fold")
-    ):  # fmt: skip
+    other = {"": "holds something other", "photo.png": "is not a folder", "link": "is not a folder"}
+    for name, sentence in other.items():
         with pytest.raises(InputError, match=sentence):
             fitted().save(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "photo.png"]
@@ -203,7 +202,7 @@ MANIFESTS = [
     (("thresholds", "pixel", "rule"), "guess", "entry rule is 'guess'"),
     (("thresholds", "mode"), "guess", "entry mode is 'guess'"),
     (("versions", "torch"), "1.0.0", "with torch 1.0.0 and this is torch .*--allow-version"),
-    (("versions", "torch"), "x", "its version of torch is none"),
+    (("versions", "torch"), "x", "its torch version is not a version"),
     (("versions", "torch"), "9" * 5000 + ".1", "its entry torch is '999"),
     (("files",), [], "lists 0 files, the setup has 4 locations"),
     (("files", 1, "location"), [0, 0], r"lists \[0, 0\] in the place of \(0, 1\)"),
@@ -313,8 +312,8 @@ def rewritten(folder, change):
     [
         ("mean", float("nan"), "not finite in mean"),
         ("packed", float("inf"), "not finite in packed"),
-        ("channels", 448, "channels that the backbone has not"),
-        ("channels", -1, "channels that the backbone has not"),
+        ("channels", 448, "channels that the backbone does not have"),
+        ("channels", -1, "channels that the backbone does not have"),
         ("grid", 9, "a grid of another size than 8 x 8"),
     ],
 )

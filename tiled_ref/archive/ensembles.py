@@ -34,7 +34,7 @@ def save_ensemble(folder, ensemble):
         raise InputError(f"{printable(folder)} is not a folder; choose another one to save to")
     if folder.is_dir() and os.listdir(folder) and not (folder / MANIFEST).is_file():
         raise InputError(
-            f"the folder {printable(folder)} holds something else than an ensemble; choose an "
+            f"the folder {printable(folder)} holds something other than an ensemble; choose an "
             "empty one to save to"
         )
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
@@ -214,6 +214,6 @@ def _check_state(model, state, path):
     if "channels" in state:
         top = sum(channels_of(model.backbone).values())
         if not (0 <= int(state["channels"].min()) and int(state["channels"].max()) < top):
-            raise wrong("channels that the backbone has not")
+            raise wrong("channels that the backbone does not have")
     if "bank" in state and not len(state["bank"]):
         raise wrong("an empty memory bank")

@@ -104,8 +104,8 @@ def read_manifest(folder):
         content = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
     except FileNotFoundError as error:
         raise InputError(
-            f"the folder {name} holds no {MANIFEST}, so it is no saved ensemble; give the "
-            "folder that --save has written"
+            f"the folder {name} holds no {MANIFEST}, so it is not a saved ensemble; give the "
+            "folder that --save wrote"
         ) from error
     except OSError as error:
         raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
@@ -226,7 +226,7 @@ def _checked_setup(content):
 def _checked_versions(content):
     version = _entry(content, "torch", str, _is_short)
     if not re.fullmatch(r"\d+\.\d+[\w.+-]*", version):
-        raise _ManifestError("its version of torch is none")
+        raise _ManifestError("its torch version is not a version number")
     return content
 
 

@@ -156,7 +156,7 @@ def _read_header(member, key, info):
         raise ValueError(f"{key} has the shape {shape}")
     n_bytes = dtype.itemsize * math.prod(shape)
     if member.tell() + n_bytes != info.file_size:
-        raise ValueError(f"{key} declares {n_bytes:,} bytes and holds another number")
+        raise ValueError(f"{key} declares {n_bytes:,} bytes but holds another number")
     return dtype, shape
 
 
@@ -173,7 +173,7 @@ def _read_member(archive, key, info, expected):
         while done < n_bytes:
             count = member.readinto(view[done : done + READ_AT_ONCE])
             if not count:
-                raise ValueError(f"{key} breaks off")
+                raise ValueError(f"{key} ends too early")
             done += count
         if member.read(1):
             raise ValueError(f"{key} is longer than declared")
