@@ -44,5 +44,5 @@ def test_it_is_a_page_without_classes_that_imports_little():
            if isinstance(node, ast.ImportFrom) and node.level}  # fmt: skip
     assert own == {
         "data": ["synthetic"], "data.reading": ["read_images", "read_masks"],
-        "metrics": ["label_regions"], "weights": ["find_weights"],
+        "metrics": ["label_regions"], "models.weights": ["find_weights"],
     }  # fmt: skip
