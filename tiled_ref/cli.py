@@ -67,7 +67,7 @@ examples:
   tiled-ref --load results/.../ensemble --predict FOLDER
       score new images with a saved ensemble; the verdicts go to predictions/
 """
-SEE_ALL = "\n--help-all lists all options, by room, and the exit status."
+SEE_ALL = "\n--help-all lists all options, by topic, and the exit status."
 MORE = """\
   tiled-ref --setup all --arch all --dataset mvtec visa --root DIR DIR --seed 42 5125 33 --report
       reproduce the paper's tables and figures; repeat the command to continue after a stop
@@ -252,7 +252,7 @@ def _running(add):
 
 
 def _serving(add):
-    add("--load", type=Path, metavar="DIR", help="load the folder ensemble that --save wrote")
+    add("--load", type=Path, metavar="DIR", help="load an ensemble folder that --save wrote")
     add("--predict", metavar="FILE|FOLDER|-",
         help="score an image, all images below a folder, or the paths on standard input, one a "
         "line or separated by NUL")
@@ -261,7 +261,7 @@ def _serving(add):
     add("--save-maps", choices=MAPS, metavar="|".join(MAPS),
         help="keep the raw anomaly map of every image, in float32")
     add("--allow-version-change", action="store_true",
-        help="load an ensemble that another version of torch trained")
+        help="load an ensemble that another minor version of torch trained")
 
 
 def _reporting(add):
@@ -479,7 +479,7 @@ def list_setups(args):
         stored.append([setup.name, *(f"{n:,}" for n in kept)])
     print(text_table(["setup", "image", "tile", "stride", "tiles", "models", *MODELS], rows))
     print(
-        "\nParameters as the paper counts them, the backbone once per model. Numbers really kept, "
+        "\nParameters as the paper counts them, the backbone once per model. Numbers stored,"
         f"\nthe backbone once, statistics included, after training on {LISTED_IMAGES} images:\n"
     )
     print(text_table(["setup", *MODELS], stored))

@@ -5,10 +5,10 @@
 Rolih et al., "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory
 Efficient Tiled Ensemble", CVPRW 2024. Defard et al., "PaDiM", ICPRW 2021, arXiv:2011.08785.
 
-A small defect is lost when a large image is shrunk, and a model of the large image does not fit
-in memory. So the image is cut into tiles, every tile location gets a model of its own, one at a
-time is in memory, and their predictions are merged. Shapes stand at the end of lines: N images
-of H x W pixels, tiles of h x w, P positions of a tile's feature map, D channels.
+A small defect is lost when a large image is shrunk, and a model of the large image needs memory in
+proportion to its area. So the image is cut into tiles, every tile location gets a model of its own,
+and their predictions are merged. Shapes stand at the end of lines: N images of H x W pixels, tiles
+of h x w, P positions of a tile's feature map, D channels.
 """
 
 import random
@@ -24,13 +24,13 @@ from .metrics import label_regions
 from .models.weights import find_weights
 
 IMAGE, TILE, STRIDE = 512, 256, 128  # pixels, Rolih et al. Sec. 4.2
-STARTS = range(0, IMAGE - TILE + 1, STRIDE)  # Rolih et al. Eq. 1: ceil((H - h)/s) + 1 a side
+STARTS = range(0, IMAGE - TILE + 1, STRIDE)  # Rolih et al. Eq. 1: floor((H - h)/s) + 1 a side
 SEED, D, EPS = 42, 100, 0.01  # the channels drawn, how many, and epsilon, Defard et al. Sec. IV-B
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 def tile(images, i, j):
-    """T_ij of Rolih et al. Eq. 2, the same window of all images, as the network wants it."""
+    """T_ij of Rolih et al. Eq. 2: a window of all images (N, 3, H, W), ImageNet's normalisation."""
     window = images[:, :, i * STRIDE : i * STRIDE + TILE, j * STRIDE : j * STRIDE + TILE]
     pixels = torch.from_numpy(window).float() / 255  # (N, 3, h, w)
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -38,16 +38,16 @@ def tile(images, i, j):
 
 @torch.no_grad()
 def embed(net, tiles):
-    """Defard et al. Sec. III-A: three layers on the finest grid, and D of their channels."""
+    """Defard et al. Sec. III-A: layers 1-3 on the grid of layer1, D channels, the same ones."""
     chosen = random.Random(SEED).sample(range(64 + 128 + 256), D)
     parts = []
     for x in tiles.contiguous(memory_format=torch.channels_last).split(1):
         layer1 = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))  # (1, 64, h/4, w/4)
         layer2 = net.layer2(layer1)  # (1, 128, h/8, w/8)
         layer3 = net.layer3(layer2)  # (1, 256, h/16, w/16)
-        layers = [F.interpolate(y, layer1.shape[-2:]) for y in (layer1, layer2, layer3)]
+        layers = [F.interpolate(y, layer1.shape[-2:]) for y in (layer1, layer2, layer3)]  # nearest
         parts.append(torch.cat(layers, 1)[:, chosen])
-    return torch.cat(parts).flatten(2).permute(2, 0, 1).contiguous()  # (P, N, D)
+    return torch.cat(parts).flatten(2).permute(2, 0, 1).contiguous()  # (P, N, D), P row by row
 
 
 def fit(net, tiles):
@@ -60,17 +60,17 @@ def fit(net, tiles):
 
 
 def predict(net, model, tiles):
-    """Defard et al. Eq. 2: M(x) = sqrt((x - mu)^T Sigma^-1 (x - mu)); blurred; its maximum."""
+    """Defard et al. Eq. 2: sqrt((x - mu)^T Sigma^-1 (x - mu)), enlarged and blurred; its maximum."""
     mu, inverse = model
     delta = embed(net, tiles) - mu  # (P, N, D)
     distance = ((delta @ inverse) * delta).sum(2).clamp_min(0).sqrt().T  # (N, P)
     maps = distance.reshape(-1, 1, TILE // 4, TILE // 4)
     maps = blur(F.interpolate(maps, (TILE, TILE), mode="bilinear")[:, 0], 4.0)  # (N, h, w)
-    return maps.numpy(), maps.amax((1, 2)).numpy()
+    return maps.numpy(), maps.amax((1, 2)).numpy()  # (N, h, w), (N,)
 
 
 def blur(maps, sigma):
-    """A Gaussian of radius 4 sigma down and across, the border mirrored."""
+    """A Gaussian down and across, cut off at 4 sigma; mirrored outside, the edge not repeated."""
     radius = int(4 * sigma + 0.5)
     k = torch.arange(-radius, radius + 1, dtype=torch.float64)
     taps = torch.exp(-(k**2) / (2 * sigma**2))
@@ -91,7 +91,7 @@ def untile(tile_maps):
 
 
 def smooth_seams(maps):
-    """Rolih et al. Sec. 3.3: a Gaussian of sigma 2 within 10 % of a tile from its borders."""
+    """Rolih et al. Sec. 3.3: a Gaussian of sigma 2 px within 10 % of a tile beside every seam."""
     band = np.zeros(IMAGE, bool)
     for border in {edge for start in STARTS for edge in (start, start + TILE)} - {0, IMAGE}:
         band[border - TILE // 10 : border + TILE // 10] = True
@@ -105,8 +105,8 @@ def auroc(scores, labels):
 
 
 def aupro(maps, masks, limit=0.3):
-    """Rolih et al. Sec. 4.1: the mean part of each defect found, up to an FPR of 0.3."""
-    regions = label_regions(masks).ravel()  # 0, or the number of the defect
+    """Rolih et al. Sec. 4.1: area under mean region overlap against pixel FPR up to 0.3."""
+    regions = label_regions(masks).ravel()  # 0, or the number of the 8-connected region
     order = np.argsort(-maps, axis=None)
     scores, regions, sizes = maps.ravel()[order], regions[order], np.bincount(regions)
     fpr = np.cumsum(regions == 0) / sizes[0]
@@ -128,8 +128,9 @@ def main():
     for i, j in np.ndindex(len(STARTS), len(STARTS)):
         model = fit(net, tile(train, i, j))  # Rolih et al. Eq. 3: M_ij sees T_ij and nothing else
         tile_maps[i, j], tile_scores[i, j] = predict(net, model, tile(test, i, j))  # Eq. 4
+        del model  # before the next one is trained
     maps = smooth_seams(untile(tile_maps))
-    scores = np.mean(list(tile_scores.values()), axis=0)  # Rolih et al. Eq. 5
+    scores = np.mean(list(tile_scores.values()), axis=0)  # Rolih et al. Eq. 5: the mean of s_ij
     labels = np.array([sample.label for sample in data.test])
     print(f"AUROC {auroc(scores, labels):.6f}")
     print(f"AUPRO {aupro(maps, read_masks(data.test, (IMAGE, IMAGE))):.6f}")

@@ -201,7 +201,7 @@ class Recipe:
     batch_size: int = None
     switches: dict = field(default_factory=dict)
     score: str = _option(
-        "mean", "the method", "score an image by the mean or the maximum of its tiles",
+        "mean", "the method", "score an image by the mean or the maximum of its tile scores",
         choices=("mean", "max"),
     )  # fmt: skip
     seam_width: float = _option(
