@@ -228,7 +228,7 @@ def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch, de
     assert own(folder, *debug) == 130
     err = capsys.readouterr().err
     assert err.strip().splitlines()[-1] == (
-        "tiled-ref: interrupted; the same command with --resume goes on"
+        "tiled-ref: interrupted; the same command with --resume continues"
     )
     assert ("Traceback" in err) == bool(debug)
 

@@ -143,13 +143,13 @@ def test_one_model_is_alive_at_a_time(tiny_backbone, images, monkeypatch):
 def test_progress_counts_every_image_of_every_location(tiny_backbone, images):
     seen = []
 
-    class Told(Progress):
+    class Recorded(Progress):
         def stage(self, name, work=0.0):
             return lambda *call: seen.append((name, *call))
 
     ensemble = TiledEnsemble(setup_of("ENS"), backbone=tiny_backbone, batch_size=4)
-    ensemble.fit(images, progress=Told())
-    ensemble.predict(images[:5], progress=Told())
+    ensemble.fit(images, progress=Recorded())
+    ensemble.predict(images[:5], progress=Recorded())
     for k in range(1, 10):
         assert [c[1:] for c in seen if c[0] == f"fit tile {k}/9"] == [(4, 6), (6, 6)]
         assert [c[1:] for c in seen if c[0] == f"predict tile {k}/9"] == [(4, 5), (5, 5)]

@@ -133,7 +133,7 @@ def main(argv=None):
         if args.debug:
             traceback.print_exc()
         kept = {
-            run: "; the same command with --resume goes on",
+            run: "; the same command with --resume continues",
             predict_images: "; the rows so far are in predictions.partial.csv",
         }.get(args.command, "")
         ranks.fail(f"tiled-ref: interrupted{kept}")
@@ -318,10 +318,10 @@ def run(args):
                 results.append(run_cell(recipe, images, network, options, progress))
         failures = sweep.failures
         if ranks.size > 1:
-            told = ranks.finish([astuple(failure) for failure in failures])
+            of_all = ranks.finish([astuple(failure) for failure in failures])
             if not ranks.is_main:
                 return 0
-            results, failures = gather(sweep, told)
+            results, failures = gather(sweep, of_all)
         return _report(args, results, failures, progress)
 
 

@@ -48,7 +48,7 @@ def untile_average(maps, grid, impl="cython", threads=None):
         )
     if impl == "numpy":
         return arrays.like(np.ascontiguousarray(grid.untile(array)), maps)
-    grid._check_tiles(array)
+    grid.check_tiles(array)
     untile = arrays.kernel("_untile").untile
     array = np.ascontiguousarray(array)
     out = np.empty((array.shape[2], *grid.image_size), array.dtype)

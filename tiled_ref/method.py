@@ -60,7 +60,7 @@ def fit(net, tiles):
 
 
 def predict(net, model, tiles):
-    """Defard et al. Eq. 2: sqrt((x - mu)^T Sigma^-1 (x - mu)), enlarged and blurred; its maximum."""
+    """Defard et al. Eq. 2: sqrt((x - mu)^T Sigma^-1 (x - mu)), enlarged, blurred; its maximum."""
     mu, inverse = model
     delta = embed(net, tiles) - mu  # (P, N, D)
     distance = ((delta @ inverse) * delta).sum(2).clamp_min(0).sqrt().T  # (N, P)

@@ -153,7 +153,7 @@ class TileGrid:
         Raises InputError for another shape.
         Source: Sec. 3.3, "a pixel-wise averaging strategy is applied on overlapping regions".
         """
-        self._check_tiles(tiles)
+        self.check_tiles(tiles)
         shape = (*tiles.shape[2:-2], *self.image_size)
         if isinstance(tiles, torch.Tensor):
             image = tiles.new_empty(shape)
@@ -198,7 +198,8 @@ class TileGrid:
                 f"got an array of shape {tuple(images.shape)}"
             )
 
-    def _check_tiles(self, tiles):
+    def check_tiles(self, tiles):
+        """Raise InputError unless tiles are (rows, cols, ..., h, w) of this grid, of any dtype."""
         expected = (self.rows, self.cols), self.tile_size
         if tiles.ndim < 4 or (tuple(tiles.shape[:2]), tuple(tiles.shape[-2:])) != expected:
             raise InputError(

@@ -24,15 +24,15 @@ def test_a_case_is_a_function_of_its_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error, told",
+    "error, sentence",
     [(KeyError("x"), "KeyError: 'x'"), (MemoryError(), "MemoryError"),
      (InputError("x" * 2000), "a sentence of 2000 characters")],
 )  # fmt: skip
-def test_anything_else_than_an_input_error_is_a_failure(tmp_path, monkeypatch, error, told):
+def test_anything_else_than_an_input_error_is_a_failure(tmp_path, monkeypatch, error, sentence):
     def fail(*args):
         raise error
 
     monkeypatch.setattr(fuzz, "read_tensors", fail)
     monkeypatch.setattr(fuzz, "layout", fail)
     _, failures = fuzz.fuzz(tmp_path, 0, [3])  # case 3 is a tensor file
-    assert len(failures) == 1 and told in failures[0][1]
+    assert len(failures) == 1 and sentence in failures[0][1]

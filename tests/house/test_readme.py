@@ -240,9 +240,9 @@ def test_the_port_prints_the_lines_that_the_readme_shows(tmp_path):
     said = [b for b in blocks("") if "FIRST FAILING STAGE" in b.text]
     assert len(said) == 2
     printed = type_in(words, {}, tmp_path).stdout
-    for block in said:
-        for part in block.text.split("...\n"):
-            assert part in printed, block.where
+    for shown_block in said:
+        for part in shown_block.text.split("...\n"):
+            assert part in printed, shown_block.where
 
 
 def test_the_table_of_the_main_job_has_the_columns_that_the_readme_shows(workplace, capsys):

@@ -139,7 +139,7 @@ def test_an_unfinished_run_starts_over_without_resume(tmp_path):
     assert Pieces(tmp_path, {}, resume=True, note=notes.append).is_done((0, 0))
     assert "resumed, 1 tile locations are done" in notes[0]
     assert not Pieces(tmp_path, {}, note=notes.append).is_done((0, 0))
-    assert "starts over; --resume goes on" in notes[1]
+    assert "starts over; --resume continues" in notes[1]
 
 
 def test_a_published_ensemble_is_not_published_again(tmp_path):

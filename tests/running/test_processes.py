@@ -174,7 +174,7 @@ def test_what_every_rank_finds_wrong_is_told_once(report):
 def test_an_interrupt_is_one_line(report):
     case = report["interrupted"]
     assert statuses(case) == [130, 130]
-    assert said_once(case) == "tiled-ref: interrupted; the same command with --resume goes on"
+    assert said_once(case) == "tiled-ref: interrupted; the same command with --resume continues"
 
 
 @pytest.mark.parametrize(

@@ -147,12 +147,12 @@ def test_debug_shows_where_a_cell_failed(capsys):
 
 
 def test_what_other_processes_report_is_told_once_and_their_cells_left_out(tmp_path, monkeypatch):
-    told = [("toys a padim SM256 seed 33", "the image x is damaged", True),
+    others = [("toys a padim SM256 seed 33", "the image x is damaged", True),
             ("toys b", "the mask m is missing", True)]  # fmt: skip
     monkeypatch.setattr(sweep, "gather_results", lambda cells, options: cells)
     whole = a_sweep(planned("a", "b"), recipes(), out=tmp_path)
     whole.failures.append(sweep.Failure("toys b", "the mask m is missing", True))
-    cells, failures = sweep.gather(whole, told)
+    cells, failures = sweep.gather(whole, others)
     assert [str(f) for f in failures] == [
         "toys a padim SM256 seed 33: the image x is damaged", "toys b: the mask m is missing"
     ]  # fmt: skip

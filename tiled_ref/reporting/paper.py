@@ -17,7 +17,7 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
-METRICS = {"image_auroc": "AUROC", "pixel_aupro": "AUPRO"}  # name, as the paper calls it
+PAPER_METRICS = {"image_auroc": "AUROC", "pixel_aupro": "AUPRO"}  # name, as the paper calls it
 AVERAGE = "average"
 # Numbers are printed with one decimal: the mean of such numbers is off by 0.05 at most, and so is
 # the printed mean. A larger difference is not rounding.
@@ -43,7 +43,7 @@ def _printed():
     """(dataset, arch, category, setup, metric) -> Printed."""
     table = {}
     for row in _rows("paper_results.csv"):
-        for metric in METRICS:
+        for metric in PAPER_METRICS:
             key = row["dataset"], row["architecture"], row["category"], row["setup"], metric
             std = row[f"{metric}_std"]
             table[key] = Printed(
@@ -62,7 +62,7 @@ def paper_result(dataset, arch, category, setup):
     >>> paper_result("mvtec", "padim", "screw", "ENS9")
     (0.694, 0.922)
     """
-    cells = [printed(dataset, arch, category, setup, metric) for metric in METRICS]
+    cells = [printed(dataset, arch, category, setup, metric) for metric in PAPER_METRICS]
     return None if None in cells else tuple(cell.value for cell in cells)
 
 

@@ -15,7 +15,7 @@ import math
 from ..support.files import atomic_write
 from . import paper
 from .defect_sizes import defect_sizes
-from .paper import METRICS
+from .paper import PAPER_METRICS
 from .results import (
     archs_of,
     categories_of,
@@ -118,10 +118,10 @@ def _ranked(dataset, arch, category, names, results):
         return cell_number(dataset, arch, category, setup, metric, results)
 
     cells = {
-        setup: {metric: number(setup, metric) for metric in METRICS}
+        setup: {metric: number(setup, metric) for metric in PAPER_METRICS}
         for setup in setups_of(results)
     }  # fmt: skip
-    for metric in METRICS:
+    for metric in PAPER_METRICS:
         numbers = [cell[metric] for cell in cells.values()]
         numbers = [n for n in numbers if n.value is not None and n.complete]
         if len(numbers) > 1:
@@ -196,7 +196,7 @@ def _mean_std(values):
 
 def _records(table, dataset, arch, category, setup, numbers):
     return [
-        number.record(table or "", dataset, arch, category, setup, METRICS[metric], "%")
+        number.record(table or "", dataset, arch, category, setup, PAPER_METRICS[metric], "%")
         for metric, number in numbers.items()
     ]
 
@@ -243,8 +243,8 @@ def _slip_notes(dataset, archs):
         if data == dataset and arch in archs:
             cell = paper.printed(data, arch, category, setup, metric)
             notes.append(
-                f"The paper prints an average {METRICS[metric]} of {100 * cell.value:.1f} for "
-                f"{title_of(arch)} {setup} (Table {cell.table}); the mean of the categories that "
+                f"The paper prints an average {PAPER_METRICS[metric]} of {100 * cell.value:.1f} "
+                f"for {title_of(arch)} {setup} (Table {cell.table}); the mean of the categories that "
                 f"it prints is {mean:.1f}."
             )
     for data, arch, category, setup, metric in paper.impossible_values():

@@ -70,7 +70,7 @@ class Pieces:
             count = len(list(self.partial.glob("scores_*.npz")))
             note(f"{self.folder}: resumed, {count} tile locations are done")
         elif self.partial.exists():
-            note(f"{self.folder}: an unfinished run is there and starts over; --resume goes on")
+            note(f"{self.folder}: an unfinished run is there and starts over; --resume continues")
             shutil.rmtree(self.partial)
         remove_temporary(self.folder)
         if not run.is_file():

@@ -25,7 +25,7 @@ FOLDER_SECONDS = 30  # for a file to appear on another machine
 POLL_SECONDS = 0.05
 ENDED = (
     "the run was ended, by torchrun or because another of its processes has died; what was "
-    "complete is kept, and the same command with --resume goes on, with any number of processes"
+    "complete is kept, and the same command with --resume continues, with any number of processes"
 )
 
 

@@ -77,7 +77,7 @@ class ImageWriter:
         """A row of predictions.csv, a dict; the cells that are not given are empty."""
         return dict.fromkeys(COLUMNS, "") | {"path": self.sample.name} | cells
 
-    def judge(self, image_map, score):
+    def decide(self, image_map, score):
         """Decide the verdict.
 
         Parameters: image_map (H, W) float32 and score, float, raw.

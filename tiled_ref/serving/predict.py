@@ -164,7 +164,7 @@ def run_predict(ensemble, source, out, options, progress=None):
             try:
                 if failure is not None:
                     raise failure
-                image = writer.judge(*found)
+                image = writer.decide(*found)
             except InputError as error:  # of this image alone; a full disk ends the run
                 row, regions = writer.row(verdict="error", error=one_line(error)), []
                 print(f"tiled-ref: error: {one_line(error)}", file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ import torch
 
 from ...support import arrays
 from ...support.errors import InputError
-from ..backbone import chunks
 from .filter import Filter, product_roundoff, workers
 
 ROWS, BLOCK = 512, 1024  # queries and bank vectors of one matrix product: two megabytes
@@ -191,7 +190,8 @@ class Banks:
         (L, B, k, D); k is lowered to the size of a bank."""
         found = []
         for bank, moments, own in zip(self.banks, self.moments, places):
-            parts = chunks(bank[own], len(own))
+            one = 1 if bank.device.type == "cpu" else len(own)  # image at a time, as the backbone
+            parts = bank[own].split(one)
             near = [nearest(q, bank, min(k, len(bank)), moments=moments)[1] for q in parts]
             found.append(bank[torch.cat(near)])
         return torch.stack(found)
