@@ -200,7 +200,7 @@ def find_thresholds(plan, maps, scores, masks=None, percentile=100.0):
     With defective images among them, the threshold has the best F1. Without, it is a percentile
     of the normal ones. So it is for pixels where the defective images have no masks.
 
-    Parameters: plan, a Plan; maps (N, H, W) float32, array or store.RowFile, merged and smoothed,
+    Parameters: plan, a Plan; maps (N, H, W) float32, array or rows.RowFile, merged and smoothed,
     of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all masks,
     bool (H, W), in order; None where defective images have none; percentile, 0 < percentile <= 100,
     100 is the largest score of a normal image.

@@ -18,7 +18,7 @@ from sources import ROOT
 from tiled_ref import cli
 from tiled_ref.running import processes
 from tiled_ref.running.pieces import Pieces
-from tiled_ref.running.processes import ENDED, Ranks, Share
+from tiled_ref.running.processes import ENDED, Ended, Ranks, Share
 from tiled_ref.support.devices import resolve_device
 
 SERVER = ROOT / "tests" / "ranks_server.py"
@@ -356,6 +356,22 @@ def test_the_main_rank_stays_until_the_others_have_left(monkeypatch):
         other.finish([["cell", "text", True]])
         assert found.result() == [["a", "b", False], ["cell", "text", True]]
     assert signals == [(signal.SIGTERM, signal.SIG_IGN, False)]
+
+
+def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost():
+    """Python ignores an exception of a destructor; the next wait of the rank raises it again."""
+    rank, _ = together()
+    rank.store.set("key", "text")
+    assert rank.read("key") == "text"
+
+    class Temporary:
+        def __del__(self):
+            with contextlib.suppress(Ended):  # as Python does, which prints it
+                rank._end(signal.SIGTERM, None)
+
+    Temporary()
+    with pytest.raises(Ended):
+        rank.read("key")
 
 
 class Gone:

@@ -244,8 +244,8 @@ def _slip_notes(dataset, archs):
             cell = paper.printed(data, arch, category, setup, metric)
             notes.append(
                 f"The paper prints an average {PAPER_METRICS[metric]} of {100 * cell.value:.1f} "
-                f"for {title_of(arch)} {setup} (Table {cell.table}); the mean of the categories that "
-                f"it prints is {mean:.1f}."
+                f"for {title_of(arch)} {setup} (Table {cell.table}); the mean of the categories "
+                f"that it prints is {mean:.1f}."
             )
     for data, arch, category, setup, metric in paper.impossible_values():
         if data == dataset and arch in archs:

@@ -33,10 +33,6 @@ class Ended(BaseException):
     """This process has to end; no single cell is to blame."""
 
 
-def _end(signal_number, frame):
-    raise Ended(ENDED)
-
-
 class Ranks:
     """This process among the `size` of a run, or alone: without torchrun's environment."""
 
@@ -45,12 +41,17 @@ class Ranks:
         self.rank, self.size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
         self.is_main, self.local_rank = self.rank == 0, int(env.get("LOCAL_RANK", 0))
         self.store, self.restarts = None, int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+        self.ended = False
+
+    def _end(self, signal_number, frame):
+        self.ended = True  # the exception is lost if the signal comes while a destructor runs
+        raise Ended(ENDED)
 
     @contextlib.contextmanager
     def connected(self):
         """A context in which the ranks share a store; its loss, or SIGTERM, raises Ended."""
         try:
-            signal.signal(signal.SIGTERM, _end)
+            signal.signal(signal.SIGTERM, self._end)
             store, _, _ = next(dist.rendezvous("env://"))
             self.store = dist.PrefixStore(f"tiled-ref/{self.restarts}", store)
             yield
@@ -61,10 +62,12 @@ class Ranks:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def read(self, key):
-        """The text of a key as soon as a rank has set it; a signal interrupts the wait."""
-        while not self.store.check([key]):
+        """The text of a key as soon as a rank has set it; raises Ended after a SIGTERM."""
+        while not self.ended:
+            if self.store.check([key]):
+                return self.store.get(key).decode()
             time.sleep(POLL_SECONDS)
-        return self.store.get(key).decode()
+        raise Ended(ENDED)
 
     def gather(self, name, text):
         """The texts that all ranks give under a name, in order of the ranks."""
