@@ -425,7 +425,7 @@ def _check_kernels(impl):
 
 
 def _prepare(args, progress):
-    """What the options name: recipes, categories, the backbone and Options."""
+    """The recipes, categories, backbone and Options that the options name."""
     _refuse(args.given & PREDICTION, "needs a saved ensemble; name its folder with --load")
     _check_kernels(args.impl)
     setups = [
@@ -460,7 +460,7 @@ def _prepare(args, progress):
 
 
 def _description(args, options):
-    """What ranks of one run must have in common, as text."""
+    """The settings that all ranks of a run must share, as text."""
     own = {"ranks", "command", "out", "root", "device", "threads", "quiet", "debug"}
     given = {key: value for key, value in vars(args).items() if key not in own | {"given"}}
     return repr([sorted(given.items()), options.weights_digest, versions()])

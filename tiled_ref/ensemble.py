@@ -104,7 +104,7 @@ class Forgotten(collections.abc.MutableMapping):
 
 
 class LocationImages:
-    """What the models see: the tiles of one location, cut, normalised and padded on demand.
+    """The input of a model: the tiles of one location, cut, normalised and padded on demand.
 
     Parameters
     ----------

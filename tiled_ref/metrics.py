@@ -44,7 +44,7 @@ class Curve:
     height: np.ndarray
 
 
-# What the metrics are ---------------------------------------------------------------------
+# The metrics, plain -----------------------------------------------------------------------
 
 
 def plain_auroc(scores, labels):
@@ -182,7 +182,7 @@ def _pixel_auroc(ranking):
     return (pairs - int(ranks.sum(dtype=np.int64))) / pairs
 
 
-# What is called --------------------------------------------------------------------------
+# The functions to call --------------------------------------------------------------------
 
 
 def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):

@@ -19,7 +19,7 @@ KINDS = ("SM", "ST", "ENS")
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained on what.
+    """One of the paper's setups: the sizes, and which tiles each model sees.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def _option(default, group, text, *, choices=None, wanted=None, fits=None, metav
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the bits of an ensemble, beside its images and its backbone.
+    """Everything that determines an ensemble's bits besides its images and backbone.
 
     Parameters
     ----------

@@ -130,7 +130,7 @@ def pixel_statistics(pairs, percentile=None):
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of the images of a category.
+    """The use of a category's images: training, test, thresholds.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def thresholds_of(mode, maps, scores, labels, deciding, masks=None, percentile=1
 
 
 def describe(thresholds):
-    """What was decided and on which images, as one line for people."""
+    """The thresholds and the images that decided them, as one line for people."""
     source = {
         "same-as-test": "the test images themselves, so the verdicts on them are flattered",
         "split": "one half of the test images; the metrics are of the other half",

@@ -125,7 +125,7 @@ def read_manifest(folder):
 
 
 class _ManifestError(ValueError):
-    """What is wrong with an entry of a manifest."""
+    """An entry of a manifest is wrong; the message says how."""
 
 
 def _no_constant(text):

@@ -1,4 +1,4 @@
-"""What the data sets on disk share: samples made of files, and checked listings of folders."""
+"""Shared by the data sets on disk: samples made of files, and checked listings of folders."""
 
 import os
 from dataclasses import dataclass

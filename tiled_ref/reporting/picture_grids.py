@@ -133,7 +133,7 @@ def _zoom_rows(cells, images, number, full):
 
 
 def _seen(part, window, shape):
-    """What a Window shows of an array, uint8 or bool (ZOOM_PANEL, ZOOM_PANEL).
+    """The part of an array that a Window shows, uint8 or bool (ZOOM_PANEL, ZOOM_PANEL).
 
     Parameters: part (a, b), the pixels that the window touches of an array over the whole
     image; shape (H, W) of that array. Each pixel takes the one that its middle lies in.

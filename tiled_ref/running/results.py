@@ -1,4 +1,4 @@
-"""What a finished cell leaves: metrics.json, and its row of results.csv."""
+"""The result of a cell: metrics.json, and its row of results.csv."""
 
 import csv
 import json

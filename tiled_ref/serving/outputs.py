@@ -1,4 +1,4 @@
-"""What a prediction leaves in its folder: two tables, and per image a map and pictures.
+"""The files of a prediction: two tables, and per image a map and pictures.
 
     predictions.csv     a row per image, in the order of the paths
     regions.csv         a row per anomalous region of the images that are drawn

@@ -1,4 +1,4 @@
-"""What callers of kernels share: checks of arguments, threads, the compiled modules.
+"""Shared by the callers of kernels: checks of arguments, threads, the compiled modules.
 
 Python validates, Cython computes. Inputs are never changed and may be read-only.
 """
