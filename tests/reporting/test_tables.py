@@ -160,7 +160,10 @@ def test_missing_metrics_are_a_dash_and_incomplete_means_are_marked():
 def test_a_missing_metric_is_a_dash_beside_the_papers_number_as_well():
     """Table 10, PaDiM ENS9 on pcb3; no AUPRO of ours, so no difference from it."""
     results = grid("visa", ["pcb3"], setups=["ENS9"], value=lambda *cell: (0.9, None))
-    theirs = [100 * paper.printed("visa", "padim", "pcb3", "ENS9", m).value for m in tables.PAPER_METRICS]
+    theirs = [
+        100 * paper.printed("visa", "padim", "pcb3", "ENS9", metric).value
+        for metric in tables.PAPER_METRICS
+    ]
     table = tables.by_category("visa", "padim", results)
     assert table.rows[0][1] == (
         f"90.0 / -<br><sub>paper {theirs[0]:.1f} / {theirs[1]:.1f}</sub>"
