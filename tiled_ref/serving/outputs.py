@@ -103,7 +103,7 @@ class ImageWriter:
         return self.sample.read_image() if drawn and self.thresholds["pixel"] else None
 
     def write(self, image):
-        """Write the files of an image, as judge returned it, uint8 (h, w, 3) or None.
+        """Write the files of an image, as decide returned it, uint8 (h, w, 3) or None.
 
         Returns its row of predictions.csv and its rows of regions.csv.
         """

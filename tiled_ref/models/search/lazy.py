@@ -224,15 +224,11 @@ def k_centre_greedy_device(
 
     norms = torch.cat([centred(rows).square().sum(1) for rows in chunks])  # (N,)
 
-    def distances(x, x_norms, c, c_norms):
-        squares = torch.addmm(x_norms[:, None] + c_norms, x, c.T, alpha=-2)  # (x, c)
-        return squares.clamp_min_(0)
-
     def apply(centres):
         for some in centres.split(BLOCK):
             c, c_norms = centred(some), norms[some]
             for rows in chunks:
-                nearest = distances(centred(rows), norms[rows], c, c_norms).amin(1)
+                nearest = _squares(centred(rows), norms[rows], c, c_norms).amin(1)
                 minimum[rows] = torch.minimum(minimum[rows], nearest)
 
     minimum = torch.full_like(norms, math.inf)
@@ -244,7 +240,7 @@ def k_centre_greedy_device(
     while done < count:
         rows, rival, rival_row = _top_of(minimum, pool)
         x, competing = centred(rows), minimum[rows]
-        gram = distances(x, norms[rows], x, norms[rows])  # (pool, pool)
+        gram = _squares(x, norms[rows], x, norms[rows])  # (pool, pool)
         before = done
         while done < count:
             value, best = competing.max(0)
@@ -259,6 +255,11 @@ def k_centre_greedy_device(
         if progress:
             progress(done, count)
     return chosen
+
+
+def _squares(x, x_norms, c, c_norms):
+    """|x|^2 + |c|^2 - 2 x.c of every x with every c, at least 0: float64 (x, c)."""
+    return torch.addmm(x_norms[:, None] + c_norms, x, c.T, alpha=-2).clamp_min_(0)
 
 
 def check_sizes(shape, count, first):
