@@ -1,11 +1,11 @@
 """Shared by the data sets on disk: samples made of files, and checked listings of folders."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..support.errors import InputError
-from .images import decode_image, decode_mask, image_size
+from .images import decode_image, decode_mask
 from .samples import Sample
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")  # any case
@@ -20,6 +20,7 @@ class FileSample(Sample):
 
     path: Path
     mask_path: Path | None = None
+    _size: list = field(default_factory=list, init=False, repr=False, compare=False)  # once read
 
     @property
     def version(self):
@@ -28,10 +29,12 @@ class FileSample(Sample):
         return [*super().version, *(_file_version(path) for path in paths)]
 
     def read_image(self):
-        return decode_image(self.path)
+        image = decode_image(self.path)
+        self._size[:] = image.shape[:2]
+        return image
 
     def read_size(self):
-        return image_size(self.path)
+        return tuple(self._size) or self.read_image().shape[:2]
 
     def read_mask(self):
         """See Sample. Raises InputError for a mask of another size than the image's.

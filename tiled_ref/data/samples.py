@@ -38,7 +38,7 @@ class Sample:
         raise NotImplementedError
 
     def read_size(self):
-        """(h, w), the image's original size in pixels, without decoding where possible."""
+        """(h, w), the image's original size in pixels: that of the pixels, not of a header."""
         return self.read_image().shape[:2]
 
     def read_mask(self):
