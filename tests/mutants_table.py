@@ -600,7 +600,7 @@ MUTANTS = [
      "tests/data/test_resize.py::test_strips_of_a_large_image_are_the_whole"),
     ("tiled_ref/data/images.py", "formats=FORMATS", "formats=None",
      "tests/house/test_bad_input.py::test_malformed_input_is_one_sentence"),
-    ("tiled_ref/running/cell.py", "            images.masks(setup.image_size)\n        with", "            pass\n        with",
+    ("tiled_ref/running/cell.py", "                images.masks(setup.image_size)\n", "                pass\n",
      "tests/house/test_bad_input.py::test_a_bad_mask_is_found_before_the_training"),
     # the report
     ("tiled_ref/running/analysis.py", "above <= fpr * normal.sum()", "above < fpr * normal.sum()",

@@ -85,9 +85,6 @@ def run_cell(recipe, images, backbone, options, progress=None):
                 share.opened("finished")
                 return finished
         peak = PeakMemory(options.device)
-        test = images.images("test", setup.image_size)
-        if category.has_masks:  # a bad mask fails now, not after the training
-            images.masks(setup.image_size)
         with Pieces(
             folder, identity, options.resume, save=options.save,
             hold=options.memory == "resident", network=backbone, note=progress.note,
@@ -95,6 +92,9 @@ def run_cell(recipe, images, backbone, options, progress=None):
         ) as pieces:  # fmt: skip
             share.opened("ready")
             train = images.images("train", setup.image_size)
+            test = images.images("test", setup.image_size)
+            if category.has_masks:  # a bad mask fails now, not after the training
+                images.masks(setup.image_size)
             _locations(ensemble, train, test, pieces, share, options, progress)
             if not share.finishes:
                 return None
