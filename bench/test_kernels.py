@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tiled_ref import merging, metrics, smoothing
-from tiled_ref.data.images import resize_image
+from tiled_ref.data.resizing import resize_image
 from tiled_ref.models.maps import convolved, gaussian_blur
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.gaussian import blur_rows_and_columns, gaussian_taps

@@ -595,7 +595,7 @@ MUTANTS = [
      "np.where(has_left, to_right, to_left)", "tests/reporting/test_render.py::test_outlines_by_hand"),
     ("tiled_ref/reporting/drawing/render.py", "out[line & ~mask] = LINE", "out[line] = LINE",
      "tests/reporting/test_render.py::test_contours_are_seen_on_any_image_and_leave_the_region_alone"),
-    ("tiled_ref/data/images.py", "(index[:, strip], weight[:, strip])",
+    ("tiled_ref/data/resizing.py", "(index[:, strip], weight[:, strip])",
      "(index[:, : strip.stop - first], weight[:, strip])",
      "tests/data/test_resize.py::test_strips_of_a_large_image_are_the_whole"),
     ("tiled_ref/data/images.py", "formats=FORMATS", "formats=None",

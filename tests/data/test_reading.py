@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from _data_files import picture, touch, write_image
 
-from tiled_ref.data import Sample, images, reading
+from tiled_ref.data import Sample, reading, resizing
 from tiled_ref.data.disk import FileSample
 from tiled_ref.support.errors import InputError
 
@@ -42,7 +42,7 @@ def test_images_are_read_once_in_order_whatever_the_threads(cores, monkeypatch):
     assert sorted(reads) == list(range(7))
     assert seen == [(k, 7) for k in range(1, 8)]
     for k in range(7):
-        expected = images.resize_image(picture(40 + k, 30, k), (16, 24))
+        expected = resizing.resize_image(picture(40 + k, 30, k), (16, 24))
         np.testing.assert_array_equal(got[k], expected.transpose(2, 0, 1))
 
 
@@ -50,7 +50,7 @@ def test_antialias_reaches_the_resize():
     plain, smooth = (reading.read_images(samples(1), (8, 8), antialias=a) for a in (False, True))
     assert not np.array_equal(plain, smooth)
     np.testing.assert_array_equal(
-        smooth[0].transpose(1, 2, 0), images.resize_image(picture(40, 30, 0), (8, 8), True)
+        smooth[0].transpose(1, 2, 0), resizing.resize_image(picture(40, 30, 0), (8, 8), True)
     )
 
 
@@ -109,7 +109,7 @@ def test_masks_are_resized_and_false_for_normal_images():
     assert not masks[0].any() and not masks[2].any()
     for k in (1, 3):
         np.testing.assert_array_equal(
-            masks[k], images.resize_mask(samples(4)[k].read_mask(), (20, 15))
+            masks[k], resizing.resize_mask(samples(4)[k].read_mask(), (20, 15))
         )
 
 

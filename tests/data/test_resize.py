@@ -5,7 +5,7 @@ import pytest
 import torch
 from _data_files import picture
 
-from tiled_ref.data import images
+from tiled_ref.data import images, resizing
 
 
 def resized_by_loops(image, size):
@@ -31,14 +31,14 @@ def test_halving_averages_four_pixels_and_rounds_half_to_even():
     """(0 + 1 + 2 + 3) / 4 = 1.5 -> 2; (0 + 2 + 4 + 4) / 4 = 2.5 -> 2; 255 stays 255."""
     one = np.array([[0, 1, 0, 2, 255, 255], [2, 3, 4, 4, 255, 255]], np.uint8)
     image = np.repeat(one[:, :, None], 3, axis=2)
-    np.testing.assert_array_equal(images.resize_image(image, (1, 3))[0, :, 0], [2, 2, 255])
+    np.testing.assert_array_equal(resizing.resize_image(image, (1, 3))[0, :, 0], [2, 2, 255])
 
 
 @pytest.mark.parametrize("size", [(3, 4), (5, 5), (11, 2), (1, 1), (6, 9)])
 def test_resize_is_the_definition(size):
     image = picture(6, 7)
     expected = resized_by_loops(image, size)
-    got = images.resize_image(image, size)
+    got = resizing.resize_image(image, size)
     assert got.dtype == np.uint8 and got.flags.c_contiguous
     assert np.abs(got - expected).max() <= 0.5 + 1e-4  # measured: 0.5 and 6e-6
 
@@ -57,7 +57,7 @@ def test_resize_agrees_with_torch(shape, size, antialias):
     )
     expected = expected[0].permute(1, 2, 0).numpy()
     # Measured: 0.5 + 9e-6, the rounding to 8 bits and that of the weights to float32.
-    assert np.abs(images.resize_image(image, size, antialias) - expected).max() <= 0.5 + 1e-4
+    assert np.abs(resizing.resize_image(image, size, antialias) - expected).max() <= 0.5 + 1e-4
 
 
 @pytest.mark.parametrize("antialias", [False, True])
@@ -65,19 +65,19 @@ def test_resize_agrees_with_torch(shape, size, antialias):
 def test_strips_of_a_large_image_are_the_whole(monkeypatch, shape, size, antialias):
     """Sixteen rows at a time, the last strip shorter: the bits of all rows at once."""
     image = picture(*shape)
-    whole = images.resize_image(image, size, antialias)
-    monkeypatch.setattr(images, "STRIP", 0)
-    np.testing.assert_array_equal(images.resize_image(image, size, antialias), whole)
+    whole = resizing.resize_image(image, size, antialias)
+    monkeypatch.setattr(resizing, "STRIP", 0)
+    np.testing.assert_array_equal(resizing.resize_image(image, size, antialias), whole)
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 def test_the_same_size_and_constant_images_are_unchanged(antialias):
     image = picture(9, 7)
-    np.testing.assert_array_equal(images.resize_image(image, (9, 7), antialias), image)
+    np.testing.assert_array_equal(resizing.resize_image(image, (9, 7), antialias), image)
     for value in (0, 1, 127, 254, 255):
         constant = np.full((9, 7, 3), value, np.uint8)
         for size in ((4, 5), (30, 3)):
-            assert (images.resize_image(constant, size, antialias) == value).all()
+            assert (resizing.resize_image(constant, size, antialias) == value).all()
 
 
 def test_resize_leaves_its_input_alone_and_accepts_read_only_views():
@@ -86,7 +86,7 @@ def test_resize_leaves_its_input_alone_and_accepts_read_only_views():
     image.flags.writeable = False
     view = image[::-1, ::-1]
     np.testing.assert_array_equal(
-        images.resize_image(view, (5, 5)), images.resize_image(view.copy(), (5, 5))
+        resizing.resize_image(view, (5, 5)), resizing.resize_image(view.copy(), (5, 5))
     )
     np.testing.assert_array_equal(image, before)
 
@@ -96,7 +96,7 @@ def test_nearest_masks_by_hand():
     mask = np.zeros((6, 5), bool)
     mask[2, 1] = mask[4, 3] = mask[1, 1] = mask[4, 4] = True
     np.testing.assert_array_equal(
-        images.resize_mask(mask, (3, 3)),
+        resizing.resize_mask(mask, (3, 3)),
         np.array([[0, 0, 0], [0, 1, 0], [0, 0, 1]], bool),
     )
 
@@ -106,7 +106,7 @@ def test_nearest_masks_agree_with_torch(size):
     mask = picture(128, 100)[..., 0] > 127
     tensor = torch.from_numpy(mask)[None, None].to(torch.uint8)
     expected = torch.nn.functional.interpolate(tensor, size=size, mode="nearest")[0, 0]
-    got = images.resize_mask(mask, size)
+    got = resizing.resize_mask(mask, size)
     assert got.flags.c_contiguous and got.dtype == bool
     np.testing.assert_array_equal(got, expected.numpy() > 0)
 

@@ -74,7 +74,7 @@ def as_images(images, size, *, antialias=False):
     """Images of any size as an array of one size, uint8 (N, 3, H, W).
 
     Parameters: images as in as_samples; size (H, W) in pixels; antialias, see
-    images.resize_image.
+    resizing.resize_image.
     Returns the array that was given if it has this shape, else a new one.
     Raises InputError as as_samples does, and for a file that is not an image.
     """

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..support.errors import InputError
-from .images import resize_image, resize_mask
+from .resizing import resize_image, resize_mask
 from .samples import NORMAL
 
 BUDGET = 2 * 2**30  # bytes of images held in memory; a larger array is a temporary file

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..data import synthetic
-from ..data.images import normalize, resize_image
+from ..data.images import normalize
+from ..data.resizing import resize_image
 from ..models.backbone import ResNet18Features
 from ..models.padim import channel_choice
 from ..models.patchcore import N_FEATURES, RATIO

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import images
+from ..data import images, resizing
 from . import formulas, pictures
 from .compare import EXACT, boundary, close
 from .inputs import GRIDS, grid_array, size_of, tensor, tile_grid
@@ -133,11 +133,11 @@ def _area_matrix(n_in, n_out):
 RESIZE = Stage(
     "resize",
     "bilinear resize without antialias",
-    "tiled_ref.data.images.resize_image",
+    "tiled_ref.data.resizing.resize_image",
     "Rolih et al. Sec. 4.2; the rule of OpenCV's INTER_LINEAR",
     {"image": boundary(0, 0, 0.05, 1)},
     _resize_cases,
-    lambda inputs: {"image": images.resize_image(inputs["image"], size_of(inputs))},
+    lambda inputs: {"image": resizing.resize_image(inputs["image"], size_of(inputs))},
     _resize_formula,
     (
         Mistake("antialias: the filter is widened when shrinking", antialias=True),
@@ -170,11 +170,11 @@ def _resize_mask_formula(inputs, mode="nearest", level=0.5):
 RESIZE_MASK = Stage(
     "resize_mask",
     "nearest-neighbour resize of a mask",
-    "tiled_ref.data.images.resize_mask",
+    "tiled_ref.data.resizing.resize_mask",
     "floor(i n_in / n_out)",
     {"mask": EXACT},
     _resize_mask_cases,
-    lambda inputs: {"mask": images.resize_mask(inputs["mask"], size_of(inputs))},
+    lambda inputs: {"mask": resizing.resize_mask(inputs["mask"], size_of(inputs))},
     _resize_mask_formula,
     (
         Mistake(

@@ -4,8 +4,7 @@ import random
 
 import numpy as np
 
-from ..data import encoders
-from ..data import images as image_data
+from ..data import encoders, resizing
 from ..running.analysis import FPRS, REPORT_FPR
 from .drawing import render
 from .figure import Figure
@@ -62,10 +61,10 @@ def _grid_row(images, n, analyses):
     a setup without a cell."""
     rows, cols = images.sizes[n].tolist()
     shape = (max(24, round(PANEL * rows / cols)), PANEL)
-    picture = image_data.resize_image(
+    picture = resizing.resize_image(
         encoders.decode_bytes(images.jpegs[n]), shape, antialias=True
     )
-    truth = image_data.resize_mask(images.masks[n], shape)
+    truth = resizing.resize_mask(images.masks[n], shape)
     panels = [picture, render.draw_contours(picture, truth)]
     for analysis in analyses:
         if analysis is None:
@@ -113,13 +112,13 @@ def _zoom_rows(cells, images, number, full):
     """Rows of four panels uint8 (h, ZOOM_PANEL, 3): image and truth, then each cell; full, the
     (height, width) of panels of the whole image."""
     window = images.windows[number]
-    picture = image_data.resize_image(
+    picture = resizing.resize_image(
         encoders.decode_bytes(images.jpegs[window.image]), full, antialias=True
     )
-    close = image_data.resize_image(
+    close = resizing.resize_image(
         encoders.decode_bytes(images.zooms[number]), (ZOOM_PANEL, ZOOM_PANEL)
     )
-    truth = image_data.resize_mask(images.masks[window.image], full)
+    truth = resizing.resize_mask(images.masks[window.image], full)
     close_truth = _seen(images.zoom_masks[number], window, window.size)
     rows = [[picture, close, _white(truth), _white(close_truth)]]
     for _, analysis in cells:
@@ -188,7 +187,7 @@ def resized_map(values, shape):
     """A kept map uint8 (h, w) at another size, bilinear: float64 (H, W) from 0 to 1, where 128
     and more become more than 0.5."""
     grey = np.repeat(np.asarray(values)[..., None], 3, 2)
-    return image_data.resize_image(grey, shape)[..., 0] / 255
+    return resizing.resize_image(grey, shape)[..., 0] / 255
 
 
 def _place(out, panels, top, left):

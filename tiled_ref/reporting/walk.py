@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .. import merging, smoothing
-from ..data import encoders, reading
+from ..data import encoders, reading, resizing
 from ..data import images as image_data
 from ..data.samples import NORMAL
 from ..ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collect
@@ -76,7 +76,7 @@ def choose_image(text, category, size, antialias=False):
 
     Parameters: text, the path of an image file, or the name of a test sample of the category, or
     BUILT_IN for its first defective one (the first one where none is defective); category, a
-    data.Category; size (H, W) in pixels; antialias, see data.images.resize_image.
+    data.Category; size (H, W) in pixels; antialias, see data.resizing.resize_image.
     Raises InputError where there is neither such a file nor such a sample.
     """
     if text == BUILT_IN:
@@ -91,7 +91,7 @@ def choose_image(text, category, size, antialias=False):
         )
     pixels = image_data.decode_image(text) if sample is None else sample.read_image()
     name = sample.name if sample else Path(text).name
-    pixels = image_data.resize_image(pixels, size, antialias)
+    pixels = resizing.resize_image(pixels, size, antialias)
     return name, np.ascontiguousarray(pixels.transpose(2, 0, 1)), sample
 
 
@@ -126,7 +126,7 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     stages = [
         Stage(
             "image", "The image, decoded and resized once", image,
-            "data.images.resize_image", "Rolih et al. Sec. 4.2",
+            "data.resizing.resize_image", "Rolih et al. Sec. 4.2",
             "8-bit RGB, bilinear; every tile is cut from this array.", photo,
         ),
         _tile_stage(image, tile_grid),
@@ -263,7 +263,7 @@ def _overview(stages):
         title = encoders.text_coverage(f"{number} {stage.name}", TITLE)[:, :w]
         panel = np.full((TITLE + side + GAP, w + GAP, 3), PAPER)
         panel[:TITLE, : title.shape[1]] -= title[:, :, None]
-        panel[TITLE:-GAP, :-GAP] = image_data.resize_image(stage.picture, (side, w), antialias=True)
+        panel[TITLE:-GAP, :-GAP] = resizing.resize_image(stage.picture, (side, w), antialias=True)
         panels.append(panel)
     rows = [np.hstack(panels[k : k + PER_ROW]) for k in range(0, len(panels), PER_ROW)]
     width = max(row.shape[1] for row in rows)
@@ -300,7 +300,7 @@ def _reduced(picture):
     if factor >= 1:
         return picture
     size = max(1, round(h * factor)), max(1, round(w * factor))
-    return image_data.resize_image(picture, size, antialias=True)
+    return resizing.resize_image(picture, size, antialias=True)
 
 
 def _page(stages, names, title):

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from .. import metrics
-from ..data import encoders
-from ..data import images as image_data
+from ..data import encoders, resizing
 from ..support.errors import InputError
 from ..support.files import atomic_write
 
@@ -85,7 +84,7 @@ def save_images(folder, images, setup, options):
         mask = images.original_mask(k) if has_mask else np.zeros(small, bool)
         masks.append(reduce_any(mask, small))
         known = has_mask or not sample.label
-        ratios.append(image_data.resize_mask(mask, RATIO_SIZE).mean() if known else np.nan)
+        ratios.append(resizing.resize_mask(mask, RATIO_SIZE).mean() if known else np.nan)
         areas.append(np.bincount(regions_of(mask, options).ravel())[1:])
     windows = zoom_windows(images, options) if category.has_masks else []
     zooms, zoom_masks = [], []
@@ -118,7 +117,7 @@ def save_images(folder, images, setup, options):
 
 def _jpeg(picture, size):
     """An image uint8 (h, w, 3) resized to a JPEG, as uint8 (n,)."""
-    picture = image_data.resize_image(np.ascontiguousarray(picture), size, antialias=True)
+    picture = resizing.resize_image(np.ascontiguousarray(picture), size, antialias=True)
     return np.frombuffer(encoders.encode_jpeg(picture, JPEG_QUALITY), np.uint8)
 
 
@@ -199,7 +198,7 @@ def reduce_any(mask, size):
     """A mask bool (h, w) at another size (H, W): a pixel is True where any pixel in it is, so no
     defect is lost. Enlarging takes the nearest pixel."""
     if mask.shape[0] < size[0] or mask.shape[1] < size[1]:
-        return image_data.resize_mask(mask, size)
+        return resizing.resize_mask(mask, size)
     rows, cols = (_cuts(n, m) for n, m in zip(mask.shape, size))
     return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, 0), cols, 1)
 
