@@ -2,14 +2,16 @@
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from _data_files import picture, touch, write_image, write_mask
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from tiled_ref.data import images
+from tiled_ref.data import decoding, images
 from tiled_ref.data.disk import FileSample
 from tiled_ref.support.errors import InputError
 
@@ -118,7 +120,6 @@ def test_exif_orientation_is_applied_to_images_and_masks(tmp_path, ending, orien
     lossless = {"lossless": True} if ending == ".webp" else {}
     Image.fromarray(stored).save(path, exif=exif, **lossless)
     np.testing.assert_array_equal(images.decode_image(path), upright)
-    assert images.image_size(path) == upright.shape[:2]
     np.testing.assert_array_equal(images.decode_mask(path), upright.any(axis=2))
 
 
@@ -134,13 +135,107 @@ def test_whatever_is_above_0_is_anomalous(tmp_path, values):
     np.testing.assert_array_equal(mask, ids > 0)
 
 
-def test_a_palette_mask_counts_by_index(tmp_path):
-    """Index 0 is white here and index 1 black: the colours would say the opposite."""
-    index = np.array([[0, 1], [2, 0]], np.uint8)
+PALETTES = {  # colours of the entries 0, 1 and 2, and whether each is anomalous; None: refused
+    "black first": ([(0, 0, 0), (255, 255, 255), (0, 0, 1)], [False, True, True]),
+    "white first": ([(255, 255, 255), (0, 0, 0), (255, 0, 0)], [True, False, True]),
+    "black last": ([(1, 0, 0), (0, 1, 0), (0, 0, 0)], [True, True, False]),
+    "no black": ([(255, 255, 255), (1, 0, 0), (255, 0, 0)], None),
+    "two are black": ([(0, 0, 0), (0, 0, 0), (255, 0, 0)], None),
+    "all are black": ([(0, 0, 0), (0, 0, 0), (0, 0, 0)], None),
+}
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".bmp", ".gif"])
+@pytest.mark.parametrize("name", PALETTES)
+def test_in_a_palette_mask_the_colours_decide(tmp_path, name, ending):
+    colours, anomalous = PALETTES[name]
+    index = np.array([[0, 1, 2, 0], [2, 0, 1, 1]], np.uint8)
     image = Image.fromarray(index, "P")
-    image.putpalette([255, 255, 255, 0, 0, 0, 255, 0, 0])
-    image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(images.decode_mask(tmp_path / "a.png"), index > 0)
+    image.putpalette(sum(map(list, colours), []))
+    image.save(tmp_path / f"a{ending}", **({"optimize": False} if ending == ".gif" else {}))
+    if anomalous is None:
+        with pytest.raises(InputError, match="of its palette, .* black; save it as black and"):
+            images.decode_mask(tmp_path / f"a{ending}")
+        return
+    expected = np.array(anomalous)[index]
+    np.testing.assert_array_equal(images.decode_mask(tmp_path / f"a{ending}"), expected)
+
+
+def test_a_number_beyond_the_palette_is_refused(tmp_path):
+    """PNG may list fewer colours than its pixels number; Pillow takes the others for black."""
+    data = png(3, 1, 8, 3, bytes([0, 0, 1, 5]))
+    palette = chunk(b"PLTE", bytes([0, 0, 0, 255, 255, 255]))
+    touch(tmp_path / "a.png", data[:33] + palette + data[33:])
+    for decode in (images.decode_image, images.decode_mask):
+        with pytest.raises(InputError, match="a.png is damaged.*colour 5 of a palette of 2"):
+            decode(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+@pytest.mark.parametrize(
+    ("colour", "alpha", "expected"),
+    [("spot", "opaque", "spot"), ("white", "spot", "spot"), ("black", "spot", "spot"),
+     ("spot", "spot", "spot"), ("spot", "clear", "spot"), ("spot", "other", None),
+     ("spot", "faint", None), ("black", "opaque", "nothing")],
+)  # fmt: skip
+def test_a_mask_drawn_in_its_alpha_is_understood_or_refused(tmp_path, mode, colour, alpha, expected):
+    spot, other = np.zeros((2, 6, 8), bool)
+    spot[1:3, 2:5] = other[4:, 6:] = True
+    dark = np.uint8(1)
+    drawn = {
+        "spot": spot * dark, "white": np.full((6, 8), 255, np.uint8),
+        "black": np.zeros((6, 8), np.uint8),
+    }[colour]  # fmt: skip
+    opacity = {
+        "opaque": np.full((6, 8), 255), "clear": np.zeros((6, 8)), "spot": spot * 255,
+        "other": other * 7, "faint": 255 - other * 200,
+    }[alpha].astype(np.uint8)  # fmt: skip
+    if mode == "P":  # one entry for each pair of colour and alpha
+        pairs, index = np.unique(
+            np.stack([drawn, opacity], 2).reshape(-1, 2), axis=0, return_inverse=True
+        )
+        if len(np.unique(pairs[:, 0])) < len(pairs):
+            pytest.skip("two entries of one colour are refused as such")
+        image = Image.fromarray(index.reshape(6, 8).astype(np.uint8), "P")
+        image.putpalette(np.repeat(pairs[:, 0], 3).tobytes())
+        image.save(tmp_path / "a.png", transparency=pairs[:, 1].tobytes())
+    else:
+        channels = [drawn] * (len(mode) - 1) + [opacity]
+        Image.fromarray(np.dstack(channels), mode).save(tmp_path / "a.png")
+    if expected is None:
+        with pytest.raises(InputError, match="a.png has transparency that differs"):
+            images.decode_mask(tmp_path / "a.png")
+        return
+    wanted = spot if expected == "spot" else np.zeros_like(spot)
+    np.testing.assert_array_equal(images.decode_mask(tmp_path / "a.png"), wanted)
+
+
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])  # of PNG: grey, RGB, with alpha
+@pytest.mark.parametrize("value", [1, 255, 256, 65535])
+def test_no_bit_of_a_16_bit_mask_is_lost(tmp_path, colour, value):
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    for channel in range(channels - (colour > 2)):
+        samples = np.zeros((6, 8, channels), ">u2")
+        samples[..., -1] = 65535 if colour > 2 else 0
+        samples[2, 3, channel] = value
+        rows = b"".join(b"\0" + row.tobytes() for row in samples)
+        touch(tmp_path / "a.png", png(8, 6, 16, colour, rows))
+        mask = images.decode_mask(tmp_path / "a.png")
+        assert mask.sum() == 1 and mask[2, 3]
+
+
+def test_a_transparent_colour_of_a_mask_is_refused(tmp_path):
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "a.png", transparency=1)
+    with pytest.raises(InputError, match="a.png has a transparent colour; save it without"):
+        images.decode_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, -np.inf])
+def test_a_mask_of_values_below_0_or_nan_is_refused(tmp_path, value):
+    dtype = np.int32 if value == -1 else np.float32
+    Image.fromarray(np.array([[0, 1, value]], dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="a.tif holds values below 0 or NaN"):
+        images.decode_mask(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
@@ -163,7 +258,7 @@ def test_masks_of_other_depths(tmp_path, kind):
         "one bit": expected,
         "16 bit": expected.astype(np.uint16),
         "32 bit": expected.astype(np.int32),
-        "grey with alpha": np.stack([expected, ~expected], axis=2).astype(np.uint8),
+        "grey with alpha": np.stack([expected, expected >= 0], axis=2).astype(np.uint8),
     }[kind]
     name = "a.tif" if kind == "32 bit" else "a.png"
     Image.fromarray(pixels).save(tmp_path / name)
@@ -195,13 +290,14 @@ def test_a_mask_of_another_size_is_refused_naming_both_files(tmp_path):
 # ----------------------------------------------------------------------- decoding: refusals
 
 
+def chunk(kind, data):
+    """A chunk of a PNG file."""
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
 def png(width, height, depth=8, colour=2, rows=b""):
     """A PNG file with this header, whatever the pixels are."""
-
-    def chunk(kind, data):
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + (
         chunk(b"IEND", b"")
@@ -236,7 +332,9 @@ def test_a_bad_file_is_refused_with_one_sentence_that_names_it(tmp_path, name, d
     path = touch(tmp_path / name, content)
     with pytest.raises(InputError) as caught:
         decode(path)
-    assert str(path) in str(caught.value) and says in str(caught.value)
+    lossy = decode is images.decode_mask and name == "cut.jpg"
+    assert str(path) in str(caught.value)
+    assert ("is compressed with loss" if lossy else says) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -250,9 +348,74 @@ def test_no_file_and_a_folder_are_told_apart(tmp_path):
 def test_an_image_that_memory_cannot_hold_is_an_error_that_names_it(tmp_path):
     write_image(tmp_path / "a.png")
     with pytest.raises(InputError, match="^there is not enough memory to decode .*a.png$"):
-        with images._reading(tmp_path / "a.png") as image:
-            image.load()
+        with decoding._explained(tmp_path / "a.png", "image"):
             raise MemoryError
+
+
+def test_the_limit_on_pixels_can_be_moved(tmp_path):
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    touch(tmp_path / "a.pgm", b"P5 30 20 255\n" + bytes(600))
+    for name in ("a.png", "a.pgm"):
+        with decoding.pixel_limit(600):
+            assert images.decode_image(tmp_path / name).shape == (20, 30, 3)
+        with decoding.pixel_limit(598), pytest.raises(InputError, match="too large .600|600 pix"):
+            images.decode_image(tmp_path / name)
+        assert images.decode_image(tmp_path / name).shape == (20, 30, 3)
+
+
+def test_a_file_larger_than_any_image_is_refused_unread(tmp_path):
+    """A file of a terabyte, nothing of which is stored."""
+    path = touch(tmp_path / "a.png", png(4, 4))
+    with open(path, "r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match="a.png has 1,099,511,627,776 bytes, more than"):
+        images.decode_image(path)
+
+
+def test_decoding_libraries_warn_and_log_nothing(tmp_path, recwarn, capfd):
+    """In many threads at once, and the filters are as before when all are done."""
+    data = bytearray(encoded("TIFF", tiffinfo={270: "x" * 20}))
+    at = data.index(struct.pack("<HH", 277, 3))  # samples per pixel: more than there may be
+    odd = bytes(data[: at + 8]) + struct.pack("<I", 60_000) + bytes(data[at + 12 :])
+    paths = [touch(tmp_path / f"{k}.tif", odd) for k in range(40)]
+    before = list(warnings.filters)
+
+    def refused(path):
+        with pytest.raises(InputError):
+            images.decode_image(path)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(refused, paths))
+    assert warnings.filters == before
+    assert not list(recwarn) and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8, 9])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("form", [b'="%d"', b">%d</tiff:Orientation>"])
+def test_an_orientation_in_xmp_is_applied_once(tmp_path, kind, form, orientation):
+    """Beside EXIF that says the same, and alone; masks alike."""
+    stored = np.zeros((10, 20, 3), np.uint8)
+    stored[:4, :6] = 255
+    expected = {6: np.rot90(stored, -1), 8: np.rot90(stored)}.get(orientation, stored)
+    xmp = b"<x:xmpmeta><tiff:Orientation" + form % orientation + b"</x:xmpmeta>"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for more in ({}, {"exif": exif}):
+        options = {"xmp": xmp} | more | ({"lossless": True} if kind == "WEBP" else {})
+        if kind == "PNG":
+            info = PngImagePlugin.PngInfo()
+            info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+            options = {"pnginfo": info} | more
+        elif kind == "TIFF":
+            options = {"tiffinfo": {700: xmp, 274: orientation} if more else {700: xmp}}
+        path = tmp_path / "a"
+        Image.fromarray(stored).save(path, kind, **options)
+        got = images.decode_image(path)
+        assert got.shape == expected.shape and np.abs(got.astype(int) - expected).max() < 60
+        if kind != "JPEG":
+            np.testing.assert_array_equal(images.decode_mask(path), expected.any(axis=2))
 
 
 def test_a_bomb_is_refused_before_memory_is_allocated(tmp_path):
@@ -270,24 +433,38 @@ def test_a_bomb_is_refused_before_memory_is_allocated(tmp_path):
 
 def test_a_large_image_below_the_limit_passes_without_a_warning(tmp_path, recwarn):
     Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")
-    assert images.image_size(tmp_path / "large.png") == (9_000, 10_000)
+    assert images.decode_mask(tmp_path / "large.png").shape == (9_000, 10_000)
     assert not list(recwarn)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_32_bit_images_are_refused(tmp_path, dtype):
     Image.fromarray(np.ones((4, 5), dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(InputError, match="a.tif has 32-bit pixels"):
+    with pytest.raises(InputError, match="a.tif has (signed|floating-point) 32-bit samples"):
         images.decode_image(tmp_path / "a.tif")
 
 
 def test_a_jpeg_mask_is_refused(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="a.jpg is a JPEG file.*save it as PNG"):
+    with pytest.raises(InputError, match="a.jpg is compressed with loss.*save it as PNG"):
         images.decode_mask(tmp_path / "a.jpg")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # odd entries of damaged TIFF files
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_webp_mask_is_refused_where_it_is_lossy(tmp_path, alpha, frames):
+    grey = np.zeros((16, 16), np.uint8)
+    grey[4:9, 5:8] = 255
+    layers = [grey] * 3 + [np.full_like(grey, 255)] * alpha
+    image = Image.fromarray(np.dstack(layers))
+    more = {"save_all": True, "append_images": [image.rotate(90)]} if frames > 1 else {}
+    image.save(tmp_path / "exact.webp", lossless=True, exact=True, **more)
+    image.save(tmp_path / "lossy.webp", quality=90, **more)
+    np.testing.assert_array_equal(images.decode_mask(tmp_path / "exact.webp"), grey > 0)
+    with pytest.raises(InputError, match="lossy.webp is compressed with loss"):
+        images.decode_mask(tmp_path / "lossy.webp")
+
+
 def test_random_damage_never_escapes_as_another_exception(tmp_path, rng):
     """Bytes of real files are overwritten: the result is pixels or an InputError."""
     refused = 0

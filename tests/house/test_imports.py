@@ -34,7 +34,7 @@ ROOMS = {
     "cli": "serving running reporting ensemble setups thresholds models data support",
 }
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}
-WITH_PILLOW = {"tiled_ref.data.images", "tiled_ref.data.encoders"}
+WITH_PILLOW = {"tiled_ref.data.decoding", "tiled_ref.data.encoders"}
 PATHS = [*SOURCES, ROOT / "run.py"]
 
 

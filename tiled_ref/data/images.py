@@ -1,168 +1,101 @@
-"""An image file to an array: decode, normalise."""
+"""Images and masks from files, as the method takes them: decode, resize, normalise."""
 
 import os
-import stat
-import threading
-import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from ..support.errors import InputError
+from .decoding import read_picture
+from .resizing import resize_image, resize_mask
+
+__all__ = ["MEAN", "STD", "decode_image", "decode_mask", "normalize", "resize_image", "resize_mask"]
 
 # Mean and standard deviation of ImageNet's red, green and blue channels on a scale of 0 to 1,
 # with which torchvision's ResNet-18 was trained (ResNet18_Weights.IMAGENET1K_V1.transforms()).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# The formats tried, whatever the file's name. Others that Pillow knows run programs (EPS) or
-# are containers of unbounded size.
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
-
-_OPEN_LOCK = threading.Lock()
-_ORIENTATION = 0x0112  # EXIF tag
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # TIFF tags
-_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
-
 
 def decode_image(path):
     """An image file as 8-bit RGB.
 
     Grey images become three equal channels; palette images take the colours of their palette;
-    CMYK and YCbCr are converted to RGB. Alpha is dropped, not blended. EXIF orientation is
-    applied; colour profiles are ignored. 16-bit grey becomes floor((v + 128) / 257), which is
-    v / 257 to the nearest (so stretch data of 10 or 12 bits to 16 bits first); 16-bit colour
-    keeps the high byte of each channel. Only the first page of a file is read.
+    CMYK and YCbCr are converted to RGB. Alpha is dropped, not blended. The orientation that the
+    file states is applied; colour profiles are ignored. Grey of more than 8 bits becomes
+    255 v / maximum to the nearest, where the maximum is that of the file (PGM, PPM) or of its
+    bits (so stretch data of 10 or 12 bits in 16-bit files first); 16-bit colour keeps the high
+    byte of each channel. Only the first page of a file is read.
 
     Returns uint8 (h, w, 3), C-contiguous and writable.
-    Raises InputError, naming the file, if it is missing, empty, truncated, corrupt or not an
-    image, has 32-bit pixels, or declares more pixels than the limit (checked before memory is
-    allocated).
+    Raises InputError as `decoding.read_picture` does, and for signed, 32-bit and floating-point
+    samples, whose range is not known.
     """
-    return _decode(path, _rgb)
+    picture = read_picture(path)
+    samples, full = picture.samples, picture.full
+    if full is None:
+        raise InputError(
+            f"the image {os.fsdecode(path)} has {picture.kind}, whose range is not known; save it with 8 "
+            "or 16 unsigned bits per channel"
+        )
+    if picture.palette is not None:
+        colours = picture.palette if picture.palette.dtype == np.uint8 else picture.palette >> 8
+        return np.ascontiguousarray(colours.astype(np.uint8)[samples[..., 0]])
+    if full != 255:
+        samples = (samples.astype(np.uint32) * 510 + full) // (2 * full)
+    if samples.shape[2] == 1:
+        samples = np.repeat(samples, 3, axis=2)
+    return np.ascontiguousarray(samples[..., :3], np.uint8)
 
 
 def decode_mask(path):
-    """A ground-truth file as a mask: every pixel > 0 is anomalous, whatever the bit depth.
+    """A ground-truth file as a mask: every pixel that is not black is anomalous.
 
-    A palette image counts by palette index, not colour; a colour image is anomalous where any
-    channel is > 0; alpha is ignored. EXIF orientation is applied, as to images. JPEG is refused:
-    its compression leaves values slightly above 0 around every region.
+    Any bit of any channel counts, at any depth. In a palette the colours decide, not their
+    numbers. A mask may be drawn in its alpha instead, on one colour throughout; alpha and
+    colour that both vary must agree. The orientation that the file states is applied, as to
+    images.
 
     Returns bool (h, w), C-contiguous.
-    Raises InputError as decode_image does, and for a JPEG file.
+    Raises InputError as `decoding.read_picture` does, and where it is not certain which pixels
+    are anomalous: lossy compression (JPEG and others, which leave values slightly above 0 around
+    every region), values below 0 or NaN, a palette with no black or two, alpha and colour that
+    differ.
     """
-    return _decode(path, _positive)
+    picture = read_picture(path, mask=True)
+    try:
+        return _by_alpha(_by_colour(picture), picture.alpha)
+    except InputError as error:
+        raise InputError(f"the mask {os.fsdecode(path)} {error}; save it as black and white") from error
 
 
-def image_size(path):
-    """(height, width) in pixels of the array that decode_image returns, from the header alone."""
-    with _reading(path) as image:
-        # getexif of a PNG file would decode all of it to look behind the pixels.
-        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        width, height = image.size
-        if image.format == "TIFF":  # where Pillow may have turned the size already
-            width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
-        return (width, height) if exif.get(_ORIENTATION) in _TURNED else (height, width)
+def _by_colour(picture):
+    """Whether each pixel is not black, bool (h, w)."""
+    samples = picture.samples
+    if picture.palette is not None:
+        used = np.unique(samples)
+        bright = (picture.palette != 0).any(axis=1)
+        black = int((~bright[used]).sum())
+        if len(used) > 1 and black != 1:
+            raise InputError(f"uses {len(used)} colours of its palette, {black or 'none'} of which "
+                             f"{'is' if black < 2 else 'are'} black")  # fmt: skip
+        return bright[samples[..., 0]]
+    if samples.dtype.kind != "u" and samples.dtype != bool and not (samples >= 0).all():
+        raise InputError("holds values below 0 or NaN")
+    if samples.shape[2] == 4:  # CMYK: black by its own ink, or by the other three
+        ink = samples == picture.full
+        return ~(ink[..., 3] | ink[..., :3].all(axis=2))
+    return (samples != 0).any(axis=2)
 
 
-def _decode(path, convert):
-    with _reading(path) as image:
-        image.load()
-        # Only now, because a PNG file may carry its EXIF behind the pixels.
-        upright = ImageOps.exif_transpose(image)
-        return np.ascontiguousarray(convert(upright, image.format, path))
-
-
-class _reading:
-    """Opens an image file; any exception inside becomes an InputError that names the file."""
-
-    def __init__(self, path):
-        self.path, self.image = path, None
-
-    def __enter__(self):
-        try:
-            if not stat.S_ISREG(os.stat(self.path).st_mode) and not os.path.isdir(self.path):
-                # A pipe or a device might never end.
-                raise InputError(f"{os.fspath(self.path)} is no regular file, so no image")
-            # Pillow warns of images above half its limit, which is a normal size here. Warning
-            # filters are global to the process, hence the lock; only the header is read.
-            with _OPEN_LOCK, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.image = Image.open(self.path, formats=FORMATS)
-        except InputError:
-            raise
-        except Exception as error:
-            raise self._explained(error) from error
-        return self.image
-
-    def __exit__(self, kind, error, traceback):
-        self.image.close()
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            raise self._explained(error) from error
-
-    def _explained(self, error):
-        """An InputError for any of the many exceptions that Pillow raises."""
-        name = os.fspath(self.path)
-        if isinstance(error, FileNotFoundError):
-            return InputError(f"the image {name} does not exist")
-        if isinstance(error, IsADirectoryError):
-            return InputError(f"{name} is a folder, not an image")
-        if isinstance(error, Image.DecompressionBombError):
-            return InputError(f"the image {name} is too large; scale it down or cut it up: {error}")
-        if isinstance(error, MemoryError):
-            return InputError(f"there is not enough memory to decode the image {name}")
-        if isinstance(error, OSError) and error.errno is not None:
-            return InputError(f"the image {name} cannot be read: {error.strerror}")
-        if "\0" in name:
-            return InputError(f"the image name {name!r} holds a null character")
-        if os.path.getsize(name) == 0:
-            return InputError(f"the image {name} is empty (0 bytes); replace or remove it")
-        if self.image is None:
-            return InputError(
-                f"the file {name} is not an image, or not of a kind that is read "
-                f"({', '.join(FORMATS)}); replace or remove it"
-            )
-        return InputError(
-            f"the image {name} is damaged ({str(error) or type(error).__name__}); "
-            "replace or remove it"
-        )
-
-
-def _rgb(image, file_format, path):
-    """A loaded PIL image -> uint8 (h, w, 3); see decode_image."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
-        # Pillow reads 16-bit grey PNG as "I;16", older versions as "I".
-        grey = np.asarray(image).astype(np.uint32)  # (h, w)
-        grey = ((grey + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise InputError(
-            f"the image {os.fspath(path)} has 32-bit pixels, whose range is not known; "
-            "save it with 8 or 16 bits per channel"
-        )
-    if image.mode == "RGBa" or (image.mode in ("P", "PA") and "transparency" in image.info):
-        image = image.convert("RGBA")  # keeps the colours of what is transparent
-    if image.mode not in ("RGB", "RGBA", "RGBX"):
-        image = image.convert("RGB")
-    return np.array(image)[:, :, :3]
-
-
-def _positive(image, file_format, path):
-    """A loaded PIL image -> bool (h, w); see decode_mask."""
-    if file_format in ("JPEG", "MPO"):
-        raise InputError(
-            f"the mask {os.fspath(path)} is a JPEG file, whose compression blurs the edges of "
-            "its regions; save it as PNG"
-        )
-    if image.mode in ("LA", "La", "PA"):
-        return np.asarray(image)[:, :, 0] > 0
-    if image.mode in ("RGB", "RGBA", "RGBa", "RGBX"):
-        return (np.asarray(image)[:, :, :3] > 0).any(axis=2)
-    if image.mode in ("1", "L", "P", "I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image) > 0
-    return (np.asarray(image.convert("RGB")) > 0).any(axis=2)
+def _by_alpha(colour, alpha):
+    """The mask of colour, bool (h, w), or of alpha (h, w), if only one of them is drawn in."""
+    if alpha is None or alpha.min() == alpha.max():
+        return colour
+    opaque = alpha != 0
+    if opaque.all() or not (colour.all() or not colour.any() or (colour == opaque).all()):
+        raise InputError("has transparency that differs from its colours")
+    return opaque
 
 
 def normalize(batch):

@@ -1,0 +1,267 @@
+"""An image file to its samples: one decoder for images and masks."""
+
+import contextlib
+import io
+import logging
+import os
+import stat
+import threading
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..support.errors import InputError
+from . import pnm, tiff
+
+# The formats tried, whatever the file's name. Others that Pillow knows run programs (EPS) or
+# are containers of unbounded size. PBM, PGM and PPM are read by pnm.py.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+NAMES = "PNG, JPEG, BMP, TIFF, WEBP, GIF, PBM, PGM, PPM"
+LARGEST_PIXEL = 8  # bytes in a file: four samples of 16 bits
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The samples of an image file, upright.
+
+    samples : (h, w, C), grey (C = 1), RGB (3), CMYK (4), or entries of a palette (1)
+    full : the largest value that a sample can have; None where the range is not known
+    kind : words for the samples where full is None, such as "floating-point samples"
+    palette : uint8 or uint16 (n, 3), red, green and blue of each entry; None without one
+    alpha : (h, w); None without it
+    """
+
+    samples: np.ndarray
+    full: int | None
+    kind: str = ""
+    palette: np.ndarray | None = None
+    alpha: np.ndarray | None = None
+
+
+def read_picture(path, mask=False):
+    """A file as a Picture, from one reading of its bytes.
+
+    The orientation that the file states, in EXIF or in XMP as far as Pillow reads it, is
+    applied. Only the first page or frame of a file is read.
+
+    Parameters: path; mask, True where every bit counts: 16-bit colour then keeps its low bytes
+    (otherwise full is 255), CMYK is not converted to RGB, and a file is refused whose
+    compression loses bits or whose channels have no known meaning.
+    Raises InputError, naming the file, if it is missing, empty, truncated, corrupt, not an image
+    of a kind that is read, or has more pixels than `pixel_limit` allows (found before memory is
+    allocated).
+    """
+    with _explained(path, "mask" if mask else "image"), _quiet:
+        data = _bytes(path)
+        if pnm.is_pnm(data):
+            return Picture(*pnm.read(data, _check_pixels))
+        return _decoded(data, mask)
+
+
+@contextlib.contextmanager
+def pixel_limit(n):
+    """Within it, images of up to n pixels are read, in all threads; the limit is otherwise
+    Pillow's, 178,956,970, or 2 * PIL.Image.MAX_IMAGE_PIXELS."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-n // 2)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_pixels(n):
+    most = 2 * (Image.MAX_IMAGE_PIXELS or n)
+    if n > most:
+        raise Image.DecompressionBombError(f"{n} pixels, more than {most}")
+
+
+def _bytes(path):
+    """The content of a regular file, no larger than an image of the largest size can be."""
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise InputError("is no regular file, so no image")  # a pipe or device might never end
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise InputError("is empty (0 bytes); replace or remove it")
+        most = 2 * LARGEST_PIXEL * (Image.MAX_IMAGE_PIXELS or size) + (1 << 20)
+        if size > most:
+            raise InputError(f"has {size:,} bytes, more than {most:,}; raise --max-pixels")
+        return file.read(size)
+
+
+def _decoded(data, mask):
+    image = _opened(data)
+    tags = image.tag_v2 if image.format == "TIFF" else None
+    if mask and (image.format in ("JPEG", "MPO") or _is_lossy_webp(data)):
+        raise InputError(f"{tiff.LOSSY}; save it as PNG")
+    if tags is not None:
+        tiff.check(tags, mask, big_endian=data[:2] == b"MM")
+    deep = image.mode[0] != "I" and any(";16" in _raw_mode(tile) for tile in image.tile)
+    if any(_raw_mode(tile) == "LA;16B" for tile in image.tile):
+        return _grey_alpha_16(image)
+    upright = _upright(image, to_rgb=not mask)
+    samples, full, kind, alpha = np.array(upright), 255, "", None
+    if deep and mask:
+        again = _opened(data)  # for the low bytes
+        again.tile = [_with_raw_mode(tile, _other_byte(_raw_mode(tile))) for tile in again.tile]
+        low = np.array(_upright(again, to_rgb=False))
+        samples, full = samples.astype(np.uint16) << 8 | low, 65535
+    if samples.ndim == 2:
+        samples = samples[:, :, None]
+    if upright.mode in ("LA", "PA", "RGBA"):
+        samples, alpha = samples[..., :-1], samples[..., -1]
+    if tags is not None:
+        samples, full, kind = tiff.corrected(tags, samples, full)
+    elif upright.mode == "1":
+        full = 1
+    elif upright.mode[0] == "I":  # 16-bit grey of a PNG file, in older versions of Pillow "I"
+        samples, full = samples.astype(np.uint16), 65535
+    palette = None
+    if upright.mode in ("P", "PA"):
+        palette = tiff.palette(tags) if tags is not None else _palette(image)
+        if samples.max() >= len(palette):
+            raise ValueError(f"colour {samples.max()} of a palette of {len(palette)}")
+    if mask and "transparency" in upright.info:
+        if upright.mode != "P":
+            raise InputError("has a transparent colour; save it without transparency")
+        alpha = np.array(upright.convert("RGBA"))[..., 3]
+    return Picture(samples, full, kind, palette, alpha)
+
+
+def _opened(data):
+    """A PIL image of which the header has been read."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise
+        raise InputError(
+            "is a TIFF file that is damaged or has samples of a kind that is not read; save it with "
+            "8 or 16 unsigned bits per channel"
+        ) from error
+    _check_pixels(image.width * image.height)
+    return image
+
+
+def _upright(image, to_rgb):
+    """The loaded image in its orientation, premultiplied alpha taken out; to_rgb: not in CMYK."""
+    image.load()
+    # Only now, because a PNG file may carry its EXIF behind the pixels.
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBa", "La"):
+        return image.convert(image.mode.upper())
+    return image.convert("RGB") if image.mode == "CMYK" and to_rgb else image
+
+
+def _grey_alpha_16(image):
+    """A 16-bit LA image of a PNG file, read as four bytes a pixel, of which Pillow drops two."""
+    image._mode = "RGBA"
+    image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
+    pairs = np.array(_upright(image, to_rgb=False)).astype(np.uint16)  # high, low, high, low
+    samples = pairs[..., ::2] << 8 | pairs[..., 1::2]
+    return Picture(samples[..., :1], 65535, alpha=samples[..., 1])
+
+
+def _raw_mode(tile):
+    args = tile[3]
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _with_raw_mode(tile, raw_mode):
+    args = (raw_mode, *tile[3][1:]) if isinstance(tile[3], tuple) else raw_mode
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+
+
+def _other_byte(raw_mode):
+    """The raw mode of 16-bit samples by which Pillow keeps the low byte instead of the high one:
+    that of the other byte order."""
+    native = "L" if np.little_endian else "B"
+    order = native if raw_mode[-1] == "N" else raw_mode[-1]
+    return raw_mode[:-1] + {"L": "B", "B": "L"}[order]
+
+
+def _palette(image):
+    """The colours of a loaded P image, uint8 (n, 3)."""
+    return np.frombuffer(bytes(image.palette.palette), np.uint8).reshape(-1, 3)
+
+
+def _is_lossy_webp(data):
+    """Whether a WebP file has a chunk of lossy pixels, by itself or within a frame."""
+    at = 12
+    while data[:4] == b"RIFF" and data[8:12] == b"WEBP" and at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if name == b"VP8 ":
+            return True
+        at += 8 + (16 if name == b"ANMF" else size + size % 2)
+    return False
+
+
+class _Quiet:
+    """Within it, in any number of threads at once, Pillow warns and logs nothing.
+
+    Warning filters are global to the process: the first to enter sets one, the last to leave
+    restores them.
+    """
+
+    def __init__(self):
+        self.lock, self.inside, self.filters = threading.Lock(), 0, None
+        self.silent = logging.NullHandler()
+
+    def __enter__(self):
+        with self.lock:
+            if not self.inside:
+                logging.getLogger("PIL").addHandler(self.silent)
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self.inside += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+@contextlib.contextmanager
+def _explained(path, kind):
+    """Any exception inside becomes an InputError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(_sentence(error, os.fsdecode(path), kind)) from error
+
+
+def _sentence(error, name, kind):
+    """A sentence for any of the many exceptions that Pillow raises."""
+    if isinstance(error, InputError):
+        return f"the {kind} {name} {error}"
+    if isinstance(error, FileNotFoundError):
+        return f"the {kind} {name} does not exist"
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder, not an image"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"the {kind} {name} is too large ({error}); scale it down, cut it up or raise "
+            "--max-pixels"
+        )
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory to decode the {kind} {name}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the {kind} {name} cannot be read: {error.strerror}"
+    if "\0" in name:
+        return f"the {kind} name {name!r} holds a null character"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return (
+            f"the file {name} is not an image, or not of a kind that is read ({NAMES}); replace "
+            "or remove it"
+        )
+    return (
+        f"the {kind} {name} is damaged, or compressed in a way that is not read "
+        f"({str(error) or type(error).__name__}); replace or remove it"
+    )

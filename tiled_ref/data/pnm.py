@@ -1,0 +1,65 @@
+"""PBM, PGM and PPM files, plain and raw, with any maximum (Pillow takes every 16-bit PGM for one
+of 65535, and reads the others sample by sample)."""
+
+import re
+
+import numpy as np
+
+from ..support.errors import InputError
+
+_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
+_HEADER = re.compile(rb"P([1-6])" + 2 * (_SPACE + rb"+(\d{1,9})"))
+_MAXIMUM = re.compile(_SPACE + rb"+(\d{1,9})")
+
+
+def is_pnm(data):
+    """Whether bytes begin as PBM, PGM or PPM: P1 to P6 and white space."""
+    return re.match(rb"P[1-6][\s#]", data[:3]) is not None
+
+
+def read(data, check_pixels):
+    """The samples of the first image in a file, (h, w, C) uint8 or uint16, and their maximum.
+
+    Parameters: data, bytes; check_pixels(n) raises what n pixels are too many for.
+    A bit of PBM that is set is black: the sample 0 of a maximum of 1.
+    Raises InputError, without the file's name, for what the format does not allow.
+    Source: the manual pages pbm(5), pgm(5) and ppm(5) of Netpbm.
+    """
+    header = _HEADER.match(data)
+    if not header:
+        raise InputError("is damaged: its header lacks width and height; replace or remove it")
+    kind, width, height = map(int, header.groups())
+    at, full = header.end(), 1
+    if kind not in (1, 4):
+        maximum = _MAXIMUM.match(data, at)
+        full, at = (int(maximum[1]), maximum.end()) if maximum else (0, at)
+    if not (width and height and 0 < full < 65536 and data[at : at + 1].isspace()):
+        raise InputError("is damaged: its header is no header of PBM, PGM or PPM; replace it")
+    check_pixels(width * height)
+    shape = height, width, 3 if kind in (3, 6) else 1
+    n = width * height * shape[2]
+    if kind == 4:
+        n = height * -(-width // 8)
+    dtype = np.dtype(np.uint8 if full < 256 else ">u2")
+    if kind < 4:
+        samples = _plain(data[at:], n, bits=kind == 1)
+    else:
+        samples = np.frombuffer(data, dtype, min(n, (len(data) - at - 1) // dtype.itemsize), at + 1)
+    if len(samples) < n:
+        raise InputError(f"is cut off: it has {len(samples):,} of {n:,} numbers; replace it")
+    if kind == 4:
+        rows = np.unpackbits(samples.reshape(height, -1), axis=1, count=width)
+        return 1 - rows[:, :, None], 1
+    if samples.max() > full:
+        raise InputError(f"holds {samples.max()}, more than its maximum of {full}; replace it")
+    samples = samples.astype(dtype.newbyteorder("=")).reshape(shape)
+    return (1 - samples if kind == 1 else samples), full
+
+
+def _plain(text, n, bits):
+    """The first n decimal numbers of a text, int64; bits: digits, with or without space between."""
+    text = re.sub(rb"#[^\r\n]*", b" ", text)
+    words = (re.sub(rb"(\d)", rb"\1 ", text) if bits else text).split(maxsplit=n)[:n]
+    if not all(len(word) < 6 and word.isdigit() for word in words):
+        raise InputError("holds something that is no number; replace it")
+    return np.array(words, "S5").astype(np.int64)

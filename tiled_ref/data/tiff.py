@@ -1,0 +1,94 @@
+"""Facts in the header of a TIFF file that Pillow does not honour: honoured here, or refused.
+
+`tags` is a mapping of tag numbers to values, as Pillow's tag_v2. Sources: TIFF 6.0 (Adobe, 1992);
+what Pillow does with each combination was found by decoding files of every kind.
+"""
+
+import numpy as np
+
+from ..support.errors import InputError
+
+SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, CHANNELS, PLANAR = (
+    254, 258, 259, 262, 266, 277, 284
+)  # fmt: skip
+COLOURS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 332, 338, 339
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
+UNSIGNED, SIGNED, FLOATING = 1, 2, 3
+RAW = 1  # compression
+WITH_LOSS = (6, 7, 34712, 34892, 50001)  # JPEG (old and new), JPEG 2000, lossy DNG, WebP
+LOSSY = "is compressed with loss, which blurs the edges of its regions"
+
+
+def check(tags, mask, big_endian=False):
+    """Raise InputError, without the file's name, for a header that would be read wrongly.
+
+    mask: refuse as well what leaves open which pixels are anomalous.
+    """
+    bits, kind = _samples(tags)
+    photometric = tags.get(PHOTOMETRIC)
+    raw = tags.get(COMPRESSION, RAW) == RAW
+    apart = tags.get(PLANAR, 1) == 2 and tags.get(CHANNELS, 1) > 1
+    extra = tags.get(EXTRA_SAMPLES, ())
+    problems = (
+        (tags.get(SUBFILE, 0) & 5, "begins with a thumbnail or a transparency mask"),
+        (photometric is None, "does not say whether 0 is black or white"),
+        (photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR),
+         "does not store grey values, RGB, CMYK or a palette"),
+        (photometric == WHITE_IS_ZERO and (bits > 16 or kind != UNSIGNED or extra),
+         f"stores white as 0 in {words(bits, kind)}"),
+        (photometric == YCBCR and raw, "stores YCbCr without compression"),
+        (photometric == CMYK and tags.get(INK_SET, 1) != 1, "has inks other than CMYK"),
+        (apart and bits > 8, "stores each colour apart with more than 8 bits"),
+        (apart and raw and photometric == BLACK_IS_ZERO, "stores grey and alpha apart"),
+        (apart and tags.get(FILL_ORDER, 1) == 2, "stores each colour apart, bits reversed"),
+        (big_endian and not raw and (bits > 16 or (bits > 8 and kind != UNSIGNED)),
+         f"compresses {words(bits, kind)} in big-endian order"),
+    )  # fmt: skip
+    ambiguous = (
+        (tags.get(COMPRESSION) in WITH_LOSS, LOSSY),
+        (photometric == YCBCR, "stores colours as YCbCr, which rounds them"),
+        (any(meaning != 2 for meaning in extra), "has a channel of unknown meaning"),
+    )
+    for found, sentence in problems + (ambiguous if mask else ()):
+        if found:
+            raise InputError(f"{sentence}; save it as PNG")
+
+
+def corrected(tags, samples, full):
+    """Samples as the header means them, from those that Pillow decodes, and `Picture.full` and
+    `Picture.kind` of them.
+
+    Parameters: samples (h, w, C); full, their largest value if Pillow keeps their scale.
+    """
+    bits, kind = _samples(tags)
+    if samples.dtype == bool:
+        return samples, 1, ""
+    if bits == 8 and kind == SIGNED:
+        samples = samples.view(np.int8)
+    elif bits == 32 and kind == UNSIGNED:
+        samples = samples.view(np.uint32)
+    if bits > 16 or kind != UNSIGNED:
+        return samples, None, words(bits, kind)
+    if samples.dtype.itemsize == 2 and full == 255:  # grey
+        full = 2**bits - 1
+        samples = samples.astype(np.uint16)
+        if tags[PHOTOMETRIC] == WHITE_IS_ZERO:
+            samples = full - samples
+    return samples, full, ""
+
+
+def palette(tags):
+    """The colours of a palette, uint16 (n, 3), or uint8 where no number needs more, as some
+    programs write them."""
+    colours = np.array(tags[COLOURS], np.uint16).reshape(3, -1).T
+    return colours.astype(np.uint8) if colours.max() < 256 else colours
+
+
+def words(bits, kind):
+    """Samples of a number of bits and a kind, for people."""
+    return f"{ {SIGNED: 'signed ', FLOATING: 'floating-point '}.get(kind, '') }{bits}-bit samples"
+
+
+def _samples(tags):
+    """(bits, kind) of the samples; those of the first channel, which Pillow wants of all."""
+    return tags.get(BITS, (1,))[0], tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0]
