@@ -48,6 +48,17 @@ def test_a_users_folder_end_to_end(folder, capsys):
     assert result["weights"] == "random" and result["pixel_aupro"] > 0
 
 
+def test_the_limit_on_pixels_is_an_option(folder, capsys):
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    assert own(folder, "--setup", "ENS4", "--max-pixels", 4000) == 2
+    err = capsys.readouterr().err
+    assert "is too large" in err and "raise --max-pixels" in err
+    assert own(folder, "--setup", "ENS4", "--max-pixels", 10000) == 0
+    assert Image.MAX_IMAGE_PIXELS == before
+
+
 def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
     assert own(folder, "--setup", "ST4", "ENS4", "--seed", 1, 2, "--quiet") == 0
     out, err = capsys.readouterr()

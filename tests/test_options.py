@@ -20,6 +20,7 @@ USED = {
     "--dataset": [],  # every command here names them
     "--root": [],
     "--category": ["--category", "parts"],
+    "--max-pixels": ["--max-pixels", "2304"],  # 48 x 48, as they are
     "--weights": ["--weights", "random"],
     "--device": ["--device", "cpu"],
     "--batch-size": ["--batch-size", "2"],

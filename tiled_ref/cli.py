@@ -16,6 +16,7 @@ import torch
 
 from . import __version__
 from .data import DATASETS
+from .data.decoding import pixel_limit
 from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
@@ -112,6 +113,8 @@ def main(argv=None):
                 args.command = explain_image
             if args.load is not None or args.predict is not None:
                 args.command = predict_images
+            if args.max_pixels:
+                stack.enter_context(pixel_limit(args.max_pixels))
             shared = args.command is run  # anything else is done by one process
             return args.command(args) if shared or ranks.is_main else 0
     except Exception as error:
@@ -205,6 +208,8 @@ def _data(add):
         "the order of --dataset, or one that holds them all")
     add("--category", nargs="+", metavar="NAME",
         help="run these categories or all (default: board for synthetic, otherwise all)")
+    add("--max-pixels", type=option_types.positive, metavar="N",
+        help="read images of up to N pixels each (default 178956970)")
 
 
 def _models(add):
@@ -351,7 +356,7 @@ NOT_EXPLAINED = {
 PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
 SHARED = {
     "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
-    "--memory", "--precision",
+    "--memory", "--precision", "--max-pixels",
 }  # fmt: skip
 
 
