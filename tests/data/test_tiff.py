@@ -181,6 +181,21 @@ def test_a_dim_colour_of_a_16_bit_palette_is_not_black(tmp_path):
     np.testing.assert_array_equal(decode_mask(path), numbers > 0)
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_a_signed_mask_is_refused_where_it_is_negative(tmp_path, bits):
+    """Signed samples of 8 bits look unsigned to Pillow, unsigned ones of 32 bits signed."""
+    for value, kind in ((1, 2), (-1, 2), ((1 << bits) - 1, 1)):
+        samples = np.zeros((H, W), np.int64)
+        samples[3, 4] = value
+        tags = {258: bits, 262: 1, 277: 1, 339: kind}
+        path = touch(tmp_path / "a.tif", tiff([strip(samples, bits, kind, "<")], "<", tags))
+        if value == -1:
+            with pytest.raises(InputError, match="a.tif holds values below 0 or NaN"):
+                decode_mask(path)
+        else:
+            np.testing.assert_array_equal(decode_mask(path), samples != 0)
+
+
 # -------------------------------------------------------------------------- outside oracles
 
 
