@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..support.errors import InputError
 from . import pnm, tiff
@@ -27,15 +27,13 @@ class Picture:
     """The samples of an image file, upright.
 
     samples : (h, w, C), grey (C = 1), RGB (3), CMYK (4), or entries of a palette (1)
-    full : the largest value that a sample can have; None where the range is not known
-    kind : words for the samples where full is None, such as "floating-point samples"
+    full : the largest value that a sample can have; None where the range is not known (masks)
     palette : uint8 or uint16 (n, 3), red, green and blue of each entry; None without one
     alpha : (h, w); None without it
     """
 
     samples: np.ndarray
     full: int | None
-    kind: str = ""
     palette: np.ndarray | None = None
     alpha: np.ndarray | None = None
 
@@ -47,8 +45,9 @@ def read_picture(path, mask=False):
     applied. Only the first page or frame of a file is read.
 
     Parameters: path; mask, True where every bit counts: 16-bit colour then keeps its low bytes
-    (otherwise full is 255), CMYK is not converted to RGB, and a file is refused whose
-    compression loses bits or whose channels have no known meaning.
+    (otherwise full is 255), CMYK is not converted to RGB, samples may be signed, of 32 bits or
+    floating-point, and a file is refused whose compression loses bits or whose channels have no
+    known meaning.
     Raises InputError, naming the file, if it is missing, empty, truncated, corrupt, not an image
     of a kind that is read, or has more pixels than `pixel_limit` allows (found before memory is
     allocated).
@@ -93,41 +92,41 @@ def _bytes(path):
 
 def _decoded(data, mask):
     image = _opened(data)
-    tags = image.tag_v2 if image.format == "TIFF" else None
-    if mask and (image.format in ("JPEG", "MPO") or _is_lossy_webp(data)):
+    kind, tags = image.format, getattr(image, "tag_v2", None)  # tags: of TIFF alone
+    if mask and (kind in ("JPEG", "MPO") or _is_lossy_webp(data)):
         raise InputError(f"{tiff.LOSSY}; save it as PNG")
     if tags is not None:
         tiff.check(tags, mask, big_endian=data[:2] == b"MM")
     deep = image.mode[0] != "I" and any(";16" in _raw_mode(tile) for tile in image.tile)
     if any(_raw_mode(tile) == "LA;16B" for tile in image.tile):
         return _grey_alpha_16(image)
-    upright = _upright(image, to_rgb=not mask)
-    samples, full, kind, alpha = np.array(upright), 255, "", None
+    image = _upright(image, to_rgb=not mask)
+    samples, full, alpha = np.asarray(image), 255, None
     if deep and mask:
         again = _opened(data)  # for the low bytes
         again.tile = [_with_raw_mode(tile, _other_byte(_raw_mode(tile))) for tile in again.tile]
-        low = np.array(_upright(again, to_rgb=False))
+        low = np.asarray(_upright(again, to_rgb=False))
         samples, full = samples.astype(np.uint16) << 8 | low, 65535
     if samples.ndim == 2:
         samples = samples[:, :, None]
-    if upright.mode in ("LA", "PA", "RGBA"):
+    if image.mode in ("LA", "PA", "RGBA"):
         samples, alpha = samples[..., :-1], samples[..., -1]
     if tags is not None:
-        samples, full, kind = tiff.corrected(tags, samples, full)
-    elif upright.mode == "1":
+        samples, full = tiff.corrected(tags, samples, full)
+    elif image.mode == "1":
         full = 1
-    elif upright.mode[0] == "I":  # 16-bit grey of a PNG file, in older versions of Pillow "I"
+    elif image.mode[0] == "I":  # 16-bit grey of a PNG file, in older versions of Pillow "I"
         samples, full = samples.astype(np.uint16), 65535
     palette = None
-    if upright.mode in ("P", "PA"):
+    if image.mode in ("P", "PA"):
         palette = tiff.palette(tags) if tags is not None else _palette(image)
         if samples.max() >= len(palette):
             raise ValueError(f"colour {samples.max()} of a palette of {len(palette)}")
-    if mask and "transparency" in upright.info:
-        if upright.mode != "P":
+    if mask and "transparency" in image.info:
+        if image.mode != "P":
             raise InputError("has a transparent colour; save it without transparency")
-        alpha = np.array(upright.convert("RGBA"))[..., 3]
-    return Picture(samples, full, kind, palette, alpha)
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    return Picture(samples, full, palette, alpha)
 
 
 def _opened(data):
@@ -149,7 +148,8 @@ def _upright(image, to_rgb):
     """The loaded image in its orientation, premultiplied alpha taken out; to_rgb: not in CMYK."""
     image.load()
     # Only now, because a PNG file may carry its EXIF behind the pixels.
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBa", "La"):
         return image.convert(image.mode.upper())
     return image.convert("RGB") if image.mode == "CMYK" and to_rgb else image
@@ -159,7 +159,7 @@ def _grey_alpha_16(image):
     """A 16-bit LA image of a PNG file, read as four bytes a pixel, of which Pillow drops two."""
     image._mode = "RGBA"
     image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
-    pairs = np.array(_upright(image, to_rgb=False)).astype(np.uint16)  # high, low, high, low
+    pairs = np.asarray(_upright(image, to_rgb=False)).astype(np.uint16)  # high, low, high, low
     samples = pairs[..., ::2] << 8 | pairs[..., 1::2]
     return Picture(samples[..., :1], 65535, alpha=samples[..., 1])
 

@@ -33,19 +33,14 @@ def decode_image(path):
     """
     picture = read_picture(path)
     samples, full = picture.samples, picture.full
-    if full is None:
-        raise InputError(
-            f"the image {os.fsdecode(path)} has {picture.kind}, whose range is not known; save it with 8 "
-            "or 16 unsigned bits per channel"
-        )
     if picture.palette is not None:
         colours = picture.palette if picture.palette.dtype == np.uint8 else picture.palette >> 8
-        return np.ascontiguousarray(colours.astype(np.uint8)[samples[..., 0]])
+        return colours.astype(np.uint8)[samples[..., 0]]
     if full != 255:
         samples = (samples.astype(np.uint32) * 510 + full) // (2 * full)
     if samples.shape[2] == 1:
         samples = np.repeat(samples, 3, axis=2)
-    return np.ascontiguousarray(samples[..., :3], np.uint8)
+    return np.require(samples[..., :3], np.uint8, ["C", "W"])
 
 
 def decode_mask(path):

@@ -22,7 +22,7 @@ LOSSY = "is compressed with loss, which blurs the edges of its regions"
 def check(tags, mask, big_endian=False):
     """Raise InputError, without the file's name, for a header that would be read wrongly.
 
-    mask: refuse as well what leaves open which pixels are anomalous.
+    mask: refuse what leaves open which pixels are anomalous, instead of unknown ranges.
     """
     bits, kind = _samples(tags)
     photometric = tags.get(PHOTOMETRIC)
@@ -52,29 +52,33 @@ def check(tags, mask, big_endian=False):
     for found, sentence in problems + (ambiguous if mask else ()):
         if found:
             raise InputError(f"{sentence}; save it as PNG")
+    if not mask and (bits > 16 or kind != UNSIGNED):
+        raise InputError(
+            f"has {words(bits, kind)}, whose range is not known; save it with 8 or 16 unsigned bits "
+            "per channel"
+        )
 
 
 def corrected(tags, samples, full):
-    """Samples as the header means them, from those that Pillow decodes, and `Picture.full` and
-    `Picture.kind` of them.
+    """Samples as the header means them, from those that Pillow decodes, and `Picture.full`.
 
     Parameters: samples (h, w, C); full, their largest value if Pillow keeps their scale.
     """
     bits, kind = _samples(tags)
     if samples.dtype == bool:
-        return samples, 1, ""
+        return samples, 1
     if bits == 8 and kind == SIGNED:
         samples = samples.view(np.int8)
     elif bits == 32 and kind == UNSIGNED:
         samples = samples.view(np.uint32)
     if bits > 16 or kind != UNSIGNED:
-        return samples, None, words(bits, kind)
+        return samples, None
     if samples.dtype.itemsize == 2 and full == 255:  # grey
         full = 2**bits - 1
         samples = samples.astype(np.uint16)
         if tags[PHOTOMETRIC] == WHITE_IS_ZERO:
             samples = full - samples
-    return samples, full, ""
+    return samples, full
 
 
 def palette(tags):
