@@ -340,19 +340,24 @@ def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path,
     write_category(parts, CATEGORY, "{}", "train")
     argv = ["--dataset", "folder", "--root", parts, "--setup", "ENS4", "--image-size", 32]
     argv += ["--tile-size", 16, "--weights", "random", "--device", "cpu", "--quiet", "--save"]
-    for mode in ("same-as-test", "split", "none"):
+    for mode in ("same-as-test", "split", "none", "folder"):
         out = tmp_path / mode
-        assert run(*argv, "--out", out, "--validation", mode, "--percentile", 90) == 0
+        if mode == "folder":  # the default where there are such images
+            shutil.copytree(parts / "test/good", parts / "validation/good")
+        more = [] if mode == "folder" else ["--validation", mode]
+        assert run(*argv, "--out", out, *more, "--percentile", 90) == 0
         (path,) = out.rglob("metrics.json")
         result = json.loads(path.read_text())
         found = result["thresholds"]
         assert result["validation"] == found["mode"] == mode
         assert found["n_normal"] + found["n_anomalous"] == {
-            "same-as-test": 7, "split": 4, "none": 1
+            "same-as-test": 7, "split": 4, "none": 1, "folder": 4
         }[mode]  # fmt: skip
         assert result["n_test"] == (3 if mode == "split" else 7)
         assert result["n_train"] == (5 if mode == "none" else 6)
-        assert found["image"]["rule"] == ("percentile" if mode == "none" else "f1")
+        assert found["image"]["rule"] == (
+            "percentile" if mode in ("none", "folder") else "f1"
+        )
         ensemble = path.parent / "ensemble"
         manifest = json.loads((ensemble / "manifest.json").read_text())
         assert manifest["thresholds"] == found and manifest["category"] == "parts"
