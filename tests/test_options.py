@@ -20,6 +20,7 @@ USED = {
     "--dataset": [],  # every command here names them
     "--root": [],
     "--category": ["--category", "parts"],
+    "--masks": ["--masks", "ground_truth"],
     "--weights": ["--weights", "random"],
     "--device": ["--device", "cpu"],
     "--batch-size": ["--batch-size", "2"],

@@ -171,7 +171,7 @@ def test_every_image_has_its_own_mask(tmp_path, images, masks):
          ["dent/7.png belongs to no image in ", "test/dent; add", "(2 such masks)"]),
         (["0.png"], ["0_mask.png", "0_mask_mask.png"], ["0_mask_mask.png belongs to no image"]),
         (["0.png", "0.jpg"], ["0.png"], ["0.jpg and ", "0.png have the same name before the dot"]),
-        (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".png and ", "have the same name before"]),
+        (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "have the same name before"]),
         (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "dent/1.png is missing"]),
     ],
 )  # fmt: skip

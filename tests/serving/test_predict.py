@@ -258,8 +258,22 @@ def test_a_folder_is_walked_in_order_without_hidden_files_and_linked_folders(fol
     (folder / "notes.txt").write_text("")
     (folder / "b/loop").symlink_to(folder, target_is_directory=True)
     (folder / "Z.JPG").write_text("")
-    names = [str(path.relative_to(folder)) for path in find_paths(folder)]
-    assert names == ["Z.JPG", "a.png", "b/x.png", "b/y.png"]
+    (folder / "b/.git/x").mkdir(parents=True)
+    (folder / "b/.git/c.png").write_text("")
+    (folder / "c.GIF").write_text("")
+    said = []
+    found = find_paths(folder, Mock(note=said.append))
+    names = [str(path.relative_to(folder)) for path in found]
+    assert names == ["Z.JPG", "a.png", "c.GIF", "b/x.png", "b/y.png"]
+    assert said == [
+        "passed over 2 files and 2 folders (hidden, of another kind, or in the wrong place), such "
+        "as .hidden.png"
+    ]
+    find_paths(folder / "a.png", Mock(note=said.append))
+    shutil.rmtree(folder / "b")
+    (folder / "notes.txt").unlink()
+    find_paths(folder, Mock(note=said.append))
+    assert len(said) == 2 and said[1].startswith("passed over 1 file (hidden")
 
 
 def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
