@@ -77,7 +77,7 @@ def test_every_mode_is_described(rng):
         (toy_category(n_good=1, n_bad=0), "split", "at least two test images, toy has 1"),
         (toy_category(n_train=1), "none", "toy has only 1"),
         (toy_category(), "half", "must be one of same-as-test, split, none, folder,"),
-        (toy_category(), "folder", "in validation/good, toy has none; add normal images there"),
+        (toy_category(), "folder", "in validation/good, but toy has none; add normal images there"),
     ],
 )
 def test_too_few_images_and_unknown_modes_are_refused(category, mode, sentence):

@@ -520,7 +520,7 @@ def _categories(args, progress):
                     f"none of --category {' '.join(args.category)} is in the data set {name}; "
                     f"it has: {', '.join(known)}"
                 )
-        options = {"masks": args.masks} if name == "folder" else {}
+        options = {"mask_folder": args.masks} if name == "folder" else {}
         load = functools.partial(_load, progress, data, root, **options)
         planned += [Planned(name, c, functools.partial(load, c)) for c in chosen]
     unknown = set(args.category or ()) - {entry.name for entry in planned}
@@ -533,7 +533,7 @@ def _load(progress, data, root, name, **options):
     """data.load; prints the category's notes."""
     category = data.load(root, name, **options)
     for note in category.notes:
-        progress.note(f"{name}: {note}")
+        progress.note(one_line(f"{name}: {note}"))
     return category
 
 

@@ -185,8 +185,8 @@ def plan(category, mode=None):
     if mode == "folder":
         if not extra:
             raise InputError(
-                f"--validation folder uses the images in validation/good, {category.name} has none; "
-                "add normal images there, or use another --validation"
+                "--validation folder uses the images in validation/good, but "
+                f"{category.name} has none; add normal images there, or use another --validation"
             )
     elif mode != "none":
         raise InputError(f"validation must be one of {', '.join(MODES)}, not {mode!r}")

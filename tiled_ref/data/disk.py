@@ -165,10 +165,11 @@ def _plain(name):
 
 
 def images(folder, passed=None, but=(), endings=IMAGE_ENDINGS):
-    """The image files directly in a folder, a list of Path sorted by name.
+    """The image files directly in a folder.
 
     Parameters: folder; passed, a list that all other files and folders join, except the paths
     in `but`; endings, of an image's name, in lower case.
+    Returns a list of Path, sorted by name.
     Raises InputError for a dead link with an image's name, and as `entries` does.
     """
     paths = []
@@ -274,12 +275,13 @@ def defect_samples(folder, truth, root, passed, layout):
 
 
 def match_masks(paths, folder, passed, layout):
-    """{image: its mask}: every image has one mask, and every mask in the folder one image.
+    """Give every image in a folder its mask, and every mask its image.
 
     A mask has its image's stem and one of layout.suffixes; the same one for all where that fits
     all, as in images 0 and 0_mask with masks 0 and 0_mask.
     Parameters: paths, of images in one folder; folder, of their masks; passed, layout, see
     `defect_samples`.
+    Returns {path of the image: path of its mask}.
     Raises InputError, which names both files, for two images of one stem, two masks of one image,
     a mask of two images, of none, and a missing mask.
     """

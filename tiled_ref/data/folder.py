@@ -41,17 +41,17 @@ def categories(root):
     return tuple(_bases(check_root(root, "folder")))
 
 
-def load(root, name, masks=None):
+def load(root, name, mask_folder=None):
     """One category, sorted by kind of defect, then file name.
 
     Without a folder of masks there are none; with it every defective image needs one.
 
-    Parameters: root, path; name, one of categories(root); masks, the name of the folder of masks
-    beside train and test, by default ground_truth where there is one.
+    Parameters: root, path; name, one of categories(root); mask_folder, the name of the folder of
+    masks beside train and test, by default ground_truth where there is one.
     Returns Category; its notes say what is passed over, and name folders that may hold masks.
     Raises InputError for an unknown category (lists the known ones), a layout that does not
-    fit (explains it), an empty folder, a name that looks like good or masks, no folder `masks`, and
-    images and masks that do not match one to one.
+    fit (explains it), an empty folder, a name that looks like good or masks, no such mask_folder,
+    and images and masks that do not match one to one.
     """
     root = check_root(root, "folder")
     bases = _bases(root)
@@ -59,7 +59,7 @@ def load(root, name, masks=None):
     check_category(name, tuple(bases), root)
     base, passed = bases[name], []
     train = normal_samples(_train(base / "train", passed), base)
-    truth, notes = _truth(base, masks)
+    truth, notes = _truth(base, mask_folder)
     test = defect_samples(base / "test", truth, base, passed, TEST)
     validation = _validation(base / "validation", base, passed, notes)
     has_masks = truth is not None or not any(sample.label for sample in test)
@@ -92,24 +92,24 @@ def _train(folder, passed):
     return nested
 
 
-def _truth(base, masks):
+def _truth(base, name):
     """The folder of the masks, None without one, and a list of notes."""
     beside = folders(base)
-    if masks is not None:
-        allowed = {name: path for name, path in beside.items() if name not in ("train", "test")}
-        if nfc(masks) not in allowed:
+    if name is not None:
+        allowed = {key: path for key, path in beside.items() if key not in ("train", "test")}
+        if nfc(name) not in allowed:
             raise InputError(
-                f"--masks {masks} is no folder of masks beside train and test in {base}, which "
+                f"--masks {name} is no folder of masks beside train and test in {base}, which "
                 f"holds: {', '.join(allowed) or 'no other folder'}"
             )
-        return allowed[nfc(masks)], []
+        return allowed[nfc(name)], []
     if os.path.lexists(base / "ground_truth"):
         return base / "ground_truth", []
-    alike = [name for name in beside if looks_like_masks(name)]
     return None, [
-        f"no masks are read, because there is no folder ground_truth; the folder {name} looks like "
-        f"masks: --masks {shlex.quote(name)} takes it"
-        for name in alike
+        f"no masks are read, because there is no folder ground_truth; the folder {key} looks like "
+        f"masks: --masks {shlex.quote(key)} takes it"
+        for key in beside
+        if looks_like_masks(key)
     ]
 
 
@@ -125,7 +125,7 @@ def _validation(folder, base, passed, notes):
         )
     others = [f"{folder.name}/{name}" for name in found if name != GOOD]
     if others:
-        notes.append(f"{', '.join(others)}: not used, thresholds come from {folder.name}/good alone")
+        notes.append(f"{', '.join(others)}: not used, thresholds come from validation/good alone")
     if GOOD not in found:
         return ()
     return normal_samples(some_images(found[GOOD], "fill or remove it", passed), base)
