@@ -68,6 +68,24 @@ def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
     assert [line for line in err.splitlines() if "random" not in line.lower()] == []
 
 
+def test_notes_on_a_folder_are_said_once(folder, capsys):
+    (folder / "ground_truth").rename(folder / "gt")
+    (folder / "train/notes.txt").touch()
+    passed = "passed over 1 file (hidden, of another kind, or in the wrong place), such as "
+    masks = "no masks are read, because there is no folder ground_truth; the folder gt looks like "
+    passed, masks = f"parts: {passed}train/notes.txt", f"parts: {masks}masks: --masks gt takes it"
+    for argv, notes in (
+        (["--seed", 1, 2], [masks, passed]),
+        (["--seed", 1, 2, "--masks", "gt"], [passed]),
+        (["--explain", "--masks", "gt"], [passed]),
+    ):
+        assert own(folder, "--setup", "ENS4", *argv) == 0
+        err = capsys.readouterr().err.splitlines()
+        assert [line for line in err if line in (masks, passed)] == notes
+        for path in (folder.parent / "out").rglob("metrics.json"):
+            assert (json.loads(path.read_text())["pixel_aupro"] is None) == ("gt" not in argv)
+
+
 @pytest.mark.parametrize("setup", ["SM256", "ST4", "ENS4"])
 @pytest.mark.parametrize("arch", MODELS)
 def test_every_architecture_runs_in_every_kind_of_setup(folder, arch, setup, capsys):

@@ -21,6 +21,7 @@ USED = {
     "--root": [],
     "--category": ["--category", "parts"],
     "--max-pixels": ["--max-pixels", "2304"],  # 48 x 48, as they are
+    "--masks": ["--masks", "ground_truth"],
     "--weights": ["--weights", "random"],
     "--device": ["--device", "cpu"],
     "--batch-size": ["--batch-size", "2"],

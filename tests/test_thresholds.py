@@ -1,11 +1,15 @@
 """Which images decide the thresholds, and what they decide."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from toys import toy_category
 
+from tiled_ref.reporting.page import THRESHOLDS
 from tiled_ref.support.errors import InputError
 from tiled_ref.thresholds import (
+    MODES,
     describe,
     f1_threshold,
     find_thresholds,
@@ -43,12 +47,37 @@ def test_none_takes_its_images_from_the_training_set():
     assert names | set(held_out) == {sample.name for sample in category.train}
 
 
+def test_validation_images_decide_where_there_are_any():
+    """They are predicted after the test images; training images stay all."""
+    extra = toy_category(n_train=3).train
+    category = replace(toy_category(n_train=21), validation=extra)
+    for mode in (None, "folder"):
+        made = plan(category, mode)
+        assert made.mode == "folder" and made.category.train == category.train
+        assert made.category.test == category.test + extra
+        assert made.deciding.tolist() == [8, 9, 10] and made.reported.tolist() == list(range(8))
+    assert plan(category, "same-as-test").category is category
+    assert plan(category, "none").deciding.size == 2
+    assert plan(toy_category()).mode == "same-as-test"
+
+
+def test_every_mode_is_described(rng):
+    maps, scores, _ = predictions(rng)
+    texts = {
+        describe(thresholds_of(mode, maps, scores, np.zeros(6), np.arange(6))).partition(":")[0]
+        for mode in (*MODES, "given")
+    }
+    assert len(texts) == len(MODES) + 1
+    assert set(THRESHOLDS) == set(MODES)  # in the report
+
+
 @pytest.mark.parametrize(
     "category, mode, sentence",
     [
         (toy_category(n_good=1, n_bad=0), "split", "at least two test images, toy has 1"),
         (toy_category(n_train=1), "none", "toy has only 1"),
-        (toy_category(), "half", "validation must be one of same-as-test, split, none"),
+        (toy_category(), "half", "must be one of same-as-test, split, none, folder,"),
+        (toy_category(), "folder", "in validation/good, but toy has none; add normal images there"),
     ],
 )
 def test_too_few_images_and_unknown_modes_are_refused(category, mode, sentence):

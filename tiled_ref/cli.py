@@ -17,6 +17,7 @@ import torch
 from . import __version__
 from .data import DATASETS
 from .data.decoding import pixel_limit
+from .data.disk import nfc
 from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
@@ -191,10 +192,11 @@ def _method(add):
     add("--metric-size", default="setup", choices=METRIC_SIZES, metavar="|".join(METRIC_SIZES),
         help="compute pixel metrics at the setup's image size or at each image's own "
         "(default setup)")
-    add("--validation", default="same-as-test", choices=MODES, metavar="|".join(MODES),
+    add("--validation", choices=MODES, metavar="|".join(MODES),
         help="set thresholds on the test images, as in the paper; on one half of them, and compute "
-        "the metrics on the other; or on a held-out tenth of the training images "
-        "(default same-as-test)")
+        "the metrics on the other; on a held-out tenth of the training images; or on the normal "
+        "images in the folder validation/good (default folder where there are such images, "
+        "otherwise same-as-test)")
     add("--percentile", type=option_types.percentile, default=100.0, metavar="P",
         help="without defective images, set thresholds at this percentile of the normal scores "
         "and pixels (default 100, the maximum)")
@@ -206,10 +208,13 @@ def _data(add):
     add("--root", nargs="+", action="extend", type=Path, metavar="DIR",
         help="read the data set from this folder; for several data sets, give one folder each, in "
         "the order of --dataset, or one that holds them all")
-    add("--category", nargs="+", metavar="NAME",
+    add("--category", nargs="+", metavar="NAME", type=nfc,
         help="run these categories or all (default: board for synthetic, otherwise all)")
     add("--max-pixels", type=option_types.positive, metavar="N",
         help="read images of up to N pixels each (default 178956970)")
+    add("--masks", metavar="NAME",
+        help="for the data set folder, read the masks from this folder beside train and test "
+        "(default ground_truth)")
 
 
 def _models(add):
@@ -445,7 +450,7 @@ def _prepare(args, progress):
         for setup in dict.fromkeys(setups)
         for seed in dict.fromkeys(args.seed)
     ]
-    categories = _categories(args)
+    categories = _categories(args, progress)
     device = resolve_device(args.device, args.ranks)
     if device.type == "cuda":  # float32 means float32, as on the CPU
         torch.backends.cudnn.allow_tf32 = False
@@ -496,9 +501,11 @@ def _expand(names, known):
     return list(known) if "all" in names else list(dict.fromkeys(names))
 
 
-def _categories(args):
+def _categories(args, progress):
     """The categories that the options name, as Planned."""
     names = _expand(args.dataset, ())
+    if args.masks is not None and "folder" not in names:
+        raise InputError("--masks names a folder of the data set folder; leave it out")
     roots = _roots(names, args.root)
     planned = []
     for name in names:
@@ -518,11 +525,21 @@ def _categories(args):
                     f"none of --category {' '.join(args.category)} is in the data set {name}; "
                     f"it has: {', '.join(known)}"
                 )
-        planned += [Planned(name, c, functools.partial(data.load, root, c)) for c in chosen]
+        options = {"mask_folder": args.masks} if name == "folder" else {}
+        load = functools.partial(_load, progress, data, root, **options)
+        planned += [Planned(name, c, functools.partial(load, c)) for c in chosen]
     unknown = set(args.category or ()) - {entry.name for entry in planned}
     if unknown and "all" not in args.category:
         raise InputError(f"there is no category {min(unknown)!r} in {', '.join(names)}")
     return planned
+
+
+def _load(progress, data, root, name, **options):
+    """data.load; prints the category's notes."""
+    category = data.load(root, name, **options)
+    for note in category.notes:
+        progress.note(one_line(f"{name}: {note}"))
+    return category
 
 
 def _roots(names, roots):

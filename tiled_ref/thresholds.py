@@ -3,7 +3,7 @@
 Metrics are computed on raw maps and scores; rank metrics need no normalisation. The paper's
 validation set is its test set, so its thresholds have seen the images they are used on.
 `same-as-test` does the same; `split` is honest, at the price of half of the test set; `none`
-does without any defective image.
+does without any defective image, and so does `folder`, with images that the data set has for it.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from .data.samples import NORMAL, Category
 from .support.errors import InputError
 
-MODES = ("same-as-test", "split", "none")
+MODES = ("same-as-test", "split", "none", "folder")
 HELD_OUT = 0.1  # of the training images for "none", one at least
 SEED = 0  # of the choice of images; the same for all seeds of a run
 
@@ -136,8 +136,8 @@ class Plan:
     ----------
     mode : str, one of MODES
     category : data.Category
-        What is trained on, and what is predicted: test images, held-out training images after
-        them.
+        What is trained on, and what is predicted: test images, after them held-out training
+        images or validation images.
     deciding, reported : int64 (n,)
         Ascending indices into category.test: the images that decide the thresholds, and those
         that the metrics are of.
@@ -149,18 +149,20 @@ class Plan:
     reported: np.ndarray
 
 
-def plan(category, mode="same-as-test"):
+def plan(category, mode=None):
     """Choose the images that decide the thresholds.
 
     Parameters: category, a data.Category; mode, "same-as-test", all test images, which the metrics
     are of as well (the paper); "split", a half of the test images, drawn from every kind of defect,
-    and the metrics are of the other half; or "none", a tenth of the training images, which the
-    models are then not trained on, and no defective image.
+    and the metrics are of the other half; "none", a tenth of the training images, which the
+    models are then not trained on, and no defective image; "folder", category.validation; None,
+    "folder" where the category has such images, else "same-as-test".
     Returns Plan.
     Raises InputError for an unknown mode, or fewer images than it needs.
     """
     n = len(category.test)
     everything = np.arange(n)
+    mode = mode or ("folder" if category.validation else "same-as-test")
     rng = np.random.default_rng(SEED)
     if mode == "same-as-test":
         return Plan(mode, category, everything, everything)
@@ -179,17 +181,27 @@ def plan(category, mode="same-as-test"):
                 "use --validation same-as-test or none"
             )
         return Plan(mode, category, deciding, reported)
-    if mode != "none":
+    kept, extra = category.train, category.validation
+    if mode == "folder":
+        if not extra:
+            raise InputError(
+                "--validation folder uses the images in validation/good, but "
+                f"{category.name} has none; add normal images there, or use another --validation"
+            )
+    elif mode != "none":
         raise InputError(f"validation must be one of {', '.join(MODES)}, not {mode!r}")
-    n_train = len(category.train)
-    if n_train < 2:
-        raise InputError(
-            "--validation none holds out a tenth of the training images, but "
-            f"{category.name} has only {n_train}; add images, or use another --validation"
+    else:
+        n_train = len(kept)
+        if n_train < 2:
+            raise InputError(
+                "--validation none holds out a tenth of the training images, but "
+                f"{category.name} has only {n_train}; add images, or use another --validation"
+            )
+        order = rng.permutation(n_train)
+        n_extra = max(1, round(HELD_OUT * n_train))
+        extra, kept = (
+            tuple(category.train[k] for k in sorted(part)) for part in np.split(order, [n_extra])
         )
-    held_out = set(rng.permutation(n_train)[: max(1, round(HELD_OUT * n_train))].tolist())
-    kept = tuple(sample for k, sample in enumerate(category.train) if k not in held_out)
-    extra = tuple(category.train[k] for k in sorted(held_out))
     wider = replace(category, train=kept, test=category.test + extra)
     return Plan(mode, wider, np.arange(n, n + len(extra)), everything)
 
@@ -259,6 +271,7 @@ def describe(thresholds):
         "same-as-test": "the test images themselves, so the verdicts on them are flattered",
         "split": "one half of the test images; the metrics are of the other half",
         "none": "training images held out, no defective image",
+        "folder": "the images of the folder validation/good",
         "given": "images given for it",
     }[thresholds["mode"]]
     images = f"{thresholds['n_normal']} normal, {thresholds['n_anomalous']} defective"

@@ -1,12 +1,14 @@
 """The user's own folders: every accepted layout, and the errors for the others."""
 
 import os
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from _data_files import touch, write_image, write_mask
 
-from tiled_ref.data import folder
+from tiled_ref.data import disk, folder
 from tiled_ref.support.errors import InputError
 
 
@@ -41,7 +43,7 @@ def test_the_root_is_the_only_category_when_it_holds_train(tmp_path):
 
 def test_a_relative_root_has_a_name_too(tmp_path, monkeypatch):
     monkeypatch.chdir(full(tmp_path / "brackets"))
-    assert folder.categories(folder.Path(".")) == ("brackets",)
+    assert folder.categories(Path(".")) == ("brackets",)
 
 
 def test_every_folder_with_train_is_a_category(tmp_path):
@@ -78,14 +80,43 @@ def test_without_masks_or_without_defects(tmp_path):
 def test_all_endings_in_either_case_are_sorted_and_the_rest_is_passed_over(tmp_path):
     root = full(tmp_path / "a")
     train = root / "train" / "good"
-    wanted = ["A.PNG", "b.jpg", "c.JPEG", "d.bmp", "e.tif", "f.TIFF", "g.webp"]
+    wanted = [
+        "A.PNG", "b.jpg", "c.JPEG", "d.bmp", "e.tif", "f.TIFF", "g.webp", "h.gif", "i.PPM",
+        "j.pgm", "k.pbm", "l.pnm", "m.jfif", "n.jpe", "o.dib",
+    ]  # fmt: skip
+    assert {Path(name).suffix.lower() for name in wanted} == set(disk.IMAGE_ENDINGS)
     for name in wanted:
-        write_image(train / name)
-    for name in ("notes.txt", ".hidden.png", "Thumbs.db", "png", "h.gif"):
+        touch(train / name)
+    for name in ("notes.txt", ".hidden.png", "Thumbs.db", "png", "p.svg"):
         touch(train / name)
     (train / "folder.png").mkdir()
     got = [os.path.basename(name) for name in names(folder.load(root, "a").train)]
     assert got == ["0.png", "1.png", "2.png", *wanted]
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (["train/good/.a.png"], "1 file | such as train/good/.a.png"),
+        (["train/good/x/9.png", "train/bad/9.png"], "2 folders | such as train/bad"),
+        (["train/a.txt", "test/readme", "test/dent/b.xml", "test/.DS_Store"],
+         "4 files | such as test/.DS_Store"),
+        (["ground_truth/dent/0.json", "ground_truth/dent/old/0.png", "ground_truth/.x/y"],
+         "1 file and 2 folders | such as ground_truth/.x"),
+        (["validation/good/0.png", "validation/good/a.txt", "validation/.b"],
+         "2 files | such as validation/.b"),
+        (["license.txt", "validation/good/0.png", "ground_truth/scratch/notes.txt"],
+         "1 file | such as ground_truth/scratch/notes.txt"),
+    ],
+)  # fmt: skip
+def test_what_is_passed_over_is_counted_in_one_note(tmp_path, made, says):
+    root = full(tmp_path / "a")
+    assert folder.load(root, "a").notes == ()
+    for path in made:
+        touch(root / path)
+    counts, _, example = says.partition(" | ")
+    why = "(hidden, of another kind, or in the wrong place)"
+    assert folder.load(root, "a").notes == (f"passed over {counts} {why}, {example}",)
 
 
 @pytest.mark.parametrize("name", ["0_mask.png", "0_mask.BMP", "0.png", "0.tif"])
@@ -98,10 +129,125 @@ def test_names_that_a_mask_may_have(tmp_path, name):
     np.testing.assert_array_equal(sample.read_mask(), expected)
 
 
-def test_a_mask_named_mask_wins_over_one_of_the_same_name(tmp_path):
+def pairs(base, images, masks):
+    """Load a category of these images and masks of one kind of defect; {image: mask}."""
+    write_image(base / "train/0.png")
+    for name in images:
+        write_image(base / "test/dent" / name)
+    for name in masks:
+        write_mask(base / "ground_truth/dent" / name)
+    test = folder.load(base, base.name).test
+    return {sample.path.name: sample.mask_path.name for sample in test}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["000.png", "000_mask.png"], ["000.png", "000_mask.png"]),
+        (["000.png", "000_mask.png"], ["000_mask.png", "000_mask_mask.png"]),
+        (["a.png", "a_mask.jpg", "a_mask_mask.bmp"], ["a.tif", "a_mask.png", "a_mask_mask.png"]),
+        (["0.png", "1.png"], ["0.png", "1_mask.png"]),
+        (["a.b.png", "a.png"], ["a.b_mask.png", "a_mask.png"]),
+        (["u\u0308.png", "v.png"], ["\u00fc_mask.png", "v_mask.png"]),
+        (["\u00fc.png"], ["u\u0308.png"]),
+    ],
+)
+def test_every_image_has_its_own_mask(tmp_path, images, masks):
+    """Also where an image is named like another one's mask, in either Unicode form."""
+    assert pairs(tmp_path / "a", images, masks) == dict(zip(images, masks))
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "says"),
+    [
+        (["0.png"], ["0.png", "0_mask.png"], ["0_mask.png and ", "0.png are both masks of"]),
+        (["0.png"], ["0_mask.png", "0_mask.bmp"], ["0_mask.bmp and ", "0_mask.png are both masks"]),
+        (["0.png"], ["0.png", "0.bmp"], ["0.bmp and ", "0.png are both masks of"]),
+        (["0.png", "0_mask.png", "1.png"], ["0.png", "0_mask.png", "1_mask.png"],
+         ["0_mask.png and ", "0.png are both masks of"]),
+        (["0.png", "0_mask.png"], ["0_mask.png"],
+         ["0_mask.png belongs to ", "dent/0.png and to ", "dent/0_mask.png; give every image"]),
+        (["0.png"], ["0.png", "7.png", "8.png"],
+         ["dent/7.png belongs to no image in ", "test/dent; add", "(2 such masks)"]),
+        (["0.png"], ["0_mask.png", "0_mask_mask.png"], ["0_mask_mask.png belongs to no image"]),
+        (["0.png", "0.jpg"], ["0.png"], ["0.jpg and ", "0.png have the same name before the dot"]),
+        (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "have the same name before"]),
+        (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "dent/1.png is missing"]),
+    ],
+)  # fmt: skip
+def test_images_and_masks_that_do_not_match_are_both_named(tmp_path, images, masks, says):
+    with pytest.raises(InputError) as caught:
+        pairs(tmp_path / "a", images, masks)
+    for part in says:
+        assert part in str(caught.value)
+
+
+def test_another_mask_is_another_version_of_the_sample(tmp_path):
+    """Finished results are not reused after --masks, be the files of one size and time."""
     root = full(tmp_path / "a")
-    write_mask(root / "ground_truth" / "dent" / "0.png")
-    assert folder.load(root, "a").test[0].mask_path.name == "0_mask.png"
+    (root / "gt/dent").mkdir(parents=True)
+    for path in (root / "ground_truth/dent").iterdir():
+        (root / "gt/dent" / path.name).hardlink_to(path)
+    versions = [folder.load(root, "a", masks).test[0].version for masks in ("ground_truth", "gt")]
+    assert versions[0] != versions[1]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_names_are_compared_in_one_unicode_form(tmp_path, forms):
+    first, second = (unicodedata.normalize(form, "Ger\u00e4t") for form in forms)
+    base = full(tmp_path / first)
+    (base / "test/dent").rename(base / "test" / first)
+    (base / "ground_truth").rename(base / first)
+    (base / first / "dent").rename(base / first / second)
+    assert folder.categories(tmp_path) == ("Ger\u00e4t",)
+    category = folder.load(tmp_path, second, second)
+    assert (category.name, category.test[0].defect) == ("Ger\u00e4t", "Ger\u00e4t")
+    assert category.test[0].read_mask().any()
+
+
+def test_two_folders_of_one_name_in_two_unicode_forms_are_refused(tmp_path):
+    root = full(tmp_path / "a")
+    for name in ("\u00fc", "u\u0308"):
+        write_image(root / "test" / name / "0.png")
+    with pytest.raises(InputError, match="have the same name in two Unicode forms; rename one"):
+        folder.load(root, "a")
+
+
+@pytest.mark.parametrize("name", ["gt", "Masks", "etiquetas", "ground truth", "Ground_Truth"])
+def test_the_folder_of_the_masks_can_be_named(tmp_path, name):
+    root = full(tmp_path / "a")
+    (root / "ground_truth").rename(root / name)
+    category = folder.load(root, "a", name)
+    assert category.has_masks and category.notes == ()
+    assert category.test[0].mask_path == root / name / "dent" / "0_mask.png"
+    category = folder.load(root, "a")
+    assert not category.has_masks and category.test[0].read_mask() is None
+    if name == "etiquetas":
+        assert category.notes == ()
+    else:
+        (note,) = category.notes
+        assert f"the folder {name} looks like masks: --masks " in note
+
+
+@pytest.mark.parametrize("name", ["gt", "train", "test", "", ".", "..", "../a/ground_truth"])
+def test_a_folder_of_masks_that_is_none_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"--masks .* is no folder of masks.*: ground_truth$"):
+        folder.load(full(tmp_path / "a"), "a", name)
+
+
+def test_validation_images_are_normal_and_stand_apart(tmp_path):
+    root = full(tmp_path / "a")
+    assert folder.load(root, "a").validation == ()
+    write_image(root / "validation/bad/0.png")
+    category = folder.load(root, "a")
+    (note,) = category.notes
+    assert category.validation == () and "validation/bad: not used" in note
+    for k in (1, 0):
+        write_image(root / "validation/good" / f"{k}.png")
+    category = folder.load(root, "a")
+    assert names(category.validation) == ["validation/good/0.png", "validation/good/1.png"]
+    assert {(s.label, s.defect) for s in category.validation} == {(0, "good")}
+    assert (len(category.train), len(category.test)) == (3, 3)
 
 
 MISTAKES = {  # name: (a change of a good folder, parts of the error)
@@ -113,9 +259,42 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
         lambda root: write_image(root / "test/scratch/7.png"),
         ["ground_truth/scratch/7_mask.png", "is missing"],
     ),
-    "two masks": (
-        lambda root: write_mask(root / "ground_truth/dent/0_mask.bmp"),
-        ["0_mask.bmp and ", "0_mask.png are both masks of"],
+    "masks of a kind that is not tested": (
+        lambda root: [write_mask(root / f"ground_truth/dents/{k}.png") for k in (1, 0)],
+        ["ground_truth/dents holds 2 masks, such as 0.png, that", "test; move or remove them"],
+    ),
+    "masks of normal images": (
+        lambda root: write_mask(root / "ground_truth/good/0_mask.png"),
+        ["ground_truth/good holds 1 mask, such as 0_mask.png, that belong to no defective image"],
+    ),
+    "masks outside of a kind": (
+        lambda root: write_mask(root / "ground_truth/0.png"),
+        ["a/ground_truth holds 1 mask", "the masks of test/<defect> lie in ground_truth/<defect>"],
+    ),
+    "masks without defects": (
+        lambda root: [path.unlink() for path in (root / "test/dent").iterdir()]
+        and (root / "test/dent").rmdir(),
+        ["ground_truth/dent holds 2 masks"],
+    ),
+    "masks beside images": (
+        lambda root: write_mask(root / "test/Ground Truth/0.png"),
+        ["test/Ground Truth looks like masks, not like images", "move it beside test"],
+    ),
+    "masks beside training images": (
+        lambda root: write_mask(root / "train/masks/0.png"),
+        ["train/masks looks like masks"],
+    ),
+    "validation images of no kind": (
+        lambda root: write_image(root / "validation/0.png"),
+        ["a/validation holds images outside of good/", folder.LAYOUT],
+    ),
+    "no validation images": (
+        lambda root: (root / "validation/good").mkdir(parents=True),
+        ["validation/good holds no images; fill or remove it"],
+    ),
+    "validation images that may be normal": (
+        lambda root: write_image(root / "validation/ok/0.png"),
+        ["does the folder ", "validation/ok hold normal images? Rename it to good if it does"],
     ),
     "no test": (
         lambda root: (root / "test").rename(root / "tests"),
@@ -139,6 +318,10 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
     ),
     "no good": (
         lambda root: (root / "train/good").rename(root / "train/ok"),
+        ["does the folder ", "train/ok hold normal images? Rename it to good if it does"],
+    ),
+    "another name for good": (
+        lambda root: (root / "train/good").rename(root / "train/parts"),
         ["a/train holds no images and no folder good", folder.LAYOUT],
     ),
     "a dead link": (
@@ -160,10 +343,22 @@ def test_a_layout_that_does_not_fit_is_refused_and_explained(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["Good", "GOOD", "ok", "OK", "normal", "defect-free", "No_Defect", "non defective"]
+)
+@pytest.mark.parametrize("place", ["test", "train"])
+def test_a_name_that_means_good_is_asked_about(tmp_path, name, place):
+    root = full(tmp_path / "a")
+    write_image(root / place / name / "0.png")
+    with pytest.raises(InputError) as caught:
+        folder.load(root, "a")
+    assert f"{place}/{name} hold normal images? Rename it to good" in str(caught.value)
+
+
 def test_an_empty_test_folder_is_refused(tmp_path):
     write_image(tmp_path / "train" / "0.png")
     (tmp_path / "test").mkdir()
-    with pytest.raises(InputError, match="test holds no images to test; expected are"):
+    with pytest.raises(InputError, match="test holds no folders of images; expected are"):
         folder.load(tmp_path, tmp_path.name)
 
 

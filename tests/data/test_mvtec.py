@@ -52,6 +52,10 @@ def test_a_category_is_sorted_by_defect_then_name(root):
         ("screw/test/thread_top/001.png", 1, "thread_top"),
     ]
     assert all(s.label == 0 and s.defect == "good" for s in category.train)
+    assert category.validation == () and category.notes == (
+        "passed over 3 files (hidden, of another kind, or in the wrong place), such as "
+        "test/.DS_Store",
+    )
 
 
 def test_samples_read_their_own_files(root):
@@ -83,10 +87,35 @@ def emptied(path):
     return step
 
 
+def renamed(path, name):
+    """A step that renames a file or folder; a name with "/" is one below the root."""
+
+    def step(root):
+        target = root / name if "/" in name else (root / path).with_name(name)
+        (root / path).rename(target)
+
+    return step
+
+
+def copied(path, name):
+    return lambda root: (root / path).with_name(name).write_bytes((root / path).read_bytes())
+
+
 MISTAKES = [  # a change of the root, and parts of the error
     (without("screw/ground_truth/bent/001_mask.png"), ["bent/001_mask.png", "bent/001.png", "missing"]),
     (without("screw/ground_truth"), ["bent/000_mask.png", "is missing"]),
-    (without("screw/train"), ["screw/train/good does not exist"]),
+    (without("screw/train"), ["screw/train does not exist"]),
+    (without("screw/train/good"), ["screw/train/good does not exist"]),
+    (renamed("screw/train/good", "Normal"), ["screw/train/Normal hold normal images? Rename it"]),
+    (renamed("screw/test/good", "OK"), ["screw/test/OK hold normal images? Rename it to good"]),
+    (renamed("screw/ground_truth", "screw/test/masks"), ["screw/test/masks looks like masks"]),
+    (renamed("screw/ground_truth/bent", "bend"), ["ground_truth/bend holds 2 masks"]),
+    (renamed("screw/ground_truth/bent/001_mask.png", "001.png"), ["001_mask.png of the image"]),
+    (renamed("screw/ground_truth/bent/001_mask.png", "001_mask.bmp"), ["001_mask.png of the image"]),
+    (renamed("screw/test/bent/001.png", "0.png"), ["0_mask.png of the image", "is missing"]),
+    (without("screw/test/bent/001.png"), ["bent/001_mask.png belongs to no image", "test/bent"]),
+    (copied("screw/test/bent/001.png", "001.jpg"), ["001.jpg and ", "001.png have the same name"]),
+    (copied("screw/ground_truth/bent/001_mask.png", "1.png"), ["bent/1.png belongs to no image"]),
     (emptied("screw/train/good"), ["screw/train/good holds no images"]),
     (without("screw/test"), ["screw/test does not exist"]),
     (emptied("screw/test"), ["screw/test holds no folders"]),

@@ -122,6 +122,25 @@ def test_a_table_that_does_not_fit_is_refused(root, rows, header, says):
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (ROWS[0], "'candle/Data/Images/Normal/0002.JPG' on line 8 of "),
+        (ROWS[3].replace("Normal/", "Normal/./"), "'candle/Data/Images/Normal/./0001.JPG' on line 8"),
+        (ROWS[0].replace("train", "test"), "is on line 2 too"),
+        (ROWS[2].replace("Images/Anomaly/000", "Images/Normal/0009"),
+         "'candle/Data/Masks/Anomaly/000.png' on line 8 of "),
+        ("candle,test,anomaly,candle/x.png,candle/x.png", "'candle/x.png' on line 8 of "),
+    ],
+)  # fmt: skip
+def test_what_is_listed_twice_is_refused_with_both_lines(root, row, says):
+    write_image(root / row.split(",")[3])
+    write_table(root, [*ROWS, row])
+    with pytest.raises(InputError) as caught:
+        visa.load(root, "candle")
+    assert says in str(caught.value) and " too; correct one" in str(caught.value)
+
+
 def test_a_missing_mask_file_is_named(root):
     (root / "candle/Data/Masks/Anomaly/000.png").unlink()
     with pytest.raises(InputError, match="Masks/Anomaly/000.png, listed on line 4 of.*missing"):

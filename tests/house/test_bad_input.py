@@ -325,12 +325,27 @@ TABLE = [
             f / "parts/train", f / "parts/train/good"), "keep the training images in one"),
     changed("train that is a loop of links", lambda f: (shutil.rmtree(f / "parts/train"),
             (f / "parts/train").symlink_to("train")), "folder train"),
+    changed("masks of another name", lambda f: None, "masks is no folder of masks beside train",
+            ["--masks", "masks"]),
+    changed("mask that nobody uses", lambda f: shutil.copy(
+            f / "parts/ground_truth/square/5_mask.png", f / "parts/ground_truth/square/7.png"),
+            "square/7.png belongs to no image in"),
+    changed("test images that may be normal", lambda f: (f / "parts/test/good").rename(
+            f / "parts/test/OK"), "test/OK hold normal images? Rename it to good"),
+    changed("masks inside test", lambda f: (f / "parts/ground_truth").rename(
+            f / "parts/test/gt"), "test/gt looks like masks"),
+    changed("no validation images", lambda f: None, "--validation folder uses the images in",
+            ["--validation", "folder"]),
+    changed("validation images of no kind", lambda f: shutil.copytree(
+            f / "parts/train", f / "parts/validation"), "holds images outside of good/"),
     changed("unknown category", lambda f: None, "there is no category 'none'",
             ["--category", "none"]),
     # MVTec AD and VisA
     dataset("no MVTec category", "mvtec", remove("mvtec/screw"), "no category of MVTec AD is in"),
     dataset("MVTec without a mask", "mvtec", remove("mvtec/screw/ground_truth"), "5_mask.png"),
-    dataset("MVTec without train", "mvtec", remove("mvtec/screw/train"), "good does not exist"),
+    dataset("MVTec without train", "mvtec", remove("mvtec/screw/train"), "train does not exist"),
+    Case("masks of MVTec", lambda f: ["--dataset", "mvtec", "--root", f / "mvtec", *SMALL,
+         "--masks", "gt"], "--masks names a folder of the data set folder; leave it out"),
     dataset("no table of VisA", "visa", remove("visa/split_csv"), "1cls.csv is missing"),
     dataset("empty table", "visa", visa_table(b""), "is not object,split,label,image,mask"),
     dataset("other columns", "visa", visa_table(b"a,b\n1,2\n"), "is not object,split,label"),
@@ -340,6 +355,8 @@ TABLE = [
     dataset("table of other bytes", "visa", visa_line(b"\xff\xfe"), "cannot be read as a table"),
     dataset("open quote", "visa", visa_line(b'pcb1,"test'), "cannot be read as a table"),
     dataset("field without end", "visa", visa_line(b"x" * 200_000), "cannot be read as a table"),
+    dataset("image listed twice", "visa", visa_line(b"pcb1,test,normal,pcb1/0.png,"),
+            "'pcb1/0.png' on line 9 of "),
     dataset("listed image that is missing", "visa", visa_line(b"pcb1,test,normal,no.png,"),
             "no.png, listed on line"),
     dataset("path out of the root", "visa", visa_line(b"pcb1,test,normal,../secret.png,"),

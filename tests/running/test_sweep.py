@@ -406,7 +406,8 @@ def names(entries):
 
 
 def categories(*argv):
-    return cli._categories(cli.build_parser().parse_args([str(part) for part in argv]))
+    args = cli.build_parser().parse_args([str(part) for part in argv])
+    return cli._categories(args, Progress(quiet=True))
 
 
 def test_several_data_sets_with_a_root_each_or_one_for_all(two):

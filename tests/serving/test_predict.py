@@ -258,8 +258,22 @@ def test_a_folder_is_walked_in_order_without_hidden_files_and_linked_folders(fol
     (folder / "notes.txt").write_text("")
     (folder / "b/loop").symlink_to(folder, target_is_directory=True)
     (folder / "Z.JPG").write_text("")
-    names = [str(path.relative_to(folder)) for path in find_paths(folder)]
-    assert names == ["Z.JPG", "a.png", "b/x.png", "b/y.png"]
+    (folder / "b/.git/x").mkdir(parents=True)
+    (folder / "b/.git/c.png").write_text("")
+    (folder / "c.GIF").write_text("")
+    said = []
+    found = find_paths(folder, Mock(note=said.append))
+    names = [str(path.relative_to(folder)) for path in found]
+    assert names == ["Z.JPG", "a.png", "c.GIF", "b/x.png", "b/y.png"]
+    assert said == [
+        "passed over 2 files and 2 folders (hidden, of another kind, or in the wrong place), such "
+        "as .hidden.png"
+    ]
+    find_paths(folder / "a.png", Mock(note=said.append))
+    shutil.rmtree(folder / "b")
+    (folder / "notes.txt").unlink()
+    find_paths(folder, Mock(note=said.append))
+    assert len(said) == 2 and said[1].startswith("passed over 1 file (hidden")
 
 
 def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
@@ -340,19 +354,24 @@ def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path,
     write_category(parts, CATEGORY, "{}", "train")
     argv = ["--dataset", "folder", "--root", parts, "--setup", "ENS4", "--image-size", 32]
     argv += ["--tile-size", 16, "--weights", "random", "--device", "cpu", "--quiet", "--save"]
-    for mode in ("same-as-test", "split", "none"):
+    for mode in ("same-as-test", "split", "none", "folder"):
         out = tmp_path / mode
-        assert run(*argv, "--out", out, "--validation", mode, "--percentile", 90) == 0
+        if mode == "folder":  # the default where there are such images
+            shutil.copytree(parts / "test/good", parts / "validation/good")
+        more = [] if mode == "folder" else ["--validation", mode]
+        assert run(*argv, "--out", out, *more, "--percentile", 90) == 0
         (path,) = out.rglob("metrics.json")
         result = json.loads(path.read_text())
         found = result["thresholds"]
         assert result["validation"] == found["mode"] == mode
         assert found["n_normal"] + found["n_anomalous"] == {
-            "same-as-test": 7, "split": 4, "none": 1
+            "same-as-test": 7, "split": 4, "none": 1, "folder": 4
         }[mode]  # fmt: skip
         assert result["n_test"] == (3 if mode == "split" else 7)
         assert result["n_train"] == (5 if mode == "none" else 6)
-        assert found["image"]["rule"] == ("percentile" if mode == "none" else "f1")
+        assert found["image"]["rule"] == (
+            "percentile" if mode in ("none", "folder") else "f1"
+        )
         ensemble = path.parent / "ensemble"
         manifest = json.loads((ensemble / "manifest.json").read_text())
         assert manifest["thresholds"] == found and manifest["category"] == "parts"

@@ -137,8 +137,8 @@ def _opened(data):
         if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             raise
         raise InputError(
-            "is a TIFF file that is damaged or has samples of a kind that is not read; save it with "
-            "8 or 16 unsigned bits per channel"
+            "is a TIFF file that is damaged or has samples of a kind that is not read; save it "
+            "with 8 or 16 unsigned bits per channel"
         ) from error
     _check_pixels(image.width * image.height)
     return image

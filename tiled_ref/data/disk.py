@@ -1,14 +1,31 @@
-"""Shared by the data sets on disk: samples made of files, and checked listings of folders."""
+"""Shared by the data sets on disk: samples made of files, checked listings, images with masks.
+
+Names are compared in NFC, Unicode's composed form: a file system or archive may hold "ü" as one
+character or as two.
+"""
 
 import os
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..support.errors import InputError
 from .images import decode_image, decode_mask
-from .samples import Sample
+from .samples import ANOMALOUS, GOOD, NORMAL, Sample
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")  # any case
+IMAGE_ENDINGS = (  # in any case
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+GOOD_ALIKE = (  # names of folders in small letters and digits alone
+    "good", "goods", "ok", "okay", "normal", "normals", "nominal", "pass", "passed", "clean",
+    "flawless", "intact", "nodefect", "nodefects", "nondefect", "nondefective", "defectfree",
+    "noanomaly", "anomalyfree",
+)  # fmt: skip
+MASKS_ALIKE = (
+    "groundtruth", "groundtruths", "gt", "gts", "mask", "masks", "label", "labels",
+    "annotation", "annotations", "segmentation", "segmentations",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,9 +41,11 @@ class FileSample(Sample):
 
     @property
     def version(self):
-        """See Sample: name and label, and of each file its size and time of change."""
-        paths = [path for path in (self.path, self.mask_path) if path is not None]
-        return [*super().version, *(_file_version(path) for path in paths)]
+        """See Sample: name and label, of each file its size and time of change, the mask's name."""
+        if self.mask_path is None:
+            return [*super().version, _file_version(self.path)]
+        files = (_file_version(path) for path in (self.path, self.mask_path))
+        return [*super().version, *files, printable("/".join(self.mask_path.parts[-3:]))]
 
     def read_image(self):
         image = decode_image(self.path)
@@ -83,46 +102,224 @@ def check_category(name, known, root):
         )
 
 
-def entries(folder):
-    """Names in a folder, sorted by code point, without hidden ones.
+def nfc(text):
+    """The text in Unicode's composed form."""
+    return unicodedata.normalize("NFC", text)
+
+
+def entries(folder, passed=None):
+    """Names in a folder, sorted by code point in NFC, without hidden ones, which join `passed`.
 
     Raises InputError where it does not exist, is a file or cannot be read.
     """
     try:
-        names = os.listdir(folder)
+        names = sorted(os.listdir(folder), key=lambda name: (nfc(name), name))
     except FileNotFoundError as error:
         raise InputError(f"the folder {folder} does not exist") from error
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    return sorted(name for name in names if not name.startswith("."))
+    if passed is not None:
+        passed += [Path(folder, name) for name in names if name.startswith(".")]
+    return [name for name in names if not name.startswith(".")]
 
 
 def folders(folder):
-    """Names of the folders in a folder, sorted, links to folders included."""
-    return [name for name in entries(folder) if os.path.isdir(os.path.join(folder, name))]
+    """{name in NFC: path} of the folders in a folder, sorted, links to folders included.
+
+    Raises InputError for two whose names are the same in NFC, and as `entries` does.
+    """
+    found = {}
+    for path in (Path(folder, name) for name in entries(folder)):
+        if path.is_dir() and found.setdefault(nfc(path.name), path) is not path:
+            raise InputError(
+                f"{found[nfc(path.name)]} and {path} have the same name in two Unicode forms; "
+                "rename one"
+            )
+    return found
 
 
-def images(folder):
-    """The image files directly in a folder, a list of Path sorted by name; the rest is skipped.
+def kinds(folder):
+    """folders(folder), where each holds the images of one kind.
 
+    Raises InputError for a name by which it may as well hold normal images, or masks.
+    """
+    found = folders(folder)
+    for name, path in found.items():
+        if name != GOOD and _plain(name) in GOOD_ALIKE:
+            raise InputError(
+                f"does the folder {path} hold normal images? Rename it to {GOOD} if it does, "
+                "else give it the name of a defect"
+            )
+        if looks_like_masks(name):
+            raise InputError(
+                f"the folder {path} looks like masks, not like images of one kind; move it beside "
+                f"{Path(folder).name} under the name ground_truth, or give it another name"
+            )
+    return found
+
+
+def looks_like_masks(name):
+    """Whether a folder of this name is likely to hold masks."""
+    return _plain(name) in MASKS_ALIKE
+
+
+def _plain(name):
+    return "".join(char for char in nfc(name).lower() if char.isalnum())
+
+
+def images(folder, passed=None, but=(), endings=IMAGE_ENDINGS):
+    """The image files directly in a folder.
+
+    Parameters: folder; passed, a list that all other files and folders join, except the paths
+    in `but`; endings, of an image's name, in lower case.
+    Returns a list of Path, sorted by name.
     Raises InputError for a dead link with an image's name, and as `entries` does.
     """
     paths = []
-    for name in entries(folder):
-        path = Path(folder, name)
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.is_dir():
+    for path in (Path(folder, name) for name in entries(folder, passed)):
+        if path.suffix.lower() in endings and not path.is_dir():
             if not path.exists():
                 raise InputError(f"the link {path} leads nowhere; repair or remove it")
             paths.append(path)
+        elif passed is not None and path not in but:
+            passed.append(path)
     return paths
 
 
-def some_images(folder, remedy):
-    """images(folder). Raises InputError with the remedy where there are none."""
-    found = images(folder)
+def some_images(folder, remedy, passed=None):
+    """images(folder, passed). Raises InputError with the remedy where there are none."""
+    found = images(folder, passed)
     if not found:
         raise InputError(f"the folder {folder} holds no images; {remedy}")
     return found
+
+
+def passed_over(passed, root):
+    """A sentence with the numbers of files and folders below root that are not read, in a tuple;
+    an empty tuple without any."""
+    if not passed:
+        return ()
+    n_folders = sum(path.is_dir() for path in passed)
+    parts = [counted(len(passed) - n_folders, "file"), counted(n_folders, "folder")]
+    return (
+        f"passed over {' and '.join(filter(None, parts))} (hidden, of another kind, or in the "
+        f"wrong place), such as {printable(min(passed), root)}",
+    )
+
+
+def counted(n, noun):
+    """Such as "1 file", "2 files"; "" for none."""
+    return f"{n} {noun}{'s' * (n > 1)}" if n else ""
+
+
+# ---------------------------------------------------------------- test images and their masks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a data set expects of its folders.
+
+    Parameters: remedy, the end of a sentence about a layout that does not fit; missing, of one
+    about a missing mask; suffixes, of an image's stem, that make the stem of its mask; endings,
+    of a mask's name.
+    """
+
+    remedy: str
+    missing: str
+    suffixes: tuple = ("_mask", "")
+    endings: tuple = IMAGE_ENDINGS
+
+
+def normal_samples(paths, root):
+    """Samples of normal images, named by their paths below root."""
+    return tuple(FileSample(printable(path, root), NORMAL, GOOD, path) for path in paths)
+
+
+def defect_samples(folder, truth, root, passed, layout):
+    """Samples of the images in <folder>/good and <folder>/<defect>, masks from <truth>/<defect>.
+
+    Parameters: folder; truth, the folder of the masks, None without; root, of the samples' names;
+    passed, see `images`; layout, a Layout.
+    Returns a tuple of FileSample, sorted by kind of defect, then file name.
+    Raises InputError for images outside of a kind's folder, an empty folder, masks that no image
+    uses, and as `kinds` and `match_masks` do.
+    """
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist; {layout.remedy}")
+    found = kinds(folder)
+    if images(folder, passed, found.values()):
+        raise InputError(
+            f"the folder {folder} holds images outside of good/ and <defect>/, so it is not known "
+            f"which are normal; {layout.remedy}"
+        )
+    if not found:
+        raise InputError(f"the folder {folder} holds no folders of images; {layout.remedy}")
+    has_masks = truth is not None and truth.is_dir()
+    masks = folders(truth) if has_masks else {}
+    unused = [path for name, path in masks.items() if name not in found or name == GOOD]
+    for path in (truth, *unused) if has_masks else ():
+        if stray := images(path, passed, masks.values(), layout.endings):
+            raise InputError(
+                f"the folder {path} holds {counted(len(stray), 'mask')}, such as {stray[0].name}, "
+                f"that belong to no defective image in {folder}; move or remove them, the masks of "
+                f"{folder.name}/<defect> lie in {truth.name}/<defect>"
+            )
+    samples = []
+    for defect, path in found.items():
+        paths = some_images(path, f"fill or remove it; {layout.remedy}", passed)
+        label = NORMAL if defect == GOOD else ANOMALOUS
+        matched = {}
+        if label == ANOMALOUS and truth is not None:
+            matched = match_masks(paths, masks.get(defect, truth / defect), passed, layout)
+        for path in paths:
+            name = printable(path, root)
+            samples.append(FileSample(name, label, printable(defect), path, matched.get(path)))
+    return tuple(samples)
+
+
+def match_masks(paths, folder, passed, layout):
+    """Give every image in a folder its mask, and every mask its image.
+
+    A mask has its image's stem and one of layout.suffixes; the same one for all where that fits
+    all, as in images 0 and 0_mask with masks 0 and 0_mask.
+    Parameters: paths, of images in one folder; folder, of their masks; passed, layout, see
+    `defect_samples`.
+    Returns {path of the image: path of its mask}.
+    Raises InputError, which names both files, for two images of one stem, two masks of one image,
+    a mask of two images, of none, and a missing mask.
+    """
+    stems, masks, owners = {}, {}, {}
+    for path in paths:
+        if stems.setdefault(nfc(path.stem), path) is not path:
+            raise InputError(
+                f"{stems[nfc(path.stem)]} and {path} have the same name before the dot, so their "
+                "masks cannot be told apart; rename or remove one"
+            )
+    for mask in images(folder, passed, endings=layout.endings) if folder.is_dir() else ():
+        masks.setdefault(nfc(mask.stem), []).append(mask)
+    fits = [s for s in layout.suffixes if {stem + s for stem in stems} == set(masks)]
+    for stem, path in stems.items():
+        suffixes = fits or layout.suffixes
+        mine = [mask for suffix in suffixes for mask in masks.get(stem + suffix, ())]
+        if not mine:
+            wanted = Path(folder, f"{path.stem}{layout.suffixes[0]}.png")
+            raise InputError(
+                f"the mask {wanted} of the image {path} is missing; {layout.missing}"
+            )
+        if len(mine) > 1:
+            raise InputError(f"{mine[0]} and {mine[1]} are both masks of {path}; remove one")
+        if owners.setdefault(mine[0], path) is not path:
+            raise InputError(
+                f"the mask {mine[0]} belongs to {owners[mine[0]]} and to {path}; give every image "
+                "a mask of its own"
+            )
+    unused = [mask for group in masks.values() for mask in group if mask not in owners]
+    if unused:
+        raise InputError(
+            f"the mask {unused[0]} belongs to no image in {paths[0].parent}; add the image, or "
+            f"remove the mask ({counted(len(unused), 'such mask')})"
+        )
+    return {path: mask for mask, path in owners.items()}
 
 
 def printable(path, root=None):

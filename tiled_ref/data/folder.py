@@ -3,17 +3,34 @@
 A category is a folder that holds train/; the root is one itself or holds several.
 """
 
-from pathlib import Path
+import os
+import shlex
 
 from ..support.errors import InputError
-from .disk import FileSample, check_category, check_root, folders, images, printable, some_images
-from .samples import ANOMALOUS, GOOD, NORMAL, Category
+from .disk import (
+    Layout,
+    check_category,
+    check_root,
+    defect_samples,
+    folders,
+    images,
+    kinds,
+    looks_like_masks,
+    nfc,
+    normal_samples,
+    passed_over,
+    printable,
+    some_images,
+)
+from .samples import GOOD, Category
 
 LAYOUT = (
     "expected are <root>/train/ or <root>/train/good/ with normal images, <root>/test/good/ "
-    "and <root>/test/<defect>/ with images to test, and, for pixel metrics, "
-    "<root>/ground_truth/<defect>/<image's name>_mask.png (or the image's name alone)"
+    "and <root>/test/<defect>/ with images to test, for pixel metrics "
+    "<root>/ground_truth/<defect>/<image's name>_mask.png (or the image's name alone), and, if "
+    "they shall decide the thresholds, <root>/validation/good/ with normal images"
 )
+TEST = Layout(LAYOUT, "add it, or move all masks away to do without pixel metrics")
 
 
 def categories(root):
@@ -24,89 +41,91 @@ def categories(root):
     return tuple(_bases(check_root(root, "folder")))
 
 
-def load(root, name):
+def load(root, name, mask_folder=None):
     """One category, sorted by kind of defect, then file name.
 
-    Without a folder ground_truth there are no masks; with it every defective image needs one.
+    Without a folder of masks there are none; with it every defective image needs one.
 
-    Parameters: root, path; name, one of categories(root).
-    Returns Category.
+    Parameters: root, path; name, one of categories(root); mask_folder, the name of the folder of
+    masks beside train and test, by default ground_truth where there is one.
+    Returns Category; its notes say what is passed over, and name folders that may hold masks.
     Raises InputError for an unknown category (lists the known ones), a layout that does not
-    fit (explains it), an empty folder, a missing or ambiguous mask.
+    fit (explains it), an empty folder, a name that looks like good or masks, no such mask_folder,
+    and images and masks that do not match one to one.
     """
     root = check_root(root, "folder")
     bases = _bases(root)
+    name = nfc(name)
     check_category(name, tuple(bases), root)
-    base = bases[name]
-    train = tuple(
-        FileSample(printable(path, base), NORMAL, GOOD, path) for path in _train(base / "train")
-    )
-    test_dir, truth_dir = base / "test", base / "ground_truth"
-    if not test_dir.is_dir():
-        raise InputError(f"the folder {test_dir} does not exist; {LAYOUT}")
-    if images(test_dir):
-        raise InputError(
-            f"the folder {test_dir} holds images outside of good/ and <defect>/, so it is not "
-            f"known which are normal; {LAYOUT}"
-        )
-    has_truth = truth_dir.is_dir()
-    test = []
-    for defect in folders(test_dir):
-        masks = _masks(truth_dir / defect) if has_truth and defect != GOOD else None
-        label = NORMAL if defect == GOOD else ANOMALOUS
-        for path in some_images(test_dir / defect, f"fill or remove it; {LAYOUT}"):
-            mask = None if masks is None else _mask(masks, truth_dir / defect, path)
-            text = printable(path, base)
-            test.append(FileSample(text, label, printable(defect), path, mask))
-    if not test:
-        raise InputError(f"the folder {test_dir} holds no images to test; {LAYOUT}")
-    has_masks = has_truth or not any(sample.label for sample in test)
-    return Category("folder", name, train, tuple(test), has_masks)
+    base, passed = bases[name], []
+    train = normal_samples(_train(base / "train", passed), base)
+    truth, notes = _truth(base, mask_folder)
+    test = defect_samples(base / "test", truth, base, passed, TEST)
+    validation = _validation(base / "validation", base, passed, notes)
+    has_masks = truth is not None or not any(sample.label for sample in test)
+    notes = (*notes, *passed_over(passed, base))
+    return Category("folder", name, train, test, has_masks, validation, notes)
 
 
 def _bases(root):
     """Category name -> its folder."""
     if (root / "train").is_dir():
-        return {printable(root.resolve().name) or "root": root}
-    found = {printable(name): root / name for name in folders(root)}
+        return {nfc(printable(root.resolve().name)) or "root": root}
+    found = {printable(name): path for name, path in folders(root).items()}
     found = {name: base for name, base in found.items() if (base / "train").is_dir()}
     if not found:
         raise InputError(f"neither --root {root} nor a folder in it holds a folder train; {LAYOUT}")
     return found
 
 
-def _train(folder):
+def _train(folder, passed):
     """Paths of the training images, in folder/good or in folder itself."""
-    good = folder / GOOD
-    direct = images(folder)
-    if not good.is_dir():
+    good = kinds(folder).get(GOOD)
+    direct = images(folder, passed, [good])
+    if good is None:
         if direct:
             return direct
         raise InputError(f"the folder {folder} holds no images and no folder good; {LAYOUT}")
-    nested = some_images(good, f"put the normal training images there; {LAYOUT}")
+    nested = some_images(good, f"put the normal training images there; {LAYOUT}", passed)
     if direct:
         raise InputError(f"{folder} and {good} both hold images; keep the training images in one")
     return nested
 
 
-def _masks(folder):
-    """Image files of a mask folder by stem; none if the folder is missing."""
-    masks = {}
-    for path in images(folder) if folder.is_dir() else ():
-        masks.setdefault(path.stem, []).append(path)
-    return masks
+def _truth(base, name):
+    """The folder of the masks, None without one, and a list of notes."""
+    beside = folders(base)
+    if name is not None:
+        allowed = {key: path for key, path in beside.items() if key not in ("train", "test")}
+        if nfc(name) not in allowed:
+            raise InputError(
+                f"--masks {name} is no folder of masks beside train and test in {base}, which "
+                f"holds: {', '.join(allowed) or 'no other folder'}"
+            )
+        return allowed[nfc(name)], []
+    if os.path.lexists(base / "ground_truth"):
+        return base / "ground_truth", []
+    return None, [
+        f"no masks are read, because there is no folder ground_truth; the folder {key} looks like "
+        f"masks: --masks {shlex.quote(key)} takes it"
+        for key in beside
+        if looks_like_masks(key)
+    ]
 
 
-def _mask(masks, folder, image):
-    """The path of an image's mask: <stem>_mask if there is one, else <stem>."""
-    for stem in (f"{image.stem}_mask", image.stem):
-        if len(masks.get(stem, ())) > 1:
-            first, second = masks[stem][:2]
-            raise InputError(f"{first} and {second} are both masks of {image}; remove one")
-        if stem in masks:
-            return masks[stem][0]
-    wanted = Path(folder, f"{image.stem}_mask.png")
-    raise InputError(
-        f"the mask {wanted} of the image {image} is missing; add it, or remove the folder "
-        "ground_truth to do without pixel metrics"
-    )
+def _validation(folder, base, passed, notes):
+    """The samples of folder/good, none without it; another folder is noted."""
+    if not os.path.lexists(folder):
+        return ()
+    found = kinds(folder)
+    if images(folder, passed, found.values()):
+        raise InputError(
+            f"the folder {folder} holds images outside of good/, so it is not known whether they "
+            f"are normal; {LAYOUT}"
+        )
+    others = [f"{folder.name}/{name}" for name in found if name != GOOD]
+    if others:
+        notes.append(f"{', '.join(others)}: not used, thresholds come from validation/good alone")
+    if GOOD not in found:
+        return ()
+    return normal_samples(some_images(found[GOOD], "fill or remove it", passed), base)

@@ -7,9 +7,7 @@ import torch
 
 from ..support.errors import InputError
 from .decoding import read_picture
-from .resizing import resize_image, resize_mask
-
-__all__ = ["MEAN", "STD", "decode_image", "decode_mask", "normalize", "resize_image", "resize_mask"]
+from .resizing import resize_image, resize_mask  # noqa: F401  their place for importers
 
 # Mean and standard deviation of ImageNet's red, green and blue channels on a scale of 0 to 1,
 # with which torchvision's ResNet-18 was trained (ResNet18_Weights.IMAGENET1K_V1.transforms()).
@@ -61,7 +59,8 @@ def decode_mask(path):
     try:
         return _by_alpha(_by_colour(picture), picture.alpha)
     except InputError as error:
-        raise InputError(f"the mask {os.fsdecode(path)} {error}; save it as black and white") from error
+        name = os.fsdecode(path)
+        raise InputError(f"the mask {name} {error}; save it as black and white") from error
 
 
 def _by_colour(picture):

@@ -10,13 +10,26 @@ Bergmann, Batzner, Fauser, Sattlegger, Steger, "The MVTec Anomaly Detection Data
 """
 
 from ..support.errors import InputError
-from .disk import FileSample, check_category, check_root, folders, printable, some_images
-from .samples import ANOMALOUS, GOOD, NORMAL, Category
+from .disk import (
+    Layout,
+    check_category,
+    check_root,
+    defect_samples,
+    folders,
+    images,
+    kinds,
+    normal_samples,
+    passed_over,
+    some_images,
+)
+from .samples import GOOD, Category
 
 CATEGORIES = (
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut",
     "pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper",
 )  # fmt: skip
+REMEDY = "unpack the archive of MVTec AD again"
+LAYOUT = Layout(remedy=REMEDY, missing=REMEDY, suffixes=("_mask",), endings=(".png",))
 
 
 def categories(root):
@@ -41,26 +54,13 @@ def load(root, name):
     Parameters: root, path of the data set; name, one of categories(root).
     Returns Category.
     Raises InputError for an unknown category (lists the known ones), a missing or empty
-    folder, a missing mask.
+    folder, a name that looks like good, and images and masks that do not match one to one.
     """
     root = check_root(root, "mvtec")
     check_category(name, categories(root), root)
-    base = root / name
-    remedy = "unpack the archive of MVTec AD again"
-    train = tuple(
-        FileSample(printable(path, root), NORMAL, GOOD, path)
-        for path in some_images(base / "train" / GOOD, remedy)
-    )
-    test = []
-    for defect in folders(base / "test"):
-        for path in some_images(base / "test" / defect, remedy):
-            label, mask = NORMAL, None
-            if defect != GOOD:
-                label, mask = ANOMALOUS, base / "ground_truth" / defect / f"{path.stem}_mask.png"
-                if not mask.is_file():
-                    raise InputError(f"the mask {mask} of the image {path} is missing; {remedy}")
-            text = printable(path, root)
-            test.append(FileSample(text, label, printable(defect), path, mask))
-    if not test:
-        raise InputError(f"the folder {base / 'test'} holds no folders of images; {remedy}")
-    return Category("mvtec", name, train, tuple(test), has_masks=True)
+    base, passed = root / name, []
+    good = kinds(base / "train").get(GOOD, base / "train" / GOOD)
+    passed += images(base / "train", passed, [good])
+    train = normal_samples(some_images(good, REMEDY, passed), root)
+    test = defect_samples(base / "test", base / "ground_truth", root, passed, LAYOUT)
+    return Category("mvtec", name, train, test, has_masks=True, notes=passed_over(passed, base))

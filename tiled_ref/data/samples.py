@@ -61,6 +61,10 @@ class Category:
     has_masks : bool
         Every anomalous test image has a mask, so pixel metrics can be computed. True as
         well where no test image is anomalous.
+    validation : tuple of Sample
+        Normal images that are there to decide the thresholds; often none.
+    notes : tuple of str
+        Sentences for people, such as how many files were passed over.
     """
 
     dataset: str
@@ -68,3 +72,5 @@ class Category:
     train: tuple
     test: tuple
     has_masks: bool
+    validation: tuple = ()
+    notes: tuple = ()

@@ -54,8 +54,8 @@ def check(tags, mask, big_endian=False):
             raise InputError(f"{sentence}; save it as PNG")
     if not mask and (bits > 16 or kind != UNSIGNED):
         raise InputError(
-            f"has {words(bits, kind)}, whose range is not known; save it with 8 or 16 unsigned bits "
-            "per channel"
+            f"has {words(bits, kind)}, whose range is not known; save it with 8 or 16 unsigned "
+            "bits per channel"
         )
 
 

@@ -12,7 +12,7 @@ import csv
 from pathlib import Path
 
 from ..support.errors import InputError
-from .disk import FileSample, check_category, check_root, folders
+from .disk import FileSample, check_category, check_root, folders, nfc
 from .samples import ANOMALOUS, GOOD, NORMAL, Category
 
 CATEGORIES = (
@@ -46,12 +46,12 @@ def load(root, name):
     Parameters: root, path of the data set; name, one of categories(root).
     Returns Category.
     Raises InputError for an unknown category (lists the known ones), a missing or malformed
-    table, a listed file that is missing.
+    table, a listed file that is missing or listed twice.
     """
     root = check_root(root, "visa")
     check_category(name, categories(root), root)
     table = root / "split_csv" / "1cls.csv"
-    splits = {"train": [], "test": []}
+    splits, lines = {"train": [], "test": []}, {}
     for line, row in _rows(table):
         if row["object"] != name:
             continue
@@ -70,6 +70,13 @@ def load(root, name):
                 raise InputError(
                     f"{text!r} on {where} leads out of --root {root}; correct the line"
                 )
+            key = nfc(Path(text).as_posix())
+            if text and key in lines:
+                raise InputError(
+                    f"{text!r} on {where} is on line {lines[key]} too; correct one, every image "
+                    "and every mask belongs on one line"
+                )
+            lines[key] = line
         path = root / row["image"]
         mask = root / row["mask"] if label == ANOMALOUS else None
         for file in (path, mask):

@@ -34,6 +34,7 @@ THRESHOLDS = {  # thresholds.MODES
     "split": "Verdicts: the thresholds come from one half of the test images; metrics and "
     "pictures are of the other half.",
     "none": "Verdicts: the thresholds come from training images held out, without any defect.",
+    "folder": "Verdicts: the thresholds come from validation images without any defect.",
 }
 GALLERY_BYTES = 40 << 20  # of pictures in the page; images with the smallest errors are left out
 

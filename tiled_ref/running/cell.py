@@ -49,7 +49,7 @@ class Options:
     resume: bool = False  # reuse finished cells, continue unfinished ones; or pieces.WHERE_SAME
     save: bool = False  # keep the trained ensemble in the cell's folder
     report: bool = False  # write analysis.npz of the cell and images.npz of its category
-    validation: str = "same-as-test"  # images that decide the thresholds, see thresholds.plan
+    validation: str = None  # images that decide the thresholds, see thresholds.plan
     percentile: float = 100.0  # of normal scores: the threshold without defective images
     memory: str = "low"  # one of engine.MEMORY_MODES
     share_features: int = shared_layers.BUDGET  # bytes on disk for shared layers; 0 shares none

@@ -42,7 +42,7 @@ def cell_identity(recipe, images, options):
         "stride": list(setup.stride),
         **recipe.values(),
         "metric_size": options.metric_size,
-        "validation": options.validation,
+        "validation": images.plan.mode,
         "percentile": options.percentile,
         "weights": options.weights,
         "weights_digest": options.weights_digest,

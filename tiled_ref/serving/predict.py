@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..archive.ensembles import RESIDENT_BUDGET
 from ..data import reading
-from ..data.disk import IMAGE_ENDINGS, FileSample, printable
+from ..data.disk import IMAGE_ENDINGS, FileSample, passed_over, printable
 from ..data.samples import NORMAL
 from ..running.engine import Engine
 from ..support.errors import InputError, one_line
@@ -91,12 +91,13 @@ def _rows(predictor, samples):
                 yield sample, image_map, float(score), None
 
 
-def find_paths(source):
+def find_paths(source, progress=None):
     """The image files that --predict names.
 
     Parameters: source, str or path: a file; a folder, for its image files and those of all
     folders below it, by name (links to folders are not followed); or "-", for the paths on
-    standard input, separated by NUL if there is one, else by the ends of lines.
+    standard input, separated by NUL if there is one, else by the ends of lines; progress, a
+    Progress, notes how many files and folders of a folder are passed over.
     Returns a list of Path, at least one; whether they are images is found when they are read.
     Raises InputError for a file or folder that is not there, and where there is no path.
     """
@@ -112,16 +113,20 @@ def find_paths(source):
         if not os.path.lexists(source):
             raise InputError(f"--predict {printable(source)}: there is no such file or folder")
         return [source]
-    paths = []
+    paths, passed = [], []
     for folder, folders, names in os.walk(source, onerror=_unreadable):
+        below = [Path(folder, name) for name in folders]
+        passed += [path for path in below if path.name.startswith(".") or path.is_symlink()]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."):
-                paths.append(Path(folder, name))
+            wanted = name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+            (paths if wanted else passed).append(Path(folder, name))
     if not paths:
         raise InputError(
             f"the folder {printable(source)} holds no images ({', '.join(IMAGE_ENDINGS)})"
         )
+    for note in passed_over(passed, source) if progress else ():
+        progress.note(one_line(note))
     return paths
 
 
@@ -148,7 +153,8 @@ def run_predict(ensemble, source, out, options, progress=None):
             "the ensemble has no threshold for pixels, so no masks can be drawn; train it with "
             "--validation none, or use --pictures none"
         )
-    samples = [FileSample(printable(path), NORMAL, "", path) for path in find_paths(source)]
+    paths = find_paths(source, progress)
+    samples = [FileSample(printable(path), NORMAL, "", path) for path in paths]
     make_folder(out)
     clear(out)
     count = {"normal": 0, "anomalous": 0, "unknown": 0, "errors": 0}
