@@ -10,22 +10,22 @@ STRIP = 1 << 17  # values computed at a time, so that they stay in the cache
 def resize_image(image, size, antialias=False):
     """Bilinear resize with half-pixel centres: OpenCV's INTER_LINEAR, bit for bit.
 
-    From n to m pixels, rows and columns alike, output pixel x lies at
+    From n to m pixels, output column (or row) x lies between the columns (rows) i and i + 1:
 
         f = float32((x + 0.5) s - 0.5), s = 1 / (m / n);  i = floor(f);  f = f - i
 
-    between the pixels i and i + 1, both clipped to 0 and n - 1; where i < 0 or i >= n - 1, the
-    columns (not the rows) have f = 0. Their weights are the integers
+    For columns, not for rows, f = 0 where i < 0 or i >= n - 1. Then i and i + 1 are clipped to 0
+    and n - 1. Their weights are integers, halves rounded to even, b0 and b1 those of rows:
 
-        a0 = rint(2048 (1 - f)), a1 = rint(2048 f), halves to even; b0 and b1 for the rows
+        a0 = rint(2048 (1 - f)), a1 = rint(2048 f)
 
-    First along the rows, then down the columns, in integers (>> drops low bits):
+    First along every row j, then down the columns (>> drops low bits):
 
         R[j] = S[j, i] a0 + S[j, i + 1] a1
         out = ((b0 (R[j] >> 4) >> 16) + (b1 (R[j + 1] >> 4) >> 16) + 2) >> 2
 
-    An image of exactly twice the size in both directions is averaged instead: (the sum of
-    2 x 2 pixels + 2) >> 2.
+    At half the size in both directions this is (the sum of 2 x 2 pixels + 2) >> 2, and computed
+    so.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def _strips(n_rows, n_values, times=1):
 
 
 def _halved(image):
-    """The mean of 2 x 2 pixels, halves rounded up: uint8 (2 H, 2 W, C) -> (H, W, C)."""
+    """The mean of 2 x 2 pixels, 0.5 rounded up: uint8 (2 H, 2 W, C) -> (H, W, C)."""
     height, width, channels = image.shape
     out = np.empty((height // 2, width // 2, channels), np.uint8)
     for strip in _strips(len(out), 2 * width * channels):
