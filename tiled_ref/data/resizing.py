@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-STRIP = 1 << 17  # values computed at a time, so that they stay in the cache
+STRIP = 1 << 16  # values computed at a time, so that they stay in the cache
 
 
 def resize_image(image, size, antialias=False):
@@ -138,7 +138,7 @@ def _antialiased(image, size):
     index, weight = _taps(height, size[0])
     across = _taps(width, size[1])
     out = np.empty((*size, channels), np.uint8)
-    for strip in _strips(size[0], width * channels, times=4):
+    for strip in _strips(size[0], width * channels, times=8):
         rows = _weighted_sum(lines, (index[:, strip], weight[:, strip]))
         rows = rows.reshape(-1, width, channels)
         columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(width, -1)  # (w, n * C)
