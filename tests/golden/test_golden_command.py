@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sources import ROOT
 
-from tiled_ref.golden import npy
+from tiled_ref.golden import formulas, images, npy
 from tiled_ref.golden.__main__ import REFERENCE, main
+from tiled_ref.golden.bundle import EDITION, Bundle, output_path
 
 
 @pytest.fixture
@@ -132,6 +133,26 @@ def edited(tmp_path, change):
     return folder
 
 
+def test_a_bundle_of_the_first_edition_does_not_state_it_and_is_read(tmp_path, capsys):
+    folder = edited(tmp_path, lambda manifest: manifest.pop("edition"))
+    assert Bundle(folder).edition == 1 and Bundle(REFERENCE).edition == EDITION == 2
+    assert main(["check", str(folder), "--reference", str(folder), "--stage", "tile"]) == 0
+    assert "(edition 1)" in capsys.readouterr().out
+
+
+def test_a_port_of_the_first_edition_is_told_what_has_changed(tmp_path, capsys):
+    """Its rule for resizing, written out: bilinear in floating point, halves to even."""
+    for case in images.RESIZE.cases():
+        picture, size = case.inputs["image"].transpose(2, 0, 1), case.inputs["size"].tolist()
+        image = np.rint(np.round(formulas.enlarge(picture, size), 6)).astype(np.uint8)
+        file = tmp_path / output_path("resize", case.name, "image")
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(npy.encode(np.ascontiguousarray(image.transpose(1, 2, 0))))
+    assert main(["check", str(tmp_path), "--stage", "resize"]) == 1
+    cause = capsys.readouterr().out.splitlines()[-1]
+    assert cause.startswith("LIKELY CAUSE: ") and "right in edition 1 of these files" in cause
+
+
 def first_output(manifest, stage):
     entry = next(s for s in manifest["stages"] if s["name"] == stage)
     return next(iter(entry["cases"][0]["outputs"].values()))
@@ -142,6 +163,8 @@ def first_output(manifest, stage):
     [
         (lambda m: m.update(version=99), "newer"),
         (lambda m: m.update(version="1"), "damaged"),
+        (lambda m: m.update(edition=0), "damaged"),
+        (lambda m: m.update(edition=True), "damaged"),
         (lambda m: m.update(format="other"), "damaged"),
         (lambda m: m.pop("stages"), "'stages' is missing"),
         (lambda m: m["stages"][0].pop("cases"), "'cases' is missing"),

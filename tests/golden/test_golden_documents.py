@@ -10,7 +10,7 @@ import pytest
 
 from tiled_ref.golden import npy
 from tiled_ref.golden.__main__ import REFERENCE, main
-from tiled_ref.golden.bundle import Bundle
+from tiled_ref.golden.bundle import EDITION, Bundle
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,13 @@ def test_format_describes_every_stage_input_and_output(manifest):
                     stage["name"],
                     name,
                 )
+
+
+def test_format_says_what_each_edition_changed(manifest):
+    text = (REFERENCE / "FORMAT.md").read_text("utf-8")
+    assert text.startswith(f"# Golden files, format version 1, edition {EDITION}\n")
+    assert re.findall(r"^Edition (\d+):$", text, re.M) == [str(n) for n in range(2, EDITION + 1)]
+    assert manifest["edition"] == EDITION
 
 
 def test_the_reader_in_format_md_reads_every_array(tmp_path):

@@ -43,6 +43,7 @@ BUGS = {
     25: ("padim.map", "rows and columns of the positions are exchanged"),
     26: ("padim.map", "no square root"),
     27: ("padim.score", "the maximum starts from 0"),
+    28: ("resize", "2 is not added before the last shift"),
 }
 
 

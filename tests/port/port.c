@@ -595,18 +595,33 @@ static double sample(const Array *im, long y, long x, long H, long W, long chann
     return total / weights;
 }
 #else
+/* Pixel x, from n to m: the two pixels of n and their integer weights. */
+static void integer_taps(long x, long n, long m, int columns, long at[2], long weight[2]) {
+    double scale = 1 / ((double)m / (double)n);
+    float f = (float)(((double)x + 0.5) * scale - 0.5);
+#if BUG == 20
+    f = m > 1 ? (float)((double)x * (double)(n - 1) / (double)(m - 1)) : 0.0f;
+#endif
+    long i = (long)floor((double)f);
+    f -= (float)i;
+    if (columns && (i < 0 || i >= n - 1)) f = 0;
+    for (int k = 0; k < 2; k++) at[k] = i + k < 0 ? 0 : least(i + k, n - 1);
+    weight[0] = (long)to_even(2048 * (double)(1 - f));
+    weight[1] = (long)to_even(2048 * (double)f);
+}
+
 static double sample(const Array *im, long y, long x, long H, long W, long channel) {
-    long a, b, w = im->shape[1];
-    double p, q, column[2];
-    bilinear(y, im->shape[0], H, &a, &p);
-    bilinear(x, w, W, &b, &q);
-    float up = (float)(1 - p), down = (float)p, left = (float)(1 - q), right = (float)q;
+    long row[2], b[2], column[2], a[2], w = im->shape[1];
+    long total = BUG == 28 ? 0 : 2;
+    integer_taps(y, im->shape[0], H, 0, row, b);
+    integer_taps(x, w, W, 1, column, a);
     for (int k = 0; k < 2; k++) {
-        long at = b + (k && b + 1 < w), below = a + (a + 1 < im->shape[0]);
-        column[k] = (float)((float)(im->v[(a * w + at) * 3 + channel] * up)
-                            + (float)(im->v[(below * w + at) * 3 + channel] * down));
+        long left = (long)im->v[(row[k] * w + column[0]) * 3 + channel];
+        long right = (long)im->v[(row[k] * w + column[1]) * 3 + channel];
+        long sum = left * a[0] + right * a[1];
+        total += b[k] * (sum >> 4) >> 16;
     }
-    return (float)((float)(column[0] * left) + (float)(column[1] * right));
+    return (double)(total >> 2);
 }
 #endif
 

@@ -13,6 +13,7 @@ from .stage import File
 
 FORMAT = "tiled-ref golden files"
 FORMAT_VERSION = 1  # of the bundle's layout; a reader refuses a newer one
+EDITION = 2  # of the cases and their outputs; FORMAT.md says what each edition changed
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -55,6 +56,11 @@ class Bundle:
             raise self._damaged(f"not complete JSON: {error}") from error
         self._check()
         self._arrays, self._inputs = {}, {}
+
+    @property
+    def edition(self):
+        """The edition of the cases and their outputs; the first one does not state it."""
+        return self.manifest.get("edition", 1)
 
     @property
     def stages(self):
@@ -149,8 +155,9 @@ class Bundle:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise self._damaged(f'its "format" is not "{FORMAT}"')
         version = manifest.get("version")
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise self._damaged(f'its "version" is {version!r}')
+        for key, number in (("version", version), ("edition", self.edition)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise self._damaged(f'its "{key}" is {number!r}')
         if version > FORMAT_VERSION:
             raise InputError(
                 f"{self.file} has format version {version}, newer than the {FORMAT_VERSION} that "

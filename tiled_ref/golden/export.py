@@ -14,7 +14,7 @@ from .. import __version__
 from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
 from . import npy
-from .bundle import FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
+from .bundle import EDITION, FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
 from .compare import compare, differences, ulps_apart
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
@@ -58,6 +58,7 @@ def _export(folder, stages, models, command):
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
+        "edition": EDITION,
         "command": command,
         "seed": SEED,
         "versions": {

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data import images, resizing
 from . import formulas, pictures
-from .compare import EXACT, boundary, close
+from .compare import EXACT, close
 from .inputs import GRIDS, grid_array, size_of, tensor, tile_grid
 from .numbers import Numbers
 from .stage import Case, File, Mistake, Stage
@@ -106,20 +106,48 @@ def _resize_cases():
         ("mixed", 9, 40, (20, 16), ("upscale", "downscale", "not_square")),
         ("same", 10, 12, (10, 12), ("same_size",)),
         ("one_pixel", 1, 1, (3, 4), ("one_pixel", "upscale")),
+        ("long", 2, 1501, (3, 997), ("upscale", "downscale", "not_square")),
     ):
         image = _picture(Numbers(f"resize/{name}"), h, w)
         yield Case(name, {"image": image, "size": np.array(size, np.int64)}, flags)
 
 
-def _resize_formula(inputs, mode="bilinear", rounding=np.rint, channels=None, **switches):
+def _resize_formula(inputs, mode="integers", rounding=np.rint, channels=None, **switches):
     image, size = inputs["image"].transpose(2, 0, 1), size_of(inputs)
-    if mode == "areas":
-        rows, cols = (_area_matrix(a, b) for a, b in zip(image.shape[1:], size))
-        result = rows @ image.astype(np.float64) @ cols.T
+    if mode == "integers":
+        result = _integers(image, size, **switches)
     else:
-        result = formulas.enlarge(image, size, mode, **switches)
-    result = rounding(np.round(result, 6)).clip(0, 255).astype(np.uint8)
-    return {"image": result[slice(None, None, channels)].transpose(1, 2, 0)}
+        if mode == "areas":
+            rows, cols = (_area_matrix(a, b) for a, b in zip(image.shape[1:], size))
+            result = rows @ image.astype(np.float64) @ cols.T
+        else:
+            result = formulas.enlarge(image, size, mode, **switches)
+        result = rounding(np.round(result, 6)).clip(0, 255)
+    return {"image": result.astype(np.uint8)[slice(None, None, channels)].transpose(1, 2, 0)}
+
+
+def _integers(image, size, turned=False, drop=True, last=2, stay=True, **switches):
+    """OpenCV's rule, (3, h, w) -> int64 (3, H, W). drop: the low bits between the passes; last:
+    added before the last shift; stay: f beyond the first and last row."""
+    if turned:
+        return _integers(image.swapaxes(1, 2), size[::-1], **switches).swapaxes(1, 2)
+    left, right = _integer_weights(image.shape[2], size[1], **switches)
+    upper, lower = _integer_weights(image.shape[1], size[0], stay, **switches)
+    sums = image.astype(np.int64) @ (left + right).T  # (3, h, W)
+    if not drop:
+        return ((upper + lower) @ sums + (1 << 21)) >> 22
+    sums >>= 4
+    return ((upper @ sums >> 16) + (lower @ sums >> 16) + last) >> 2
+
+
+def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint):
+    """The weights of pixel i and those of pixel i + 1 as two matrices, int64 (n_out, n_in)."""
+    places = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+    places = places.astype(np.float32 if single else np.float64)
+    low = np.floor(places)
+    f = np.where((low >= 0) & (low < n_in - 1) | stay, places - low, 0)
+    one_hot = [np.arange(n_in) == np.clip(low + k, 0, n_in - 1)[:, None] for k in (0, 1)]
+    return [place * whole(2048 * w).astype(int)[:, None] for place, w in zip(one_hot, (1 - f, f))]
 
 
 def _area_matrix(n_in, n_out):
@@ -134,19 +162,40 @@ RESIZE = Stage(
     "resize",
     "bilinear resize without antialias",
     "tiled_ref.data.resizing.resize_image",
-    "Rolih et al. Sec. 4.2; the rule of OpenCV's INTER_LINEAR",
-    {"image": boundary(0, 0, 0.05, 1)},
+    "Rolih et al. Sec. 4.2; the rule of OpenCV's INTER_LINEAR for 8 bits",
+    {"image": EXACT},
     _resize_cases,
     lambda inputs: {"image": resizing.resize_image(inputs["image"], size_of(inputs))},
     _resize_formula,
     (
-        Mistake("antialias: the filter is widened when shrinking", antialias=True),
-        Mistake("align_corners: the corners of both grids are matched", align_corners=True),
+        Mistake(
+            "antialias: the filter is widened when shrinking", mode="bilinear", antialias=True
+        ),
+        Mistake(
+            "align_corners: the corners of both grids are matched",
+            mode="bilinear",
+            align_corners=True,
+        ),
         Mistake("nearest neighbour instead of bilinear", mode="nearest"),
         Mistake("nearest neighbour (centres) instead of bilinear", mode="nearest_centre"),
         Mistake("the mean over areas instead of bilinear", mode="areas"),
-        Mistake("values are cut off instead of rounded", rounding=np.floor),
-        Mistake("halves are rounded up instead of to even", rounding=lambda v: np.floor(v + 0.5)),
+        Mistake(
+            "bilinear in floating point, rounded half to even (torch, anomalib; right in edition "
+            "1 of these files) instead of OpenCV's integers",
+            mode="bilinear",
+        ),
+        Mistake(
+            "bilinear in floating point, rounded half up, instead of OpenCV's integers",
+            mode="bilinear",
+            rounding=lambda v: np.floor(v + 0.5),
+        ),
+        Mistake("values are cut off instead of rounded", mode="bilinear", rounding=np.floor),
+        Mistake("f is a float64 instead of a float32", single=False),
+        Mistake("weights are cut off instead of rounded to integers", whole=np.floor),
+        Mistake("one shift by 22 at the end instead of 4, 16 and 2", drop=False),
+        Mistake("2 is not added before the last shift", last=0),
+        Mistake("down the columns first, then along the rows", turned=True),
+        Mistake("f is 0 beyond the first and last row too", stay=False),
         Mistake("BGR instead of RGB", channels=-1),
     ),
 )

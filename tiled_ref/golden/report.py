@@ -45,6 +45,7 @@ def as_json(found, extra, bundle, port_folder, status):
         "port": str(port_folder),
         "reference": str(bundle.folder),
         "reference_sha256": bundle.digest,
+        "reference_edition": bundle.edition,
         "exit_status": status,
         "first_failing_stage": failing and failing.name,
         "likely_cause": failing.causes[0] if failing and failing.causes else None,
@@ -104,7 +105,9 @@ def as_text(found, extra, bundle):
         )
     failing = first_failing(found)
     if failing is None:
-        lines.append(f"OK: all {len(found)} stages agree with {bundle.folder}")
+        lines.append(
+            f"OK: all {len(found)} stages agree with {bundle.folder} (edition {bundle.edition})"
+        )
     else:
         lines.append(f"FIRST FAILING STAGE: {failing.name} ({failing.title})")
         if failing.causes:

@@ -186,8 +186,7 @@ def heat_overlay(picture, values):
 def resized_map(values, shape):
     """A kept map uint8 (h, w) at another size, bilinear: float64 (H, W) from 0 to 1, where 128
     and more become more than 0.5."""
-    grey = np.repeat(np.asarray(values)[..., None], 3, 2)
-    return resizing.resize_image(grey, shape)[..., 0] / 255
+    return resizing.resize_image(np.asarray(values), shape) / 255
 
 
 def _place(out, panels, top, left):
