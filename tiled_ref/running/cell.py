@@ -87,7 +87,7 @@ def run_cell(recipe, images, backbone, options, progress=None):
         peak = PeakMemory(options.device)
         test = images.images("test", setup.image_size)
         if category.has_masks:  # a bad mask fails now, not after the training
-            images.masks(setup.image_size)
+            images.defects(setup.image_size)
         with Pieces(
             folder, identity, options.resume, save=options.save,
             hold=options.memory == "resident", network=backbone, note=progress.note,
@@ -144,6 +144,7 @@ def _finish(ensemble, images, pieces, identity, peak, options, progress):
         "n_models": recipe.setup.n_models,
         "n_train": len(category.train),
         "n_test": len(scores),
+        **images.counts(recipe.setup.image_size),
         **scored,
         "seconds_train": seconds_train,
         "seconds_test": seconds_predict + (merged - started),
