@@ -15,7 +15,7 @@ from .stored_images import regions_of
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, more than that in a file
 MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, more than that read every time
 NAMED = 3  # images in a warning
-LOST = {  # a count in metrics.json that calls for a warning: the count that it is a part of, and why
+LOST = {  # a count of metrics.json that calls for a warning: the total it is a part of, and why
     "n_defects_vanished": (
         "n_defects",
         "defects that vanish when the masks are resized, so pixel AUROC and AUPRO do not see them "
