@@ -23,9 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from crash_server import make_folder, outcome, states
+from PIL import Image
 
 from tiled_ref import cli
 from tiled_ref.running import processes
@@ -243,6 +245,10 @@ def main(folder):
     torch.set_num_threads(1)
     root, out = folder / "parts", folder / "out"
     make_folder(root)
+    mask = root / "ground_truth/square/002_mask.png"
+    pixels = np.array(Image.open(mask))
+    pixels[1, 1] = 255  # at 32 px every other pixel is sampled
+    Image.fromarray(pixels).save(mask)
     report, marker, second = {}, folder / "marker", folder / "second"
 
     def run(name, *extra, root=root, **how):

@@ -12,7 +12,9 @@ from made_up import made_up_cell, made_up_result, small
 
 from tiled_ref.reporting import page as report_page
 from tiled_ref.reporting.collection import Collection
+from tiled_ref.reporting.results import lost
 from tiled_ref.reporting.table import escape
+from tiled_ref.reporting.tables import all_tables
 
 EVIL = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
 
@@ -74,6 +76,27 @@ def test_file_names_are_text(page):
     data = data_of(page)
     evil = next(c for c in data["categories"] if c["title"].startswith("evil"))
     assert all(image["name"].startswith(EVIL) for image in evil["images"])
+
+
+def test_losses_are_said_and_names_stay_text():
+    """One sentence for each kind, one entry for each category and size, whatever the seeds."""
+    lose = {"n_defects": 9, "n_defects_vanished": 2, "n_test_all": 8, "n_without_verdict": 4}
+    results = [
+        made_up_result(category=category, setup=setup, seed=seed, **lose)
+        for category in ("a*b*", "<i>")
+        for setup in ("SM256", "ENS9", "ST9")
+        for seed in (1, 2)
+    ]
+    vanished, without = lost([made_up_result(), *results])
+    sizes = ("256x256", "512x512")
+    places = [f"2 of 9 ({name} at {size})" for name in ("a*b*", "<i>") for size in sizes]
+    assert vanished.startswith("Defects that") and vanished.endswith(f": {', '.join(places)}.")
+    assert without.endswith(": 4 of 8 (a*b*), 4 of 8 (<i>).")
+    pages = [report_page.table_html(table) for table in all_tables(results)]
+    said = [html for html in pages if "Defects that vanish" in html]
+    assert said and all("2 of 9 (a&#42;b&#42; at" in html and "<i> at" not in html for html in said)
+    assert lost([made_up_result(**dict.fromkeys(lose, 0))]) == []
+    assert lost([made_up_result(**dict.fromkeys(lose))]) == lost([made_up_result()]) == []
 
 
 def test_json_cannot_end_its_element():

@@ -84,6 +84,14 @@ def test_ranks_compute_what_one_process_computes(report, name):
         assert rank["stdout"] == rank["stderr"] == ""
 
 
+def test_a_vanished_defect_is_said_once_for_all_cells_and_ranks(report):
+    """By rank 0; that the others print nothing stands above."""
+    for name in ("one", "two"):
+        first = report[name]["ranks"][0]
+        assert first["stderr"].count("1 of 3 (at 32x32)") == 1
+        assert first["stdout"].count("1 of 3 (parts at 32x32)") == 1
+
+
 def test_the_work_is_shared(report):
     """Rank 0 shows its own progress only: fewer than all locations, more than none."""
     fits = [report[name]["ranks"][0]["stderr"].count(": fit") for name in ("one", "two")]

@@ -38,13 +38,13 @@ class Picture:
     alpha: np.ndarray | None = None
 
 
-def read_picture(path, mask=False):
-    """A file as a Picture, from one reading of its bytes.
+def read_picture(path, for_mask=False):
+    """Returns the Picture in a file, from one reading of its bytes.
 
     The orientation that the file states, in EXIF or in XMP as far as Pillow reads it, is
     applied. Only the first page or frame of a file is read.
 
-    Parameters: path; mask, True where every bit counts: 16-bit colour then keeps its low bytes
+    Parameters: path; for_mask, True where every bit counts: 16-bit colour then keeps its low bytes
     (otherwise full is 255), CMYK is not converted to RGB, samples may be signed, of 32 bits or
     floating-point, and a file is refused whose compression loses bits or whose channels have no
     known meaning.
@@ -52,11 +52,11 @@ def read_picture(path, mask=False):
     of a kind that is read, or has more pixels than `pixel_limit` allows (found before memory is
     allocated).
     """
-    with _explained(path, "mask" if mask else "image"), _quiet:
+    with _explained(path, "mask" if for_mask else "image"), _quiet:
         data = _bytes(path)
         if pnm.is_pnm(data):
             return Picture(*pnm.read(data, _check_pixels))
-        return _decoded(data, mask)
+        return _decoded(data, for_mask)
 
 
 @contextlib.contextmanager
@@ -90,19 +90,19 @@ def _bytes(path):
         return file.read(size)
 
 
-def _decoded(data, mask):
+def _decoded(data, for_mask):
     image = _opened(data)
     kind, tags = image.format, getattr(image, "tag_v2", None)  # tags: of TIFF alone
-    if mask and (kind in ("JPEG", "MPO") or _is_lossy_webp(data)):
+    if for_mask and (kind in ("JPEG", "MPO") or _is_lossy_webp(data)):
         raise InputError(f"{tiff.LOSSY}; save it as PNG")
     if tags is not None:
-        tiff.check(tags, mask, big_endian=data[:2] == b"MM")
+        tiff.check(tags, for_mask, big_endian=data[:2] == b"MM")
     deep = image.mode[0] != "I" and any(";16" in _raw_mode(tile) for tile in image.tile)
     if any(_raw_mode(tile) == "LA;16B" for tile in image.tile):
         return _grey_alpha_16(image)
-    image = _upright(image, to_rgb=not mask)
+    image = _upright(image, to_rgb=not for_mask)
     samples, full, alpha = np.asarray(image), 255, None
-    if deep and mask:
+    if deep and for_mask:
         again = _opened(data)  # for the low bytes
         again.tile = [_with_raw_mode(tile, _other_byte(_raw_mode(tile))) for tile in again.tile]
         low = np.asarray(_upright(again, to_rgb=False))
@@ -122,7 +122,7 @@ def _decoded(data, mask):
         palette = tiff.palette(tags) if tags is not None else _palette(image)
         if samples.max() >= len(palette):
             raise ValueError(f"colour {samples.max()} of a palette of {len(palette)}")
-    if mask and "transparency" in image.info:
+    if for_mask and "transparency" in image.info:
         if image.mode != "P":
             raise InputError("has a transparent colour; save it without transparency")
         alpha = np.asarray(image.convert("RGBA"))[..., 3]

@@ -55,7 +55,7 @@ def decode_mask(path):
     every region), values below 0 or NaN, a palette with no black or two, alpha and colour that
     differ.
     """
-    picture = read_picture(path, mask=True)
+    picture = read_picture(path, for_mask=True)
     try:
         return _by_alpha(_by_colour(picture), picture.alpha)
     except InputError as error:

@@ -18,9 +18,10 @@ def is_pnm(data):
 
 
 def read(data, check_pixels):
-    """The samples of the first image in a file, (h, w, C) uint8 or uint16, and their maximum.
+    """Decode the first image in a file.
 
-    Parameters: data, bytes; check_pixels(n) raises what n pixels are too many for.
+    Parameters: data, bytes; check_pixels(n) raises an error for too many pixels.
+    Returns samples (h, w, C), uint8 or uint16, and their maximum.
     A bit of PBM that is set is black: the sample 0 of a maximum of 1.
     Raises InputError, without the file's name, for what the format does not allow.
     Source: the manual pages pbm(5), pgm(5) and ppm(5) of Netpbm.

@@ -27,14 +27,15 @@ def read_images(samples, size, **options):
 
 
 def read_images_at(
-    samples, sizes, *, antialias=False, budget=BUDGET, progress=None, failed=None
+    samples, sizes, *, antialias=False, budget=BUDGET, progress=None, seen=None, failed=None
 ):
     """Decode every image once and resize it to each of several sizes.
 
     Parameters: samples, a sequence of N Sample; sizes, (H, W) in pixels each; antialias, see
     resize_image; budget, bytes of one array, beyond which it is an unnamed temporary file mapped
-    into memory; progress(done, total) after every image, in this thread; failed(k, error), called
-    from any thread if sample k cannot be read, which is then black; without it the error is raised.
+    into memory; progress(done, total) after every image, in this thread; called from any thread:
+    seen(sample, image) with every image at its own size, uint8 (h, w, 3), and failed(k, error) if
+    sample k cannot be read, which is then black; without it the error is raised.
     Returns a list of uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the
     budget.
     Raises InputError from reading a sample (of several, the first in order), and if the temporary
@@ -46,6 +47,8 @@ def read_images_at(
     def read(k):
         try:
             image = samples[k].read_image()
+            if seen is not None:
+                seen(samples[k], image)
             resized = [resize_image(image, size, antialias) for size in sizes]  # (H, W, 3)
         except InputError as error:
             if failed is None:
@@ -62,10 +65,11 @@ def read_images_at(
     return arrays
 
 
-def read_masks(samples, size):
+def read_masks(samples, size, seen=None):
     """The masks of all samples, resized.
 
-    Parameters: samples, sequence of N Sample; size (H, W) in pixels.
+    Parameters: samples, sequence of N Sample; size (H, W) in pixels; seen(sample, mask), called
+    from any thread with every anomalous sample's mask at its own size, bool (h, w).
     Returns bool (N, H, W); False everywhere for a normal image.
     Raises InputError for an anomalous sample without a mask, and from reading a mask.
     """
@@ -74,7 +78,11 @@ def read_masks(samples, size):
     anomalous = [k for k, sample in enumerate(samples) if sample.label != NORMAL]
 
     def read(n):
-        masks[anomalous[n]] = resize_mask(_mask_of(samples[anomalous[n]]), size)
+        sample = samples[anomalous[n]]
+        mask = _mask_of(sample)
+        if seen is not None:
+            seen(sample, mask)
+        masks[anomalous[n]] = resize_mask(mask, size)
 
     _each(read, len(anomalous))
     return masks

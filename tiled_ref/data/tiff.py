@@ -19,10 +19,10 @@ WITH_LOSS = (6, 7, 34712, 34892, 50001)  # JPEG (old and new), JPEG 2000, lossy 
 LOSSY = "is compressed with loss, which blurs the edges of its regions"
 
 
-def check(tags, mask, big_endian=False):
+def check(tags, for_mask, big_endian=False):
     """Raise InputError, without the file's name, for a header that would be read wrongly.
 
-    mask: refuse what leaves open which pixels are anomalous, instead of unknown ranges.
+    for_mask: refuse what leaves open which pixels are anomalous, instead of unknown ranges.
     """
     bits, kind = _samples(tags)
     photometric = tags.get(PHOTOMETRIC)
@@ -49,10 +49,10 @@ def check(tags, mask, big_endian=False):
         (photometric == YCBCR, "stores colours as YCbCr, which rounds them"),
         (any(meaning != 2 for meaning in extra), "has a channel of unknown meaning"),
     )
-    for found, sentence in problems + (ambiguous if mask else ()):
+    for found, sentence in problems + (ambiguous if for_mask else ()):
         if found:
             raise InputError(f"{sentence}; save it as PNG")
-    if not mask and (bits > 16 or kind != UNSIGNED):
+    if not for_mask and (bits > 16 or kind != UNSIGNED):
         raise InputError(
             f"has {words(bits, kind)}, whose range is not known; save it with 8 or 16 unsigned "
             "bits per channel"
@@ -62,7 +62,8 @@ def check(tags, mask, big_endian=False):
 def corrected(tags, samples, full):
     """Samples as the header means them, from those that Pillow decodes, and `Picture.full`.
 
-    Parameters: samples (h, w, C); full, their largest value if Pillow keeps their scale.
+    Parameters: tags; samples (h, w, C); full, their largest value if Pillow keeps their scale.
+    Returns both as they should be.
     """
     bits, kind = _samples(tags)
     if samples.dtype == bool:

@@ -23,7 +23,7 @@ from .collection import Collection
 from .drawing import render, svg
 from .drawing.axes import MINUS
 from .figures import all_figures, write_figures
-from .results import archs_of, grouped, largest_peak, left_out, setups_of, timed, title_of
+from .results import archs_of, grouped, largest_peak, left_out, lost, setups_of, timed, title_of
 from .table import value_cell
 from .tables import all_tables, cell_number, write_tables
 
@@ -43,7 +43,8 @@ def write_report(out):
     """Write OUT/report/: tables, figures and report.html of all finished cells below OUT.
 
     Parameters: out, Path.
-    Returns (path of report.html, notes): sentences on what is left out and why, but LEFT_OUT.
+    Returns (path of report.html, notes): sentences on what is left out and why, but those below
+    the table that a run prints.
     Raises InputError for files below OUT that are damaged or not of this program.
     """
     folder = out / "report"
@@ -56,7 +57,8 @@ def write_report(out):
             "images, so it appears in the tables only; run it again with --report."
         )
     notes += differing_options(collection.results)
-    text = page(collection, tables, figures, notes + left_out(collection.results))
+    below = left_out(collection.results) + lost(collection.results)  # the run's table has them
+    text = page(collection, tables, figures, notes + below)
     write_tables(tables, folder)
     write_figures(figures, folder)
     path = folder / "report.html"

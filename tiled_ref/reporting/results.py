@@ -5,6 +5,7 @@ A result is the dict that metrics.json of a cell holds, see `cell.run_cell`.
 
 import zlib
 
+from ..running.category_images import LOST
 from ..setups import SETUPS
 from . import paper
 
@@ -87,6 +88,24 @@ def timed(results):
 def left_out(results):
     """[LEFT_OUT] where a cell is not timed, else []."""
     return [LEFT_OUT] if len(timed(results)) < len(results) else []
+
+
+def lost(results, text=str):
+    """A sentence for each kind of loss, of category_images.LOST, that some result counts; results
+    of older versions count none. Parameters: results; text(name) of a category."""
+    sentences = []
+    for field, (total, kind) in LOST.items():
+        places = {}  # seeds and architectures share their counts
+        for r in results:
+            if r.get(field):
+                place = text(r["category"])
+                if field == "n_defects_vanished":
+                    place += " at {}x{}".format(*r["image_size"])
+                places[r["dataset"], f"{r[field]} of {r.get(total)} ({place})"] = None
+        if places:
+            numbers = ", ".join(number for _, number in places)
+            sentences.append(f"{kind[0].upper()}{kind[1:]}: {numbers}.")
+    return sentences
 
 
 def largest_peak(results):

@@ -2,7 +2,7 @@
 
 from ..support.progress import bytes_text
 from .paper import paper_result
-from .results import grouped, largest_peak, left_out, timed
+from .results import grouped, largest_peak, left_out, lost, timed
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
 
@@ -13,7 +13,8 @@ def result_table(results):
     Parameters: results, dicts as `cell.run_cell` returns, in the order of the rows.
     Returns lines joined by newlines: a row for each cell, and one with the mean where a cell was
     run with several seeds. Where the paper has the cell, its value and the difference of ours in
-    points stand beside it. LEFT_OUT stands below the table where a cell reused layers.
+    points stand beside it. LEFT_OUT stands below the table where a cell reused layers, and what
+    the metrics do not see (`lost`).
     """
     rows = []
     for group in grouped(results, "dataset", "category", "arch", "setup").values():
@@ -25,7 +26,7 @@ def result_table(results):
     if not any(row[7] for row in rows):  # no cell of the paper among them
         for row in (headers, *rows):
             del row[7:9]
-    return "\n\n".join([text_table(headers, rows, left=4), *left_out(results)])
+    return "\n\n".join([text_table(headers, rows, left=4), *left_out(results), *lost(results)])
 
 
 def text_table(headers, rows, left=1):

@@ -23,6 +23,7 @@ from .results import (
     file_name,
     grouped,
     left_out,
+    lost,
     select,
     setups_of,
     timed,
@@ -233,7 +234,7 @@ def _notes(dataset, results, groups, names, archs):
             f"† over fewer than the {len(names)} categories, so it is not ranked: some cells "
             "are missing or have no such metric."
         )
-    return notes + _slip_notes(dataset, archs)
+    return notes + lost(results, escape) + _slip_notes(dataset, archs)
 
 
 def _slip_notes(dataset, archs):

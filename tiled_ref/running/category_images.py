@@ -9,9 +9,28 @@ import numpy as np
 
 from .. import thresholds
 from ..data import reading
+from ..data.images import resize_mask
+from .stored_images import regions_of
 
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, more than that in a file
 MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, more than that read every time
+NAMED = 3  # images in a warning
+LOST = {  # a count of metrics.json that calls for a warning: the total it is a part of, and why
+    "n_defects_vanished": (
+        "n_defects",
+        "defects that vanish when the masks are resized, so pixel AUROC and AUPRO do not see them "
+        "(--metric-size original or a larger --image-size keeps them)",
+    ),
+    "n_masks_empty": (
+        "n_masks", "defective images with an empty mask, so all of their pixels count as normal"
+    ),
+    "n_test_in_train": (
+        "n_test", "test images that are training images as well, so the metrics are flattered"
+    ),
+    "n_without_verdict": (
+        "n_test_all", "test images without a verdict or metric, because they decide the thresholds"
+    ),
+}  # fmt: skip
 
 
 class CategoryImages:
@@ -26,9 +45,13 @@ class CategoryImages:
     def __init__(self, category, options, progress, antialias=False, sizes=()):
         self.plan = thresholds.plan(category, options.validation)
         self.category, self.antialias = self.plan.category, antialias
+        self._given, self._options = category, options
         self._progress, self._expected = progress, tuple(sizes)
         self._images = {}  # (split, size) -> images of plan.category
         self._masks = {}
+        self._pixels = {}  # name of an image -> digest of its pixels
+        self._same = {}  # name of a test image -> name of the training image that it is
+        self._defects = {}  # size -> {name of a defective image: (defects, those that vanish)}
         self._packed = {}  # number of a test image -> bits and shape of its mask
 
     def images(self, split, size):
@@ -43,21 +66,88 @@ class CategoryImages:
                 antialias=self.antialias,
                 budget=IMAGE_BUDGET,
                 progress=self._progress.stage(f"decode {split} at {text}"),
+                seen=self._keep_digest,
             )
             self._images |= {(split, s): images for s, images in zip(sizes, arrays)}
+            self._compare_splits()
         images = self._images[split, size]
         narrowed = split == "test" and self.category is not self.plan.category
         return images[self.plan.reported] if narrowed else images
 
-    def masks(self, size):
+    def _keep_digest(self, sample, image):
+        digest = hashlib.sha256(repr(image.shape).encode())
+        digest.update(np.ascontiguousarray(image))
+        self._pixels[sample.name] = digest.digest()
+
+    def _compare_splits(self):
+        """Note, once both splits are read, the test images that are training images."""
+        if self._same or len({split for split, _ in self._images}) < 2:
+            return
+        train = {self._pixels[s.name]: s.name for s in reversed(self._given.train)}
+        test = {s.name: self._pixels[s.name] for s in self._given.test}
+        self._same = {name: train[pixels] for name, pixels in test.items() if pixels in train}
+        pairs = [f"{name} is {trained}" for name, trained in self._same.items()]
+        self._warn("n_test_in_train", len(pairs), len(test), pairs)
+
+    def _warn(self, field, count, total, places):
+        """Note a count of LOST that is not 0, its total, and the first of the places."""
+        if count:
+            more = ["..."] if len(places) > NAMED else []
+            text = f"{LOST[field][1]}: {count} of {total} ({', '.join([*places[:NAMED], *more])})"
+            self._progress.note(f"{self.category.name}: {text}")
+
+    def masks(self, size, seen=None):
         """The masks of the test images at a size (H, W), in order: an array bool (N, H, W) within
-        MASK_BUDGET, beyond it an iterator that reads them."""
+        MASK_BUDGET, beyond it an iterator that reads them; seen as of reading.read_masks."""
         test = self.category.test
         if len(test) * size[0] * size[1] > MASK_BUDGET:
-            return (reading.read_masks([sample], size)[0] for sample in test)
-        if size not in self._masks:
-            self._masks[size] = reading.read_masks(test, size)
+            return (reading.read_masks([sample], size, seen)[0] for sample in test)
+        if seen or size not in self._masks:
+            self._masks[size] = reading.read_masks(test, size, seen)
         return self._masks[size]
+
+    def defects(self, size):
+        """Reads all masks for metrics at a size (H, W), and notes empty masks and vanished defects.
+
+        Returns {name of a defective test image: (number of its defects, of those that vanish)}. A
+        defect is an 8-connected region of the mask at its own size; it vanishes if the resized mask
+        has none of its pixels. Raises InputError for a mask that is missing or cannot be read.
+        """
+        if size not in self._defects:
+            found, resizes = {}, self._options.metric_size == "setup"
+
+            def seen(sample, mask):
+                regions = regions_of(mask, self._options)
+                n = int(regions.max())
+                resized = resize_mask(regions, size) if resizes else regions
+                left = np.bincount(resized.ravel(), minlength=n + 1)[1:]  # pixels of each
+                found[sample.name] = n, int((left == 0).sum())
+
+            for _ in self.masks(size, seen):
+                pass  # one after the other where they do not fit into memory
+            self._defects[size] = found
+            counts = self.counts(size)
+            vanished, place = counts["n_defects_vanished"], "at {}x{}".format(*size)
+            self._warn("n_defects_vanished", vanished, counts["n_defects"], [place])
+            empty = [s.name for s in self.category.test if found.get(s.name) == (0, 0)]
+            self._warn("n_masks_empty", len(empty), len(found), empty)
+        return self._defects[size]
+
+    def counts(self, size):
+        """What the metrics at a size (H, W) do not see, as entries of metrics.json: a dict of the
+        numbers that running/README.md explains. Both splits have been read."""
+        test = self.reported.category.test
+        counts = dict.fromkeys(("n_masks", "n_masks_empty", "n_defects", "n_defects_vanished"))
+        if self.category.has_masks:
+            found = [self.defects(size)[sample.name] for sample in test if sample.label]
+            empty = sum(n == 0 for n, _ in found)
+            defects, vanished = (sum(column) for column in zip((0, 0), *found))
+            counts = dict(zip(counts, (len(found), empty, defects, vanished)))
+        return counts | {
+            "n_test_in_train": sum(sample.name in self._same for sample in test),
+            "n_test_all": len(self._given.test),
+            "n_without_verdict": len(self._given.test) - len(test),
+        }
 
     def original_mask(self, k):
         """bool (h, w), the mask of test image k at its own size; read once, kept as bits."""

@@ -94,7 +94,7 @@ def run_cell(recipe, images, backbone, options, progress=None):
             train = images.images("train", setup.image_size)
             test = images.images("test", setup.image_size)
             if category.has_masks:  # a bad mask fails now, not after the training
-                images.masks(setup.image_size)
+                images.defects(setup.image_size)
             _locations(ensemble, train, test, pieces, share, options, progress)
             if not share.finishes:
                 return None
@@ -144,6 +144,7 @@ def _finish(ensemble, images, pieces, identity, peak, options, progress):
         "n_models": recipe.setup.n_models,
         "n_train": len(category.train),
         "n_test": len(scores),
+        **images.counts(recipe.setup.image_size),
         **scored,
         "seconds_train": seconds_train,
         "seconds_test": seconds_predict + (merged - started),
