@@ -1,6 +1,7 @@
 """The user's own folders: every accepted layout, and the errors for the others."""
 
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -251,6 +252,12 @@ def test_validation_images_are_normal_and_stand_apart(tmp_path):
 
 
 MISTAKES = {  # name: (a change of a good folder, parts of the error)
+    "masks among the images": (
+        lambda root: (
+            shutil.rmtree(root / "ground_truth"), write_mask(root / "test/dent/0_mask.png")
+        ),
+        ["test/dent/0_mask.png the mask of ", "test/dent/0.png? If it is, move masks to "],
+    ),
     "some masks missing": (
         lambda root: (root / "ground_truth/dent/1_mask.png").unlink(),
         ["ground_truth/dent/1_mask.png", "test/dent/1.png", "is missing"],

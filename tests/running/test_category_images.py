@@ -282,7 +282,7 @@ def test_vanished_defects_are_said_and_counted_from_the_command_line(parts, tmp_
     line = "2 of 3 (at 128x128)"
     assert notes.count(line) == 1
     assert said.count("2 of 3 (parts at 128x128)") == 1
-    assert notes.index(line) < notes.index(": fit ")  # before the training
+    assert notes.index(line) < notes.index(": fit:")  # before the training
     page = (tmp_path / "out/report/report.html").read_text()
     assert "2 of 3 (parts at 128x128)" in page.split("<details>")[0]
     assert "2 of 3 (parts at 128x128)" in (tmp_path / "out/report/tables.md").read_text()

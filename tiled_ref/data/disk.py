@@ -242,7 +242,7 @@ def defect_samples(folder, truth, root, passed, layout):
     passed, see `images`; layout, a Layout.
     Returns a tuple of FileSample, sorted by kind of defect, then file name.
     Raises InputError for images outside of a kind's folder, an empty folder, masks that no image
-    uses, and as `kinds` and `match_masks` do.
+    uses or that lie among the images, and as `kinds` and `match_masks` do.
     """
     if not folder.is_dir():
         raise InputError(f"the folder {folder} does not exist; {layout.remedy}")
@@ -268,6 +268,13 @@ def defect_samples(folder, truth, root, passed, layout):
     for defect, path in found.items():
         paths = some_images(path, f"fill or remove it; {layout.remedy}", passed)
         label = NORMAL if defect == GOOD else ANOMALOUS
+        by_stem = {nfc(path.stem): path for path in paths}
+        beside = [path for stem, path in by_stem.items() if f"{stem}_mask" in by_stem]
+        if beside and not has_masks:
+            raise InputError(
+                f"is {by_stem[nfc(beside[0].stem) + '_mask']} the mask of {beside[0]}? If it is, "
+                f"move masks to {folder.parent / 'ground_truth' / defect}, else rename it"
+            )
         matched = {}
         if label == ANOMALOUS and truth is not None:
             matched = match_masks(paths, masks.get(defect, truth / defect), passed, layout)

@@ -9,6 +9,8 @@ from ..support.errors import InputError
 from .decoding import read_picture
 from .resizing import resize_image, resize_mask  # noqa: F401  their place for importers
 
+EDITION = 2  # raised when decoding or resizing gives other pixels; 1 resized in floating point
+
 # Mean and standard deviation of ImageNet's red, green and blue channels on a scale of 0 to 1,
 # with which torchvision's ResNet-18 was trained (ResNet18_Weights.IMAGENET1K_V1.transforms()).
 MEAN = (0.485, 0.456, 0.406)

@@ -11,6 +11,7 @@ import torchvision
 
 from .. import __version__
 from ..archive.manifest import FORMAT_VERSION
+from ..data.images import EDITION
 from ..support.errors import InputError
 from ..support.files import atomic_write
 from .analysis import is_complete
@@ -47,6 +48,7 @@ def cell_identity(recipe, images, options):
         "weights": options.weights,
         "weights_digest": options.weights_digest,
         "images_digest": images.digest,
+        "pixel_edition": EDITION,
         "ensemble_format": FORMAT_VERSION,
         "device_type": options.device.type,
         "torch": torch.__version__,
