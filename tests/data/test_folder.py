@@ -261,6 +261,22 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
         ),
         ["test/dent/0_mask.png the mask of ", "test/dent/0.png? If it is, move masks to "],
     ),
+    "masks of another name among the images": (
+        lambda root: (
+            shutil.rmtree(root / "ground_truth"), write_mask(root / "test/dent/0_GT.png")
+        ),
+        ["test/dent/0_GT.png the mask of ", "test/dent/0.png? If it is, move masks to "],
+    ),
+    "a link to masks that leads nowhere": (
+        lambda root: (
+            shutil.rmtree(root / "ground_truth"), (root / "ground_truth").symlink_to("nowhere")
+        ),
+        ["a/ground_truth does not exist"],
+    ),
+    "a file for masks": (
+        lambda root: (shutil.rmtree(root / "ground_truth"), touch(root / "ground_truth")),
+        ["a/ground_truth cannot be read"],
+    ),
     "some masks missing": (
         lambda root: (root / "ground_truth/dent/1_mask.png").unlink(),
         ["ground_truth/dent/1_mask.png", "test/dent/1.png", "is missing"],
@@ -354,8 +370,10 @@ def test_a_layout_that_does_not_fit_is_refused_and_explained(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["Good", "GOOD", "ok", "OK", "normal", "defect-free", "No_Defect", "non defective"]
-)
+    "name",
+    ["Good", "GOOD", "ok", "OK", "normal", "defect-free", "No_Defect", "non defective", "good_2",
+     "OK 1", "i.O."],
+)  # fmt: skip
 @pytest.mark.parametrize("place", ["test", "train"])
 def test_a_name_that_means_good_is_asked_about(tmp_path, name, place):
     root = full(tmp_path / "a")
@@ -363,6 +381,14 @@ def test_a_name_that_means_good_is_asked_about(tmp_path, name, place):
     with pytest.raises(InputError) as caught:
         folder.load(root, "a")
     assert f"{place}/{name} hold normal images? Rename it to good" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["n.i.O.", "not ok", "NOK", "defects.ok", "ok_bent", "0"])
+def test_another_name_is_a_defect(tmp_path, name):
+    root = full(tmp_path / "a")
+    shutil.rmtree(root / "ground_truth")
+    write_image(root / "test" / name / "0.png")
+    assert (1, name) in {(s.label, s.defect) for s in folder.load(root, "a").test}
 
 
 def test_an_empty_test_folder_is_refused(tmp_path):

@@ -129,8 +129,7 @@ class CategoryImages:
             counts = self.counts(size)
             vanished, place = counts["n_defects_vanished"], "at {}x{}".format(*size)
             self._warn("n_defects_vanished", vanished, counts["n_defects"], [place])
-            test = self.reported.category.test
-            empty = [s.name for s in test if found.get(s.name) == (0, 0)]
+            empty = [s.name for s in self.reported.category.test if found.get(s.name) == (0, 0)]
             self._warn("n_masks_empty", len(empty), counts["n_masks"], empty)
         return self._defects[size]
 
