@@ -573,7 +573,7 @@ MUTANTS = [
     ("tiled_ref/running/results.py", "images.plan.mode",
      "options.validation",
      "tests/serving/test_predict.py::test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on"),
-    ("tiled_ref/cli.py", 'progress.note(one_line(f"{name}: {note}"))', "pass",
+    ("tiled_ref/cli.py", 'progress.note(f"{name}: {note}")', "pass",
      "tests/test_cli.py::test_notes_on_a_folder_are_said_once"),
     ("tiled_ref/serving/predict.py", 'path.name.startswith(".") or path.is_symlink()',
      'path.name.startswith(".")',
@@ -619,6 +619,8 @@ MUTANTS = [
      "if images(folder, []):\n        raise InputError(\n"
      '            f"the folder {folder} holds images outside of good/',
      "tests/data/test_folder.py::test_what_is_passed_over_is_counted_in_one_note"),
+    ("tiled_ref/support/progress.py", "print(one_line(text), file", "print(text, file",
+     "tests/running/test_sweep.py::test_a_note_is_one_line"),
     ("tiled_ref/data/disk.py", "if char.isalpha())", "if char.isalnum())",
      "tests/data/test_folder.py::test_a_name_that_means_good_is_asked_about"),
     ("tiled_ref/data/disk.py", "for s in by_stem for word in MASKS_ALIKE)",

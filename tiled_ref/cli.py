@@ -538,7 +538,7 @@ def _load(progress, data, root, name, **options):
     """data.load; prints the category's notes."""
     category = data.load(root, name, **options)
     for note in category.notes:
-        progress.note(one_line(f"{name}: {note}"))
+        progress.note(f"{name}: {note}")
     return category
 
 

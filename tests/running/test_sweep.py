@@ -447,3 +447,10 @@ def test_roots_and_categories_that_do_not_fit_are_told(two, argv, sentence):
 def test_an_unknown_category_of_one_data_set_is_told_with_those_it_has(two):
     with pytest.raises(InputError, match="no category 'what' in .*mvtec; known are: screw, tile"):
         categories("--dataset", "mvtec", "--root", two / "mvtec", "--category", "tile", "what")
+
+
+def test_a_note_is_one_line():
+    """Names of files are part of notes, and may hold anything."""
+    stream = io.StringIO()
+    Progress(stream=stream).note("test/a\nb.png is train/0.png")
+    assert stream.getvalue() == "test/a\\nb.png is train/0.png\n"

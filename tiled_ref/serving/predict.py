@@ -126,7 +126,7 @@ def find_paths(source, progress=None):
             f"the folder {printable(source)} holds no images ({', '.join(IMAGE_ENDINGS)})"
         )
     for note in passed_over(passed, source) if progress else ():
-        progress.note(one_line(note))
+        progress.note(note)
     return paths
 
 
