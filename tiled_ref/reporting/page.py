@@ -273,7 +273,7 @@ def cell_html(text):
 def differing_options(results):
     """Sentences on the options in which the cells differ."""
     notes = []
-    for key in ("weights", *(option.name for option in OPTIONS), "metric_size", "pixel_edition", "torch"):
+    for key in ("weights", *(o.name for o in OPTIONS), "metric_size", "pixel_edition", "torch"):
         values = sorted({str(r.get(key, "older")) for r in results})
         if len(values) > 1:
             notes.append(f"The cells differ in {key}: {', '.join(values)}.")
