@@ -176,9 +176,9 @@ def test_every_image_has_its_own_mask(tmp_path, images, masks):
         (["0.png"], ["0_mask.png", "0_mask_mask.png"], ["0_mask_mask.png belongs to no image"]),
         (["0.png", "0.jpg"], ["0.png"], ["0.jpg and ", "0.png have the same name before the dot"]),
         (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "have the same name before"]),
-        (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "dent/1.png is missing; add"]),
+        (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "1.png is missing; add"]),
         (["0.png", "1.png"], ["0_gt.png", "1_gt.png"],
-         ["dent/0_mask.png of the image", "dent/0.png is missing (is it 0_gt.png? Rename it); add"]),
+         ["dent/0_mask.png of the image", "0.png is missing (is it 0_gt.png? Rename it); add"]),
     ],
 )  # fmt: skip
 def test_images_and_masks_that_do_not_match_are_both_named(tmp_path, images, masks, says):
@@ -291,7 +291,7 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
     ),
     "masks of normal images": (
         lambda root: write_mask(root / "ground_truth/good/0_mask.png"),
-        ["ground_truth/good holds masks of no defective image", "as 0_mask.png (1 such mask); move"],
+        ["ground_truth/good holds masks of no defective image", "0_mask.png (1 such mask); move"],
     ),
     "masks outside of a kind": (
         lambda root: write_mask(root / "ground_truth/0.png"),
