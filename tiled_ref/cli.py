@@ -17,7 +17,7 @@ import torch
 from . import __version__
 from .data import DATASETS
 from .data.decoding import pixel_limit
-from .data.disk import nfc
+from .data.disk import counted, nfc
 from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
@@ -538,7 +538,7 @@ def _load(progress, data, root, name, **options):
     """data.load; prints the category's notes."""
     category = data.load(root, name, **options)
     for note in category.notes:
-        progress.note(one_line(f"{name}: {note}"))
+        progress.note(f"{name}: {note}")
     return category
 
 
@@ -557,7 +557,7 @@ def _roots(names, roots):
     if len(roots) > 1:
         given = ", ".join(map(str, roots))
         raise InputError(
-            f"--root names {len(roots)} folders ({given}) for {len(on_disk)} data sets "
+            f"--root names {len(roots)} folders ({given}) for {counted(len(on_disk), 'data set')} "
             f"({', '.join(on_disk)}); give one folder each, in their order, or one for all"
         )
     root = roots[0]

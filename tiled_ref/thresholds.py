@@ -191,14 +191,13 @@ def plan(category, mode=None):
     elif mode != "none":
         raise InputError(f"validation must be one of {', '.join(MODES)}, not {mode!r}")
     else:
-        n_train = len(kept)
-        if n_train < 2:
+        if len(kept) < 2:
             raise InputError(
                 "--validation none holds out a tenth of the training images, but "
-                f"{category.name} has only {n_train}; add images, or use another --validation"
+                f"{category.name} has only {len(kept)}; add images, or use another --validation"
             )
-        order = rng.permutation(n_train)
-        n_extra = max(1, round(HELD_OUT * n_train))
+        order = rng.permutation(len(kept))
+        n_extra = max(1, round(HELD_OUT * len(kept)))
         extra, kept = (
             tuple(category.train[k] for k in sorted(part)) for part in np.split(order, [n_extra])
         )

@@ -107,7 +107,10 @@ def test_all_endings_in_either_case_are_sorted_and_the_rest_is_passed_over(tmp_p
         (["validation/good/0.png", "validation/good/a.txt", "validation/.b"],
          "2 files | such as validation/.b"),
         (["license.txt", "validation/good/0.png", "ground_truth/scratch/notes.txt"],
-         "1 file | such as ground_truth/scratch/notes.txt"),
+         "2 files | such as ground_truth/scratch/notes.txt"),
+        (["0.png", ".DS_Store", "val/good/0.png", "gt/dent/0.png"], "2 files and 2 folders | "
+         "such as .DS_Store"),
+        (["validation/bad/0.png"], "1 folder | such as validation/bad"),
     ],
 )  # fmt: skip
 def test_what_is_passed_over_is_counted_in_one_note(tmp_path, made, says):
@@ -173,7 +176,9 @@ def test_every_image_has_its_own_mask(tmp_path, images, masks):
         (["0.png"], ["0_mask.png", "0_mask_mask.png"], ["0_mask_mask.png belongs to no image"]),
         (["0.png", "0.jpg"], ["0.png"], ["0.jpg and ", "0.png have the same name before the dot"]),
         (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "have the same name before"]),
-        (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "dent/1.png is missing"]),
+        (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "1.png is missing; add"]),
+        (["0.png", "1.png"], ["0_gt.png", "1_gt.png"],
+         ["dent/0_mask.png of the image", "0.png is missing (is it 0_gt.png? Rename it); add"]),
     ],
 )  # fmt: skip
 def test_images_and_masks_that_do_not_match_are_both_named(tmp_path, images, masks, says):
@@ -223,17 +228,16 @@ def test_the_folder_of_the_masks_can_be_named(tmp_path, name):
     assert category.test[0].mask_path == root / name / "dent" / "0_mask.png"
     category = folder.load(root, "a")
     assert not category.has_masks and category.test[0].read_mask() is None
-    if name == "etiquetas":
-        assert category.notes == ()
-    else:
-        (note,) = category.notes
-        assert f"the folder {name} looks like masks: --masks " in note
+    (note,) = category.notes
+    likely = f"the folder {name} looks like masks: --masks "
+    assert (likely if name != "etiquetas" else "such as etiquetas") in note
 
 
-@pytest.mark.parametrize("name", ["gt", "train", "test", "", ".", "..", "../a/ground_truth"])
+@pytest.mark.parametrize("name", ["gt", "validation", "test", "", ".", "..", "../a/ground_truth"])
 def test_a_folder_of_masks_that_is_none_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"--masks .* is no folder of masks.*: ground_truth$"):
-        folder.load(full(tmp_path / "a"), "a", name)
+        touch(full(tmp_path / "a") / "validation/good/0.png")
+        folder.load(tmp_path / "a", "a", name)
 
 
 def test_validation_images_are_normal_and_stand_apart(tmp_path):
@@ -241,8 +245,7 @@ def test_validation_images_are_normal_and_stand_apart(tmp_path):
     assert folder.load(root, "a").validation == ()
     write_image(root / "validation/bad/0.png")
     category = folder.load(root, "a")
-    (note,) = category.notes
-    assert category.validation == () and "validation/bad: not used" in note
+    assert category.validation == () and "such as validation/bad" in category.notes[0]
     for k in (1, 0):
         write_image(root / "validation/good" / f"{k}.png")
     category = folder.load(root, "a")
@@ -258,6 +261,22 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
         ),
         ["test/dent/0_mask.png the mask of ", "test/dent/0.png? If it is, move masks to "],
     ),
+    "masks of another name among the images": (
+        lambda root: (
+            shutil.rmtree(root / "ground_truth"), write_mask(root / "test/dent/0_GT.png")
+        ),
+        ["test/dent/0_GT.png the mask of ", "test/dent/0.png? If it is, move masks to "],
+    ),
+    "a link to masks that leads nowhere": (
+        lambda root: (
+            shutil.rmtree(root / "ground_truth"), (root / "ground_truth").symlink_to("nowhere")
+        ),
+        ["a/ground_truth does not exist"],
+    ),
+    "a file for masks": (
+        lambda root: (shutil.rmtree(root / "ground_truth"), touch(root / "ground_truth")),
+        ["a/ground_truth cannot be read"],
+    ),
     "some masks missing": (
         lambda root: (root / "ground_truth/dent/1_mask.png").unlink(),
         ["ground_truth/dent/1_mask.png", "test/dent/1.png", "is missing"],
@@ -268,20 +287,20 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
     ),
     "masks of a kind that is not tested": (
         lambda root: [write_mask(root / f"ground_truth/dents/{k}.png") for k in (1, 0)],
-        ["ground_truth/dents holds 2 masks, such as 0.png, that", "test; move or remove them"],
+        ["ground_truth/dents holds masks of no ", "test, such as 0.png (2 such masks); move or"],
     ),
     "masks of normal images": (
         lambda root: write_mask(root / "ground_truth/good/0_mask.png"),
-        ["ground_truth/good holds 1 mask, such as 0_mask.png, that belong to no defective image"],
+        ["ground_truth/good holds masks of no defective image", "0_mask.png (1 such mask); move"],
     ),
     "masks outside of a kind": (
         lambda root: write_mask(root / "ground_truth/0.png"),
-        ["a/ground_truth holds 1 mask", "the masks of test/<defect> lie in ground_truth/<defect>"],
+        ["a/ground_truth holds masks", "the masks of test/<defect> lie in ground_truth/<defect>"],
     ),
     "masks without defects": (
         lambda root: [path.unlink() for path in (root / "test/dent").iterdir()]
         and (root / "test/dent").rmdir(),
-        ["ground_truth/dent holds 2 masks"],
+        ["ground_truth/dent holds masks"],
     ),
     "masks beside images": (
         lambda root: write_mask(root / "test/Ground Truth/0.png"),
@@ -351,8 +370,10 @@ def test_a_layout_that_does_not_fit_is_refused_and_explained(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["Good", "GOOD", "ok", "OK", "normal", "defect-free", "No_Defect", "non defective"]
-)
+    "name",
+    ["Good", "GOOD", "ok", "OK", "normal", "defect-free", "No_Defect", "non defective", "good_2",
+     "OK 1", "i.O."],
+)  # fmt: skip
 @pytest.mark.parametrize("place", ["test", "train"])
 def test_a_name_that_means_good_is_asked_about(tmp_path, name, place):
     root = full(tmp_path / "a")
@@ -360,6 +381,14 @@ def test_a_name_that_means_good_is_asked_about(tmp_path, name, place):
     with pytest.raises(InputError) as caught:
         folder.load(root, "a")
     assert f"{place}/{name} hold normal images? Rename it to good" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["n.i.O.", "not ok", "NOK", "defects.ok", "ok_bent", "0"])
+def test_another_name_is_a_defect(tmp_path, name):
+    root = full(tmp_path / "a")
+    shutil.rmtree(root / "ground_truth")
+    write_image(root / "test" / name / "0.png")
+    assert (1, name) in {(s.label, s.defect) for s in folder.load(root, "a").test}
 
 
 def test_an_empty_test_folder_is_refused(tmp_path):

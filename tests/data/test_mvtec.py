@@ -109,7 +109,7 @@ MISTAKES = [  # a change of the root, and parts of the error
     (renamed("screw/train/good", "Normal"), ["screw/train/Normal hold normal images? Rename it"]),
     (renamed("screw/test/good", "OK"), ["screw/test/OK hold normal images? Rename it to good"]),
     (renamed("screw/ground_truth", "screw/test/masks"), ["screw/test/masks looks like masks"]),
-    (renamed("screw/ground_truth/bent", "bend"), ["ground_truth/bend holds 2 masks"]),
+    (renamed("screw/ground_truth/bent", "bend"), ["ground_truth/bend holds masks of no"]),
     (renamed("screw/ground_truth/bent/001_mask.png", "001.png"), ["001_mask.png of the image"]),
     (renamed("screw/ground_truth/bent/001_mask.png", "001_mask.bmp"), ["001_mask.png of the image"]),
     (renamed("screw/test/bent/001.png", "0.png"), ["0_mask.png of the image", "is missing"]),

@@ -175,6 +175,9 @@ def test_the_report_is_always_the_same(page, out):
 def test_differing_options_are_noted():
     results = [made_up_result(antialias=False), made_up_result(antialias=True, seed=1)]
     assert "The cells differ in antialias: False, True." in report_page.differing_options(results)
+    results = [made_up_result(), made_up_result(pixel_edition=2)]
+    (note,) = report_page.differing_options(results)
+    assert note == "The cells differ in pixel_edition: 2, older."
     results = [made_up_result(switches={"steps": k}) for k in (1, 2)]
     (note,) = report_page.differing_options(results)
     assert "PaDiM differ in batch size or switches" in note

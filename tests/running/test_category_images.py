@@ -136,7 +136,7 @@ def test_without_masks_nothing_is_known_of_defects():
 
 
 def test_counts_are_of_the_images_that_the_metrics_are_of():
-    """A half of the test images decides the thresholds. Empty masks are named in both halves."""
+    """A half of the test images decides the thresholds. The notes say the same counts."""
     category = of_masks(GONE, GONE, GONE, GONE, EMPTY, EMPTY, n_good=4)
     whole, _ = counted(category)
     half, notes = counted(category, validation="split")
@@ -145,7 +145,7 @@ def test_counts_are_of_the_images_that_the_metrics_are_of():
     lost = sum(sample.pixels != () for sample in mine)
     assert whole == (6, 2, 4, 4, 0, 10, 0) and half == (3, 3 - lost, lost, lost, 0, 10, 5)
     assert f": {lost} of {lost} (at 8x8)" in notes[0]
-    assert ": 2 of 6 (test/bent/4.png, test/bent/5.png)" in notes[1]
+    assert f": {3 - lost} of 3 (test/bent/" in notes[1]
 
 
 @pytest.mark.parametrize("budget", [1 << 30, 0], ids=["in memory", "one by one"])
@@ -219,8 +219,7 @@ def test_every_training_image_is_compared_whatever_decides_the_thresholds(
     images = [(f"{k:02d}.png", noise(k)) for k in range(12)]
     got, (note,) = counted(files(tmp_path, train=images, test=images), validation=validation)
     assert got[4] == number
-    pairs = ", ".join(f"test/{k:02d}.png is train/{k:02d}.png" for k in range(3))
-    assert note.endswith(f": 12 of 12 ({pairs}, ...)")
+    assert f": {number} of {number} (test/0" in note and note.endswith(", ...)")
 
 
 def test_images_are_compared_once_and_read_once(monkeypatch):

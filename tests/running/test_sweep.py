@@ -393,7 +393,7 @@ def test_a_report_of_two_categories_one_of_them_broken(two, capsys):
     assert "tile (MVTec AD)" in page and "screw (MVTec AD)" in page
     # another option: computed again, and said so
     assert command(two, "--report", "--score", "max") == 0
-    assert "finished with other options, so it is computed again" in capsys.readouterr().err
+    assert "finished with other options or images, computed again" in capsys.readouterr().err
     assert json.loads(metrics.read_text())["score"] == "max"
     # without what the report needs a finished cell is computed again
     (metrics.parent / "analysis.npz").unlink()
@@ -447,3 +447,10 @@ def test_roots_and_categories_that_do_not_fit_are_told(two, argv, sentence):
 def test_an_unknown_category_of_one_data_set_is_told_with_those_it_has(two):
     with pytest.raises(InputError, match="no category 'what' in .*mvtec; known are: screw, tile"):
         categories("--dataset", "mvtec", "--root", two / "mvtec", "--category", "tile", "what")
+
+
+def test_a_note_is_one_line():
+    """Names of files are part of notes, and may hold anything."""
+    stream = io.StringIO()
+    Progress(stream=stream).note("test/a\nb.png is train/0.png")
+    assert stream.getvalue() == "test/a\\nb.png is train/0.png\n"

@@ -286,6 +286,9 @@ def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
     assert paths(b"\xff\xfe.png") == [b"\xff\xfe.png"]
     with pytest.raises(InputError, match="no paths on standard input"):
         paths(b"\n\n")
+    monkeypatch.setattr("sys.stdin", None)  # closed
+    with pytest.raises(InputError, match="no paths on standard input"):
+        find_paths("-")
 
 
 def test_odd_file_names_end_to_end(ensemble, folder, tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ IMAGE_ENDINGS = (  # in any case
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-GOOD_ALIKE = (  # names of folders in small letters and digits alone
-    "good", "goods", "ok", "okay", "normal", "normals", "nominal", "pass", "passed", "clean",
+GOOD_ALIKE = (  # names of folders in small letters alone
+    "good", "goods", "ok", "okay", "io", "normal", "normals", "nominal", "pass", "passed", "clean",
     "flawless", "intact", "nodefect", "nodefects", "nondefect", "nondefective", "defectfree",
     "noanomaly", "anomalyfree",
 )  # fmt: skip
@@ -164,7 +164,7 @@ def looks_like_masks(name):
 
 
 def _plain(name):
-    return "".join(char for char in nfc(name).lower() if char.isalnum())
+    return "".join(char for char in nfc(name).lower() if char.isalpha())
 
 
 def images(folder, passed=None, but=(), endings=IMAGE_ENDINGS):
@@ -254,25 +254,26 @@ def defect_samples(folder, truth, root, passed, layout):
         )
     if not found:
         raise InputError(f"the folder {folder} holds no folders of images; {layout.remedy}")
-    has_masks = truth is not None and truth.is_dir()
+    has_masks = truth is not None and os.path.lexists(truth)
     masks = folders(truth) if has_masks else {}
     unused = [path for name, path in masks.items() if name not in found or name == GOOD]
     for path in (truth, *unused) if has_masks else ():
         if stray := images(path, passed, masks.values(), layout.endings):
             raise InputError(
-                f"the folder {path} holds {counted(len(stray), 'mask')}, such as {stray[0].name}, "
-                f"that belong to no defective image in {folder}; move or remove them, the masks of "
-                f"{folder.name}/<defect> lie in {truth.name}/<defect>"
+                f"the folder {path} holds masks of no defective image in {folder}, such as "
+                f"{stray[0].name} ({counted(len(stray), 'such mask')}); move or remove them, the "
+                f"masks of {folder.name}/<defect> lie in {truth.name}/<defect>"
             )
     samples = []
     for defect, path in found.items():
         paths = some_images(path, f"fill or remove it; {layout.remedy}", passed)
         label = NORMAL if defect == GOOD else ANOMALOUS
-        by_stem = {nfc(path.stem): path for path in paths}
-        beside = [path for stem, path in by_stem.items() if f"{stem}_mask" in by_stem]
-        if beside and not has_masks:
+        by_stem = {nfc(path.stem).lower(): path for path in paths}
+        pairs = ((by_stem.get(f"{s}_{word}"), s) for s in by_stem for word in MASKS_ALIKE)
+        beside = next((pair for pair in pairs if pair[0] and not has_masks), None)
+        if beside:
             raise InputError(
-                f"is {by_stem[nfc(beside[0].stem) + '_mask']} the mask of {beside[0]}? If it is, "
+                f"is {beside[0]} the mask of {by_stem[beside[1]]}? If it is, "
                 f"move masks to {folder.parent / 'ground_truth' / defect}, else rename it"
             )
         matched = {}
@@ -295,7 +296,7 @@ def match_masks(paths, folder, passed, layout):
     Raises InputError, which names both files, for two images of one stem, two masks of one image,
     a mask of two images, of none, and a missing mask.
     """
-    stems, masks, owners = {}, {}, {}
+    stems, masks, owners, missing = {}, {}, {}, []
     for path in paths:
         if stems.setdefault(nfc(path.stem), path) is not path:
             raise InputError(
@@ -308,19 +309,22 @@ def match_masks(paths, folder, passed, layout):
     for stem, path in stems.items():
         suffixes = fits or layout.suffixes
         mine = [mask for suffix in suffixes for mask in masks.get(stem + suffix, ())]
-        if not mine:
-            wanted = Path(folder, f"{path.stem}{layout.suffixes[0]}.png")
-            raise InputError(
-                f"the mask {wanted} of the image {path} is missing; {layout.missing}"
-            )
         if len(mine) > 1:
             raise InputError(f"{mine[0]} and {mine[1]} are both masks of {path}; remove one")
-        if owners.setdefault(mine[0], path) is not path:
+        if not mine:
+            missing.append(path)
+        elif owners.setdefault(mine[0], path) is not path:
             raise InputError(
                 f"the mask {mine[0]} belongs to {owners[mine[0]]} and to {path}; give every image "
                 "a mask of its own"
             )
     unused = [mask for group in masks.values() for mask in group if mask not in owners]
+    if missing:
+        wanted = Path(folder, f"{missing[0].stem}{layout.suffixes[0]}.png")
+        hint = f" (is it {unused[0].name}? Rename it)" if unused else ""
+        raise InputError(
+            f"the mask {wanted} of the image {missing[0]} is missing{hint}; {layout.missing}"
+        )
     if unused:
         raise InputError(
             f"the mask {unused[0]} belongs to no image in {paths[0].parent}; add the image, or "

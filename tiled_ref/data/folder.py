@@ -59,9 +59,9 @@ def load(root, name, mask_folder=None):
     check_category(name, tuple(bases), root)
     base, passed = bases[name], []
     train = normal_samples(_train(base / "train", passed), base)
-    truth, notes = _truth(base, mask_folder)
+    truth, notes = _truth(base, mask_folder, passed)
     test = defect_samples(base / "test", truth, base, passed, TEST)
-    validation = _validation(base / "validation", base, passed, notes)
+    validation = _validation(base / "validation", base, passed)
     has_masks = truth is not None or not any(sample.label for sample in test)
     notes = (*notes, *passed_over(passed, base))
     return Category("folder", name, train, test, has_masks, validation, notes)
@@ -71,8 +71,7 @@ def _bases(root):
     """Category name -> its folder."""
     if (root / "train").is_dir():
         return {nfc(printable(root.resolve().name)) or "root": root}
-    found = {printable(name): path for name, path in folders(root).items()}
-    found = {name: base for name, base in found.items() if (base / "train").is_dir()}
+    found = {printable(n): base for n, base in folders(root).items() if (base / "train").is_dir()}
     if not found:
         raise InputError(f"neither --root {root} nor a folder in it holds a folder train; {LAYOUT}")
     return found
@@ -92,40 +91,37 @@ def _train(folder, passed):
     return nested
 
 
-def _truth(base, name):
-    """The folder of the masks, None without one, and a list of notes."""
-    beside = folders(base)
+def _truth(base, name, passed):
+    """The folder of the masks, None without one, and a list of notes; what else is in base than
+    train, test, validation and masks joins `passed`."""
+    known = [base / used for used in ("train", "test", "validation")]
+    beside = {key: path for key, path in folders(base).items() if path not in known}
+    truth, alike = base / "ground_truth", []
     if name is not None:
-        allowed = {key: path for key, path in beside.items() if key not in ("train", "test")}
-        if nfc(name) not in allowed:
+        if nfc(name) not in beside:
             raise InputError(
                 f"--masks {name} is no folder of masks beside train and test in {base}, which "
-                f"holds: {', '.join(allowed) or 'no other folder'}"
+                f"holds: {', '.join(beside) or 'no other folder'}"
             )
-        return allowed[nfc(name)], []
-    if os.path.lexists(base / "ground_truth"):
-        return base / "ground_truth", []
-    return None, [
+        truth = beside[nfc(name)]
+    elif not os.path.lexists(truth):
+        truth, alike = None, [key for key in beside if looks_like_masks(key)]
+    passed += images(base, passed, [*known, truth, *map(beside.get, alike)])
+    return truth, [
         f"no masks are read, because there is no folder ground_truth; the folder {key} looks like "
         f"masks: --masks {shlex.quote(key)} takes it"
-        for key in beside
-        if looks_like_masks(key)
+        for key in alike
     ]
 
 
-def _validation(folder, base, passed, notes):
-    """The samples of folder/good, none without it; another folder is noted."""
+def _validation(folder, base, passed):
+    """The samples of folder/good, none without it."""
     if not os.path.lexists(folder):
         return ()
-    found = kinds(folder)
-    if images(folder, passed, found.values()):
+    good = kinds(folder).get(GOOD)
+    if images(folder, passed, [good]):
         raise InputError(
             f"the folder {folder} holds images outside of good/, so it is not known whether they "
             f"are normal; {LAYOUT}"
         )
-    others = [f"{folder.name}/{name}" for name in found if name != GOOD]
-    if others:
-        notes.append(f"{', '.join(others)}: not used, thresholds come from validation/good alone")
-    if GOOD not in found:
-        return ()
-    return normal_samples(some_images(found[GOOD], "fill or remove it", passed), base)
+    return normal_samples(some_images(good, "fill or remove it", passed), base) if good else ()

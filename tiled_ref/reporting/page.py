@@ -30,7 +30,7 @@ from .tables import all_tables, cell_number, write_tables
 MAP_QUALITY = 80  # of the JPEG files of maps
 THRESHOLDS = {  # thresholds.MODES
     "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
-    "paper, so the verdicts are flattered; --validation split and none are honest.",
+    "paper, so the verdicts are flattered; --validation split, none and folder are honest.",
     "split": "Verdicts: the thresholds come from one half of the test images; metrics and "
     "pictures are of the other half.",
     "none": "Verdicts: the thresholds come from training images held out, without any defect.",
@@ -273,8 +273,8 @@ def cell_html(text):
 def differing_options(results):
     """Sentences on the options in which the cells differ."""
     notes = []
-    for key in ("weights", *(option.name for option in OPTIONS), "metric_size", "torch"):
-        values = sorted({str(r.get(key)) for r in results})
+    for key in ("weights", *(o.name for o in OPTIONS), "metric_size", "pixel_edition", "torch"):
+        values = sorted({str(r.get(key, "older")) for r in results})
         if len(values) > 1:
             notes.append(f"The cells differ in {key}: {', '.join(values)}.")
     for (arch,), mine in grouped(results, "arch").items():

@@ -98,9 +98,8 @@ def lost(results, text=str):
         places = {}  # seeds and architectures share their counts
         for r in results:
             if r.get(field):
-                place = text(r["category"])
-                if field == "n_defects_vanished":
-                    place += " at {}x{}".format(*r["image_size"])
+                size = " at {}x{}".format(*r["image_size"]) if field == "n_defects_vanished" else ""
+                place = text(r["category"]) + size
                 places[r["dataset"], f"{r[field]} of {r.get(total)} ({place})"] = None
         if places:
             numbers = ", ".join(number for _, number in places)

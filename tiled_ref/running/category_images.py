@@ -84,7 +84,7 @@ class CategoryImages:
         if self._same or len({split for split, _ in self._images}) < 2:
             return
         train = {self._pixels[s.name]: s.name for s in reversed(self._given.train)}
-        test = {s.name: self._pixels[s.name] for s in self._given.test}
+        test = {s.name: self._pixels[s.name] for s in self.reported.category.test}
         self._same = {name: train[pixels] for name, pixels in test.items() if pixels in train}
         pairs = [f"{name} is {trained}" for name, trained in self._same.items()]
         self._warn("n_test_in_train", len(pairs), len(test), pairs)
@@ -129,8 +129,8 @@ class CategoryImages:
             counts = self.counts(size)
             vanished, place = counts["n_defects_vanished"], "at {}x{}".format(*size)
             self._warn("n_defects_vanished", vanished, counts["n_defects"], [place])
-            empty = [s.name for s in self.category.test if found.get(s.name) == (0, 0)]
-            self._warn("n_masks_empty", len(empty), len(found), empty)
+            empty = [s.name for s in self.reported.category.test if found.get(s.name) == (0, 0)]
+            self._warn("n_masks_empty", len(empty), counts["n_masks"], empty)
         return self._defects[size]
 
     def counts(self, size):
@@ -144,7 +144,7 @@ class CategoryImages:
             defects, vanished = (sum(column) for column in zip((0, 0), *found))
             counts = dict(zip(counts, (len(found), empty, defects, vanished)))
         return counts | {
-            "n_test_in_train": sum(sample.name in self._same for sample in test),
+            "n_test_in_train": len(self._same),
             "n_test_all": len(self._given.test),
             "n_without_verdict": len(self._given.test) - len(test),
         }

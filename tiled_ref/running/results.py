@@ -70,7 +70,7 @@ def finished_result(folder, identity, digest, options, progress):
         or (options.save and not (folder / "ensemble").is_dir())
         or (options.report and not is_complete(folder, digest))
     ):
-        progress.note(f"{progress.title}: finished with other options, so it is computed again")
+        progress.note(f"{progress.title}: finished with other options or images, computed again")
         return None
     progress.note(f"{progress.title}: finished before, taken from {path}")
     remove_pieces(folder)

@@ -102,7 +102,7 @@ def find_paths(source, progress=None):
     Raises InputError for a file or folder that is not there, and where there is no path.
     """
     if os.fspath(source) == "-":
-        data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read() if sys.stdin else b""
         names = data.split(b"\0") if b"\0" in data else data.splitlines()
         paths = [Path(os.fsdecode(name)) for name in names if name]
         if not paths:
@@ -126,7 +126,7 @@ def find_paths(source, progress=None):
             f"the folder {printable(source)} holds no images ({', '.join(IMAGE_ENDINGS)})"
         )
     for note in passed_over(passed, source) if progress else ():
-        progress.note(one_line(note))
+        progress.note(note)
     return paths
 
 

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from .errors import one_line
+
 
 class Progress:
     """Shows how far a run has come.
@@ -33,7 +35,7 @@ class Progress:
         """Print a line of its own, such as where weights came from."""
         if not self.quiet:
             self._clear()
-            print(text, file=self.stream, flush=True)
+            print(one_line(text), file=self.stream, flush=True)
 
     def stage(self, name, work=0.0):
         """A Stage of this name, which is so much of the run's work."""
