@@ -190,7 +190,7 @@ def test_a_mask_with_a_channel_of_unknown_meaning_is_refused(tmp_path, extra):
     tags = {258: (8,) * 4, 262: 2, 277: 4, 338: extra}
     path = touch(tmp_path / "a.tif", tiff([bytes(H * W * 4)], "<", tags))
     assert decode_image(path).shape == (H, W, 3)
-    with pytest.raises(InputError, match="a.tif has a channel that is no colour and no plain alpha"):
+    with pytest.raises(InputError, match="a.tif has a channel that is no colour or plain alpha"):
         decode_mask(path)
 
 

@@ -32,7 +32,8 @@ def check(tags, for_mask, big_endian=False):
     apart = tags.get(PLANAR, 1) == 2 and tags.get(CHANNELS, 1) > 1
     extra = tags.get(EXTRA_SAMPLES, ())
     problems = (
-        (tags.get(SUBFILE, 0) & 5 or tags.get(OLD_SUBFILE) == 2, "begins with a thumbnail or a transparency mask"),
+        (tags.get(SUBFILE, 0) & 5 or tags.get(OLD_SUBFILE) == 2,
+         "begins with a thumbnail or a transparency mask"),
         (photometric is None, "does not say whether 0 is black or white"),
         (photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR),
          "does not store grey values, RGB, CMYK or a palette"),
@@ -50,7 +51,7 @@ def check(tags, for_mask, big_endian=False):
     ambiguous = (
         (tags.get(COMPRESSION) in WITH_LOSS, LOSSY),
         (photometric == YCBCR, "stores colours as YCbCr, which rounds them"),
-        (any(meaning != 2 for meaning in extra), "has a channel that is no colour and no plain alpha"),
+        (any(meaning != 2 for meaning in extra), "has a channel that is no colour or plain alpha"),
     )
     for found, sentence in problems + (ambiguous if for_mask else ()):
         if found:
