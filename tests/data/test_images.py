@@ -313,6 +313,35 @@ def encoded(kind, **options):
     return file.getvalue()
 
 
+def bmp_of_16_bits(values):
+    """A BMP file of 5, 6 and 5 bits for red, green and blue, from uint16 (H, W), W even."""
+    height, width = values.shape
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, width, -height, 1, 16, 3, 2 * values.size, 0, 0, 0, 0)
+    start = struct.pack("<2sIHHI", b"BM", 66 + 2 * values.size, 0, 0, 66)
+    return start + header + masks + values.astype("<u2").tobytes()
+
+
+def test_a_bmp_of_16_bits_a_pixel(tmp_path):
+    values = np.array([[0, 1, 0xFFFF, 0], [0x0800, 0, 0, 0x0020]], np.uint16)
+    path = touch(tmp_path / "a.bmp", bmp_of_16_bits(values))
+    np.testing.assert_array_equal(images.decode_mask(path), values > 0)
+    np.testing.assert_array_equal(images.decode_image(path)[0, :3], [[0] * 3, [0, 0, 8], [255] * 3])
+
+
+def test_a_gif_whose_first_frame_is_smaller_is_refused(tmp_path):
+    """What lies beside the frame has no colour that programs agree on."""
+    file = io.BytesIO()
+    Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(file, "GIF")
+    content = file.getvalue()
+    path = touch(tmp_path / "a.gif", content)
+    np.testing.assert_array_equal(images.decode_mask(path), np.eye(6, 8) > 0)
+    touch(path, content[:6] + struct.pack("<HH", 9, 6) + content[10:])
+    for decode in (images.decode_image, images.decode_mask):
+        with pytest.raises(InputError, match="a.gif begins with a frame that does not cover"):
+            decode(path)
+
+
 BAD = {  # name: (content, a part of the error)
     "empty.png": (b"", "is empty (0 bytes)"),
     "text.png": (b"these are words, not pixels", "is not an image"),
@@ -353,6 +382,14 @@ def test_an_image_that_memory_cannot_hold_is_an_error_that_names_it(tmp_path):
     with pytest.raises(InputError, match="^there is not enough memory to decode .*a.png$"):
         with decoding._explained(tmp_path / "a.png", "image"):
             raise MemoryError
+
+
+def test_a_long_reason_is_cut(tmp_path):
+    """Pillow quotes what it does not understand, up to a whole palette."""
+    with pytest.raises(InputError, match="a.png is damaged, or stored in a way") as caught:
+        with decoding._explained(tmp_path / "a.png", "image"):
+            raise ValueError("x" * 5000)
+    assert len(str(caught.value)) < 500
 
 
 def test_the_limit_on_pixels_can_be_moved(tmp_path):

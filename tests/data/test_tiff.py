@@ -15,22 +15,27 @@ H, W = 7, 12
 U, S, F = 1, 2, 3  # sample formats
 
 
-def tiff(rows, order, tags):
+def tiff(rows, order, tags, zero=None, tiles=False):
     """An uncompressed TIFF file of rows of bytes, in one strip, or one for each colour apart.
 
-    Parameters: rows, a list of strips; order "<" or ">"; tags, number -> value or tuple.
+    Parameters: rows, a list of strips; order "<" or ">"; tags, number -> value or tuple; zero,
+    the strip whose place is given as 0; tiles, whether the rows are tiles.
     """
     offsets, at = [], 8
     for strip in rows:
         offsets.append(at)
         at += len(strip)
     tags = {256: W, 257: H, 259: 1, 278: H} | tags
-    tags |= {273: tuple(offsets), 279: tuple(map(len, rows))}
+    if zero is not None:
+        offsets[zero] = 0
+    places, counts = (324, 325) if tiles else (273, 279)
+    tags |= {places: tuple(offsets), counts: tuple(map(len, rows))}
+    tags = {number: value for number, value in tags.items() if value is not None}
     entries, more = [], b""
     more_at = at + 2 + 12 * len(tags) + 4
     for number, value in sorted(tags.items()):
         values = value if isinstance(value, tuple) else (value,)
-        kind, letter = (4, "I") if number in (273, 279) else (3, "H")
+        kind, letter = (4, "I") if number in (273, 279, 324, 325) else (3, "H")
         packed = struct.pack(f"{order}{len(values)}{letter}", *values)
         if len(packed) > 4:
             packed, more = struct.pack(order + "I", more_at + len(more)), more + packed
@@ -137,9 +142,10 @@ def test_colours_of_every_kind_are_right_or_refused(tmp_path, order, apart, fill
      ({262: 8, 258: (8, 8, 8), 277: 3}, "does not store grey values, RGB, CMYK or a palette"),
      ({262: 5, 258: (8,) * 4, 277: 4, 332: 2}, "has inks other than CMYK"),
      ({262: 6, 258: (8, 8, 8), 277: 3}, "stores YCbCr without compression"),
-     ({254: 1}, "begins with a thumbnail"),
-     ({258: (8, 8), 277: 2, 338: 5}, "TIFF file that is damaged or has samples of a kind"),
-     ({339: 4}, "TIFF file that is damaged or has samples of a kind")],
+     ({254: 1}, "begins with a thumbnail"), ({255: 2}, "begins with a thumbnail"),
+     ({258: (8, 8), 277: 2, 338: 5}, "TIFF file that is damaged, or whose samples or compression"),
+     ({339: 4}, "TIFF file that is damaged, or whose samples or compression"),
+     ({259: 34887}, "TIFF file that is damaged, or whose samples or compression")],
 )  # fmt: skip
 def test_a_header_that_would_be_read_wrongly_is_refused(tmp_path, tags, says):
     known = {258: 8, 262: 1, 277: 1} | tags
@@ -150,12 +156,41 @@ def test_a_header_that_would_be_read_wrongly_is_refused(tmp_path, tags, says):
             decode(path)
 
 
+@pytest.mark.parametrize("lost", [None, 0, 1, 2])
+@pytest.mark.parametrize("kind", ["strips", "tiles", "planes"])
+def test_a_part_that_is_left_out_is_refused(tmp_path, kind, lost):
+    """Pillow takes it for black, or for the beginning of the file where its place is 0."""
+    shown = np.arange(1, H * W + 1).reshape(H, W)
+    tags = {258: 8, 262: 1, 277: 1, 278: 3}
+    parts, expected = [shown[:3], shown[3:6], shown[6:]], np.repeat(shown[..., None], 3, axis=2)
+    if kind == "tiles":
+        shown = np.pad(shown, [(0, 16 - H), (0, 48 - W)])
+        parts = [shown[:, x : x + 16] for x in (0, 16, 32)]
+        tags = tags | {256: 48, 257: 16, 278: None, 322: 16, 323: 16}
+        expected = np.repeat(shown[..., None], 3, axis=2)
+    elif kind == "planes":
+        parts = [shown, shown + 1, shown + 2]
+        tags = tags | {258: (8, 8, 8), 262: 2, 277: 3, 278: H, 284: 2}
+        expected = np.dstack(parts)
+    parts = [strip(part, 8, U, "<") for part in parts]
+    for gone in (False, True):  # from the list, or with the place 0
+        kept = [part for k, part in enumerate(parts) if gone or k != lost]
+        data = tiff(kept, "<", tags, zero=lost if gone else None, tiles=kind == "tiles")
+        path = touch(tmp_path / "a.tif", data)
+        if lost is None:
+            np.testing.assert_array_equal(decode_image(path), expected)
+            continue
+        for decode in (decode_image, decode_mask):
+            with pytest.raises(InputError, match="a.tif lacks a part of its pixels"):
+                decode(path)
+
+
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_mask_with_a_channel_of_unknown_meaning_is_refused(tmp_path, extra):
     tags = {258: (8,) * 4, 262: 2, 277: 4, 338: extra}
     path = touch(tmp_path / "a.tif", tiff([bytes(H * W * 4)], "<", tags))
     assert decode_image(path).shape == (H, W, 3)
-    with pytest.raises(InputError, match="a.tif has a channel of unknown meaning"):
+    with pytest.raises(InputError, match="a.tif has a channel that is no colour or plain alpha"):
         decode_mask(path)
 
 

@@ -152,11 +152,9 @@ class _Board:
 
     def _free(self, x, y, half_width, half_height):
         """Whether a box lies inside the board and touches nothing on it."""
-        if not (50 + half_width < x < SIZE - 50 - half_width):
-            return False
-        if not (50 + half_height < y < SIZE - 50 - half_height):
-            return False
-        return all(
+        inside = 50 + half_width < x < SIZE - 50 - half_width
+        inside = inside and 50 + half_height < y < SIZE - 50 - half_height
+        return inside and all(
             abs(x - other_x) >= half_width + width or abs(y - other_y) >= half_height + height
             for other_x, other_y, width, height in self.taken
         )
@@ -334,9 +332,7 @@ class _Board:
                 self.glints.append(tuple(np.array([part.x, part.y]) + s * along * (half + 3)))
 
 
-@functools.lru_cache(maxsize=1)
-def _board():
-    return _Board()
+_board = functools.lru_cache(maxsize=1)(_Board)
 
 
 def render(rng, defect=None, defect_rng=None):
@@ -380,11 +376,6 @@ def _anywhere(rng):
     return rng.uniform(70, SIZE - 70, 2) + MARGIN
 
 
-def _paint(picture, cover, window, alpha, colour, opacity=1.0):
-    d.blend(picture, window, alpha * np.float32(opacity), colour)
-    np.maximum(cover[window.index], alpha, out=cover[window.index])
-
-
 def _ball(board, bare, picture, cover, rng):
     """A drop of solder that splashed: a bright sphere."""
     radius = min(d.diameter(rng), 24) / 2
@@ -395,7 +386,7 @@ def _ball(board, bare, picture, cover, rng):
     light = np.clip(0.35 * -u + 0.5 * -v + 0.8 * facing, 0, 1)
     shade = 54 + 96 * light + 60 * light**8
     colour = shade[..., None] * np.array([1, 1.005, 1.01], np.float32)
-    _paint(picture, cover, window, d.coverage(d.disc(window.x, window.y, radius)), colour)
+    d.paint(picture, cover, window, d.coverage(d.disc(window.x, window.y, radius)), colour)
 
 
 def _bridge(board, bare, picture, cover, rng):
@@ -408,7 +399,7 @@ def _bridge(board, bare, picture, cover, rng):
     u, v = np.broadcast_arrays(u, v)
     alpha = d.coverage(d.blob(rng, u, v * (across / along), across, 0.12))
     shade = 128 + 80 * np.exp(-((v / along) ** 2) * 4)
-    _paint(picture, cover, window, alpha, shade[..., None] * np.array([1, 1, 0.99], np.float32))
+    d.paint(picture, cover, window, alpha, shade[..., None] * np.array([1, 1, 0.99], np.float32))
 
 
 def _contamination(board, bare, picture, cover, rng):
@@ -418,7 +409,7 @@ def _contamination(board, bare, picture, cover, rng):
     window = d.Window(picture.shape, x, y, 2.2 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius), 2.5)
     colour = [(148, 112, 50), (206, 200, 178), (20, 18, 16)][rng.integers(3)]
-    _paint(picture, cover, window, alpha, colour, rng.uniform(0.15, 0.5))
+    d.paint(picture, cover, window, alpha, colour, rng.uniform(0.15, 0.5))
 
 
 def _cut_trace(board, bare, picture, cover, rng):
@@ -437,7 +428,7 @@ def _cut_trace(board, bare, picture, cover, rng):
     u, v = window.turned(np.arctan2(y1 - y0, x1 - x0))
     alpha = d.coverage(d.blob(rng, u * (2 * width / length), v, width, 0.15), 1.5)
     colour = [(72, 92, 56), (18, 58, 36)][rng.integers(2)]
-    _paint(picture, cover, window, alpha, colour, 0.85)
+    d.paint(picture, cover, window, alpha, colour, 0.85)
 
 
 def _fibre(board, bare, picture, cover, rng):
@@ -458,7 +449,7 @@ def _line(picture, cover, rng, points, width, colours, opacity):
     x, y = _anywhere(rng)
     window = d.Window(picture.shape, x, y, np.abs(points).max() + width + 3)
     alpha = d.coverage(d.path(window.x, window.y, points) - width / 2, 1.4)
-    _paint(picture, cover, window, alpha, colours[rng.integers(len(colours))], opacity)
+    d.paint(picture, cover, window, alpha, colours[rng.integers(len(colours))], opacity)
 
 
 def _missing_part(board, bare, picture, cover, rng):

@@ -78,8 +78,8 @@ def _check_pixels(n):
 
 def _bytes(path):
     """The content of a regular file, no larger than an image of the largest size can be."""
-    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-        raise InputError("is no regular file, so no image")  # a pipe or device might never end
+    if not stat.S_ISREG(mode := os.stat(path).st_mode):  # a pipe or device might never end
+        raise InputError(f"is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}, no image")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
@@ -97,7 +97,10 @@ def _decoded(data, for_mask):
         raise InputError(f"{tiff.LOSSY}; save it as PNG")
     if tags is not None:
         tiff.check(tags, for_mask, big_endian=data[:2] == b"MM")
-    deep = image.mode[0] != "I" and any(";16" in _raw_mode(tile) for tile in image.tile)
+    if kind == "GIF" and image.tile[0][1] != (0, 0, *image.size):
+        raise InputError("begins with a frame that does not cover the picture; save it as PNG")
+    # 16 bits a sample, of which Pillow keeps 8; "BGR;16" is 16 bits a pixel.
+    deep = image.mode[0] != "I" and any(_raw_mode(tile)[-4:-1] == ";16" for tile in image.tile)
     if any(_raw_mode(tile) == "LA;16B" for tile in image.tile):
         return _grey_alpha_16(image)
     image = _upright(image, to_rgb=not for_mask)
@@ -119,7 +122,8 @@ def _decoded(data, for_mask):
         samples, full = samples.astype(np.uint16), 65535
     palette = None
     if image.mode in ("P", "PA"):
-        palette = tiff.palette(tags) if tags is not None else _palette(image)
+        palette = np.frombuffer(bytes(image.palette.palette), np.uint8).reshape(-1, 3)
+        palette = palette if tags is None else tiff.palette(tags)
         if samples.max() >= len(palette):
             raise ValueError(f"colour {samples.max()} of a palette of {len(palette)}")
     if for_mask and "transparency" in image.info:
@@ -137,8 +141,8 @@ def _opened(data):
         if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             raise
         raise InputError(
-            "is a TIFF file that is damaged or has samples of a kind that is not read; save it "
-            "with 8 or 16 unsigned bits per channel"
+            "is a TIFF file that is damaged, or whose samples or compression are of a kind that "
+            "is not read; save it as PNG"
         ) from error
     _check_pixels(image.width * image.height)
     return image
@@ -177,14 +181,8 @@ def _with_raw_mode(tile, raw_mode):
 def _other_byte(raw_mode):
     """The raw mode of 16-bit samples by which Pillow keeps the low byte instead of the high one:
     that of the other byte order."""
-    native = "L" if np.little_endian else "B"
-    order = native if raw_mode[-1] == "N" else raw_mode[-1]
-    return raw_mode[:-1] + {"L": "B", "B": "L"}[order]
-
-
-def _palette(image):
-    """The colours of a loaded P image, uint8 (n, 3)."""
-    return np.frombuffer(bytes(image.palette.palette), np.uint8).reshape(-1, 3)
+    little = raw_mode[-1] == "L" or (raw_mode[-1] == "N" and np.little_endian)
+    return raw_mode[:-1] + ("B" if little else "L")
 
 
 def _is_lossy_webp(data):
@@ -243,13 +241,8 @@ def _sentence(error, name, kind):
         return f"the {kind} {name} {error}"
     if isinstance(error, FileNotFoundError):
         return f"the {kind} {name} does not exist"
-    if isinstance(error, IsADirectoryError):
-        return f"{name} is a folder, not an image"
     if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"the {kind} {name} is too large ({error}); scale it down, cut it up or raise "
-            "--max-pixels"
-        )
+        return f"the {kind} {name} is too large ({error}); scale it down or raise --max-pixels"
     if isinstance(error, MemoryError):
         return f"there is not enough memory to decode the {kind} {name}"
     if isinstance(error, OSError) and error.errno is not None:
@@ -262,6 +255,6 @@ def _sentence(error, name, kind):
             "or remove it"
         )
     return (
-        f"the {kind} {name} is damaged, or compressed in a way that is not read "
-        f"({str(error) or type(error).__name__}); replace or remove it"
+        f"the {kind} {name} is damaged, or stored in a way that is not read "
+        f"({str(error)[:200] or type(error).__name__}); save it anew, or remove it"
     )

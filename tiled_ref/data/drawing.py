@@ -98,6 +98,12 @@ def blend(picture, window, alpha, colour):
     part += alpha[..., None] * (np.asarray(colour, np.float32) - part)
 
 
+def paint(picture, cover, window, alpha, colour, opacity=1.0):
+    """`blend` with opacity * alpha, and raise cover (H, W) to alpha."""
+    blend(picture, window, alpha * np.float32(opacity), colour)
+    np.maximum(cover[window.index], alpha, out=cover[window.index])
+
+
 def letters(picture, text, x, y, dot, colour, opacity=1.0, upright=False):
     """Write text centred on (x, y) in dots of `dot` pixels; upright turns it by 90 degrees."""
     width, height = len(text) * 4 - 1, 5

@@ -35,8 +35,7 @@ def encode_tiff(array):
 
 def decode_bytes(data):
     """A picture made by encode_png or encode_jpeg, as uint8 (h, w, 3)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def _picture(array):

@@ -37,7 +37,8 @@ def decode_image(path):
         colours = picture.palette if picture.palette.dtype == np.uint8 else picture.palette >> 8
         return colours.astype(np.uint8)[samples[..., 0]]
     if full != 255:
-        samples = (samples.astype(np.uint32) * 510 + full) // (2 * full)
+        scale = (np.arange(full + 1) * 510 + full) // (2 * full)
+        samples = scale.astype(np.uint8)[samples.astype(np.uint16, copy=False)]
     if samples.shape[2] == 1:
         samples = np.repeat(samples, 3, axis=2)
     return np.require(samples[..., :3], np.uint8, ["C", "W"])

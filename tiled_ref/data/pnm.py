@@ -43,9 +43,12 @@ def read(data, check_pixels):
         n = height * -(-width // 8)
     dtype = np.dtype(np.uint8 if full < 256 else ">u2")
     if kind < 4:
-        samples = _plain(data[at:], n, bits=kind == 1)
+        samples = _plain(data[at:], bits=kind == 1)[:n]
     else:
         samples = np.frombuffer(data, dtype, min(n, (len(data) - at - 1) // dtype.itemsize), at + 1)
+        more = len(data) - at - 1 - samples.nbytes
+        if len(samples) == n and more and not is_pnm(data[-more:]):
+            raise InputError("has more bytes than its pixels take up; save it as PNG")
     if len(samples) < n:
         raise InputError(f"is cut off: it has {len(samples):,} of {n:,} numbers; replace it")
     if kind == 4:
@@ -57,10 +60,11 @@ def read(data, check_pixels):
     return (1 - samples if kind == 1 else samples), full
 
 
-def _plain(text, n, bits):
-    """The first n decimal numbers of a text, int64; bits: digits, with or without space between."""
+def _plain(text, bits):
+    """The decimal numbers of a text; bits: its digits, with or without space between."""
     text = re.sub(rb"#[^\r\n]*", b" ", text)
-    words = (re.sub(rb"(\d)", rb"\1 ", text) if bits else text).split(maxsplit=n)[:n]
-    if not all(len(word) < 6 and word.isdigit() for word in words):
+    if not re.fullmatch(rb"[\d\s]*", text):
         raise InputError("holds something that is no number; replace it")
-    return np.array(words, "S5").astype(np.int64)
+    if bits:
+        return np.frombuffer(text.translate(None, b" \t\n\v\f\r"), np.uint8) - 48
+    return np.fromstring(text, np.int64, sep=" ") if text.strip() else np.empty(0, np.int64)

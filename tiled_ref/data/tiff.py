@@ -8,9 +8,11 @@ import numpy as np
 
 from ..support.errors import InputError
 
-SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, CHANNELS, PLANAR = (
-    254, 258, 259, 262, 266, 277, 284
+SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = (
+    254, 255, 256, 257, 258, 259, 262, 266
 )  # fmt: skip
+CHANNELS, STRIP_HEIGHT, PLANAR, TILE_WIDTH, TILE_HEIGHT = 277, 278, 284, 322, 323
+STRIPS, TILES = 273, 324  # where they begin in the file
 COLOURS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 332, 338, 339
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNSIGNED, SIGNED, FLOATING = 1, 2, 3
@@ -30,7 +32,8 @@ def check(tags, for_mask, big_endian=False):
     apart = tags.get(PLANAR, 1) == 2 and tags.get(CHANNELS, 1) > 1
     extra = tags.get(EXTRA_SAMPLES, ())
     problems = (
-        (tags.get(SUBFILE, 0) & 5, "begins with a thumbnail or a transparency mask"),
+        (tags.get(SUBFILE, 0) & 5 or tags.get(OLD_SUBFILE) == 2,
+         "begins with a thumbnail or a transparency mask"),
         (photometric is None, "does not say whether 0 is black or white"),
         (photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR),
          "does not store grey values, RGB, CMYK or a palette"),
@@ -38,6 +41,7 @@ def check(tags, for_mask, big_endian=False):
          f"stores white as 0 in {words(bits, kind)}"),
         (photometric == YCBCR and raw, "stores YCbCr without compression"),
         (photometric == CMYK and tags.get(INK_SET, 1) != 1, "has inks other than CMYK"),
+        (raw and _has_gaps(tags, apart), "lacks a part of its pixels, or has parts too many"),
         (apart and bits > 8, "stores each colour apart with more than 8 bits"),
         (apart and raw and photometric == BLACK_IS_ZERO, "stores grey and alpha apart"),
         (apart and tags.get(FILL_ORDER, 1) == 2, "stores each colour apart, bits reversed"),
@@ -47,7 +51,7 @@ def check(tags, for_mask, big_endian=False):
     ambiguous = (
         (tags.get(COMPRESSION) in WITH_LOSS, LOSSY),
         (photometric == YCBCR, "stores colours as YCbCr, which rounds them"),
-        (any(meaning != 2 for meaning in extra), "has a channel of unknown meaning"),
+        (any(meaning != 2 for meaning in extra), "has a channel that is no colour or plain alpha"),
     )
     for found, sentence in problems + (ambiguous if for_mask else ()):
         if found:
@@ -92,6 +96,17 @@ def palette(tags):
 def words(bits, kind):
     """Samples of a number of bits and a kind, for people."""
     return f"{ {SIGNED: 'signed ', FLOATING: 'floating-point '}.get(kind, '') }{bits}-bit samples"
+
+
+def _has_gaps(tags, apart):
+    """Whether the strips or tiles are not as many as cover the picture, or one is left out (as
+    where all is 0), which Pillow does not notice unless they are compressed."""
+    width, height = tags[WIDTH], tags[HEIGHT]
+    across, down, begin = width, tags.get(STRIP_HEIGHT) or height, tags.get(STRIPS)
+    if begin is None:
+        across, down, begin = tags[TILE_WIDTH], tags[TILE_HEIGHT], tags[TILES]
+    n = -(-width // across) * -(-height // down) * (tags[CHANNELS] if apart else 1)
+    return 0 in begin or len(begin) != n
 
 
 def _samples(tags):

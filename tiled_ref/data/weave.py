@@ -25,14 +25,10 @@ class _Cloth:
         place = np.arange(SIZE, dtype=np.float32)
         pitch = (PITCH * (1 + rng.normal(0, 0.01, 2))).astype(np.float32)
         start = 4 + rng.uniform(0, 1, 2).astype(np.float32)
-        self.phase = [  # warp yarns are counted along x, weft yarns along y
-            d.field(rng, size, (150, 60)),
-            d.field(rng, size, (60, 150)),
-        ]
-        for phase, at in zip(self.phase, (place[None, :], place[:, None])):
-            k = 0 if at.shape[0] == 1 else 1
-            phase *= np.float32(0.22)
-            phase += at / pitch[k] + start[k]
+        self.phase = [d.field(rng, size, cell) for cell in ((150, 60), (60, 150))]
+        for k, at in enumerate((place[None, :], place[:, None])):  # warp along x, weft along y
+            self.phase[k] *= np.float32(0.22)
+            self.phase[k] += at / pitch[k] + start[k]
         n = int(SIZE / PITCH * 1.1) + 12
         self.shade = [(1 + rng.normal(0, 0.035, n)).astype(np.float32) for _ in range(2)]
         self.half = [(0.44 * (1 + rng.normal(0, 0.05, n))).astype(np.float32) for _ in range(2)]
@@ -90,8 +86,7 @@ def _window(rng, reach):
 
 
 def _rewoven(cloth, picture, cover, window, alpha, **changes):
-    d.blend(picture, window, alpha, cloth.picture(window.index, **changes))
-    np.maximum(cover[window.index], alpha, out=cover[window.index])
+    d.paint(picture, cover, window, alpha, cloth.picture(window.index, **changes))
 
 
 def _along(rng, window, length, width):
@@ -128,8 +123,7 @@ def _slub(cloth, picture, cover, rng):
     alpha, k = _along(rng, window, length, PITCH * rng.uniform(0.9, 1.6))
     fluff = 0.92 + 0.06 * d.field(rng, alpha.shape, (3, 3))
     light = fluff * cloth.tone[window.index]
-    d.blend(picture, window, alpha * np.float32(0.85), light[..., None] * LINEN)
-    np.maximum(cover[window.index], alpha, out=cover[window.index])
+    d.paint(picture, cover, window, alpha, light[..., None] * LINEN, 0.85)
 
 
 def _hole(cloth, picture, cover, rng):
@@ -137,8 +131,7 @@ def _hole(cloth, picture, cover, rng):
     radius = d.diameter(rng) / 2
     window = _window(rng, 2.4 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius, 0.3), 2)
-    d.blend(picture, window, alpha * np.float32(0.9), (36, 33, 30))
-    np.maximum(cover[window.index], alpha, out=cover[window.index])
+    d.paint(picture, cover, window, alpha, (36, 33, 30), 0.9)
 
 
 def _stain(cloth, picture, cover, rng):
@@ -147,8 +140,7 @@ def _stain(cloth, picture, cover, rng):
     window = _window(rng, 2.4 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius, 0.2), 4)
     tint = [(0.62, 0.50, 0.34), (0.72, 0.70, 0.62), (0.45, 0.50, 0.68)][rng.integers(3)]
-    d.blend(picture, window, alpha, picture[window.index] * np.array(tint, np.float32))
-    np.maximum(cover[window.index], alpha, out=cover[window.index])
+    d.paint(picture, cover, window, alpha, picture[window.index] * np.array(tint, np.float32))
 
 
 def _foreign_fibre(cloth, picture, cover, rng):
@@ -157,8 +149,7 @@ def _foreign_fibre(cloth, picture, cover, rng):
     window = _window(rng, np.abs(points).max() + 6)
     alpha = d.coverage(d.path(window.x, window.y, points) - rng.uniform(0.8, 1.6), 1.4)
     colour = [(44, 40, 44), (150, 46, 40), (52, 74, 120)][rng.integers(3)]
-    d.blend(picture, window, alpha * np.float32(0.85), colour)
-    np.maximum(cover[window.index], alpha, out=cover[window.index])
+    d.paint(picture, cover, window, alpha, colour, 0.85)
 
 
 _DRAW = {
