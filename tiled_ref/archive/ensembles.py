@@ -12,10 +12,10 @@ from ..data.disk import printable
 from ..models import MODELS
 from ..models.backbone import channels_of
 from ..models.weights import tensors_digest
-from ..support.errors import InputError
+from ..support.errors import InputError, shortened
 from ..support.files import make_folder, sync_folder
 from .manifest import MANIFEST, location_name, write_manifest
-from .tensors import REMEDY, file_digest, read_tensors, shortened, write_tensors
+from .tensors import REMEDY, file_digest, read_tensors, write_tensors
 
 RESIDENT_BUDGET = 2 << 30  # bytes of states kept in memory; beyond it they are read when needed
 

@@ -15,10 +15,10 @@ from ..data.disk import printable
 from ..models import MODELS
 from ..models.weights import tensors_digest
 from ..setups import OPTIONS, Recipe, Setup, is_allowed
-from ..support.errors import InputError
-from ..support.files import atomic_write
+from ..support.errors import InputError, shortened
+from ..support.files import atomic_write, open_regular
 from ..thresholds import MODES
-from .tensors import DTYPES, REMEDY, file_digest, layout, open_regular, shortened
+from .tensors import DTYPES, REMEDY, file_digest, layout
 
 MANIFEST = "manifest.json"
 FORMAT = "tiled-ref ensemble"

@@ -4,15 +4,14 @@ import contextlib
 import hashlib
 import math
 import os
-import stat
 import zipfile
 
 import numpy as np
 import torch
 
 from ..data.disk import printable
-from ..support.errors import InputError
-from ..support.files import atomic_write
+from ..support.errors import InputError, shortened
+from ..support.files import atomic_write, open_regular
 
 # The types that a tensor file may hold; each is written little-endian.
 DTYPES = tuple(
@@ -99,20 +98,6 @@ def _opened(path):
         ) from error
 
 
-def open_regular(path, follow=True):
-    """Open a regular file for reading bytes; with follow=False, no link either.
-
-    Raises OSError for anything else: a pipe or a device has no end, and a link may lead anywhere.
-    """
-    if not follow and os.path.islink(path):
-        raise OSError("it is a link")
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("it is not a regular file")
-    return open(descriptor, "rb")
-
-
 def file_digest(path):
     """SHA-256 of a file, hex. Raises OSError."""
     digest = hashlib.sha256()
@@ -120,12 +105,6 @@ def file_digest(path):
         while piece := file.read(READ_AT_ONCE):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def shortened(value):
-    """Text of an exception or a value: one line of at most 120 characters."""
-    text = " ".join(str(value).split()) or type(value).__name__
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _members(archive, n_bytes):

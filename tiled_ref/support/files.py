@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 from pathlib import Path
 
 from .errors import InputError
@@ -88,6 +89,23 @@ def make_folder(path):
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to the folder {path}; choose another --out")
+
+
+def open_regular(path, follow=True):
+    """Open a regular file for reading bytes; with follow=False, no link either.
+
+    Raises OSError for anything else: a pipe or a device has no end, and a link may lead anywhere.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+        if os.path.islink(path):  # for the message, and for systems without the flag
+            raise OSError("it is a link")
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return open(descriptor, "rb")
 
 
 def read_at(file, array, offset):
