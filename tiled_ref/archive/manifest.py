@@ -32,11 +32,12 @@ def location_name(location):
     return f"location_{location[0]}_{location[1]}.npz"
 
 
-def write_manifest(folder, ensemble, *, category=None, versions=None):
+def write_manifest(folder, ensemble, *, category=None, versions=None, identity=None):
     """Write manifest.json beside the files of all locations, which it describes.
 
     Parameters: folder, holds `location_name(location)` of every location; ensemble, a
-    TiledEnsemble; category it was trained on and versions of packages, for the reader.
+    TiledEnsemble; category it was trained on and versions of packages, for the reader; identity
+    of the run, see results.cell_identity.
     Raises InputError where a file is missing or cannot be read, or the manifest not written.
     """
     files = []
@@ -49,6 +50,7 @@ def write_manifest(folder, ensemble, *, category=None, versions=None):
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "category": category,
+        "identity": identity,
         "setup": asdict(ensemble.setup),
         **ensemble.recipe.values(),
         "weights": ensemble.weights,

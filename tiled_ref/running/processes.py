@@ -10,6 +10,7 @@ option. When one process dies torchrun ends the others; one of them prints ENDED
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -79,7 +80,8 @@ class Ranks:
         texts = self.gather("run", description)
         if other := [k for k in range(self.size) if texts[k] != texts[0]]:
             raise InputError(f"rank {other[0]} needs the options, weights and versions of rank 0")
-        with tempfile.NamedTemporaryFile(dir=out, prefix=".", suffix=".tmp") as mark:
+        ending = f".{os.getpid()}.tmp"
+        with tempfile.NamedTemporaryFile(dir=out, prefix=".rank.", suffix=ending) as mark:
             of_main = Path(out, self.gather("marks", Path(mark.name).name)[0])
             until = time.monotonic() + FOLDER_SECONDS
             while not of_main.exists() and time.monotonic() < until:

@@ -1,6 +1,7 @@
 """Maps on the disk, some of their rows, and merging maps that need not fit in memory."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,12 @@ from ..support.errors import InputError
 from ..support.files import read_at, sync_folder, write_at
 
 MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
+TEMPORARY = re.compile(  # the names of half-written files, with the number of the process
+    r"\.(?:(?:metrics|run|manifest|thresholds|fit_\d+_\d+)\.json|results\.csv|rank\.\w+|"
+    r"(?:analysis|images|(?:scores|location)_\d+_\d+)\.npz|(?:merged|maps_\d+_\d+)\.npy)"
+    r"\.(\d{1,18})\.tmp",
+    re.ASCII,
+)
 OUT_REMEDY = "choose another --out or make room, and go on with --resume"
 
 
@@ -49,7 +56,7 @@ class RowFile:
                 os.posix_fallocate(self._file.fileno(), 0, size)
             else:
                 self._file.truncate(size)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, IndexError, OverflowError) as error:
             self.close()
             verb = "read" if self.complete else "write"
             raise InputError(
@@ -122,9 +129,22 @@ class Rows:
 
 
 def remove_temporary(folder):
-    """Remove the half-written files that a killed process left directly in a folder."""
+    """Remove the half-written files of runs, directly in a folder, whose process has died."""
     for path in Path(folder).glob(".*.tmp"):
-        path.unlink()
+        match = TEMPORARY.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process):
+    """Whether another process has this number."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return process != os.getpid()
 
 
 def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progress=None):
