@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..support import schema
-from ..support.files import atomic_write
+from ..support.files import atomic_write, remove_leftovers
 from ..thresholds import MODES
 from .tensors import REMEDY
 
@@ -51,6 +51,7 @@ def write_thresholds(folder, thresholds):
         "thresholds_sha256": _digest(thresholds),
         "thresholds": thresholds,
     }
+    remove_leftovers(folder, {THRESHOLDS})
     with atomic_write(path) as file:
         json.dump(content, file, indent=2)
         file.write("\n")
