@@ -31,14 +31,13 @@ OTHER = ("--seam-sigma", "3")
 
 
 class Points(Moments):
-    """Renames (a file is written under another name before), rows, and the end of the process."""
+    """Renames (a file is written under another name before), rows of maps."""
 
     def install(self):
         cli.write_report = lambda out: (out / "report", [])  # what it reads is what matters here
         self.watch(os, "replace", "rename")
         self.watch(rows.RowFile, "commit", "maps")
         self.watch(rows, "write_at", "rows")
-        self.watch(os, "_exit", "end")
 
 
 def identities(out):

@@ -10,9 +10,10 @@ from toys import toy_category, write_category
 from tiled_ref.archive.manifest import MANIFEST
 from tiled_ref.data import folder as folder_data
 from tiled_ref.reporting.collection import Collection
-from tiled_ref.running import analysis, cell, pieces, results, rows, stored_images
+from tiled_ref.running import analysis, cell, pieces, results, stored_images
 from tiled_ref.running.category_images import CategoryImages
 from tiled_ref.running.cell import Options, run_cell
+from tiled_ref.running.lock import OutputLock
 from tiled_ref.running.pieces import Pieces
 from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.errors import InputError
@@ -272,19 +273,23 @@ def test_only_files_that_a_dead_process_of_this_program_wrote_are_removed(tmp_pa
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    ours = [f".{name}.{pid}.tmp" for name in (
-        "metrics.json", "run.json", "fit_0_12.json", "manifest.json", "results.csv", "merged.npy",
-        "analysis.npz", "images.npz", "maps_3_0.npy", "scores_0_0.npz", "location_10_2.npz",
-        "rank.abc_1",
-    )]  # fmt: skip
-    theirs = [
-        ".notes.tmp", f".notes.{pid}.tmp", ".metrics.json.tmp", f".metrics.json.{os.getppid()}.tmp",
-        f"metrics.json.{pid}.tmp", f".maps_a_b.npy.{pid}.tmp", f".my.metrics.json.{pid}.tmp",
-    ]  # fmt: skip
-    for name in ours + theirs:
-        (tmp_path / name).write_text("x")
-    rows.remove_temporary(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
+    ours = {
+        "": ("results.csv", "rank"), "cell": ("metrics.json", "analysis.npz"),
+        "cell/partial": ("run.json", "fit_0_12.json", "merged.npy", "maps_3_0.npy", "scores_0_0.npz"),
+        "cell/partial/ensemble": ("manifest.json", "location_10_2.npz"),
+    }  # fmt: skip
+    theirs = {".notes.tmp", f".notes.{pid}.tmp", ".results.csv.tmp", ".notes.txt", "notes.1.tmp"}
+    theirs |= {f".{name}.{os.getppid()}.tmp" for names in ours.values() for name in names}
+    Pieces(tmp_path / "cell", {})
+    for folder, names in ours.items():
+        for name in [*theirs, *(f".{name}.{pid}.tmp" for name in names)]:
+            (tmp_path / folder / name).write_text("x")
+    with OutputLock(tmp_path):
+        Pieces(tmp_path / "cell", {}, resume=True)
+    for folder in ours:
+        assert theirs == {path.name for path in (tmp_path / folder).glob("*notes*")} | {
+            path.name for path in (tmp_path / folder).glob(".*.tmp")
+        }
 
 
 WRONG = {"setup": [], "image_auroc": "0.9", "n_test": -1, "seed": None, "image_size": [1],

@@ -27,7 +27,7 @@ def report(tmp_path_factory):
 
 
 def check_resumed(report):
-    assert {"rename", "maps", "rows", "end"} == set(report["moments"])
+    assert {"rename", "maps", "rows"} == set(report["moments"])
     for k, signal, left, status, text, after in report["fresh"]:
         at = k, report["moments"][k]
         assert signal == 9, at

@@ -45,19 +45,19 @@ def write_tensors(path, tensors):
                 np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
 
 
-def read_tensors(path, expected=None):
-    """Read a file of `write_tensors`.
+def read_tensors(path, expected=None, sha256=None):
+    """Read a file of `write_tensors`; the file is opened once, and a link is not followed.
 
     Sizes are checked before anything is allocated: the members are not compressed, so
     together they cannot be larger than the file.
 
     Parameters: path; expected, name -> (dtype, shape) of exactly the tensors that the file
-    must hold, or None.
+    must hold, or None; sha256 of the file, or None.
     Returns a dict of str to torch.Tensor, in the order of the file.
     Raises InputError, a ValueError, for a file that is missing, truncated, damaged, compressed,
-    or holds anything but plain numbers or other tensors than expected.
+    of another digest, or holds anything but plain numbers or other tensors than expected.
     """
-    with _opened(path) as (archive, members):
+    with _opened(path, sha256) as (archive, members):
         if expected is not None and set(members) != set(expected):
             raise ValueError("it holds other tensors than expected")
         return {
@@ -81,12 +81,20 @@ def layout(path):
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path, sha256=None):
     """(archive, members) of a file; whatever goes wrong inside becomes an InputError."""
     name = printable(path)
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            yield archive, _members(archive, os.fstat(file.fileno()).st_size)
+        with open_regular(path, follow=False) as file:
+            if sha256 is not None and digest_of(file) != sha256:
+                raise InputError(
+                    f"the file {name} has been changed or is damaged (its SHA-256 is another one); "
+                    f"{REMEDY}"
+                )
+            with zipfile.ZipFile(file) as archive:
+                yield archive, _members(archive, os.fstat(file.fileno()).st_size)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"the file {name} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
@@ -100,10 +108,15 @@ def _opened(path):
 
 def file_digest(path):
     """SHA-256 of a file, hex. Raises OSError."""
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while piece := file.read(READ_AT_ONCE):
-            digest.update(piece)
+        return digest_of(file)
+
+
+def digest_of(file):
+    """SHA-256 of an open binary file, hex. Raises OSError."""
+    digest = hashlib.sha256()
+    while piece := file.read(READ_AT_ONCE):
+        digest.update(piece)
     return digest.hexdigest()
 
 

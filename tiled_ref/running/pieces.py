@@ -9,25 +9,44 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 
+from ..archive.ensembles import check_replaceable
 from ..archive.manifest import MANIFEST, location_name
 from ..archive.tensors import file_digest, read_tensors, write_tensors
 from ..support.errors import InputError, one_line, shortened
-from ..support.files import atomic_write, make_folder, sync_folder
+from ..support.files import (
+    atomic_write,
+    make_folder,
+    remove_leftovers,
+    replace_folder,
+    sync_folder,
+    write_errors,
+)
 from ..support.schema import maybe, number, read_json, text
-from .rows import RowFile, remove_temporary
+from .rows import RowFile
 
 RESULT, ANALYSIS = "metrics.json", "analysis.npz"
+WRITTEN = {RESULT, ANALYSIS, "ensemble"}  # in the folder of a cell
 WHERE_SAME = "where-same"  # resume a run of the same identity, start any other over
 FIT = {"seconds": number(0), "state": maybe(text()), "digest": text()}  # fit_i_j.json
 AGAIN = "its tile location is computed again"
 OTHER = "another digest than the content: damaged, or of another run"
 WRITE_SECONDS = 5.0  # of training, from which on a state is written before it predicts
+
+
+class Names:
+    """The names of pieces, as `remove_leftovers` takes them."""
+
+    FORM = re.compile(r"\w+\.json|merged\.npy|[a-z]+_\d+_\d+\.np[yz]")
+
+    def __contains__(self, name):
+        return self.FORM.fullmatch(name) is not None
 
 
 class Pieces:
@@ -68,17 +87,20 @@ class Pieces:
         if joins:
             _check_identity(run, identity)
             return
+        final = self.folder / "ensemble"
+        remove_leftovers(self.folder, WRITTEN)
+        if save:
+            check_replaceable(final)
         self._open(run, identity, resume)
-        remove_temporary(self.folder)
         if not run.is_file():
             make_folder(self.ensemble_folder)
             with atomic_write(run) as file:
                 json.dump(identity, file, indent=2)
-        final = self.folder / "ensemble"
-        if save and not self.ensemble_folder.exists() and identity_in(final / MANIFEST) == self._mark:
-            os.replace(final, self.ensemble_folder)  # is published again at the end
-        remove_temporary(self.partial)
-        remove_temporary(self.ensemble_folder)
+        published = not self.ensemble_folder.exists()
+        if save and published and identity_in(final / MANIFEST) == self._mark:
+            os.replace(final, self.ensemble_folder)  # it is published again at the end
+        remove_leftovers(self.partial, Names())
+        remove_leftovers(self.ensemble_folder, Names())
 
     def _open(self, run, identity, resume):
         """Keep the pieces of an unfinished run, or remove them; notes which."""
@@ -293,12 +315,8 @@ class Pieces:
 
     def publish_ensemble(self):
         """Give the finished ensemble its name, replacing an earlier one."""
-        final, old = self.folder / "ensemble", self.partial / "replaced"
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(self.ensemble_folder, final)
-        sync_folder(self.folder)
+        with write_errors(self.folder / "ensemble"):
+            replace_folder(self.ensemble_folder, self.folder / "ensemble")
 
     def finish(self):
         """Remove the pieces; everything worth keeping has been written."""
@@ -326,7 +344,7 @@ def _finished(digest, arrays):
 
 def remove_pieces(folder, mark):
     """Remove the pieces of a finished run, of this identity, from a cell's folder."""
-    remove_temporary(folder)
+    remove_leftovers(folder, WRITTEN)
     partial = Path(folder, "partial")
     if partial.is_dir() and identity_in(partial / "run.json") in (None, mark):
         shutil.rmtree(partial)

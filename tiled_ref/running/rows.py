@@ -1,22 +1,15 @@
 """Maps on the disk, some of their rows, and merging maps that need not fit in memory."""
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
 from ..ensemble import merge, slices
 from ..support.errors import InputError
-from ..support.files import read_at, sync_folder, write_at
+from ..support.files import beside, read_at, sync_folder, write_at
 
 MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
-TEMPORARY = re.compile(  # the names of half-written files, with the number of the process
-    r"\.(?:(?:metrics|run|manifest|thresholds|fit_\d+_\d+)\.json|results\.csv|rank\.\w+|"
-    r"(?:analysis|images|(?:scores|location)_\d+_\d+)\.npz|(?:merged|maps_\d+_\d+)\.npy)"
-    r"\.(\d{1,18})\.tmp",
-    re.ASCII,
-)
 OUT_REMEDY = "choose another --out or make room, and go on with --resume"
 
 
@@ -34,7 +27,7 @@ class RowFile:
         self.complete = shape is None
         self._file, self._name = None, self.path
         if not self.complete:
-            self._name = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+            self._name = beside(self.path, "tmp")
         try:
             self._file = open(self._name, "rb" if self.complete else "w+b", buffering=0)
             if self.complete:
@@ -126,25 +119,6 @@ class Rows:
         if isinstance(key, slice):
             return np.stack([self.rows[int(k)] for k in self.chosen[key]])
         return self.rows[int(self.chosen[key])]
-
-
-def remove_temporary(folder):
-    """Remove the half-written files of runs, directly in a folder, whose process has died."""
-    for path in Path(folder).glob(".*.tmp"):
-        match = TEMPORARY.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(process):
-    """Whether another process has this number."""
-    try:
-        os.kill(process, 0)
-    except PermissionError:  # it is another user's
-        return True
-    except (OSError, OverflowError):
-        return False
-    return process != os.getpid()
 
 
 def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progress=None):

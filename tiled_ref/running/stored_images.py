@@ -10,7 +10,7 @@ import numpy as np
 from .. import metrics
 from ..data import encoders, resizing
 from ..support.errors import InputError, shortened
-from ..support.files import atomic_write
+from ..support.files import atomic_write, remove_leftovers
 from ..support.schema import each, parse_json, text, whole
 
 REMEDY = "remove it and run --report again"
@@ -84,6 +84,7 @@ def save_images(folder, images, setup, options):
     Parameters: folder of the category; images, a CategoryImages; setup, for the thumbnails' size.
     """
     category = images.category
+    remove_leftovers(folder, {IMAGES})
     size = reduced_size(setup.image_size, THUMBNAIL_SIDE)
     small = reduced_size(setup.image_size, MAP_SIDE)
     with contextlib.suppress(InputError):  # missing, or damaged and written anew

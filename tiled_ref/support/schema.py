@@ -34,8 +34,13 @@ def check(value, schema, path, remedy):
 def read_json(path, schema, remedy, follow=True):
     """The value of a JSON file, checked; follow=False refuses a link.
 
-    Raises InputError as `check`, and for a file that is missing, cannot be read or is no JSON.
+    Raises InputError as `check` and `read_bytes`, and for what is no JSON.
     """
+    return parse_json(read_bytes(path, remedy, follow), schema, path, remedy)
+
+
+def read_bytes(path, remedy, follow=True):
+    """The bytes of a file, at most FILE_BYTES. Raises InputError where it cannot be read."""
     try:
         with open_regular(path, follow) as file:
             data = file.read(FILE_BYTES + 1)
@@ -43,14 +48,14 @@ def read_json(path, schema, remedy, follow=True):
         raise InputError(
             f"{one_line(path)} cannot be read: {error.strerror or error}; {remedy}"
         ) from error
-    return parse_json(data, schema, path, remedy)
+    if len(data) > FILE_BYTES:
+        raise damaged(path, f"it has more than {FILE_BYTES:,} bytes", remedy)
+    return data
 
 
 def parse_json(data, schema, path, remedy):
     """`read_json` of bytes that have been read."""
     try:
-        if len(data) > FILE_BYTES:
-            raise ValueError(f"it has more than {FILE_BYTES:,} bytes")
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise damaged(path, error, remedy) from error
