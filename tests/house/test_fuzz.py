@@ -12,7 +12,7 @@ def test_mutated_files_work_or_are_refused(tmp_path):
     counts, failures = fuzz.fuzz(tmp_path, 0, range(CASES))
     assert failures == []
     assert sum(counts.values()) == CASES
-    for kind in ("image", "manifest", "manifest bytes", "tensors", "table"):
+    for kind in ("image", "manifest", "manifest bytes", "tensors", "table", "result", "piece"):
         assert counts[kind, "refused"] > 0, kind
     assert sum(n for (_, outcome), n in counts.items() if outcome == "read") > CASES // 20
 

@@ -135,6 +135,7 @@ def test_an_unfinished_run_starts_over_without_resume(tmp_path):
     notes = []
     store = Pieces(tmp_path, {})
     maps = np.array([[[1, 2], [3, 4]]], np.float32)
+    store[0, 0] = {}
     store.add((0, 0), slice(0, 1), 1, maps, maps[0, 0, :1])
     assert Pieces(tmp_path, {}, resume=True, note=notes.append).is_done((0, 0))
     assert "resumed, 1 tile locations are done" in notes[0]

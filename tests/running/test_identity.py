@@ -275,7 +275,7 @@ def test_only_files_that_a_dead_process_of_this_program_wrote_are_removed(tmp_pa
     os.waitpid(pid, 0)
     ours = {
         "": ("results.csv", "rank"), "cell": ("metrics.json", "analysis.npz"),
-        "cell/partial": ("run.json", "fit_0_12.json", "merged.npy", "maps_3_0.npy", "scores_0_0.npz"),
+        "cell/partial": ("run.json", "fit_0_12.json", "merged.npy", "maps_3_0.npy", "fit_1_1.json"),
         "cell/partial/ensemble": ("manifest.json", "location_10_2.npz"),
     }  # fmt: skip
     theirs = {".notes.tmp", f".notes.{pid}.tmp", ".results.csv.tmp", ".notes.txt", "notes.1.tmp"}

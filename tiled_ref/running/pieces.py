@@ -19,7 +19,7 @@ import numpy as np
 from ..archive.ensembles import check_replaceable
 from ..archive.manifest import MANIFEST, location_name
 from ..archive.tensors import file_digest, read_tensors, write_tensors
-from ..support.errors import InputError, one_line, shortened
+from ..support.errors import InputError, shortened
 from ..support.files import (
     atomic_write,
     make_folder,
@@ -365,8 +365,9 @@ def _check_identity(path, identity):
     if differ:
         named = [k for k in differ if k != "identity"] or differ
         changes = ", ".join(f"{k} was {stored.get(k)}, is {identity.get(k)}" for k in named)
+        changes = changes.encode("utf-8", "backslashreplace").decode()
         raise InputError(
             f"the unfinished run in {path.parent} cannot be resumed, because something else "
-            f"would be computed ({shortened(one_line(changes), 400)}); use the same options, or "
+            f"would be computed ({shortened(changes, 400)}); use the same options, or "
             "start over without --resume"
         )
