@@ -14,7 +14,7 @@ def test_mutated_files_work_or_are_refused(tmp_path):
     assert sum(counts.values()) == CASES
     for kind in ("image", "manifest", "manifest bytes", "tensors", "table", "result", "piece"):
         assert counts[kind, "refused"] > 0, kind
-    assert sum(n for (_, outcome), n in counts.items() if outcome == "read") > CASES // 20
+    assert sum(n for (_, outcome), n in counts.items() if outcome == "read") > CASES // 50
 
 
 def test_a_case_is_a_function_of_its_number(tmp_path):

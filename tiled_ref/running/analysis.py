@@ -19,11 +19,12 @@ FPRS = (0.001, 0.01, 0.05)  # of pixels, at which the recall of defects is measu
 REPORT_FPR = 0.01  # the one that tables and figures show
 BINS = 1 << 16  # of the score histogram behind pixel thresholds: 1/65536 of the range apart
 CURVES = ("image_roc", "pixel_roc", "pro")
-ARRAYS = {  # of analysis.npz without the curves, see CellAnalysis
+ARRAYS = {  # of analysis.npz, see CellAnalysis
     "scores": ("float64", "N"), "thresholds": ("float64", 4), "maps": ("uint8", "N", "h", "w"),
     "recall": ("float32", "R", len(FPRS)), "fpr_thresholds": ("float64", len(FPRS)),
     "zooms": ("uint8", "pixels"), "zooms_shapes": ("int64", "Z", 2), "map_size": ("int64", 2),
-    "digest": ("uint8", "text"),
+    "digest": ("uint8", "text"), "identity?": ("uint8", "hex"),
+    **{f"{name}?": ("float64", 2, name) for name in CURVES},
 }  # fmt: skip
 
 
@@ -85,9 +86,6 @@ def is_complete(folder, digest, identity):
 def load_analysis(folder):
     """CellAnalysis of a cell's folder; InputError where the file is missing or damaged."""
     with stored_images.reading(folder / ANALYSIS, ARRAYS) as data:
-        for name in CURVES:
-            if name in data and not (data[name].dtype == float and data[name].shape[:-1] == (2,)):
-                raise ValueError(f"{name} is {data[name].dtype} {data[name].shape}")
         return CellAnalysis(
             data["scores"], *map(float, data["thresholds"]), data["maps"],
             **{name: metrics.Curve(*data[name]) if name in data else None for name in CURVES},

@@ -89,6 +89,7 @@ def check_folder(out, category, identity):
 
     Two data sets of one name would replace each other's results; changed images in the same
     folder, or the same images in another, may be computed again.
+    Parameters: out, Path; category, a data.Category; identity, see cell_identity.
     """
     for path in sorted(Path(out, category.dataset, category.name).glob(f"*/*/seed*/{RESULT}")):
         result = read_result(path)

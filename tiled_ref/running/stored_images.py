@@ -11,7 +11,7 @@ from .. import metrics
 from ..data import encoders, resizing
 from ..support.errors import InputError, shortened
 from ..support.files import atomic_write, remove_leftovers
-from ..support.schema import each, parse_json, text, whole
+from ..support.schema import damaged, each, parse_json, text, whole
 
 REMEDY = "remove it and run --report again"
 SCHEMA = 2  # of images.npz and analysis.npz
@@ -143,7 +143,7 @@ def load_images(folder):
         text = parse_json(data["text"].tobytes(), TEXT, folder / IMAGES, REMEDY)
         lengths = {len(text["names"]), len(text["defects"]), len(data["labels"])}
         if len(lengths) > 1 or len(text["windows"]) != len(data["zooms_shapes"]):
-            raise ValueError("its lists have different lengths")
+            raise damaged(folder / IMAGES, "its lists have different lengths", REMEDY)
         text["thumbnail_size"] = tuple(text["thumbnail_size"])
         text["windows"] = [Window(**w | {"size": tuple(w["size"])}) for w in text["windows"]]
         return StoredImages(
@@ -250,7 +250,7 @@ def write_arrays(path, arrays):
 def reading(path, layout):
     """A context with the arrays of a file, by name; InputError where it is missing, of another
     SCHEMA, lacks an array of the layout, name -> (dtype, *shape), where equal letters are equal
-    sides, or is damaged, which the body may find out."""
+    sides and "name?" may be missing, or is damaged, which the body may find out."""
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
@@ -258,6 +258,9 @@ def reading(path, layout):
             raise InputError(f"{path} is of another version; {REMEDY}")
         sides = {}
         for name, (dtype, *shape) in layout.items():
+            name, optional, _ = name.partition("?")
+            if optional and name not in arrays:
+                continue
             array = arrays[name]
             known = [side if isinstance(side, int) else sides.get(side) for side in shape]
             fits = not array.size or array.ndim == len(shape) and all(
