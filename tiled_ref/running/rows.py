@@ -49,7 +49,7 @@ class RowFile:
                 os.posix_fallocate(self._file.fileno(), 0, size)
             else:
                 self._file.truncate(size)
-        except (OSError, ValueError, TypeError, IndexError, OverflowError) as error:
+        except Exception as error:  # NumPy raises many types over a damaged header
             self.close()
             verb = "read" if self.complete else "write"
             raise InputError(
