@@ -11,6 +11,7 @@ SECONDS or where the process grows by more than MEMORY. The suite runs some of t
 """
 
 import argparse
+import hashlib
 import json
 import random
 import struct
@@ -46,10 +47,13 @@ from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError, one_line
 from tiled_ref.support.memory import PeakMemory
 
+KINDS = (
+    "image", "manifest", "manifest bytes", "tensors", "table", "thresholds", "thresholds bytes",
+    "location", "result", "piece", "pipeline",
+)  # fmt: skip
 SECONDS = 30  # of one case, far above the slowest, so that a busy machine fails nothing
 MEMORY = 2 << 30  # bytes: the largest image that is not refused, decoded, and a copy of it
 LONGEST = 1000  # characters of a sentence
-KINDS = ("image", "manifest", "tensors", "table", "result", "piece", "pipeline")
 NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**32 - 1)
 VALUES = (
     None, True, False, 0, -1, 1, 1.5, 2**31, 10**18, 10**400, 1e308, "", "x", "../../x", "\0",
@@ -111,7 +115,12 @@ class Fuzz:
         ensemble.calibrate(picture[None])
         ensemble.save(self.folder / "ensemble")
         self.backbone = backbone
-        self.manifest = (self.folder / "ensemble/manifest.json").read_bytes()
+        self.files = {path: path.read_bytes() for path in (self.folder / "ensemble").iterdir()}
+        self.manifest, self.thresholds, self.location = (
+            self.folder / "ensemble" / name
+            for name in ("manifest.json", "thresholds.json", "location_1_0.npz")
+        )
+        self.ensemble = ensemble
         root = self.folder / "visa"
         for name in ("pcb1", "split_csv"):
             (root / name).mkdir(parents=True)
@@ -138,7 +147,7 @@ class Fuzz:
                  "ensemble/location_0_0.npz")  # fmt: skip
         partial = self.folder / "cell/partial"
         self.pieces = {partial / name: (partial / name).read_bytes() for name in names}
-        self.files = {
+        self.left = {
             path: (path.read_bytes(), read, read(path))
             for path, read in (
                 (self.cell / "metrics.json", self._metrics),
@@ -158,8 +167,9 @@ class Fuzz:
         """Name -> function(random) that makes one mutated input and reads it."""
         return {
             "image": self.image, "manifest": self.json, "manifest bytes": self.json_bytes,
-            "tensors": self.npz, "table": self.csv, "result": self.result, "piece": self.piece,
-            "pipeline": self.rows,
+            "tensors": self.npz, "table": self.csv, "thresholds": self.decided,
+            "thresholds bytes": self.decided_bytes, "location": self.state,
+            "result": self.result, "piece": self.piece, "pipeline": self.rows,
         }  # fmt: skip
 
     def run(self, case, only=None):
@@ -193,19 +203,40 @@ class Fuzz:
             assert result.dtype == bool and result.ndim == 2
 
     def json(self, rng):
-        content = json.loads(self.manifest)
-        for _ in range(rng.randint(1, 2)):
-            change(content, rng)
-        self._load(json.dumps(content).encode("utf-8", "replace"))
+        self._load(self.manifest, changed(self.files[self.manifest], rng), rng.random() < 0.8)
 
     def json_bytes(self, rng):
-        self._load(mutated(self.manifest, rng, text=True))
+        data = mutated(self.files[self.manifest], rng, text=True)
+        self._load(self.manifest, data, rng.random() < 0.8)
 
-    def _load(self, data):
-        (self.folder / "ensemble/manifest.json").write_bytes(data)
+    def decided(self, rng):
+        self._load(self.thresholds, changed(self.files[self.thresholds], rng))
+
+    def decided_bytes(self, rng):
+        self._load(self.thresholds, mutated(self.files[self.thresholds], rng, text=True))
+
+    def state(self, rng):
+        self._load(self.location, mutated(self.files[self.location], rng))
+
+    def _load(self, path, data, bound=False):
+        """Load the ensemble with another file; bound, thresholds.json is made to belong to it.
+        What is loaded otherwise is what was saved."""
+        for file, whole in self.files.items():
+            file.write_bytes(whole)
+        path.write_bytes(data)
+        if bound:
+            content = json.loads(self.files[self.thresholds])
+            content["manifest_sha256"] = hashlib.sha256(data).hexdigest()
+            self.thresholds.write_text(json.dumps(content))
         ensemble = TiledEnsemble.load(
             self.folder / "ensemble", backbone=self.backbone, allow_version_change=True
         )
+        if not bound:
+            assert ensemble.recipe == self.ensemble.recipe
+            assert ensemble.thresholds == self.ensemble.thresholds
+            for location, state in self.ensemble.states.items():
+                for name, tensor in state.items():
+                    assert torch.equal(ensemble.states[location][name], tensor)
         image = np.zeros((1, 3, 8, 8), np.uint8)
         if max(ensemble.setup.image_size) <= 256:  # an honest setup, only larger: not tried out
             ensemble.predict(image)
@@ -224,8 +255,8 @@ class Fuzz:
         assert category.train and category.test
 
     def result(self, rng):
-        path = rng.choice(list(self.files))
-        data, read, expected = self.files[path]
+        path = rng.choice(list(self.left))
+        data, read, expected = self.left[path]
         path.write_bytes(either(data, rng, path))
         try:
             assert read(path) == expected, "read as another result"
@@ -331,6 +362,14 @@ def change(content, rng):
         else:
             content.append(content[key])
         return
+
+
+def changed(data, rng):
+    """The bytes of a JSON file with an entry or two changed."""
+    content = json.loads(data)
+    for _ in range(rng.randint(1, 2)):
+        change(content, rng)
+    return json.dumps(content).encode("utf-8", "replace")
 
 
 def fuzz(folder, seed, cases, say=None, only=None):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -163,6 +164,16 @@ def test_the_last_of_several_earlier_ensembles_is_given_back(place, ensembles, t
     os.rename(place / "other", place / f".parts.{dead()}.old")
     shutil.rmtree(place / "parts")
     assert check(place, ensembles, tiny_backbone).recipe == ensembles[1].recipe
+
+
+def test_an_earlier_ensemble_that_cannot_be_given_back_is_kept(
+    place, ensembles, tiny_backbone, monkeypatch
+):
+    os.rename(place / "parts", place / f".parts.{dead()}.old")
+    monkeypatch.setattr(os, "rename", Mock(side_effect=PermissionError()))
+    files.remove_leftovers(place, {"parts"})
+    monkeypatch.undo()
+    assert check(place, ensembles, tiny_backbone).recipe == ensembles[0].recipe
 
 
 def test_what_is_running_keeps_its_files_and_links_are_not_followed(tmp_path):

@@ -14,13 +14,7 @@ from ..models import MODELS
 from ..models.backbone import channels_of
 from ..models.weights import tensors_digest
 from ..support.errors import InputError, shortened
-from ..support.files import (
-    beside,
-    make_folder,
-    recover_folder,
-    remove_leftovers,
-    replace_folder,
-)
+from ..support.files import beside, make_folder, remove_leftovers, replace_folder
 from .manifest import location_name, write_manifest
 from .tensors import REMEDY, read_tensors, write_tensors
 from .thresholds import MANIFEST
@@ -41,11 +35,10 @@ def save_ensemble(folder, ensemble):
     """
     folder = Path(os.path.abspath(folder))
     ensemble.check_trained()
-    recover_folder(folder)
+    remove_leftovers(folder.parent, {folder.name})
     check_replaceable(folder)
     new = beside(folder, "new")
     try:
-        remove_leftovers(folder.parent, {folder.name})
         make_folder(new)
         for location in ensemble.grid.locations():
             write_tensors(new / location_name(location), ensemble.states[location])

@@ -20,13 +20,7 @@ from ..support import schema
 from ..support.errors import InputError
 from ..support.files import atomic_write, open_regular, recover_folder
 from .tensors import DTYPES, REMEDY, file_digest, layout
-from .thresholds import (
-    MANIFEST,
-    THRESHOLDS,
-    check_thresholds,
-    read_thresholds,
-    write_thresholds,
-)
+from .thresholds import MANIFEST, THRESHOLDS, check_thresholds, read_thresholds, write_thresholds
 
 FORMAT = "tiled-ref ensemble"
 FORMAT_VERSION = 3  # 2 had the thresholds in the manifest, and is read
@@ -175,8 +169,7 @@ def read_manifest(folder):
         thresholds = read_thresholds(folder, hashlib.sha256(data).hexdigest())
     else:
         thresholds = check_thresholds(content.get("thresholds"), path)
-    names = ("weights", "backbone_digest", "category", "versions")
-    facts = {key: content[key] for key in names}
+    facts = {key: content[key] for key in ("weights", "backbone_digest", "category", "versions")}
     return Manifest(recipe=recipe, thresholds=thresholds, files=files, **facts)
 
 
@@ -204,8 +197,8 @@ def _checked_files(content, recipe, path):
     """Location -> StateFile of a manifest whose entries have been checked one by one."""
     grid = recipe.grid
     if len(content) != grid.rows * grid.cols:
-        many = f"it lists {len(content)} files, the setup has {grid.rows * grid.cols} locations"
-        raise schema.damaged(path, many, REMEDY)
+        what = f"it lists {len(content)} files, the setup has {grid.rows * grid.cols} locations"
+        raise schema.damaged(path, what, REMEDY)
     least = BYTES_PER_PIXEL.get(recipe.arch, 0) * math.prod(recipe.setup.tile_size)
     files = {}
     for expected, entry in zip(grid.locations(), content):
@@ -228,13 +221,10 @@ def _check_file(location, file):
     try:
         with open_regular(file.path, follow=False) as opened:
             size = os.fstat(opened.fileno()).st_size
-    except FileNotFoundError as error:
-        raise InputError(
-            f"the ensemble lacks the file {name} of tile location {location}; {REMEDY}"
-        ) from error
     except OSError as error:
         raise InputError(
-            f"the ensemble's file {name} cannot be read: {error.strerror or error}"
+            f"the ensemble's file {name} of tile location {location} cannot be read: "
+            f"{error.strerror or error}; {REMEDY}"
         ) from error
     if size != file.bytes:
         raise InputError(

@@ -87,14 +87,9 @@ def _opened(path, sha256=None):
     try:
         with open_regular(path, follow=False) as file:
             if sha256 is not None and digest_of(file) != sha256:
-                raise InputError(
-                    f"the file {name} has been changed or is damaged (its SHA-256 is another one); "
-                    f"{REMEDY}"
-                )
+                raise ValueError("its SHA-256 is not that of the manifest")
             with zipfile.ZipFile(file) as archive:
                 yield archive, _members(archive, os.fstat(file.fileno()).st_size)
-    except InputError:
-        raise
     except OSError as error:
         raise InputError(f"the file {name} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:

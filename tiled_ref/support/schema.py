@@ -73,13 +73,17 @@ def damaged(path, what, remedy):
 # ------------------------------------------------------------------------------------ rules
 
 
-def rule(wanted, fits):
-    """A rule: fits(value) decides; wanted is the same in words."""
+def rule(wanted, fits, inner=None):
+    """A rule: fits(value) decides; wanted is the same in words; inner, what the values inside of
+    a list or a table follow."""
 
     def visit(value, name):
         if not fits(value):
             subject = f"its entry {name}" if name else "it"
             raise _WrongEntry(f"{subject} is {shortened(repr(value), 60)}, not {wanted}")
+        if inner is not None:
+            for key, entry in value.items() if type(value) is dict else enumerate(value):
+                _visit(entry, inner, _place(name, key))
 
     return visit
 
@@ -120,78 +124,59 @@ def maybe(schema):
 
 def each(schema, least=0, most=1 << 20):
     """A list of least to most values that follow the schema."""
-
-    def visit(value, name):
-        _visit_list(value, name, least, most)
-        for k, entry in enumerate(value):
-            _visit(entry, schema, f"{name}[{k}]")
-
-    return visit
+    many = f"{least} to {most}" if least < most else f"{least}"
+    return rule(
+        f"a list of {many} values",
+        lambda value: type(value) is list and least <= len(value) <= most,
+        schema,
+    )
 
 
 def named(schema, most=1000):
     """A table of at most so many entries with names of their own, of at most 255 characters."""
-    is_table = rule(
+    return rule(
         f"a table of at most {most} names",
         lambda x: type(x) is dict and len(x) <= most and all(len(key) <= 255 for key in x),
+        schema,
     )
-
-    def visit(value, name):
-        is_table(value, name)
-        for key, entry in value.items():
-            _visit(entry, schema, _inner(name, key))
-
-    return visit
 
 
 flag = one_of(True, False)
 digest = text(64, "[0-9a-f]{64}", "the SHA-256")
 scalar = rule(
     "null, true, false, a number or a short text",
-    lambda value: (
-        value is None or type(value) is bool
-        or (type(value) is str and len(value) <= 255)
-        or (type(value) in (int, float) and -LARGEST <= value <= LARGEST)
-    ),
+    lambda value: value is None or type(value) is bool
+    or (type(value) is str and len(value) <= 255)
+    or (type(value) in (int, float) and abs(value) <= LARGEST),
 )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------- the visit
 
 
 class _WrongEntry(ValueError):
     """An entry does not follow its schema; the message says which and how."""
 
 
-_is_object = rule("an object", lambda value: type(value) is dict)
-
-
 def _visit(value, schema, name):
     """Raise _WrongEntry unless a value follows a schema; name, of the entry."""
     if isinstance(schema, dict):
-        _is_object(value, name)
+        rule("an object", lambda value: type(value) is dict)(value, name)
         for key, inner in schema.items():
             key, optional, _ = key.partition("?")
             if key in value:
-                _visit(value[key], inner, _inner(name, key))
+                _visit(value[key], inner, _place(name, key))
             elif not optional:
-                raise _WrongEntry(f"it has no entry {_inner(name, key)}")
+                raise _WrongEntry(f"it has no entry {_place(name, key)}")
     elif isinstance(schema, tuple):
-        _visit_list(value, name, len(schema), len(schema))
+        each(lambda *entry: None, len(schema), len(schema))(value, name)
         for k, (entry, inner) in enumerate(zip(value, schema)):
-            _visit(entry, inner, f"{name}[{k}]")
+            _visit(entry, inner, _place(name, k))
     else:
         schema(value, name)
 
 
-def _visit_list(value, name, least, most):
-    many = f"{least}" if least == most else f"{least} to {most}"
-    rule(f"a list of {many} values", lambda x: type(x) is list and least <= len(x) <= most)(
-        value, name
-    )
-
-
-def _inner(name, key):
+def _place(name, key):
+    """The name of an entry: parts[1].y"""
+    if isinstance(key, int):
+        return f"{name}[{key}]"
     key = shortened(key if key.isprintable() else ascii(key), 60)
     return f"{name}.{key}" if name else key
 
