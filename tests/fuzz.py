@@ -1,4 +1,5 @@
-"""Mutated image files, manifests, tensor files and tables: each works or is an InputError.
+"""Mutated files of every kind that is read back: each works or is an InputError, and what a run
+has written, its results and pieces, is never read as something else.
 
     python tests/fuzz.py --seed 0 --cases 2000
     python tests/fuzz.py --seed 0 --cases 20000 --kind image      images and masks alone
@@ -10,6 +11,7 @@ SECONDS or where the process grows by more than MEMORY. The suite runs some of t
 """
 
 import argparse
+import hashlib
 import json
 import random
 import struct
@@ -26,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from made_up import made_up_cell, made_up_result
 from PIL import Image
+from toys import toy_category
 
 from tiled_ref.archive.tensors import layout, read_tensors, write_tensors
 from tiled_ref.data import visa
@@ -34,10 +38,19 @@ from tiled_ref.data.images import decode_image, decode_mask
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.backbone import ResNet18Features
 from tiled_ref.models.weights import random_weights
+from tiled_ref.reporting.charts import read_pipeline
+from tiled_ref.running import results, stored_images
+from tiled_ref.running.analysis import load_analysis
+from tiled_ref.running.cell import Options
+from tiled_ref.running.pieces import Pieces
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError, one_line
 from tiled_ref.support.memory import PeakMemory
 
+KINDS = (
+    "image", "manifest", "manifest bytes", "tensors", "table", "thresholds", "thresholds bytes",
+    "location", "result", "piece", "pipeline",
+)  # fmt: skip
 SECONDS = 30  # of one case, far above the slowest, so that a busy machine fails nothing
 MEMORY = 2 << 30  # bytes: the largest image that is not refused, decoded, and a copy of it
 LONGEST = 1000  # characters of a sentence
@@ -102,7 +115,12 @@ class Fuzz:
         ensemble.calibrate(picture[None])
         ensemble.save(self.folder / "ensemble")
         self.backbone = backbone
-        self.manifest = (self.folder / "ensemble/manifest.json").read_bytes()
+        self.files = {path: path.read_bytes() for path in (self.folder / "ensemble").iterdir()}
+        self.manifest, self.thresholds, self.location = (
+            self.folder / "ensemble" / name
+            for name in ("manifest.json", "thresholds.json", "location_1_0.npz")
+        )
+        self.ensemble = ensemble
         root = self.folder / "visa"
         for name in ("pcb1", "split_csv"):
             (root / name).mkdir(parents=True)
@@ -113,12 +131,45 @@ class Fuzz:
             mask = "pcb1/0.png" if k == 2 else ""
             lines.append(f"pcb1,{'test' if k else 'train'},{label},pcb1/{k}.png,{mask}")
         self.table = "\n".join(lines).encode()
+        self._make_cell(picture)
+
+    def _make_cell(self, picture):
+        """A finished cell, an unfinished one, and a table of pipelines."""
+        self.cell = made_up_cell(self.folder / "out", toy_category(side=32), setup="SM256")
+        result = made_up_result(identity="a" * 64, switches={"impl": "cython"})
+        results.save_result(result, self.cell, Options(out=self.folder / "out"))
+        with Pieces(self.folder / "cell", {"identity": "a"}, save=True) as pieces:
+            pieces[0, 0] = {"mean": torch.arange(4.0)}
+            self.maps = (picture[None, :, :, 0] / 7).astype(np.float32)
+            pieces.add((0, 0), slice(0, 1), 1, self.maps, self.maps[:, 0, 0])
+            self.seconds = pieces.costs([(0, 0)])
+        names = ("run.json", "fit_0_0.json", "maps_0_0.npy", "scores_0_0.npz",
+                 "ensemble/location_0_0.npz")  # fmt: skip
+        partial = self.folder / "cell/partial"
+        self.pieces = {partial / name: (partial / name).read_bytes() for name in names}
+        self.left = {
+            path: (path.read_bytes(), read, read(path))
+            for path, read in (
+                (self.cell / "metrics.json", self._metrics),
+                (self.cell / "analysis.npz", lambda path: repr(load_analysis(path.parent))),
+                (self.cell.parents[2] / "images.npz",
+                 lambda path: repr(stored_images.load_images(path.parent))),
+            )
+        }  # fmt: skip
+        keys = "arch setup device latency_ms images_per_second"
+        self.pipeline = json.dumps([dict(zip(keys.split(), ("padim", "ENS9", "cpu", 2.0, 3.5)))]).encode()
+
+    def _metrics(self, path):
+        result = results.read_result(path)
+        return {column: result[column] for column in results.RESULT_COLUMNS}
 
     def kinds(self):
         """Name -> function(random) that makes one mutated input and reads it."""
         return {
             "image": self.image, "manifest": self.json, "manifest bytes": self.json_bytes,
-            "tensors": self.npz, "table": self.csv,
+            "tensors": self.npz, "table": self.csv, "thresholds": self.decided,
+            "thresholds bytes": self.decided_bytes, "location": self.state,
+            "result": self.result, "piece": self.piece, "pipeline": self.rows,
         }  # fmt: skip
 
     def run(self, case, only=None):
@@ -152,19 +203,40 @@ class Fuzz:
             assert result.dtype == bool and result.ndim == 2
 
     def json(self, rng):
-        content = json.loads(self.manifest)
-        for _ in range(rng.randint(1, 2)):
-            change(content, rng)
-        self._load(json.dumps(content).encode("utf-8", "replace"))
+        self._load(self.manifest, changed(self.files[self.manifest], rng), rng.random() < 0.8)
 
     def json_bytes(self, rng):
-        self._load(mutated(self.manifest, rng, text=True))
+        data = mutated(self.files[self.manifest], rng, text=True)
+        self._load(self.manifest, data, rng.random() < 0.8)
 
-    def _load(self, data):
-        (self.folder / "ensemble/manifest.json").write_bytes(data)
+    def decided(self, rng):
+        self._load(self.thresholds, changed(self.files[self.thresholds], rng))
+
+    def decided_bytes(self, rng):
+        self._load(self.thresholds, mutated(self.files[self.thresholds], rng, text=True))
+
+    def state(self, rng):
+        self._load(self.location, mutated(self.files[self.location], rng))
+
+    def _load(self, path, data, bound=False):
+        """Load the ensemble with another file; bound, thresholds.json is made to belong to it.
+        What is loaded otherwise is what was saved."""
+        for file, whole in self.files.items():
+            file.write_bytes(whole)
+        path.write_bytes(data)
+        if bound:
+            content = json.loads(self.files[self.thresholds])
+            content["manifest_sha256"] = hashlib.sha256(data).hexdigest()
+            self.thresholds.write_text(json.dumps(content))
         ensemble = TiledEnsemble.load(
             self.folder / "ensemble", backbone=self.backbone, allow_version_change=True
         )
+        if not bound:
+            assert ensemble.recipe == self.ensemble.recipe
+            assert ensemble.thresholds == self.ensemble.thresholds
+            for location, state in self.ensemble.states.items():
+                for name, tensor in state.items():
+                    assert torch.equal(ensemble.states[location][name], tensor)
         image = np.zeros((1, 3, 8, 8), np.uint8)
         if max(ensemble.setup.image_size) <= 256:  # an honest setup, only larger: not tried out
             ensemble.predict(image)
@@ -181,6 +253,34 @@ class Fuzz:
         path.write_bytes(mutated(self.table, rng, text=True))
         category = visa.load(self.folder / "visa", "pcb1")
         assert category.train and category.test
+
+    def result(self, rng):
+        path = rng.choice(list(self.left))
+        data, read, expected = self.left[path]
+        path.write_bytes(either(data, rng, path))
+        try:
+            assert read(path) == expected, "read as another result"
+        finally:
+            path.write_bytes(data)
+
+    def piece(self, rng):
+        for path, data in self.pieces.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        path = rng.choice(list(self.pieces))
+        path.write_bytes(either(self.pieces[path], rng, path))
+        with Pieces(self.folder / "cell", {"identity": "a"}, resume=True, save=True) as pieces:
+            if not pieces.is_done((0, 0)):
+                raise InputError("it is computed again")
+            maps, scores = pieces.prediction((0, 0))
+            assert (maps[:] == self.maps).all() and (scores == self.maps[:, 0, 0]).all()
+            assert pieces[0, 0]["mean"].tolist() == [0, 1, 2, 3]
+            assert pieces.costs([(0, 0)]) == self.seconds
+
+    def rows(self, rng):
+        path = self.folder / "pipeline.json"
+        path.write_bytes(either(self.pipeline, rng, path))
+        read_pipeline(path)
 
 
 LETTERS = b"0123456789.-+eE,:;\"'{}[]/\\ \n\0\xff"
@@ -215,6 +315,18 @@ def mutated(data, rng, head=0, text=False):
         elif rng.random() < 0.3:
             del data[at:]
     return bytes(data)
+
+
+def either(data, rng, path):
+    """Mutated bytes of a file; of JSON its entries or its letters."""
+    if path.suffix != ".json":
+        return mutated(data, rng)
+    if rng.random() < 0.4:
+        return mutated(data, rng, text=True)
+    content = json.loads(data)
+    for _ in range(rng.randint(1, 2)):
+        change(content, rng)
+    return json.dumps(content).encode("utf-8", "replace")
 
 
 def with_checksums(data):
@@ -252,6 +364,14 @@ def change(content, rng):
         return
 
 
+def changed(data, rng):
+    """The bytes of a JSON file with an entry or two changed."""
+    content = json.loads(data)
+    for _ in range(rng.randint(1, 2)):
+        change(content, rng)
+    return json.dumps(content).encode("utf-8", "replace")
+
+
 def fuzz(folder, seed, cases, say=None, only=None):
     """Run cases; returns (Counter of (kind, outcome), list of (case, what went wrong))."""
     source = Fuzz(folder, seed)
@@ -286,7 +406,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--kind", choices=("image", "manifest", "tensors", "table"))
+    parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--only", type=int, help="one case, with its traceback")
     args = parser.parse_args()
     torch.set_num_threads(1)

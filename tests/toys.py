@@ -1,5 +1,6 @@
 """A small data set made of arrays, what models are fitted on, and a backbone made by hand."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tiled_ref.archive.thresholds import write_thresholds
 from tiled_ref.data import Category, Sample
 
 
@@ -99,3 +101,9 @@ class ThreeLayers(torch.nn.Module):
             scale = torch.arange(1, channels + 1) / channels
             layers.append(mean.mean(1, keepdim=True) * scale[:, None, None])
         return layers
+
+
+def rebind(ensemble):
+    """Make the thresholds in the folder of an ensemble belong to its manifest.json as edited."""
+    content = json.loads((ensemble / "thresholds.json").read_text())
+    write_thresholds(ensemble, content["thresholds"])

@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from toys import toy_category
+from toys import rebind, toy_category
 
 import tiled_ref.ensemble
 from tiled_ref import cli
@@ -205,6 +205,7 @@ def manifest(**entries):
         for key, value in entries.items():
             content[key] = value
         path.write_text(json.dumps(content))
+        rebind(folder)
 
     return change
 
@@ -253,6 +254,7 @@ def altered_state(folder):
     content = json.loads(text)
     content["files"][0]["sha256"] = file_digest(path)
     (folder / "manifest.json").write_text(json.dumps(content))
+    rebind(folder)
 
 
 def flipped(folder):
@@ -376,21 +378,27 @@ TABLE = [
     ensemble("ensemble without manifest", lambda f: (f / "manifest.json").unlink(),
              "holds no manifest.json"),
     ensemble("cut manifest", lambda f: (f / "manifest.json").write_text('{"format": '),
-             "is damaged or no manifest"),
+             "manifest.json is damaged or was not written by this program"),
     ensemble("deep manifest", lambda f: (f / "manifest.json").write_text("[" * 10**5),
-             "is damaged or no manifest"),
+             "manifest.json is damaged or was not written by this program"),
     ensemble("foreign manifest", lambda f: (f / "manifest.json").write_text("{}"),
-             "does not describe an ensemble of this program"),
+             "has no entry format); restore it"),
+    ensemble("huge sigma in a manifest", manifest(seam_sigma=1e6), "not a number from 0 to 32"),
+    ensemble("no thresholds", lambda f: (f / "thresholds.json").unlink(),
+             "thresholds.json cannot be read: No such file"),
+    ensemble("cut thresholds", lambda f: (f / "thresholds.json").write_text('{"format": '),
+             "thresholds.json is damaged or was not written by this program"),
     ensemble("newer format", manifest(format_version=9), "written by a newer version of tiled-ref"),
     ensemble("other weights", manifest(backbone_digest="0" * 64), "trained with other weights"),
     ensemble("other torch", manifest(versions={"torch": "1.0.0"}), "--allow-version-change"),
     ensemble("huge setup", manifest(setup={"name": "x", "kind": "ENS", "image_size": [10**6] * 2,
-             "tile_size": [1, 1], "stride": [1, 1]}), "the setup has 1000000000000 locations"),
-    ensemble("missing location", lambda f: (f / "location_0_0.npz").unlink(), "lacks the file"),
+             "tile_size": [1, 1], "stride": [1, 1]}), "has too many pixels or tiles"),
+    ensemble("missing location", lambda f: (f / "location_0_0.npz").unlink(),
+             "of tile location (0, 0) cannot be read: No such file"),
     ensemble("cut location", lambda f: os.truncate(f / "location_0_0.npz", 999), "999 bytes, not"),
-    ensemble("flipped bit", flipped, "has been changed or is damaged"),
+    ensemble("flipped bit", flipped, "its SHA-256 is not that of the manifest"),
     ensemble("linked location", linked, "cannot be read: it is a link"),
-    ensemble("path in the manifest", escaping, "in the place of (0, 0)"),
+    ensemble("path in the manifest", escaping, "its entry files[0].location[0] is"),
     ensemble("not a number in a model", altered_state, "not finite in mean"),
     # new images for a saved ensemble
     new_image("one bad image among good ones", b"x", "b.png is not an image"),

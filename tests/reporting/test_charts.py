@@ -117,9 +117,10 @@ def test_latency_comes_from_pipeline_json(tmp_path):
     path.write_text(json.dumps({"parts": {}, "rows": []}))  # latency was not measured
     assert charts.latency(collection)[0] == []
     negative = json.dumps([rows[0] | {"latency_ms": -1}])
-    for broken in ("{", "{}", '[{"arch": "padim"}]', negative):
+    listed = json.dumps([rows[0] | {"setup": []}])
+    for broken in ("{", "{}", "7", '[{"arch": "padim"}]', negative, listed):
         path.write_text(broken)
-        with pytest.raises(InputError, match="pipeline.json is not a list of rows"):
+        with pytest.raises(InputError, match="pipeline.json is damaged or was not written by"):
             charts.latency(collection)
 
 

@@ -223,7 +223,9 @@ def test_what_is_written_is_read(tmp_path):
     assert images.sizes.tolist() == [[96, 96]] * 8
     assert 0 < np.interp(0.3, cell.pro.fpr, cell.pro.height) <= 1 and cell.image_roc.fpr[-1] == 1
     digest = images.digest
-    assert analysis.is_complete(folder, digest) and not analysis.is_complete(folder, "other")
+    assert cell.identity == "" and analysis.is_complete(folder, digest, "")
+    assert not analysis.is_complete(folder, "other", "")
+    assert not analysis.is_complete(folder, digest, "other")
 
 
 def test_files_do_not_depend_on_when_they_are_written(tmp_path):

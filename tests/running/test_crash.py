@@ -127,7 +127,7 @@ def test_an_unfinished_run_that_cannot_be_read_is_named(tmp_path, content):
     store = Pieces(tmp_path, {})
     run = next(store.folder.rglob("run.json"))
     run.write_text(content)
-    with pytest.raises(InputError, match="run.json cannot be read .* start over without --resume"):
+    with pytest.raises(InputError, match="run.json is damaged .* start over without --resume"):
         Pieces(tmp_path, {}, resume=True)
 
 
@@ -135,6 +135,7 @@ def test_an_unfinished_run_starts_over_without_resume(tmp_path):
     notes = []
     store = Pieces(tmp_path, {})
     maps = np.array([[[1, 2], [3, 4]]], np.float32)
+    store[0, 0] = {}
     store.add((0, 0), slice(0, 1), 1, maps, maps[0, 0, :1])
     assert Pieces(tmp_path, {}, resume=True, note=notes.append).is_done((0, 0))
     assert "resumed, 1 tile locations are done" in notes[0]
@@ -142,15 +143,18 @@ def test_an_unfinished_run_starts_over_without_resume(tmp_path):
     assert "starts over; --resume continues" in notes[1]
 
 
-def test_a_published_ensemble_is_not_published_again(tmp_path):
-    """A kill between the ensemble's renaming and the end of the run, whatever came before."""
-    store = Pieces(tmp_path, {})
-    (store.ensemble_folder / "manifest.json").write_text("mine")
-    store.publish_ensemble()
-    again = Pieces(tmp_path, {}, resume=True)
-    assert again.published and not again.ensemble_folder.exists()
-    again.publish_ensemble()
-    assert (tmp_path / "ensemble" / "manifest.json").read_text() == "mine"
+def test_a_published_ensemble_is_published_again(tmp_path):
+    """A kill between the ensemble's renaming and the end of the run."""
+    for mark in ("mine", "other"):
+        store = Pieces(tmp_path / mark, {"identity": "mine"}, save=True)
+        (store.ensemble_folder / "manifest.json").write_text(json.dumps({"identity": mark}))
+        store.publish_ensemble()
+        again = Pieces(tmp_path / mark, {"identity": "mine"}, resume=True, save=True)
+        assert again.ensemble_folder.exists() == (mark == "mine")
+        assert (tmp_path / mark / "ensemble").exists() == (mark == "other")
+        if mark == "mine":
+            again.publish_ensemble()
+        assert mark in (tmp_path / mark / "ensemble" / "manifest.json").read_text()
 
 
 def test_a_new_ensemble_takes_the_place_of_an_earlier_one(tmp_path):

@@ -402,9 +402,9 @@ def test_of_several_failures_the_first_is_printed(capsys):
 def test_who_joins_a_cell_removes_nothing(tmp_path):
     """Temporary files in the folder belong to ranks that are alive."""
     Pieces(tmp_path, {})
-    half = tmp_path / "partial" / ".maps_0_0.npy.1.tmp"
+    half = tmp_path / "partial" / ".maps_0_0.npy.999999999.tmp"
     half.write_bytes(b"half")
     pieces = Pieces(tmp_path, {}, joins=True)
-    assert half.exists() and not pieces.published and not pieces.is_done((0, 0))
+    assert half.exists() and not pieces.is_done((0, 0))
     Pieces(tmp_path, {}, resume=True)
     assert not half.exists()

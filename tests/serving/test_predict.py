@@ -377,7 +377,8 @@ def test_a_run_with_save_can_be_loaded_and_finds_what_it_was_tested_on(tmp_path,
         )
         ensemble = path.parent / "ensemble"
         manifest = json.loads((ensemble / "manifest.json").read_text())
-        assert manifest["thresholds"] == found and manifest["category"] == "parts"
+        thresholds = json.loads((ensemble / "thresholds.json").read_text())["thresholds"]
+        assert thresholds == found and manifest["category"] == "parts"
     images = parts / "test/square"
     assert run("--load", ensemble, "--predict", images, "--out", tmp_path / "p", "--quiet") == 0
     scores = [float(row["score"]) for row in rows(tmp_path / "p/predictions.csv")]

@@ -126,6 +126,17 @@ def test_a_place_that_cannot_be_written_is_named(old):
     check_unchanged(old)
 
 
+def test_a_link_that_comes_too_late_is_not_followed(old, monkeypatch):
+    """Between the look at the name and the opening, somebody puts a link there."""
+    link = old.with_name("link")
+    link.symlink_to(old)
+    with files.open_regular(link) as file:
+        assert file.read() == b"old"
+    monkeypatch.setattr(os.path, "islink", lambda path: False)
+    with pytest.raises(OSError):
+        files.open_regular(link, follow=False)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """Two cells with everything that a report shows of them."""

@@ -3,6 +3,7 @@
 import collections.abc
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from ..data.disk import printable
 from ..models import MODELS
 from ..models.backbone import channels_of
 from ..models.weights import tensors_digest
-from ..support.errors import InputError
-from ..support.files import make_folder, sync_folder
-from .manifest import MANIFEST, location_name, write_manifest
-from .tensors import REMEDY, file_digest, read_tensors, shortened, write_tensors
+from ..support.errors import InputError, shortened
+from ..support.files import beside, make_folder, remove_leftovers, replace_folder
+from .manifest import location_name, write_manifest
+from .tensors import REMEDY, read_tensors, write_tensors
+from .thresholds import MANIFEST
 
+_OWN = r"(?:manifest\.json|thresholds\.json|location_\d+_\d+\.npz)"
+OWN_FILE = re.compile(rf"{_OWN}|\.{_OWN}\.\d+\.tmp")  # of an ensemble, also half-written
+LARGEST_BANK = 1 << 24  # vectors of a location
 RESIDENT_BUDGET = 2 << 30  # bytes of states kept in memory; beyond it they are read when needed
 
 
@@ -28,30 +33,36 @@ def save_ensemble(folder, ensemble):
     Raises InputError where the ensemble has not been fitted, or the folder holds anything else
     or cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     ensemble.check_trained()
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"{printable(folder)} is not a folder; choose another one to save to")
-    if folder.is_dir() and os.listdir(folder) and not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"the folder {printable(folder)} holds something other than an ensemble; choose an "
-            "empty one to save to"
-        )
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
+    remove_leftovers(folder.parent, {folder.name})
+    check_replaceable(folder)
+    new = beside(folder, "new")
     try:
         make_folder(new)
         for location in ensemble.grid.locations():
             write_tensors(new / location_name(location), ensemble.states[location])
         write_manifest(new, ensemble)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-        sync_folder(folder.parent)
+        replace_folder(new, folder)
     except OSError as error:
         raise InputError(f"cannot write {printable(folder)}: {error.strerror or error}") from error
     finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def check_replaceable(folder):
+    """Raise InputError unless a folder is free for an ensemble: missing, empty, or an ensemble's
+    with no other file in it, which would be lost."""
+    name = printable(folder)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{name} is not a folder; choose another one to save to")
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    others = [entry for entry in names if not OWN_FILE.fullmatch(entry)]
+    if others or (names and MANIFEST not in names):
+        raise InputError(
+            f"the folder {name} holds something other than an ensemble ({(others or names)[0]}); "
+            "choose an empty one to save to"
+        )
 
 
 def check_versions(manifest, allow_change=False):
@@ -83,11 +94,10 @@ def check_backbone(manifest, backbone):
 
 
 class States(collections.abc.Mapping):
-    """Location -> state of its model, read from the files of an ensemble when asked for.
+    """Location -> state of its model, compared with its digest whenever its file is read.
 
-    Parameters: manifest, a Manifest, every file of which has been compared with its digest;
-    model, of the kind whose states they are; budget, bytes: what fits, from the first location
-    on, stays in memory; the rest is read again each time.
+    Parameters: manifest, a Manifest; model, of the kind whose states they are; budget, bytes: what
+    fits, from the first location on, stays in memory; the rest is read again each time.
     """
 
     def __init__(self, manifest, model, budget=RESIDENT_BUDGET):
@@ -98,7 +108,7 @@ class States(collections.abc.Mapping):
         if location in self._resident:
             return self._resident[location]
         file = self._files[location]
-        state = read_tensors(file.path, file.tensors)
+        state = read_tensors(file.path, file.tensors, file.sha256)
         _check_state(self._model, state, file.path)
         if file.bytes <= self._room:
             self._room -= file.bytes
@@ -116,7 +126,7 @@ class States(collections.abc.Mapping):
 
 
 def load_states(manifest, model, progress=None, budget=RESIDENT_BUDGET):
-    """The states of an ensemble, after every file has been compared with its digest.
+    """The states of an ensemble, each read and checked once.
 
     Parameters: manifest; model, a fresh one of the ensemble; progress, called as
     progress(done, total); budget, see States.
@@ -125,21 +135,12 @@ def load_states(manifest, model, progress=None, budget=RESIDENT_BUDGET):
     is not that of the manifest.
     """
     _check_layout(manifest, model)
-    for done, file in enumerate(manifest.files.values(), start=1):
-        try:
-            digest = file_digest(file.path)
-        except OSError as error:
-            raise InputError(
-                f"the file {printable(file.path)} cannot be read: {error.strerror or error}"
-            ) from error
-        if digest != file.sha256:
-            raise InputError(
-                f"the ensemble's file {printable(file.path)} has been changed or is damaged "
-                f"(its SHA-256 is not that of the manifest); {REMEDY}"
-            )
+    states = States(manifest, model, budget)
+    for done, location in enumerate(states, start=1):
+        states[location]  # noqa: B018  reads and checks it
         if progress:
-            progress(done, len(manifest.files))
-    return States(manifest, model, budget)
+            progress(done, len(states))
+    return states
 
 
 # ------------------------------------------------- what the states of an architecture look like
@@ -176,6 +177,7 @@ def _check_layout(manifest, model):
     """InputError unless the tensors of the manifest are those of the model."""
     recipe, wanted = manifest.recipe, _layout(model)
     for location, file in manifest.files.items() if wanted is not None else ():
+        free = file.tensors.get("chosen", ("", ()))[1][:1]  # (vectors in the memory bank,)
         for name in sorted({*wanted, *file.tensors}):
             if name not in wanted or name not in file.tensors:
                 has = "lacks" if name in wanted else "has"
@@ -184,8 +186,8 @@ def _check_layout(manifest, model):
                     f"{location}, unlike {recipe.arch}; {REMEDY}"
                 )
             dtype, shape = file.tensors[name]
-            same = dtype == wanted[name][0] and len(shape) == len(wanted[name][1])
-            if not same or any(b not in (None, a) for a, b in zip(shape, wanted[name][1])):
+            sides = (free if side is None else (side,) for side in wanted[name][1])
+            if (dtype, shape) != (wanted[name][0], sum(sides, ())) or free > (LARGEST_BANK,):
                 raise InputError(
                     f"the ensemble's manifest says that {name} at location {location} is {dtype} "
                     f"{shape}, which does not fit {recipe.arch} in {recipe.setup.name}; {REMEDY}"

@@ -1,30 +1,77 @@
-"""manifest.json of a saved ensemble: what it was made of, its thresholds, its files' digests."""
+"""manifest.json of a saved ensemble: what it was made of, and the digests of its files."""
 
 import functools
+import hashlib
 import json
 import math
 import os
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .. import __version__
 from ..data.disk import printable
 from ..models import MODELS
 from ..models.weights import tensors_digest
-from ..setups import OPTIONS, Recipe, Setup, is_allowed
+from ..setups import KINDS, OPTIONS, Recipe, Setup, is_allowed
+from ..support import schema
 from ..support.errors import InputError
-from ..support.files import atomic_write
-from ..thresholds import MODES
-from .tensors import DTYPES, REMEDY, file_digest, layout, open_regular, shortened
+from ..support.files import atomic_write, open_regular, recover_folder
+from .tensors import DTYPES, REMEDY, file_digest, layout
+from .thresholds import MANIFEST, THRESHOLDS, check_thresholds, read_thresholds, write_thresholds
 
-MANIFEST = "manifest.json"
 FORMAT = "tiled-ref ensemble"
-FORMAT_VERSION = 2
-MANIFEST_BYTES = 64 << 20
-LARGEST_SIDE = 1 << 20  # pixels
+FORMAT_VERSION = 3  # 2 had the thresholds in the manifest, and is read
+LARGEST_SIDE, LARGEST_AREA = 1 << 20, 1 << 28  # of an image, pixels
+MOST_TILES = 1 << 16  # of an image
+MOST_BYTES = 1 << 40  # of a file
+OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
+BYTES_PER_PIXEL = {"fastflow": 56}  # least of a location, of what its flows see: two LayerNorms
+
+_side = schema.whole(1, LARGEST_SIDE)
+_count = schema.whole(0, MOST_BYTES)
+HEAD = {"format": schema.one_of(FORMAT), "format_version": schema.whole(1)}
+SETUP = {
+    "name": schema.text(100),
+    "kind": schema.one_of(*KINDS),
+    "image_size": (_side, _side),
+    "tile_size": (_side, _side),
+    "stride": (_side, _side),
+}
+FILE = {
+    "location": (_count, _count),
+    "bytes": _count,
+    "sha256": schema.digest,
+    "tensors": schema.named(
+        (schema.one_of(*(dtype.name for dtype in DTYPES)), schema.each(_count, most=8))
+    ),
+}
+SWITCHES = {  # whose numbers need bounds
+    "steps?": schema.whole(1, 1 << 24),
+    "n_channels?": schema.whole(1, 1 << 16),
+    "n_neighbours?": schema.whole(1, 1 << 16),
+    "ratio?": schema.number(0, 1),
+}
+CONTENT = {
+    "category": schema.maybe(schema.text()),
+    "identity?": schema.maybe(schema.digest),
+    "setup": SETUP,
+    "arch": schema.rule("an architecture", lambda name: type(name) is str and name in MODELS),
+    "seed": schema.whole(),
+    "batch_size": schema.whole(1, 1 << 16),
+    "switches": schema.named(schema.scalar, most=20),
+    "weights": schema.one_of("imagenet", "random", None),
+    "backbone_digest": schema.digest,
+    "versions": schema.named(schema.text(), most=100),
+    "files": schema.each(FILE, 1, MOST_TILES),
+} | {
+    option.name + "?" * (option.name == "precision"): schema.rule(  # older ensembles have none
+        option.metadata["wanted"], functools.partial(is_allowed, option)
+    )
+    for option in OPTIONS
+}
 
 
 def location_name(location):
@@ -32,11 +79,13 @@ def location_name(location):
     return f"location_{location[0]}_{location[1]}.npz"
 
 
-def write_manifest(folder, ensemble, *, category=None, versions=None):
-    """Write manifest.json beside the files of all locations, which it describes.
+def write_manifest(folder, ensemble, *, category=None, versions=None, identity=None):
+    """Write manifest.json beside the files of all locations, which it describes, and the
+    ensemble's thresholds.
 
     Parameters: folder, holds `location_name(location)` of every location; ensemble, a
-    TiledEnsemble; category it was trained on and versions of packages, for the reader.
+    TiledEnsemble; category it was trained on and versions of packages, for the reader; identity
+    of the run, see results.cell_identity.
     Raises InputError where a file is missing or cannot be read, or the manifest not written.
     """
     files = []
@@ -49,17 +98,18 @@ def write_manifest(folder, ensemble, *, category=None, versions=None):
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "category": category,
+        "identity": identity,
         "setup": asdict(ensemble.setup),
         **ensemble.recipe.values(),
         "weights": ensemble.weights,
         "backbone_digest": tensors_digest(ensemble.backbone.state_dict()),
-        "thresholds": ensemble.thresholds,
         "versions": {**(versions or {}), "tiled_ref": __version__, "torch": str(torch.__version__)},
     }
     head = json.dumps(manifest, indent=2, allow_nan=False).removesuffix("\n}")
     lines = ",\n    ".join(json.dumps(entry) for entry in files)  # one line per location
     with atomic_write(Path(folder, MANIFEST)) as file:
         file.write(f'{head},\n  "files": [\n    {lines}\n  ]\n}}\n')
+    write_thresholds(folder, ensemble.thresholds)
 
 
 @dataclass(frozen=True)
@@ -92,196 +142,76 @@ def read_manifest(folder):
     program, in a version that it reads.
     """
     folder = Path(folder)
-    name = printable(folder)
-    if not folder.is_dir():
+    recover_folder(folder)
+    name, path = printable(folder), folder / MANIFEST
+    if not os.path.isdir(folder):
         raise InputError(f"the folder {name} does not exist; give the folder of a saved ensemble")
-    path = folder / MANIFEST
-    try:
-        with open_regular(path, follow=False) as file:
-            text = file.read(MANIFEST_BYTES + 1)
-        if len(text) > MANIFEST_BYTES:
-            raise ValueError(f"it has more than {MANIFEST_BYTES:,} bytes")
-        content = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
-    except FileNotFoundError as error:
+    if not os.path.lexists(path):
         raise InputError(
             f"the folder {name} holds no {MANIFEST}, so it is not a saved ensemble; give the "
             "folder that --save wrote"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+        )
+    data = schema.read_bytes(path, REMEDY, follow=False)
+    content = schema.parse_json(data, HEAD, path, REMEDY)
+    version = content["format_version"]
+    if not 2 <= version <= FORMAT_VERSION:
+        age, what = ("an older", "train it again") if version < 2 else ("a newer", "update tiled-ref")
         raise InputError(
-            f"{printable(path)} is damaged or no manifest ({shortened(error)}); {REMEDY}"
-        ) from error
-    try:
-        manifest = _checked_manifest(folder, content)
-    except (_ManifestError, OverflowError) as error:
-        raise InputError(
-            f"{printable(path)} does not describe an ensemble of this program ({error}); {REMEDY}"
-        ) from error
-    for location, file in manifest.files.items():
+            f"the ensemble in {name} was written by {age} version of tiled-ref (format {version}, "
+            f"this one reads 2 and {FORMAT_VERSION}); {what}"
+        )
+    schema.check(content, CONTENT, path, REMEDY)
+    recipe = _checked_recipe(content, path)
+    files = _checked_files(content["files"], recipe, path)
+    for location, file in files.items():
         _check_file(location, file)
-    return manifest
+    if version > 2 or os.path.lexists(folder / THRESHOLDS):
+        thresholds = read_thresholds(folder, hashlib.sha256(data).hexdigest())
+    else:
+        thresholds = check_thresholds(content.get("thresholds"), path)
+    facts = {key: content[key] for key in ("weights", "backbone_digest", "category", "versions")}
+    return Manifest(recipe=recipe, thresholds=thresholds, files=files, **facts)
 
 
-class _ManifestError(ValueError):
-    """An entry of a manifest is wrong; the message says how."""
-
-
-def _no_constant(text):
-    raise ValueError(f"it holds {text}")
-
-
-def _entry(content, key, kinds, fits=lambda value: True):
-    """content[key]; _ManifestError unless it is of one of the kinds and fits."""
-    if not isinstance(content, dict) or key not in content:
-        raise _ManifestError(f"it has no entry {key}")
-    value = content[key]
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    if type(value) not in kinds or not fits(value):  # type, because True is an int
-        raise _ManifestError(f"its entry {key} is {shortened(repr(value))}")
-    return value
-
-
-def _is_short(value):
-    return len(value) <= 100
-
-
-def _is_digest(value):
-    return re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-def _checked_manifest(folder, content):
-    _check_format(folder, content)
-    recipe = _checked_recipe(content)
-    return Manifest(
-        recipe=recipe,
-        weights=_entry(
-            content, "weights", (str, type(None)), lambda x: x in (None, "imagenet", "random")
-        ),
-        backbone_digest=_entry(content, "backbone_digest", str, _is_digest),
-        thresholds=_checked_thresholds(_entry(content, "thresholds", (dict, type(None)))),
-        category=_entry(content, "category", (str, type(None))),
-        versions=_checked_versions(_entry(content, "versions", dict)),
-        files=_checked_files(folder, recipe.grid, _entry(content, "files", list)),
-    )
-
-
-def _check_format(folder, content):
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _ManifestError(f'it has no entry "format": "{FORMAT}"')
-    version = _entry(content, "format_version", int)
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"the ensemble in {printable(folder)} was written by a newer version of tiled-ref "
-            f"(format {shortened(version)}, this one reads {FORMAT_VERSION}); update tiled-ref"
-        )
-    if 1 <= version < FORMAT_VERSION:
-        raise InputError(
-            f"the ensemble in {printable(folder)} was written by an older version of tiled-ref "
-            f"(format {version}, this one reads {FORMAT_VERSION}); train it again"
-        )
-    if version != FORMAT_VERSION:
-        raise _ManifestError(f"its format_version is {shortened(version)}")
-
-
-def _checked_recipe(content):
-    setup = _checked_setup(_entry(content, "setup", dict))
-    arch = _entry(content, "arch", str, lambda value: value in MODELS)
-    switches = _entry(content, "switches", dict)
-    for key, value in switches.items():
-        _entry(switches, key, (str, int, float, bool, type(None)))
-        if isinstance(value, str) and not _is_short(value):
-            raise _ManifestError(f"its switch {shortened(repr(key))} is too long")
-    options = {}
-    for option in OPTIONS:
-        if option.name == "precision" and option.name not in content:
-            continue  # older ensembles have none
-        kind = option.metadata["kind"]
-        kinds = (int, float) if kind is float else kind
-        value = _entry(content, option.name, kinds, functools.partial(is_allowed, option))
-        options[option.name] = kind(value)
-    return Recipe(
-        setup, arch, switches=switches,
-        seed=_entry(content, "seed", int, lambda value: 0 <= value < 2**63),
-        batch_size=_entry(content, "batch_size", int, lambda value: 1 <= value <= 1 << 16),
-        **options,
-    )  # fmt: skip
-
-
-def _checked_setup(content):
-    def pair(key):
-        sides = _entry(content, key, list, lambda value: len(value) == 2)
-        if not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides):
-            raise _ManifestError(f"its entry {key} is {shortened(repr(sides))}")
-        return tuple(sides)
-
-    name, kind = (_entry(content, key, str, _is_short) for key in ("name", "kind"))
+def _checked_recipe(content, path):
+    """The Recipe of a manifest whose entries have been checked one by one."""
+    sizes = (tuple(content["setup"][key]) for key in ("image_size", "tile_size", "stride"))
     try:
-        return Setup(name, kind, pair("image_size"), pair("tile_size"), pair("stride"))
+        setup = Setup(content["setup"]["name"], content["setup"]["kind"], *sizes)
     except InputError as error:
-        raise _ManifestError(f"its setup is impossible: {error}") from error
+        raise schema.damaged(path, f"its setup is impossible: {error}", REMEDY) from error
+    if math.prod(setup.image_size) > LARGEST_AREA or setup.n_tiles > MOST_TILES:
+        raise schema.damaged(path, "its setup has too many pixels or tiles", REMEDY)
+    bounds = {
+        "switches": SWITCHES,
+        "seam_sigma": schema.number(0, max(setup.image_size)),
+        "versions": {"torch": schema.text(100, r"\d+\.\d+[\w.+-]*", "a version")},
+    }
+    schema.check(content, bounds, path, REMEDY)
+    options = {o.name: o.metadata["kind"](content[o.name]) for o in OPTIONS if o.name in content}
+    others = {key: content[key] for key in ("arch", "seed", "batch_size", "switches")}
+    return Recipe(setup, **others, **options)
 
 
-def _checked_versions(content):
-    version = _entry(content, "torch", str, _is_short)
-    if not re.fullmatch(r"\d+\.\d+[\w.+-]*", version):
-        raise _ManifestError("its torch version is not a version number")
-    return content
-
-
-def _checked_thresholds(content):
-    if content is None:
-        return None
-    _entry(content, "mode", str, lambda value: value in (*MODES, "given"))
-    for key in ("n_normal", "n_anomalous"):
-        _entry(content, key, int, lambda value: value >= 0)
-    for kind in ("image", "pixel"):
-        part = _entry(content, kind, dict if kind == "image" else (dict, type(None)))
-        if part is None:
-            continue
-        low, high, _ = (
-            _entry(part, key, (int, float), math.isfinite)
-            for key in ("minimum", "maximum", "threshold")
-        )
-        if low > high:
-            raise _ManifestError(f"the minimum of its {kind} scores is above their maximum")
-        _entry(part, "rule", str, lambda value: value in ("f1", "percentile"))
-        for key, top in (("f1", 1), ("percentile", 100)):
-            _entry(part, key, (int, float, type(None)), lambda x: x is None or 0 <= x <= top)
-    return content
-
-
-def _checked_files(folder, grid, content):
+def _checked_files(content, recipe, path):
+    """Location -> StateFile of a manifest whose entries have been checked one by one."""
+    grid = recipe.grid
     if len(content) != grid.rows * grid.cols:
-        raise _ManifestError(
-            f"it lists {len(content)} files, the setup has {grid.rows * grid.cols} locations"
-        )
+        what = f"it lists {len(content)} files, the setup has {grid.rows * grid.cols} locations"
+        raise schema.damaged(path, what, REMEDY)
+    least = BYTES_PER_PIXEL.get(recipe.arch, 0) * math.prod(recipe.setup.tile_size)
     files = {}
     for expected, entry in zip(grid.locations(), content):
-        location = _entry(entry, "location", list)
-        if location != list(expected):
-            raise _ManifestError(f"it lists {shortened(repr(location))} in the place of {expected}")
-        tensors = {}
-        for name, value in _entry(entry, "tensors", dict).items():
-            if not (
-                isinstance(value, list)
-                and len(value) == 2
-                and value[0] in [dtype.name for dtype in DTYPES]
-                and isinstance(value[1], list)
-                and len(value[1]) <= 8
-                and all(type(side) is int and 0 <= side < 1 << 48 for side in value[1])
-            ):
-                raise _ManifestError(
-                    f"its tensor {shortened(repr(name))} is {shortened(repr(value))}"
-                )
-            tensors[name] = value[0], tuple(value[1])
-        files[expected] = StateFile(
-            path=folder / location_name(expected),  # never a name from the manifest
-            bytes=_entry(entry, "bytes", int, lambda value: 0 <= value < 1 << 48),
-            sha256=_entry(entry, "sha256", str, _is_digest),
-            tensors=tensors,
-        )
+        if entry["location"] != list(expected):
+            what = f"it lists {entry['location']} in the place of {expected}"
+            raise schema.damaged(path, what, REMEDY)
+        tensors = {key: (dtype, tuple(shape)) for key, (dtype, shape) in entry["tensors"].items()}
+        n = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in tensors.values())
+        if not max(n, least) <= entry["bytes"] <= n + OVERHEAD * (len(tensors) + 1):
+            what = f"its {entry['bytes']:,} bytes of location {expected} do not fit its tensors"
+            raise schema.damaged(path, what, REMEDY)
+        name = location_name(expected)  # never one from the manifest
+        files[expected] = StateFile(path.with_name(name), entry["bytes"], entry["sha256"], tensors)
     return files
 
 
@@ -291,13 +221,10 @@ def _check_file(location, file):
     try:
         with open_regular(file.path, follow=False) as opened:
             size = os.fstat(opened.fileno()).st_size
-    except FileNotFoundError as error:
-        raise InputError(
-            f"the ensemble lacks the file {name} of tile location {location}; {REMEDY}"
-        ) from error
     except OSError as error:
         raise InputError(
-            f"the ensemble's file {name} cannot be read: {error.strerror or error}"
+            f"the ensemble's file {name} of tile location {location} cannot be read: "
+            f"{error.strerror or error}; {REMEDY}"
         ) from error
     if size != file.bytes:
         raise InputError(

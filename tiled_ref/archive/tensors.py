@@ -4,15 +4,14 @@ import contextlib
 import hashlib
 import math
 import os
-import stat
 import zipfile
 
 import numpy as np
 import torch
 
 from ..data.disk import printable
-from ..support.errors import InputError
-from ..support.files import atomic_write
+from ..support.errors import InputError, shortened
+from ..support.files import atomic_write, open_regular
 
 # The types that a tensor file may hold; each is written little-endian.
 DTYPES = tuple(
@@ -46,19 +45,19 @@ def write_tensors(path, tensors):
                 np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
 
 
-def read_tensors(path, expected=None):
-    """Read a file of `write_tensors`.
+def read_tensors(path, expected=None, sha256=None):
+    """Read a file of `write_tensors`; the file is opened once, and a link is not followed.
 
     Sizes are checked before anything is allocated: the members are not compressed, so
     together they cannot be larger than the file.
 
     Parameters: path; expected, name -> (dtype, shape) of exactly the tensors that the file
-    must hold, or None.
+    must hold, or None; sha256 of the file, or None.
     Returns a dict of str to torch.Tensor, in the order of the file.
     Raises InputError, a ValueError, for a file that is missing, truncated, damaged, compressed,
-    or holds anything but plain numbers or other tensors than expected.
+    of another digest, or holds anything but plain numbers or other tensors than expected.
     """
-    with _opened(path) as (archive, members):
+    with _opened(path, sha256) as (archive, members):
         if expected is not None and set(members) != set(expected):
             raise ValueError("it holds other tensors than expected")
         return {
@@ -82,12 +81,15 @@ def layout(path):
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path, sha256=None):
     """(archive, members) of a file; whatever goes wrong inside becomes an InputError."""
     name = printable(path)
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            yield archive, _members(archive, os.fstat(file.fileno()).st_size)
+        with open_regular(path, follow=False) as file:
+            if sha256 is not None and digest_of(file) != sha256:
+                raise ValueError("its SHA-256 is not that of the manifest")
+            with zipfile.ZipFile(file) as archive:
+                yield archive, _members(archive, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise InputError(f"the file {name} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
@@ -99,33 +101,18 @@ def _opened(path):
         ) from error
 
 
-def open_regular(path, follow=True):
-    """Open a regular file for reading bytes; with follow=False, no link either.
-
-    Raises OSError for anything else: a pipe or a device has no end, and a link may lead anywhere.
-    """
-    if not follow and os.path.islink(path):
-        raise OSError("it is a link")
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("it is not a regular file")
-    return open(descriptor, "rb")
-
-
 def file_digest(path):
     """SHA-256 of a file, hex. Raises OSError."""
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while piece := file.read(READ_AT_ONCE):
-            digest.update(piece)
+        return digest_of(file)
+
+
+def digest_of(file):
+    """SHA-256 of an open binary file, hex. Raises OSError."""
+    digest = hashlib.sha256()
+    while piece := file.read(READ_AT_ONCE):
+        digest.update(piece)
     return digest.hexdigest()
-
-
-def shortened(value):
-    """Text of an exception or a value: one line of at most 120 characters."""
-    text = " ".join(str(value).split()) or type(value).__name__
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _members(archive, n_bytes):

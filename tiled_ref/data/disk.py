@@ -4,12 +4,14 @@ Names are compared in NFC, Unicode's composed form: a file system or archive may
 character or as two.
 """
 
+import hashlib
 import os
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..support.errors import InputError
+from ..support.files import open_regular
 from .images import decode_image, decode_mask
 from .samples import ANOMALOUS, GOOD, NORMAL, Sample
 
@@ -41,7 +43,7 @@ class FileSample(Sample):
 
     @property
     def version(self):
-        """See Sample: name and label, of each file its size and time of change, the mask's name."""
+        """See Sample: name and label, the SHA-256 of each file, the mask's name."""
         if self.mask_path is None:
             return [*super().version, _file_version(self.path)]
         files = (_file_version(path) for path in (self.path, self.mask_path))
@@ -74,11 +76,16 @@ class FileSample(Sample):
 
 
 def _file_version(path):
+    digest = hashlib.sha256()
     try:
-        status = os.stat(path)
+        with open_regular(path) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     except OSError as error:
-        raise InputError(f"the file {path} cannot be read: {error.strerror}") from error
-    return [status.st_size, status.st_mtime_ns]
+        raise InputError(
+            f"the file {path} cannot be read: {error.strerror or error}"
+        ) from error
+    return digest.hexdigest()
 
 
 def check_root(root, dataset):

@@ -64,7 +64,8 @@ def load(root, name, mask_folder=None):
     validation = _validation(base / "validation", base, passed)
     has_masks = truth is not None or not any(sample.label for sample in test)
     notes = (*notes, *passed_over(passed, base))
-    return Category("folder", name, train, test, has_masks, validation, notes)
+    place = str(bases[name].resolve())
+    return Category("folder", name, train, test, has_masks, validation, notes, place)
 
 
 def _bases(root):

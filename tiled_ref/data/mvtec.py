@@ -63,4 +63,5 @@ def load(root, name):
     passed += images(base / "train", passed, [good])
     train = normal_samples(some_images(good, REMEDY, passed), root)
     test = defect_samples(base / "test", base / "ground_truth", root, passed, LAYOUT)
-    return Category("mvtec", name, train, test, has_masks=True, notes=passed_over(passed, base))
+    notes, place = passed_over(passed, base), str(base.resolve())
+    return Category("mvtec", name, train, test, has_masks=True, notes=notes, folder=place)

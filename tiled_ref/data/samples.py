@@ -30,7 +30,7 @@ class Sample:
 
     @property
     def version(self):
-        """JSON values that change when the sample does, without reading all of it."""
+        """JSON values that change when the sample does."""
         return [self.name, self.label]
 
     def read_image(self):
@@ -65,6 +65,8 @@ class Category:
         Normal images that are there to decide the thresholds; often none.
     notes : tuple of str
         Sentences for people, such as how many files were passed over.
+    folder : str
+        Absolute path of the folder that it was read from; empty where there is none.
     """
 
     dataset: str
@@ -74,3 +76,4 @@ class Category:
     has_masks: bool
     validation: tuple = ()
     notes: tuple = ()
+    folder: str = ""

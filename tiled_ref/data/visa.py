@@ -88,7 +88,8 @@ def load(root, name):
         if not samples:
             raise InputError(f"{table} lists no {split} images of {name}; unpack VisA again")
         samples.sort(key=lambda sample: (sample.label, sample.name))
-    return Category("visa", name, tuple(splits["train"]), tuple(splits["test"]), has_masks=True)
+    train, test = map(tuple, (splits["train"], splits["test"]))
+    return Category("visa", name, train, test, True, folder=str((root / name).resolve()))
 
 
 def _rows(table):

@@ -4,13 +4,12 @@ Functions that take a `Collection` draw all of its cells and return (figures, no
 Figure, or an empty one and a sentence on what the figure needs.
 """
 
-import json
 import math
 
 import numpy as np
 
 from ..running.analysis import REPORT_FPR
-from ..support.errors import InputError
+from ..support.schema import check, each, maybe, number, read_json, text
 from .defect_sizes import area_edges, recall_by_area, shared_categories
 from .drawing import svg
 from .figure import Figure
@@ -152,20 +151,12 @@ def read_pipeline(path):
 
     The file holds the list, or an object with the list as "rows"; else raises InputError.
     """
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-        rows = rows["rows"] if isinstance(rows, dict) else rows
-        for row in rows:
-            values = {key: row[key] for key in PIPELINE_KEYS}
-            for key in PIPELINE_KEYS[3:]:
-                if values[key] is not None and not 0 < float(values[key]) < math.inf:
-                    raise ValueError(f"{key} is {values[key]}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a list of rows with {', '.join(PIPELINE_KEYS)} ({error!r}); remove it "
-            "or write it anew with bench/pipeline.py"
-        ) from error
-    return rows
+    remedy = "remove it or write it anew with bench/pipeline.py"
+    rows = read_json(path, lambda value, name: None, remedy)
+    rows = rows.get("rows") if isinstance(rows, dict) else rows
+    texts, numbers = PIPELINE_KEYS[:3], PIPELINE_KEYS[3:]
+    row = dict.fromkeys(texts, text()) | dict.fromkeys(numbers, maybe(number(1e-9)))
+    return check(rows, each(row), path, remedy)
 
 
 def ratio_of(collection, dataset, category):

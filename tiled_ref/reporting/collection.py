@@ -11,8 +11,8 @@ class Collection:
     """All finished cells below OUT that have what a report needs.
 
     Parameters: out, Path. Attributes: results, list of dicts of all finished cells, in the
-    order of tables; without, folders of cells without analysis.npz, or of other test images than
-    those of the cell that ran last.
+    order of tables; without, folders of cells without analysis.npz, or with that of another run,
+    or of other test images than those of the cell that ran last.
     Raises InputError for a metrics.json that cannot be read as one.
     """
 
@@ -29,7 +29,9 @@ class Collection:
                 analysis = load_analysis(folder)
             except InputError:
                 analysis = None
-            if analysis is None or images is None or analysis.digest != images.digest:
+            if analysis is None or images is None or analysis.digest != images.digest or (
+                analysis.identity != result.get("identity", "")
+            ):
                 self.without.append(folder)
             else:
                 self._cells.append((result, analysis))

@@ -12,13 +12,20 @@ import numpy as np
 from .. import metrics
 from ..support.errors import InputError
 from . import stored_images
+from .pieces import ANALYSIS
 
 CURVE_POINTS = 240
 FPRS = (0.001, 0.01, 0.05)  # of pixels, at which the recall of defects is measured
 REPORT_FPR = 0.01  # the one that tables and figures show
 BINS = 1 << 16  # of the score histogram behind pixel thresholds: 1/65536 of the range apart
 CURVES = ("image_roc", "pixel_roc", "pro")
-ANALYSIS = "analysis.npz"
+ARRAYS = {  # of analysis.npz, see CellAnalysis
+    "scores": ("float64", "N"), "thresholds": ("float64", 4), "maps": ("uint8", "N", "h", "w"),
+    "recall": ("float32", "R", len(FPRS)), "fpr_thresholds": ("float64", len(FPRS)),
+    "zooms": ("uint8", "pixels"), "zooms_shapes": ("int64", "Z", 2), "map_size": ("int64", 2),
+    "digest": ("uint8", "text"), "identity?": ("uint8", "hex"),
+    **{f"{name}?": ("float64", 2, name) for name in CURVES},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,12 @@ class CellAnalysis:
     zooms: list  # uint8 (a, b), shades of a map within each Window of the category, full size
     map_size: tuple  # (height, width) of a map in pixels
     digest: str  # CategoryImages.digest
+    identity: str = ""  # of the run, see results.cell_identity; older files have none
 
 
-def save_analysis(folder, maps, scores, images, setup, options, thresholds):
-    """Write analysis.npz of a cell into its folder; parameters (maps and so on) as of `analyse`."""
+def save_analysis(folder, maps, scores, images, setup, options, thresholds, identity=""):
+    """Write analysis.npz of a cell into its folder; parameters (maps and so on) as of `analyse`,
+    identity of the run."""
     analysis = analyse(maps, scores, images, setup, options, thresholds)
     arrays = {
         "scores": analysis.scores,
@@ -55,6 +64,7 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds):
         **stored_images.packed("zooms", analysis.zooms, np.uint8),
         "map_size": np.array(analysis.map_size),
         "digest": np.frombuffer(analysis.digest.encode(), np.uint8),
+        "identity": np.frombuffer(identity.encode(), np.uint8),
     }  # fmt: skip
     for name in CURVES:
         curve = getattr(analysis, name)
@@ -63,24 +73,26 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds):
     stored_images.write_arrays(folder / ANALYSIS, arrays)
 
 
-def is_complete(folder, digest):
-    """Whether a report finds all it needs of the cell in this folder, for these test images."""
+def is_complete(folder, digest, identity):
+    """Whether a report finds all it needs of the cell in this folder, of a run of this identity,
+    for these test images."""
     try:
-        images = stored_images.load_images(folder.parents[2])
-        return load_analysis(folder).digest == images.digest == digest
+        images, cell = stored_images.load_images(folder.parents[2]), load_analysis(folder)
+        return cell.digest == images.digest == digest and cell.identity == identity
     except InputError:
         return False
 
 
 def load_analysis(folder):
     """CellAnalysis of a cell's folder; InputError where the file is missing or damaged."""
-    with stored_images.reading(folder / ANALYSIS) as data:
+    with stored_images.reading(folder / ANALYSIS, ARRAYS) as data:
         return CellAnalysis(
             data["scores"], *map(float, data["thresholds"]), data["maps"],
             **{name: metrics.Curve(*data[name]) if name in data else None for name in CURVES},
             recall=data["recall"], fpr_thresholds=data["fpr_thresholds"],
             zooms=stored_images.unpacked("zooms", data), map_size=tuple(map(int, data["map_size"])),
             digest=data["digest"].tobytes().decode(),
+            identity=data["identity"].tobytes().decode() if "identity" in data else "",
         )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ class CategoryImages:
         self._progress, self._expected = progress, tuple(sizes)
         self._images = {}  # (split, size) -> images of plan.category
         self._masks = {}
+        self._versions = {}  # name of an image -> Sample.version
         self._pixels = {}  # name of an image -> digest of its pixels
         self._same = {}  # name of a test image -> name of the training image that it is
         self._defects = {}  # size -> {name of a defective image: (defects, those that vanish)}
@@ -159,9 +160,22 @@ class CategoryImages:
 
     @property
     def digest(self):
-        """Hex digest of all samples: differs when an image is added, removed or changed."""
-        samples = [sample.version for sample in (*self.category.train, *self.category.test)]
-        return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
+        """Hex digest of the images to train on and to predict, see `data_digest`."""
+        return self._digest(*self.category.train, *self.category.test)
+
+    @property
+    def data_digest(self):
+        """Hex digest of all images: differs when one is added, removed, or its file changed. The
+        content of every file is read, once per run."""
+        given = self._given
+        return self._digest(*given.train, *given.test, *given.validation)
+
+    def _digest(self, *samples):
+        for sample in samples:
+            if sample.name not in self._versions:
+                self._versions[sample.name] = sample.version
+        versions = [self._versions[sample.name] for sample in samples]
+        return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
 
     @property
     def reported(self):

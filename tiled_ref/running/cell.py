@@ -78,6 +78,8 @@ def run_cell(recipe, images, backbone, options, progress=None):
         )
         identity = results.cell_identity(recipe, images, options)
         folder = results.cell_folder(options.out, category, recipe)
+        if share.opens and folder is not None:
+            results.check_folder(options.out, category, identity)
         if options.resume and share.opens and folder is not None:
             digest = images.reported.digest
             finished = results.finished_result(folder, identity, digest, options, progress)
@@ -152,6 +154,7 @@ def _finish(ensemble, images, pieces, identity, peak, options, progress):
         "features_reused": reused,
         **peak.read(),
         **identity,
+        "folder": category.folder,
         "thresholds": ensemble.thresholds,
         "impl": options.impl,
         "memory": options.memory,
@@ -222,11 +225,12 @@ def score_predictions(maps, scores, images, setup, options, progress):
 
 def _keep(result, ensemble, pieces, maps, scores, images, options, progress):
     """Write the files that outlive the run: ensemble, report data, and the result last."""
-    setup, category = ensemble.setup, images.category
+    setup, category, mark = ensemble.setup, images.category, result["identity"]
     if options.save:
-        if not pieces.published:
-            facts = {"category": category.name, "versions": results.versions()}
-            write_manifest(pieces.ensemble_folder, ensemble, **facts)
+        facts = {"category": category.name, "versions": results.versions(), "identity": mark}
+        write_manifest(pieces.ensemble_folder, ensemble, **facts)
+    pieces.withdraw()
+    if options.save:
         pieces.publish_ensemble()
     if options.report:
         stage = progress.stage("analyse")
@@ -234,7 +238,7 @@ def _keep(result, ensemble, pieces, maps, scores, images, options, progress):
         with options.ranks.one_at_a_time(f"images {category.dataset} {category.name}"):
             stored_images.save_images(pieces.folder.parents[2], reported, setup, options)
         analysis.save_analysis(
-            pieces.folder, maps, scores, reported, setup, options, ensemble.thresholds
+            pieces.folder, maps, scores, reported, setup, options, ensemble.thresholds, mark
         )
         stage(len(scores), len(scores))
     results.save_result(result, pieces.folder, options)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ..support.errors import InputError
-from .rows import remove_temporary
+from ..support.files import remove_leftovers
 
 try:
     import fcntl
@@ -12,6 +12,8 @@ except ImportError:  # Windows
     import msvcrt
 
     fcntl = None
+
+WRITTEN = {"results.csv", "rank"}  # directly in the folder, besides a report and predictions
 
 
 class OutputLock:
@@ -40,7 +42,7 @@ class OutputLock:
                 )
             try:  # another run may have removed the file between open and lock
                 if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
-                    remove_temporary(self.path.parent)  # of a run that was killed
+                    remove_leftovers(self.path.parent, WRITTEN)  # of a run that was killed
                     return self
             except FileNotFoundError:
                 pass

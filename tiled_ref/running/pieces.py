@@ -1,26 +1,52 @@
 """The files of an unfinished cell, so that a crash costs one tile location.
 
 README.md beside this file lists them. Each is written under a temporary name, synced and renamed,
-so a file under its final name is complete.
+so a file under its final name is complete. Each has a digest of its content and of the run's
+identity, which is compared before it is reused.
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 
-from ..archive.manifest import location_name
-from ..archive.tensors import read_tensors, write_tensors
-from ..support.errors import InputError
-from ..support.files import atomic_write, make_folder, sync_folder
-from .rows import RowFile, remove_temporary
+from ..archive.ensembles import check_replaceable
+from ..archive.manifest import MANIFEST, location_name
+from ..archive.tensors import file_digest, read_tensors, write_tensors
+from ..support.errors import InputError, shortened
+from ..support.files import (
+    atomic_write,
+    make_folder,
+    remove_leftovers,
+    replace_folder,
+    sync_folder,
+    write_errors,
+)
+from ..support.schema import maybe, number, read_json, text
+from .rows import RowFile
 
+RESULT, ANALYSIS = "metrics.json", "analysis.npz"
+WRITTEN = {RESULT, ANALYSIS, "ensemble"}  # in the folder of a cell
 WHERE_SAME = "where-same"  # resume a run of the same identity, start any other over
+FIT = {"seconds": number(0), "state": maybe(text()), "digest": text()}  # fit_i_j.json
+AGAIN = "its tile location is computed again"
+OTHER = "another digest than the content: damaged, or of another run"
 WRITE_SECONDS = 5.0  # of training, from which on a state is written before it predicts
+
+
+class Names:
+    """The names of pieces, as `remove_leftovers` takes them."""
+
+    FORM = re.compile(r"\w+\.json|merged\.npy|[a-z]+_\d+_\d+\.np[yz]")
+
+    def __contains__(self, name):
+        return self.FORM.fullmatch(name) is not None
 
 
 class Pieces:
@@ -30,11 +56,11 @@ class Pieces:
     ensemble is saved or the training took longer than WRITE_SECONDS, else forgotten, so that a
     run never holds all of them.
 
-    Parameters: folder of the cell, None keeps everything in memory; identity, JSON values that
-    decide the results; resume, keep the pieces of an unfinished run (WHERE_SAME: of the same
+    Parameters: folder of the cell, None keeps everything in memory; identity, see
+    results.cell_identity; resume, keep the pieces of an unfinished run (WHERE_SAME: of the same
     identity); save, keep the states until the end; hold, keep them in memory as well; network,
-    whose counts of shared layers, if any, are recorded; note(text) reports an unfinished run;
-    joins, another process has opened the cell, so nothing is checked or removed.
+    whose counts of shared layers, if any, are recorded; note(text) reports an unfinished run and
+    pieces that are damaged; joins, another process has opened the cell, so nothing is removed.
     Raises InputError on resuming a run of another identity, and for a folder that is not writable.
     Attribute: ensemble_folder, where the states are until the ensemble is published.
     """
@@ -44,10 +70,12 @@ class Pieces:
         note=lambda text: None, joins=False,
     ):  # fmt: skip
         self.folder = None if folder is None else Path(folder)
-        self._save, self._hold, self._network = save, hold, network
+        self._save, self._hold, self._network, self._note = save, hold, network, note
+        self._mark = identity.get("identity", "")
         self._states = {}  # location -> state
-        self._fit = {}  # location -> seconds
-        self._predicted = {}  # location -> (maps, scores), complete or not
+        self._fit = {}  # location -> seconds of training, digest of the state's file or None
+        self._written = set()  # locations whose state is on the disk and has been compared
+        self._predicted = {}  # location -> (maps, scores, digest), complete or not
         self._done = {}  # location -> scores, seconds and layers
         self._files = contextlib.ExitStack()
         self._since, self._layers = time.perf_counter(), np.zeros(2)
@@ -55,41 +83,52 @@ class Pieces:
             return
         self.partial = self.folder / "partial"
         self.ensemble_folder = self.partial / "ensemble"
-        if joins:
-            return
         run = self.partial / "run.json"
-        if self.partial.is_dir() and resume:
-            try:
-                _check_identity(run, identity)
-            except InputError as error:
-                if resume != WHERE_SAME:
-                    raise
-                note(f"starting over: {str(error).partition('; use the same')[0]}")
-                resume = False
-        if self.partial.is_dir() and resume:
-            count = len(list(self.partial.glob("scores_*.npz")))
-            note(f"{self.folder}: resumed, {count} tile locations are done")
-        elif self.partial.exists():
-            note(f"{self.folder}: an unfinished run is there and starts over; --resume continues")
-            shutil.rmtree(self.partial)
-        remove_temporary(self.folder)
+        if joins:
+            _check_identity(run, identity)
+            return
+        final = self.folder / "ensemble"
+        remove_leftovers(self.folder, WRITTEN)
+        if save:
+            check_replaceable(final)
+        self._open(run, identity, resume)
         if not run.is_file():
             make_folder(self.ensemble_folder)
             with atomic_write(run) as file:
                 json.dump(identity, file, indent=2)
-        remove_temporary(self.partial)
-        remove_temporary(self.ensemble_folder)
+        published = not self.ensemble_folder.exists()
+        if save and published and identity_in(final / MANIFEST) == self._mark:
+            os.replace(final, self.ensemble_folder)  # it is published again at the end
+        remove_leftovers(self.partial, Names())
+        remove_leftovers(self.ensemble_folder, Names())
+
+    def _open(self, run, identity, resume):
+        """Keep the pieces of an unfinished run, or remove them; notes which."""
+        if not self.partial.exists():
+            return
+        reason = f"{self.folder}: an unfinished run is there and starts over"
+        if resume and run.is_file():
+            try:
+                _check_identity(run, identity)
+                count = len(list(self.partial.glob("scores_*.npz")))
+                self._note(f"{self.folder}: resumed, {count} tile locations are done")
+                return
+            except InputError as error:
+                # Of a run that had begun to publish, the earlier result is gone.
+                if resume != WHERE_SAME and not (self.partial / RESULT).exists():
+                    raise
+                reason = f"starting over: {str(error).partition('; use the same')[0]}"
+        elif not resume:
+            reason += "; --resume continues"
+        self._note(reason)
+        run.unlink(missing_ok=True)  # first: pieces without it are nobody's
+        shutil.rmtree(self.partial)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self._files.close()
-
-    @property
-    def published(self):
-        """Whether this or an earlier process has given the finished ensemble its name."""
-        return not self.ensemble_folder.is_dir()
 
     def missing(self, locations, everything=False):
         """Yield the locations that are not done, or everything, and start the clock of each."""
@@ -103,14 +142,47 @@ class Pieces:
         """Whether a location has predicted and, if the ensemble is saved, its state is there."""
         if self.folder is None:
             return location in self._done
-        if not (self.partial / _name("scores", location, "npz")).is_file():
+        if self._result(location) is None or self._trained(location) is None:
             return False
-        return self.published or not self._save or self._state(location).is_file()
+        return not self._save or location in self
+
+    def _trained(self, location):
+        """Seconds of training and the digest of the state's file or None; None if not trained."""
+        path = self._path("fit", location, "json")
+        if location not in self._fit and self.folder is not None and path.is_file():
+            with self._compared(path):
+                fit = read_json(path, FIT, AGAIN)
+                found = fit["seconds"], fit["state"]
+                if fit["digest"] != self._digest(location, *found).hexdigest():
+                    raise ValueError(f"it has {OTHER}")
+                self._fit[location] = found
+        return self._fit.get(location)
 
     def __contains__(self, location):
-        if location in self._states:
+        if location in self._states or location in self._written:
             return True
-        return self.folder is not None and self._state(location).is_file()
+        seconds, digest = self._trained(location) or (0, None)
+        if digest is None or not self._state(location).is_file():
+            return False
+        with self._compared(self._state(location)):
+            if file_digest(self._state(location)) != digest:
+                raise ValueError(f"it has {OTHER}")
+            self._written.add(location)
+        return location in self._written
+
+    @contextlib.contextmanager
+    def _compared(self, path):
+        """A context that compares a piece with its digest; one that fails is noted and removed."""
+        try:
+            yield
+        except (InputError, OSError, ValueError) as error:
+            why = shortened(str(error).partition("; ")[0])  # without the remedy
+            self._note(f"{path} cannot be reused ({why}), so {AGAIN}")
+            path.unlink(missing_ok=True)
+
+    def _digest(self, location, *values):
+        """A new SHA-256 of the run's identity, the location and other values."""
+        return hashlib.sha256(repr((self._mark, location, *values)).encode())
 
     def __getitem__(self, location):
         if location not in self:
@@ -120,19 +192,24 @@ class Pieces:
         return self._states[location]
 
     def __setitem__(self, location, state):
-        seconds = self._fit[location] = self._lap()
+        seconds, digest = self._lap(), None
         if self._hold:
             self._states[location] = state
+        if self.folder is not None and (self._save or seconds >= WRITE_SECONDS):
+            write_tensors(self._state(location), state)
+            digest = file_digest(self._state(location))
+            self._written.add(location)
+        self._fit[location] = found = seconds, digest
         if self.folder is None:
             return
-        with atomic_write(self.partial / _name("fit", location, "json")) as file:
-            json.dump({"seconds": seconds}, file)
-        if self._save or seconds >= WRITE_SECONDS:
-            write_tensors(self._state(location), state)
+        digest = self._digest(location, *found).hexdigest()
+        with atomic_write(self._path("fit", location, "json")) as file:
+            json.dump(dict(zip(FIT, (*found, digest))), file)
         self._lap()
 
     def __delitem__(self, location):
         self._states.pop(location, None)
+        self._written.discard(location)
         if self.folder is not None:
             self._state(location).unlink(missing_ok=True)
 
@@ -144,23 +221,26 @@ class Pieces:
         """
         if rows.start == 0:
             all_maps = self.new_maps(_name("maps", location, "npy"), (n, *maps.shape[1:]))
-            self._predicted[location] = all_maps, np.empty(n, np.float32)
-        all_maps, all_scores = self._predicted[location]
+            digest = self._digest(location, all_maps.shape)
+            self._predicted[location] = all_maps, np.empty(n, np.float32), digest
+        all_maps, all_scores, digest = self._predicted[location]
         all_maps[rows], all_scores[rows] = maps, scores
+        if self.folder is not None:
+            digest.update(np.ascontiguousarray(maps, np.float32))
         if rows.stop < n:
             return
         seconds, layers = np.array(self._lap()), self._layers_since()
         done = {"scores": all_scores, "seconds": seconds, "layers": layers}
-        if self.folder is None:
-            self._done[location] = done
-            return
-        del self._predicted[location]
-        all_maps.commit()
-        all_maps.close()
-        write_tensors(self.partial / _name("scores", location, "npz"), done)
-        if not self._save:
-            del self[location]
-        self._lap()
+        if self.folder is not None:
+            del self._predicted[location]
+            all_maps.commit()
+            all_maps.close()
+            mark = {"digest": _finished(digest, done)}
+            write_tensors(self._path("scores", location, "npz"), done | mark)
+            if not self._save:
+                del self[location]
+            self._lap()
+        self._done[location] = done
 
     def new_maps(self, name, shape):
         """Room for float32 maps of this shape: a RowFile of the name, or an array in memory."""
@@ -171,18 +251,30 @@ class Pieces:
     def prediction(self, location):
         """(maps, scores) of a location: a RowFile or an array (N, h, w), float32 (N,)."""
         if self.folder is None:
-            return self._predicted[location]
-        scores = self._result(location)["scores"].numpy()
-        return self._row_file(_name("maps", location, "npy")), scores
+            return self._predicted[location][:2]
+        return self._row_file(_name("maps", location, "npy")), self._result(location)["scores"]
 
     def _row_file(self, name, shape=None):
         return self._files.enter_context(contextlib.closing(RowFile(self.partial / name, shape)))
 
     def _result(self, location):
-        """Scores, seconds and layers of a location that is done."""
-        if self.folder is None:
-            return self._done[location]
-        return read_tensors(self.partial / _name("scores", location, "npz"))
+        """Scores, seconds and layers of a location that is done, else None."""
+        path = self._path("scores", location, "npz")
+        if location not in self._done and self.folder is not None and path.is_file():
+            with (
+                self._compared(path),
+                contextlib.closing(RowFile(self._path("maps", location, "npy"))) as maps,
+            ):
+                shapes = {"scores": ("float32", (len(maps),)), "seconds": ("float64", ())}
+                shapes |= {"layers": ("float64", (2,)), "digest": ("uint8", (32,))}
+                found = {key: value.numpy() for key, value in read_tensors(path, shapes).items()}
+                mark, digest = found.pop("digest"), self._digest(location, maps.shape)
+                for image_map in maps:
+                    digest.update(image_map)
+                if mark.tobytes() != _finished(digest, found).tobytes():
+                    raise ValueError(f"with {maps.path.name} it has {OTHER}")
+                self._done[location] = found
+        return self._done.get(location)
 
     def _lap(self):
         """Seconds since the last call."""
@@ -200,31 +292,40 @@ class Pieces:
         reused, 0 to 1, of all locations, earlier processes included."""
         fit, predict, total = 0.0, 0.0, np.zeros(2)
         for location in locations:
-            if location not in self._fit:
-                text = (self.partial / _name("fit", location, "json")).read_text("utf-8")
-                self._fit[location] = json.loads(text)["seconds"]
             done = self._result(location)
-            fit += self._fit[location]
+            fit += self._trained(location)[0]
             predict += float(done["seconds"])
-            total += np.asarray(done.get("layers", 0))
+            total += done["layers"]
         return fit, predict, float(total[1] / total[0]) if total[0] else 0.0
+
+    def withdraw(self):
+        """Move an earlier result into partial/, before any part of it is replaced; an ensemble of
+        another run that none replaces gets a name of its own."""
+        for name in (RESULT, ANALYSIS):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.folder / name, self.partial / name)
+        final = self.folder / "ensemble"
+        manifest = final / MANIFEST
+        if not self._save and manifest.is_file() and identity_in(manifest) != self._mark:
+            aside = self.folder / f"ensemble-{file_digest(manifest)[:12]}"
+            self._note(f"{final} is of another run and is now {aside.name}")
+            shutil.rmtree(aside, ignore_errors=True)  # the same ensemble
+            os.replace(final, aside)
+        sync_folder(self.folder)
 
     def publish_ensemble(self):
         """Give the finished ensemble its name, replacing an earlier one."""
-        final, old = self.folder / "ensemble", self.partial / "replaced"
-        shutil.rmtree(old, ignore_errors=True)
-        if self.published:
-            return
-        if final.exists():
-            os.replace(final, old)
-        os.replace(self.ensemble_folder, final)
-        sync_folder(self.folder)
+        with write_errors(self.folder / "ensemble"):
+            replace_folder(self.ensemble_folder, self.folder / "ensemble")
 
     def finish(self):
         """Remove the pieces; everything worth keeping has been written."""
         self._files.close()
         if self.folder is not None:
-            remove_pieces(self.folder)
+            remove_pieces(self.folder, self._mark)
+
+    def _path(self, kind, location, ending):
+        return None if self.folder is None else self.partial / _name(kind, location, ending)
 
     def _state(self, location):
         return self.ensemble_folder / location_name(location)
@@ -234,28 +335,39 @@ def _name(kind, location, ending):
     return f"{kind}_{location[0]}_{location[1]}.{ending}"
 
 
-def remove_pieces(folder):
-    """Remove the pieces of a finished run from a cell's folder."""
-    remove_temporary(folder)
-    if Path(folder, "partial").is_dir():
-        shutil.rmtree(Path(folder, "partial"))
+def _finished(digest, arrays):
+    """The digest of a location, uint8 (32,), after that of its maps."""
+    for array in arrays.values():
+        digest.update(array.tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def remove_pieces(folder, mark):
+    """Remove the pieces of a finished run, of this identity, from a cell's folder."""
+    remove_leftovers(folder, WRITTEN)
+    partial = Path(folder, "partial")
+    if partial.is_dir() and identity_in(partial / "run.json") in (None, mark):
+        shutil.rmtree(partial)
+
+
+def identity_in(path):
+    """The identity that a JSON file of a cell holds, None where there is none."""
+    with contextlib.suppress(InputError):
+        return read_json(path, {"identity": text()}, AGAIN)["identity"]
+    return None
 
 
 def _check_identity(path, identity):
     """Raise InputError unless the JSON file holds the same identity."""
-    try:
-        stored = json.loads(path.read_text("utf-8"))
-        if not isinstance(stored, dict):
-            raise ValueError("it holds no object")
-    except FileNotFoundError:
-        return  # the crash happened before anything was computed
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); start over without --resume") from error
+    stored = read_json(path, {}, "start over without --resume")
     identity = json.loads(json.dumps(identity))
     differ = [k for k in sorted({*stored, *identity}) if stored.get(k) != identity.get(k)]
     if differ:
-        changes = ", ".join(f"{k} was {stored.get(k)}, is {identity.get(k)}" for k in differ)
+        named = [k for k in differ if k != "identity"] or differ
+        changes = ", ".join(f"{k} was {stored.get(k)}, is {identity.get(k)}" for k in named)
+        changes = changes.encode("utf-8", "backslashreplace").decode()
         raise InputError(
             f"the unfinished run in {path.parent} cannot be resumed, because something else "
-            f"would be computed ({changes}); use the same options, or start over without --resume"
+            f"would be computed ({shortened(changes, 400)}); use the same options, or "
+            "start over without --resume"
         )

@@ -12,13 +12,13 @@ import contextlib
 import json
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch.distributed as dist
 
 from ..support.errors import InputError
+from ..support.files import beside
 
 ENVIRONMENT = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # of torchrun
 FOLDER_SECONDS = 30  # for a file to appear on another machine
@@ -79,8 +79,12 @@ class Ranks:
         texts = self.gather("run", description)
         if other := [k for k in range(self.size) if texts[k] != texts[0]]:
             raise InputError(f"rank {other[0]} needs the options, weights and versions of rank 0")
-        with tempfile.NamedTemporaryFile(dir=out, prefix=".", suffix=".tmp") as mark:
-            of_main = Path(out, self.gather("marks", Path(mark.name).name)[0])
+        mark = beside(Path(out, "rank"), "tmp")
+        with contextlib.ExitStack() as stack:
+            if self.is_main:
+                mark.touch()
+                stack.callback(mark.unlink, missing_ok=True)
+            of_main = Path(out, self.gather("marks", mark.name)[0])
             until = time.monotonic() + FOLDER_SECONDS
             while not of_main.exists() and time.monotonic() < until:
                 time.sleep(POLL_SECONDS)

@@ -1,6 +1,7 @@
 """The result of a cell: metrics.json, and its row of results.csv."""
 
 import csv
+import hashlib
 import json
 import platform
 from pathlib import Path
@@ -10,12 +11,14 @@ import torch
 import torchvision
 
 from .. import __version__
-from ..archive.manifest import FORMAT_VERSION
+from ..archive.manifest import FORMAT_VERSION, MANIFEST, read_manifest
 from ..data.images import EDITION
 from ..support.errors import InputError
 from ..support.files import atomic_write
+from ..support.schema import damaged, maybe, named, number, read_json, scalar, text, whole
 from .analysis import is_complete
-from .pieces import remove_pieces
+from .category_images import LOST
+from .pieces import RESULT, identity_in, remove_pieces
 
 RESULT_COLUMNS = (
     "dataset", "category", "arch", "setup", "seed",
@@ -24,6 +27,22 @@ RESULT_COLUMNS = (
     "seconds_train", "seconds_test", "peak_memory_bytes", "peak_reserved_bytes",
     "weights", "impl", "device",
 )  # fmt: skip
+PAIR = whole(1), whole(1)
+SCHEMA = {  # of metrics.json; entries that older versions lack may be missing
+    **dict.fromkeys(("dataset", "category", "arch", "setup", "impl", "device"), text()),
+    **dict.fromkeys(("image_auroc", "pixel_auroc", "pixel_aupro"), maybe(number(0, 1))),
+    **dict.fromkeys(("n_parameters", "n_models", "n_train", "n_test"), whole()),
+    **dict.fromkeys(("seconds_train", "seconds_test", "seconds_score?"), number(0)),
+    **dict.fromkeys(("peak_memory_bytes", "peak_reserved_bytes"), maybe(whole())),
+    **dict.fromkeys(("image_size", "tile_size", "stride"), PAIR),
+    **dict.fromkeys(
+        [f"{name}?" for field, (total, _) in LOST.items() for name in (field, total)],
+        maybe(whole()),
+    ),
+    "seed": whole(), "weights": maybe(text()), "features_reused?": number(0, 1),
+    "batch_size?": whole(), "switches?": named(scalar), "thresholds?": {"mode": text()},
+    "identity?": text(), "folder?": text(1 << 16), "digest?": text(),
+}  # fmt: skip
 
 
 def cell_folder(out, category, recipe):
@@ -35,9 +54,13 @@ def cell_folder(out, category, recipe):
 
 
 def cell_identity(recipe, images, options):
-    """Everything that decides a cell's metrics, as JSON values; compared before resuming."""
+    """Everything that decides a cell's metrics, as JSON values, and as "identity" its digest:
+    hex, in every file that the cell leaves, so that those of two runs are never mixed."""
     setup = recipe.setup
-    return {
+    values = {
+        "dataset": images.category.dataset,
+        "category": images.category.name,
+        "setup": setup.name,
         "image_size": list(setup.image_size),
         "tile_size": list(setup.tile_size),
         "stride": list(setup.stride),
@@ -47,42 +70,79 @@ def cell_identity(recipe, images, options):
         "percentile": options.percentile,
         "weights": options.weights,
         "weights_digest": options.weights_digest,
-        "images_digest": images.digest,
+        "images_digest": images.data_digest,
         "pixel_edition": EDITION,
         "ensemble_format": FORMAT_VERSION,
         "device_type": options.device.type,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
+    return values | {"identity": json_digest(values)}
+
+
+def json_digest(value):
+    """SHA-256 of a JSON value, hex: equal for equal values, in whatever order their keys are."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def check_folder(out, category, identity):
+    """Raise InputError where a result of this category is of another folder's images.
+
+    Two data sets of one name would replace each other's results; changed images in the same
+    folder, or the same images in another, may be computed again.
+    Parameters: out, Path; category, a data.Category; identity, see cell_identity.
+    """
+    for path in sorted(Path(out, category.dataset, category.name).glob(f"*/*/seed*/{RESULT}")):
+        result = read_result(path)
+        before = result.get("folder")
+        same = result.get("images_digest") == identity["images_digest"]
+        if before and before != category.folder and not same:
+            raise InputError(
+                f"{path} is of other images, from {before} and not {category.folder}; choose "
+                "another --out for these, or rename a folder"
+            )
 
 
 def finished_result(folder, identity, digest, options, progress):
-    """The result of a cell that was finished with the same options, else None. Logs which.
+    """The result of a cell that was finished with this identity, else None. Logs which.
 
     Parameters: folder of the cell; identity, see cell_identity; digest of the reported images.
     Returns a dict or None. Raises InputError for a metrics.json that is no result.
     """
-    path = folder / "metrics.json"
+    path = folder / RESULT
     if not path.is_file():
         return None
-    result = read_result(path)
-    if (
-        any(result.get(key) != value for key, value in json.loads(json.dumps(identity)).items())
-        or (options.save and not (folder / "ensemble").is_dir())
-        or (options.report and not is_complete(folder, digest))
-    ):
-        progress.note(f"{progress.title}: finished with other options or images, computed again")
+    result, mark = read_result(path), identity["identity"]
+    reason = None
+    if "identity" not in result:
+        reason = "finished by an older version"
+    elif result["identity"] != mark:
+        reason = "finished with other options or images"
+    elif options.save and not _has_ensemble(folder / "ensemble", mark):
+        reason = "finished without its ensemble"
+    elif options.report and not is_complete(folder, digest, mark):
+        reason = "finished without its analysis"
+    if reason:
+        progress.note(f"{progress.title}: {reason}, so it is computed again")
         return None
     progress.note(f"{progress.title}: finished before, taken from {path}")
-    remove_pieces(folder)
+    remove_pieces(folder, mark)
     if options.ranks.is_main:
         write_results_csv(options.out)
     return result
 
 
+def _has_ensemble(folder, mark):
+    try:
+        read_manifest(folder)
+    except InputError:
+        return False
+    return identity_in(folder / MANIFEST) == mark
+
+
 def save_result(result, folder, options):
     """Write metrics.json into a cell's folder and, in the main rank, results.csv."""
-    with atomic_write(folder / "metrics.json") as file:
-        json.dump(result, file, indent=2)
+    with atomic_write(folder / RESULT) as file:
+        json.dump(result | {"digest": json_digest(result)}, file, indent=2)
         file.write("\n")
     if options.ranks.is_main:
         write_results_csv(options.out)
@@ -91,27 +151,22 @@ def save_result(result, folder, options):
 def gather_results(cells, options):
     """The results, dicts, of cells (category, recipe) of any rank; writes results.csv."""
     write_results_csv(options.out)
-    return [read_result(cell_folder(options.out, *cell) / "metrics.json") for cell in cells]
+    return [read_result(cell_folder(options.out, *cell) / RESULT) for cell in cells]
 
 
 def read_result(path):
-    """A metrics.json as a dict. Raises InputError unless this program wrote it."""
-    try:
-        result = json.loads(path.read_text("utf-8"))
-        missing = [column for column in RESULT_COLUMNS if column not in result]
-        if missing:
-            raise ValueError(f"it lacks {missing[0]}")
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a result of this program ({error}), so results.csv was not "
-            "brought up to date; remove the file or choose another --out"
-        ) from error
+    """A metrics.json as a dict. Raises InputError unless it is as this program wrote it."""
+    remedy = "remove the file or choose another --out"
+    result = read_json(path, SCHEMA, remedy)
+    digest = result.pop("digest", None)
+    if (digest or "identity" in result) and digest != json_digest(result):
+        raise damaged(path, "its digest is not that of its content", remedy)
     return result
 
 
 def write_results_csv(out):
     """OUT/results.csv: one row for every metrics.json below OUT, sorted by path."""
-    paths = sorted(Path(out).glob("*/*/*/*/seed*/metrics.json"))
+    paths = sorted(Path(out).glob(f"*/*/*/*/seed*/{RESULT}"))
     rows = [{column: read_result(path)[column] for column in RESULT_COLUMNS} for path in paths]
     with atomic_write(Path(out) / "results.csv") as file:
         writer = csv.DictWriter(file, RESULT_COLUMNS, lineterminator="\n")

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..ensemble import merge, slices
 from ..support.errors import InputError
-from ..support.files import read_at, sync_folder, write_at
+from ..support.files import beside, read_at, sync_folder, write_at
 
 MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
 OUT_REMEDY = "choose another --out or make room, and go on with --resume"
@@ -27,7 +27,7 @@ class RowFile:
         self.complete = shape is None
         self._file, self._name = None, self.path
         if not self.complete:
-            self._name = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+            self._name = beside(self.path, "tmp")
         try:
             self._file = open(self._name, "rb" if self.complete else "w+b", buffering=0)
             if self.complete:
@@ -49,7 +49,7 @@ class RowFile:
                 os.posix_fallocate(self._file.fileno(), 0, size)
             else:
                 self._file.truncate(size)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # NumPy raises many types over a damaged header
             self.close()
             verb = "read" if self.complete else "write"
             raise InputError(
@@ -119,12 +119,6 @@ class Rows:
         if isinstance(key, slice):
             return np.stack([self.rows[int(k)] for k in self.chosen[key]])
         return self.rows[int(self.chosen[key])]
-
-
-def remove_temporary(folder):
-    """Remove the half-written files that a killed process left directly in a folder."""
-    for path in Path(folder).glob(".*.tmp"):
-        path.unlink()
 
 
 def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progress=None):

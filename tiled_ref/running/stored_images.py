@@ -3,16 +3,17 @@
 import contextlib
 import json
 import math
-import zipfile
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from .. import metrics
 from ..data import encoders, resizing
-from ..support.errors import InputError
-from ..support.files import atomic_write
+from ..support.errors import InputError, shortened
+from ..support.files import atomic_write, remove_leftovers
+from ..support.schema import damaged, each, parse_json, text, whole
 
+REMEDY = "remove it and run --report again"
 SCHEMA = 2  # of images.npz and analysis.npz
 MAP_SIDE = 128  # longest side of a stored heat map and mask, pixels
 THUMBNAIL_SIDE = 320  # longest side of a stored image, pixels
@@ -21,6 +22,19 @@ ZOOM_SIDE = 256  # longest side of the stored detail of an image, pixels
 JPEG_QUALITY = 82
 RATIO_SIZE = (512, 512)  # Rolih et al., Fig. 9: ratios are those of masks of 512 x 512
 IMAGES = "images.npz"
+ARRAYS = {  # of images.npz: dtype and shape, letters as of StoredImages
+    "labels": ("uint8", "N"), "sizes": ("int64", "N", 2), "masks": ("bool", "N", "h", "w"),
+    "ratios": ("float64", "N"), "region_image": ("int64", "R"), "region_area": ("int64", "R"),
+    "jpegs_shapes": ("int64", "N", 1), "jpegs": ("uint8", "bytes"), "zooms": ("uint8", "more"),
+    "zoom_masks": ("bool", "pixels"), "zooms_shapes": ("int64", "Z", 1),
+    "zoom_masks_shapes": ("int64", "Z", 2), "text": ("uint8", "json"),
+}  # fmt: skip
+WINDOW = dict.fromkeys(("region", "image", "top", "left", "bottom", "right"), whole())
+TEXT = {
+    "names": each(text(1 << 16)), "defects": each(text(1 << 16)), "digest": text(),
+    "thumbnail_size": (whole(1), whole(1)),
+    "windows": each(WINDOW | {"size": (whole(1), whole(1))}),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ def save_images(folder, images, setup, options):
     Parameters: folder of the category; images, a CategoryImages; setup, for the thumbnails' size.
     """
     category = images.category
+    remove_leftovers(folder, {IMAGES})
     size = reduced_size(setup.image_size, THUMBNAIL_SIDE)
     small = reduced_size(setup.image_size, MAP_SIDE)
     with contextlib.suppress(InputError):  # missing, or damaged and written anew
@@ -124,8 +139,11 @@ def _jpeg(picture, size):
 def load_images(folder):
     """StoredImages of a category's folder; InputError where the file is missing or damaged."""
     keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
-    with reading(folder / IMAGES) as data:
-        text = json.loads(data["text"].tobytes())
+    with reading(folder / IMAGES, ARRAYS) as data:
+        text = parse_json(data["text"].tobytes(), TEXT, folder / IMAGES, REMEDY)
+        lengths = {len(text["names"]), len(text["defects"]), len(data["labels"])}
+        if len(lengths) > 1 or len(text["windows"]) != len(data["zooms_shapes"]):
+            raise damaged(folder / IMAGES, "its lists have different lengths", REMEDY)
         text["thumbnail_size"] = tuple(text["thumbnail_size"])
         text["windows"] = [Window(**w | {"size": tuple(w["size"])}) for w in text["windows"]]
         return StoredImages(
@@ -229,20 +247,32 @@ def write_arrays(path, arrays):
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path, layout):
     """A context with the arrays of a file, by name; InputError where it is missing, of another
-    SCHEMA, or damaged, which the body may find out."""
+    SCHEMA, lacks an array of the layout, name -> (dtype, *shape), where equal letters are equal
+    sides and "name?" may be missing, or is damaged, which the body may find out."""
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
         if arrays.get("schema") != SCHEMA:
-            raise InputError(f"{path} is of another version; remove it and run --report again")
+            raise InputError(f"{path} is of another version; {REMEDY}")
+        sides = {}
+        for name, (dtype, *shape) in layout.items():
+            name, optional, _ = name.partition("?")
+            if optional and name not in arrays:
+                continue
+            array = arrays[name]
+            known = [side if isinstance(side, int) else sides.get(side) for side in shape]
+            fits = not array.size or array.ndim == len(shape) and all(
+                n in (None, m) for n, m in zip(known, array.shape)
+            )
+            if array.dtype != dtype or not fits:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}")
+            sides |= zip(shape, array.shape)
         yield arrays
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; run the same command again with --report") from error
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is damaged ({error}); remove it and run --report again"
-        ) from error
+    except Exception as error:  # zipfile and NumPy raise many types over a damaged file
+        raise InputError(f"{path} is damaged ({shortened(error)}); {REMEDY}") from error

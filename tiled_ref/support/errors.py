@@ -31,3 +31,9 @@ def one_line(text):
     """
     text = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(value, longest=120):
+    """Text of a value or an exception: one line of at most so many characters."""
+    text = " ".join(str(value).split()) or type(value).__name__
+    return text if len(text) <= longest else text[: longest - 3] + "..."
