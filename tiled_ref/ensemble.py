@@ -365,7 +365,7 @@ class TiledEnsemble:
         as there); device; batch_size and precision, by default those of the training;
         allow_version_change, load it although another version of torch trained it; progress,
         called as progress(done, total) while files are compared with their digests.
-        Returns TiledEnsemble, its states in the files until they are used, see `ensembles.States`.
+        Returns TiledEnsemble, its states checked; those beyond 2 GiB stay in their files.
         Raises InputError for no ensemble, a damaged, incomplete, changed or newer one, another
         backbone, another version of torch.
         """

@@ -155,7 +155,8 @@ def read_manifest(folder):
     content = schema.parse_json(data, HEAD, path, REMEDY)
     version = content["format_version"]
     if not 2 <= version <= FORMAT_VERSION:
-        age, what = ("an older", "train it again") if version < 2 else ("a newer", "update tiled-ref")
+        older = "an older", "train it again"
+        age, what = older if version < 2 else ("a newer", "update tiled-ref")
         raise InputError(
             f"the ensemble in {name} was written by {age} version of tiled-ref (format {version}, "
             f"this one reads 2 and {FORMAT_VERSION}); {what}"

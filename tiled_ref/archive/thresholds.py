@@ -58,9 +58,10 @@ def write_thresholds(folder, thresholds):
 
 
 def read_thresholds(folder, manifest_sha256):
-    """The thresholds of an ensemble, None where none were decided.
+    """Read the thresholds of an ensemble.
 
     Parameters: folder; manifest_sha256, of its manifest.json.
+    Returns a dict, see thresholds.find_thresholds, or None where none were decided.
     Raises InputError for a file that is missing, damaged, or of another ensemble.
     """
     path = Path(folder, THRESHOLDS)
