@@ -1,6 +1,5 @@
 """The result of a cell: metrics.json, and its row of results.csv."""
 
-import csv
 import json
 import platform
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..archive.manifest import FORMAT_VERSION
 from ..data.images import EDITION
 from ..support.errors import InputError
 from ..support.files import atomic_write
+from ..support.tables import csv_text
 from .analysis import is_complete
 from .pieces import remove_pieces
 
@@ -114,9 +114,7 @@ def write_results_csv(out):
     paths = sorted(Path(out).glob("*/*/*/*/seed*/metrics.json"))
     rows = [{column: read_result(path)[column] for column in RESULT_COLUMNS} for path in paths]
     with atomic_write(Path(out) / "results.csv") as file:
-        writer = csv.DictWriter(file, RESULT_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        file.write(csv_text(RESULT_COLUMNS, rows))
 
 
 def versions():
