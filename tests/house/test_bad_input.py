@@ -419,7 +419,7 @@ TABLE = [
     option("batch beyond all", ["--batch-size", 65537], "of at least 1 and at most 65,536"),
     option("seed beyond torch", ["--seed", 2**63], "of at least 0 and at most 9,223,372,036,"),
     option("steps without end", ["--steps", 10**6], "of at least 1 and at most 100,000"),
-    option("pixels beyond memory", ["--max-pixels", 2**40 + 1], "at most 1,099,511,627,776"),
+    option("pixels beyond memory", ["--max-pixels", 2**40], "at most 1,099,511,627,775"),
     option("a number of 5,000 digits", ["--seed", "9" * 5000], "is not a whole number of at least"),
     option("bytes of 400 digits", ["--memory", "9" * 400 + "TiB"], "a cap in bytes"),
     option("device beyond all", ["--device", "cuda:128"], "is none of auto, cpu, cuda"),

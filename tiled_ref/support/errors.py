@@ -44,10 +44,11 @@ def one_line(text):
 
 
 def out_of_memory(error, smaller="--batch-size, --tile-size or --image-size"):
-    """The sentence for an exception that says that memory ran out, on host or device; else "".
+    """Whether an exception says that memory ran out, on the host or on the device.
 
-    Parameters: error; smaller, the options that help. Of the InputErrors only one is meant that
-    was raised from an error of torch, which a damaged file raises too; others name their file.
+    Parameters: error; smaller, the options that help. Returns the sentence for the user, "" for
+    any other exception. An InputError is meant only where it was raised from an error of torch,
+    which a damaged file raises too; others name their file.
     """
     if isinstance(error, InputError):
         error = error.__cause__ if isinstance(error.__cause__, RuntimeError) else None

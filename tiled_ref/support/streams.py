@@ -60,7 +60,7 @@ def guarded_streams():
     """A context in which sys.stdout and sys.stderr are Guarded.
 
     Closed descriptors are opened first, so that no file of a run gets their numbers and with
-    them what libraries print.
+    them what libraries print. Yields None.
     """
     before = sys.stdout, sys.stderr
     if None in (sys.stdin, *before):

@@ -7,10 +7,11 @@ FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # begins what a spreadshe
 
 
 def csv_text(columns, rows, header=True):
-    """CSV lines of rows, dicts with these columns; header, begin with their names.
+    """Rows as CSV.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front, as OWASP's "CSV
-    Injection" suggests; numbers stay.
+    Parameters: columns, names; rows, dicts with these keys; header, begin with the names.
+    Returns text. A cell that a spreadsheet would take for a formula gets an apostrophe in front,
+    as OWASP's "CSV Injection" suggests; numbers stay.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
