@@ -69,9 +69,9 @@ def test_progress_shows_names_as_one_harmless_line():
     stage = progress.stage("a\n\x1b[2Jb")
     stage.redrawn = -1
     stage(1, 4)
-    progress.note("c\rd")
+    progress.note("c\nd")
     text = terminal.getvalue()
-    assert text.startswith(r"a\n\x1b[2Jb: 1/4") and text.endswith("\rc\\rd\n")
+    assert text.startswith(r"a\n\x1b[2Jb: 1/4") and text.endswith("\rc\\nd\n")
     blank = text.split("\r")[1]
     assert set(blank) == {" "} and len(blank) == len(text.split("\r")[0])
 
