@@ -2,7 +2,7 @@
 
 import sys
 
-from tiled_ref.cli import main
+from tiled_ref.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

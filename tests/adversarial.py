@@ -34,7 +34,8 @@ def values(rng, shape, dtype):
 
 
 def layouts(array):
-    """(name, array) with equal values: contiguous, read-only, strided, reversed, transposed."""
+    """(name, array) with equal values: contiguous, read-only, strided, reversed, transposed,
+    misaligned (of more than one byte)."""
     yield "contiguous", array.copy()
     read_only = array.copy()
     read_only.flags.writeable = False
@@ -43,6 +44,9 @@ def layouts(array):
     yield "every second", wide[..., ::2]
     yield "reversed", np.ascontiguousarray(array[..., ::-1])[..., ::-1]
     order = tuple(reversed(range(array.ndim)))
+    place = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype)
+    place[:] = array.ravel()
+    yield "misaligned", place.reshape(array.shape)
     yield "transposed", np.ascontiguousarray(array.transpose(order)).transpose(order)
 
 

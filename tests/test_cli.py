@@ -262,6 +262,18 @@ def test_an_interrupt_is_one_line_and_status_130(folder, capsys, monkeypatch, de
     assert ("Traceback" in err) == bool(debug)
 
 
+@pytest.mark.parametrize("number, how", [(2, "interrupted"), (15, "terminated")])
+def test_a_signal_is_told_by_its_number_and_no_other_disturbs(
+    folder, capsys, monkeypatch, number, how
+):
+    ignore = Mock()
+    monkeypatch.setattr(cli, "run_cell", Mock(side_effect=KeyboardInterrupt(number, ignore)))
+    assert own(folder) == 128 + number
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == f"tiled-ref: {how}; the same command with --resume continues"
+    ignore.assert_called_once_with()
+
+
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_running_out_of_memory_is_one_sentence(folder, capsys, monkeypatch, debug):
     error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")

@@ -205,13 +205,15 @@ def test_a_recipe_is_checked_field_by_field():
         ("score", "median", "score must be one of mean, max, not 'median'"),
         ("seam_width", 1.5, "seam_width must be a number from 0 to 1, not 1.5"),
         ("seam_width", float("nan"), "seam_width must be a number"),
-        ("seam_sigma", 0, "seam_sigma must be a positive number up to 1e6, not 0"),
+        ("seam_sigma", 0, "seam_sigma must be a positive number, at most the image's larger side"),
         ("seam_sigma", True, "seam_sigma must be a positive number"),
+        ("seam_sigma", max(setup.image_size) + 1, "at most the image's larger side, not"),
+        ("seam_sigma", max(setup.image_size) + 0.5, "at most the image's larger side, not"),
         ("antialias", 1, "antialias must be bool, not 1"),
         ("precision", "int8", "precision must be one of float32"),
-        ("seed", "x", "seed must be a whole number from 0, not 'x'"),
-        ("batch_size", -4, "batch_size must be a whole number from 1, not -4"),
-        ("batch_size", 2.5, "batch_size must be a whole number from 1"),
+        ("seed", "x", "seed must be a whole number of at least 0 and at most 9,2"),
+        ("batch_size", -4, "batch_size must be a whole number of at least 1 and at most 65,536"),
+        ("batch_size", 2.5, "batch_size must be a whole number of at least 1"),
     ):
         with pytest.raises(InputError, match=sentence):
             Recipe(setup, **{name: value})

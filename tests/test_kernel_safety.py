@@ -12,9 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from adversarial import layouts
 
+from tiled_ref.merging import untile_average
+from tiled_ref.metrics import aupro, auroc, label_regions
+from tiled_ref.models.gaussians import distances
+from tiled_ref.models.maps import gaussian_blur
+from tiled_ref.models.search.coreset import k_centre_greedy
+from tiled_ref.models.search.neighbours import NearestIndex, search_each
+from tiled_ref.smoothing import smooth_seams
 from tiled_ref.support import arrays
-from tiled_ref.support.errors import KernelNotBuiltError
+from tiled_ref.support.errors import InputError, KernelNotBuiltError
+from tiled_ref.tiling import TileGrid
 
 untile = arrays.kernel("_untile").untile
 seam_blur = arrays.kernel("_seam_blur").seam_blur
@@ -212,3 +222,69 @@ def test_debug_build_checks_indices():
             env={**os.environ, "TILED_REF_DEBUG": debug},
         )  # fmt: skip
         assert result.stdout.strip() == expected
+
+
+def watched(name, kernel=arrays.kernel):
+    """A kernel that asserts what every array that it gets must be."""
+    module = kernel(name)
+
+    def guard(function):
+        def call(*args):
+            for array in args:
+                if isinstance(array, np.ndarray):
+                    assert array.flags.aligned and array.flags.c_contiguous
+            return function(*args)
+
+        return call
+
+    class Watched:
+        def __getattr__(self, attribute):
+            return guard(getattr(module, attribute))
+
+    return Watched()
+
+
+def test_kernels_get_aligned_arrays_from_every_caller(monkeypatch):
+    """Of NumPy and torch arrays in every layout; x86 would forgive it and give the same bits."""
+    monkeypatch.setattr(arrays, "kernel", watched)
+    rng, grid = np.random.default_rng(0), TileGrid(8, 4, 2)
+    for dtype in (np.float32, np.float64):
+        given = {
+            "tiles": rng.random((3, 3, 2, 4, 4)), "maps": rng.random((2, 8, 8)),
+            "scores": rng.random(16), "points": rng.random((20, 4)), "x": rng.random((3, 5, 4)),
+            "mean": rng.random((5, 4)), "packed": rng.random((5, 10)), "queries": rng.random((2, 4)),
+        }  # fmt: skip
+        every = {key: dict(layouts(array.astype(dtype))) for key, array in given.items()}
+        masks, labels = rng.random((2, 8, 8)) > 0.5, np.arange(16) % 2 == 0
+        for layout in every["maps"]:
+            one = {key: made[layout] for key, made in every.items()}
+            assert one["maps"].flags.aligned == (layout != "misaligned")
+            untile_average(one["tiles"], grid)
+            smooth_seams(one["maps"], grid)
+            gaussian_blur(torch.from_numpy(one["maps"].copy()), 1.0)
+            auroc(one["scores"], labels)
+            label_regions(masks)
+            aupro(one["maps"], masks)
+            if dtype == np.float32:
+                k_centre_greedy(one["points"], 3, 0)
+                distances(one["x"], one["mean"], one["packed"])
+                if layout == "misaligned":
+                    points, queries = (torch.from_numpy(one[key]) for key in ("points", "queries"))
+                    search_each([NearestIndex(points)], queries[None])
+                    gaussian_blur(torch.from_numpy(one["maps"]), 1.0)
+
+
+@pytest.mark.parametrize("value", [0, -1, arrays.THREADS.stop, 10**30, 1.0, "2", True, None])
+def test_thread_count_refuses(value, monkeypatch):
+    """As an argument and, as text, in the environment."""
+    assert arrays.thread_count(arrays.THREADS[-1]) == arrays.THREADS[-1]
+    if value is not None:
+        with pytest.raises(InputError, match="threads must be a whole number of at least 1 and at"):
+            arrays.thread_count(value)
+    monkeypatch.setenv(arrays.THREADS_VARIABLE, {"2": "two"}.get(value, str(value)))
+    with pytest.raises(InputError, match="variable TILED_REF_THREADS must be a whole number"):
+        arrays.thread_count()
+    for text in "9" * 5000, "+1", "\u0663":
+        monkeypatch.setenv(arrays.THREADS_VARIABLE, text)
+        with pytest.raises(InputError, match="at most"):
+            arrays.thread_count()

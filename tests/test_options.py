@@ -1,11 +1,12 @@
 """Every option of --help-all, each on its own, on a small folder of images."""
 
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentTypeError
 
 import pytest
 from toys import toy_category, write_category
 
 from tiled_ref import cli
+from tiled_ref.support import option_types
 
 SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]
 TILES = ["--image-size", "48", "--tile-size", "24", "--setup", "ENS9"]
@@ -100,3 +101,25 @@ def test_options_that_only_print(option, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([option])
     assert stop.value.code == 0 and capsys.readouterr().out.startswith(("usage", "tiled-ref"))
+
+
+def test_a_whole_number_has_both_its_bounds():
+    parse = option_types.whole(range(2, 6))
+    assert [parse(str(n)) for n in (2, 5)] == [2, 5]
+    for text in "1", "6", "2.5", "", "x" * 10_000:
+        with pytest.raises(ArgumentTypeError, match="is not a whole number of at least 2 and at m"):
+            parse(text)
+
+
+def test_every_number_of_the_command_line_has_an_upper_bound(capsys):
+    """Of an option that takes numbers, one beyond all reason is refused in one sentence."""
+    numbers = [
+        action.option_strings[-1] for action in cli.build_parser()._actions
+        if action.metavar in ("N", "P", "X", "PX", "SIZE")
+    ]  # fmt: skip
+    assert len(numbers) == 11
+    for option in numbers:
+        for text in "9" * 30, "9" * 5000, "1e400", "-1":
+            assert cli.main([option, text]) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and option in said and len(said) < 300

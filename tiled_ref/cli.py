@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import functools
 import os
+import signal
 import sys
 import traceback
 from dataclasses import astuple
@@ -38,22 +39,21 @@ from .running.sweep import (
     cell_title,
     exit_status,
     gather,
-    memory_sentence,
-    out_of_memory,
 )
 from .serving.outputs import MAPS, PICTURES, PredictOptions
 from .serving.predict import run_predict
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
 from .support import arrays, option_types
 from .support.devices import device_name, resolve_device
-from .support.errors import InputError, KernelNotBuiltError, one_line
+from .support.errors import InputError, KernelNotBuiltError, one_line, out_of_memory
 from .support.files import make_folder
 from .support.progress import Progress
+from .support.streams import guarded_streams
 from .thresholds import MODES, describe
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
-EXIT_RANK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_RANK, EXIT_INPUT, EXIT_SIGNAL = 1, 2, 128  # plus the signal's number
 
 # The options that --help shows.
 COMMON = {
@@ -77,7 +77,7 @@ MORE = """\
       share the tile locations among four processes, one GPU each if there are enough
 
 Exit status: 0 success, 1 unexpected failure here or in another process of a shared run,
-2 invalid option or file, 130 interrupted.
+2 invalid option or file, or not enough memory, 130 interrupted, 143 terminated.
 """
 
 # Options that are keyword arguments of architectures: flag, architectures, keyword, the variants
@@ -96,6 +96,7 @@ SWITCHES = (
 )  # fmt: skip
 
 
+@guarded_streams()
 def main(argv=None):
     """Run the command line; returns the exit status."""
     ranks, args = Ranks(os.environ), argparse.Namespace(command=None, debug=False)
@@ -121,10 +122,13 @@ def main(argv=None):
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        if isinstance(error, (InputError, KernelNotBuiltError)):
+        smaller = ["--batch-size, or --memory low"] if args.command is predict_images else []
+        if sentence := out_of_memory(error, *smaller):
+            ranks.fail(f"tiled-ref: error: {sentence}")
+        elif isinstance(error, (InputError, KernelNotBuiltError)) or (
+            isinstance(error, OSError) and error.filename  # such as a name that is too long
+        ):
             ranks.fail(f"tiled-ref: error: {one_line(error)}")
-        elif out_of_memory(error):
-            ranks.fail(f"tiled-ref: error: {memory_sentence(error)}")
         else:  # a mistake of the program
             if ranks.size > 1:  # torchrun ends the others, whose sentence would hide this one
                 ranks.fail(f"tiled-ref: error: {type(error).__name__}: {one_line(error)}")
@@ -133,15 +137,18 @@ def main(argv=None):
     except Ended as error:
         ranks.fail(f"tiled-ref: error: {error}")
         return EXIT_RANK
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:  # its signal, and how to ignore others, see __main__
+        number, ignore_more = error.args or (signal.SIGINT, bool)
+        ignore_more()
         if args.debug:
             traceback.print_exc()
         kept = {
             run: "; the same command with --resume continues",
             predict_images: "; the rows so far are in predictions.partial.csv",
         }.get(args.command, "")
-        ranks.fail(f"tiled-ref: interrupted{kept}")
-        return EXIT_INTERRUPTED
+        how = "interrupted" if number == signal.SIGINT else "terminated"
+        ranks.fail(f"tiled-ref: {how}{kept}")
+        return EXIT_SIGNAL + number
 
 
 def build_parser():
@@ -181,7 +188,7 @@ def _method(add):
         help=f"run {', '.join(SETUPS)} or all (default ENS9)")
     add("--list", action="store_const", const=list_setups, dest="command",
         help="print the tiles, models and parameters of every setup, and exit")
-    add("--seed", nargs="+", type=option_types.natural, default=[42], metavar="N",
+    add("--seed", nargs="+", type=option_types.seed, default=[42], metavar="N",
         help="run once per seed (default 42; the paper's: 42 5125 33)")
     add("--image-size", type=option_types.size, metavar="SIZE",
         help="resize images to N or HEIGHTxWIDTH pixels (default: the setup's size)")
@@ -210,7 +217,7 @@ def _data(add):
         "the order of --dataset, or one that holds them all")
     add("--category", nargs="+", metavar="NAME", type=nfc,
         help="run these categories or all (default: board for synthetic, otherwise all)")
-    add("--max-pixels", type=option_types.positive, metavar="N",
+    add("--max-pixels", type=option_types.pixels, metavar="N",
         help="read images of up to N pixels each (default 178956970)")
     add("--masks", metavar="NAME",
         help="for the data set folder, read the masks from this folder beside train and test "
@@ -223,10 +230,10 @@ def _models(add):
     add("--weights", default="auto", metavar="auto|imagenet|random|FILE",
         help="choose the weights of ResNet-18: imagenet searches the torch hub cache, then "
         "downloads; auto does the same and falls back to random with a warning (default auto)")
-    add("--batch-size", type=option_types.positive, metavar="N",
+    add("--batch-size", type=option_types.batch, metavar="N",
         help="process N images at once (default: the paper's 32; 8 for patchcore)")
     for flag, _, _, variants, text in SWITCHES:
-        add(flag, type=None if variants else option_types.positive, choices=variants,
+        add(flag, type=None if variants else option_types.steps, choices=variants,
             metavar="|".join(variants or "N"),
             help=f"{text} (default {variants[0]})" if variants else text)
 
@@ -239,7 +246,7 @@ def _running(add):
     add("--impl", default="cython", choices=arrays.IMPLS, metavar="|".join(arrays.IMPLS),
         help="use the compiled kernels or their NumPy specification; the results are the same, "
         "bit for bit (default cython)")
-    add("--threads", type=option_types.positive, metavar="N",
+    add("--threads", type=option_types.whole(arrays.THREADS), metavar="N",
         help="merge, smooth and score with N threads (default: the environment variable "
         f"{arrays.THREADS_VARIABLE}, which PaDiM and PatchCore obey too, otherwise 2)")
     add("--memory", type=functools.partial(option_types.memory_mode, modes=MEMORY_MODES),
@@ -572,7 +579,3 @@ def _switches(args):
         for arch in archs if value is not None else ():
             given.setdefault(arch, {})[keyword] = value
     return given
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -50,7 +50,7 @@ def untile_average(maps, grid, impl="cython", threads=None):
         return arrays.like(np.ascontiguousarray(grid.untile(array)), maps)
     grid.check_tiles(array)
     untile = arrays.kernel("_untile").untile
-    array = np.ascontiguousarray(array)
+    array = arrays.for_kernel(array)
     out = np.empty((array.shape[2], *grid.image_size), array.dtype)
 
     def work(span):

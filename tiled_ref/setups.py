@@ -12,6 +12,7 @@ import torch
 from .models import MODELS
 from .models.precision import PRECISIONS, MixedPrecision, check_precision
 from .support.errors import InputError
+from .support.option_types import BATCHES, SEEDS, SIDES, words
 from .tiling import FeatureUntiler, TileGrid
 
 KINDS = ("SM", "ST", "ENS")
@@ -210,7 +211,8 @@ class Recipe:
     )  # fmt: skip
     seam_sigma: float = _option(
         2.0, "the method", "smooth seams with a Gaussian of this sigma, in pixels",
-        wanted="a positive number up to 1e6", fits=lambda sigma: 0 < sigma <= 1e6, metavar="PX",
+        wanted="a positive number, at most the image's larger side", metavar="PX",
+        fits=lambda sigma: 0 < sigma <= SIDES[-1],
     )  # fmt: skip
     antialias: bool = _option(False, "the method", "filter images before shrinking them")
     precision: str = _option(
@@ -231,14 +233,16 @@ class Recipe:
             object.__setattr__(self, "setup", SETUPS[self.setup])
         if self.batch_size is None:
             object.__setattr__(self, "batch_size", MODELS[self.arch].BATCH_SIZE)
-        for name, low, high in (("seed", 0, 1 << 63), ("batch_size", 1, (1 << 16) + 1)):
+        for name, allowed in (("seed", SEEDS), ("batch_size", BATCHES)):
             value = getattr(self, name)
-            if type(value) is not int or not low <= value < high:
-                raise InputError(f"{name} must be a whole number from {low}, not {value!r}")
+            if type(value) is not int or value not in allowed:
+                raise InputError(f"{name} must be {words(allowed)}, not {value!r}")
         object.__setattr__(self, "switches", dict(self.switches or {}))
         for option in OPTIONS:
             value = getattr(self, option.name)
-            if not is_allowed(option, value):
+            about = option.metadata
+            most = max(self.setup.image_size) if option.name == "seam_sigma" else LARGEST
+            if not is_allowed(option, value) or about["kind"] is float and value > most:
                 raise InputError(
                     f"{option.name} must be {option.metadata['wanted']}, not {value!r}"
                 )

@@ -12,6 +12,7 @@ import torch
 
 from .support.errors import InputError
 
+MOST_TILES = 1 << 16  # of an image
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -35,7 +36,7 @@ class TileGrid:
     ------
     InputError
         Non-positive sizes, a tile larger than the image, a stride larger than the tile
-        (it would leave pixels that no tile covers).
+        (it would leave pixels that no tile covers), more than MOST_TILES tiles.
 
     Examples
     --------
@@ -71,6 +72,11 @@ class TileGrid:
                     f"the stride of {stride} px is larger than the tile's {axis} of {tile} px "
                     "and would leave pixels uncovered; choose a --stride of at most the tile size"
                 )
+        if self.rows * self.cols > MOST_TILES:
+            raise InputError(
+                f"these sizes cut an image into {self.rows * self.cols:,} tiles, more than "
+                f"{MOST_TILES:,}; choose a larger --tile-size or --stride"
+            )
 
     @cached_property
     def rows(self):

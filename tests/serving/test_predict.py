@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -251,6 +252,59 @@ def test_names_are_unique_and_safe():
     for name in made:
         assert name.isascii() and "/" not in name and len(name) <= 71
         assert all(c.isalnum() or c in "-_" for c in name)
+    long = [output_name(1, "a" * n + end) for n in (64, 65, 250) for end in ("b.png", "c.png")]
+    assert len(set(long)) == 6 and set(map(len, long)) == {71}  # what is cut off is in a digest
+
+
+def test_outputs_are_never_inputs(saved, folder, tmp_path, capsys):
+    """Below the images, a link to there, the folder of the images itself, lists, one picture."""
+
+    def predict(source, out, *argv):
+        fixed = ["--load", saved, "--pictures", "all", "--save-maps", "tiff", "--quiet"]
+        status = run(*fixed, "--predict", source, "--out", out, "--device", "cpu", *argv)
+        assert status == 0, capsys.readouterr().err
+        return [row["path"].rpartition("/in/")[2] for row in rows(Path(out, "predictions.csv"))]
+
+    wanted = ["a.png", "b/x.png", "b/y.png"]
+    (tmp_path / "link").symlink_to(folder / "b/inspected")
+    for out in folder / "inspected", folder / "b/inspected", tmp_path / "link", folder:
+        for _ in range(2):
+            assert predict(folder, out) == wanted, out
+    shutil.copy(folder / "a.png", folder / "pictures/mine.png")
+    assert predict(folder, folder) == [*wanted, "pictures/mine.png"]
+    said = []
+    found = find_paths(folder, Mock(note=said.append), str(folder / "b"))
+    assert not any("b" in path.parts for path in found)
+    assert "1 folder" in said[0]  # also what is there of the user
+    picture = next((folder / "pictures").glob("*_mask.png"))
+    assert run("--load", saved, "--predict", picture, "--out", folder) == 2
+    assert "names pictures of an earlier prediction" in capsys.readouterr().err
+    assert picture.exists()
+
+
+def test_an_image_of_a_long_name_has_its_pictures_and_its_map(ensemble, folder, tmp_path):
+    names = ["n" * 250 + f"{k}.png" for k in range(2)]
+    for name in names:
+        shutil.copy(folder / "a.png", folder / name)
+    options = PredictOptions(maps="npy", pictures="all")
+    run_predict(ensemble, folder, tmp_path / "out", options)
+    made = [row["name"] for row in rows(tmp_path / "out/predictions.csv")]
+    assert len(made) == len(set(made)) == 5
+    for name in made:
+        assert (tmp_path / f"out/maps/{name}.npy").exists()
+        assert len(list((tmp_path / "out/pictures").glob(f"{name}_*"))) == 4
+
+
+def test_cells_are_no_formulas(ensemble, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name in ("=1+1.png", "@x.png", "-2.png"):
+        shutil.copy("a.png", name)
+    run_predict(ensemble, ".", tmp_path / "out", PredictOptions(pictures="all"))
+    table = rows(tmp_path / "out/predictions.csv")
+    regions = rows(tmp_path / "out/regions.csv")
+    assert [row["path"] for row in table[:3]] == ["'-2.png", "'=1+1.png", "'@x.png"]
+    assert {row["path"] for row in regions} <= {row["path"] for row in table} and regions
+    assert all(float(row["score"]) > 0 for row in table)
 
 
 def test_a_folder_is_walked_in_order_without_hidden_files_and_linked_folders(folder):
@@ -284,6 +338,11 @@ def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
     assert paths(b"a.png\nb c.png\r\n\n") == [b"a.png", b"b c.png"]
     assert paths(b"a\nb.png\0c.png\0") == [b"a\nb.png", b"c.png"]
     assert paths(b"\xff\xfe.png") == [b"\xff\xfe.png"]
+    assert paths("\ufeffü.png\r\nb.png\r\n".encode()) == ["ü.png".encode(), b"b.png"]
+    assert paths("\ufeffa\0b\0".encode()) == [b"a", b"b"]
+    monkeypatch.setattr("sys.stdin", None)  # closed
+    with pytest.raises(InputError, match="no paths on standard input"):
+        find_paths("-")
     with pytest.raises(InputError, match="no paths on standard input"):
         paths(b"\n\n")
     monkeypatch.setattr("sys.stdin", None)  # closed

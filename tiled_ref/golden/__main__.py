@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..support.errors import InputError, KernelNotBuiltError
 from ..support.files import atomic_write
+from ..support.streams import guarded_streams
 from . import genuine, tiny
 from .bundle import Bundle
 from .checker import check
@@ -53,6 +54,7 @@ def build_parser():
     return parser
 
 
+@guarded_streams()
 def main(arguments=None):
     """Run a command line; returns the exit status: 0 all is well, 1 a port differs, 2 wrong use."""
     options = build_parser().parse_args(arguments)

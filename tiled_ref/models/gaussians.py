@@ -103,8 +103,8 @@ def distances_each(xs, means, packeds, impl="cython", threads=None):
     return found
 
 
-def _checked(*arrays):
-    x, mean, packed = (np.ascontiguousarray(array) for array in arrays)
+def _checked(*given):
+    x, mean, packed = map(arrays.for_kernel, given)
     fits = x.ndim == 3 and x.shape[2] > 0 and mean.shape == x.shape[1:]
     if not fits or packed.shape != (len(mean), x.shape[2] * (x.shape[2] + 1) // 2):
         raise InputError(

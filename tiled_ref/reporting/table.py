@@ -1,8 +1,8 @@
 """The form of a table: Markdown cells for people, a record per number for programs."""
 
-import csv
-import io
 from dataclasses import dataclass, field
+
+from ..support.tables import csv_text
 
 COLUMNS = (
     "table", "dataset", "architecture", "category", "setup", "quantity", "unit", "value", "std",
@@ -31,11 +31,7 @@ class Table:
 
     def csv(self):
         """One line per number."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records)
-        return text.getvalue()
+        return csv_text(COLUMNS, self.records)
 
 
 @dataclass

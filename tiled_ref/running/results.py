@@ -1,6 +1,5 @@
 """The result of a cell: metrics.json, and its row of results.csv."""
 
-import csv
 import hashlib
 import json
 import platform
@@ -16,6 +15,7 @@ from ..data.images import EDITION
 from ..support.errors import InputError
 from ..support.files import atomic_write
 from ..support.schema import damaged, maybe, named, number, read_json, scalar, text, whole
+from ..support.tables import csv_text
 from .analysis import is_complete
 from .category_images import LOST
 from .pieces import RESULT, identity_in, remove_pieces
@@ -169,9 +169,7 @@ def write_results_csv(out):
     paths = sorted(Path(out).glob(f"*/*/*/*/seed*/{RESULT}"))
     rows = [{column: read_result(path)[column] for column in RESULT_COLUMNS} for path in paths]
     with atomic_write(Path(out) / "results.csv") as file:
-        writer = csv.DictWriter(file, RESULT_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        file.write(csv_text(RESULT_COLUMNS, rows))
 
 
 def versions():

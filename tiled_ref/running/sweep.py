@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..support.errors import InputError, one_line
+from ..support.errors import InputError, one_line, out_of_memory
 from ..support.progress import bytes_text, duration
 from .category_images import CategoryImages
 from .results import gather_results
@@ -101,8 +101,8 @@ class Sweep:
             yield
         except isolated if self.n_cells > 1 else () as error:
             full = out_of_memory(error)
-            is_input = isinstance(error, InputError) or full
-            text = memory_sentence(error) if full else one_line(error)
+            is_input = isinstance(error, InputError) or bool(full)
+            text = full or one_line(error)
             if not is_input:
                 text = f"{type(error).__name__}: {text}; --debug shows where"
             if self.debug:
@@ -167,16 +167,3 @@ def cell_title(entry, recipe=None):
     """The name of a category (anything with dataset and name), or of a cell of it, in failures."""
     cell = f" {recipe.arch} {recipe.setup.name} seed {recipe.seed}" if recipe else ""
     return f"{entry.dataset} {entry.name}{cell}"
-
-
-def out_of_memory(error):
-    """Whether an exception reports that memory ran out, on the host or on the device."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-def memory_sentence(error):
-    """The error message where memory ran out."""
-    return (
-        f"out of memory ({str(error).partition('. ')[0]}); choose a smaller --batch-size, "
-        "--tile-size or --image-size"
-    )

@@ -7,7 +7,7 @@
 """
 
 import contextlib
-import csv
+import hashlib
 import io
 import json
 import os
@@ -24,8 +24,10 @@ from ..models.maps import upsample_bilinear
 from ..reporting.drawing import render
 from ..support.errors import InputError
 from ..support.files import atomic_write, write_errors
+from ..support.tables import csv_text
 from ..thresholds import normalize
 
+LONGEST = 64  # characters of an image's name in the names of its files
 LABELLED_REGIONS = 24  # regions of a picture that get their area printed
 COLUMNS = (
     "path", "score", "normalised_score", "verdict", "regions", "anomalous_px", "name", "error",
@@ -52,14 +54,17 @@ class PredictOptions:
 
 
 def output_name(index, path):
-    """A name for the files of an image: unique by its number index, safe on any system.
+    """Returns a name for the files of an image: unique by its number index, safe on any system;
+    of a long name the start and a digest.
 
     >>> output_name(7, "line 3/ué part.png")
     '000007_u__part'
     """
     stem = Path(path).stem
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in stem)
-    return f"{index:06d}_{safe[:64] or 'image'}"
+    if len(safe) > LONGEST:
+        safe = f"{safe[: LONGEST - 9]}_{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
+    return f"{index:06d}_{safe or 'image'}"
 
 
 class ImageWriter:
@@ -177,8 +182,20 @@ def enlarge(image_map, size):
     return upsample_bilinear(torch.from_numpy(image_map)[None], tuple(size))[0].numpy()
 
 
+def is_output(path):
+    """Whether a file is a map or a picture of an earlier prediction, by its name and place."""
+    if OURS.fullmatch(Path(path).name) is None:
+        return False
+    folder = Path(os.path.abspath(path)).parent
+    tables = [folder.parent / name for name in TABLES[:2]]
+    return folder.name in ("maps", "pictures") and any(map(os.path.isfile, tables))
+
+
 def clear(out):
-    """Remove an earlier prediction from a folder, and nothing else. Raises InputError."""
+    """Remove an earlier prediction from a folder, and nothing else. Raises InputError.
+
+    What it removes from maps/ and pictures/ is what `is_output` names.
+    """
     if not any((out / name).is_file() for name in TABLES[:2]):
         return
     try:
@@ -207,15 +224,14 @@ def csv_table(stem, columns):
     named = printable(partial)
     with write_errors(named):
         file = open(partial, "w", encoding="utf-8", newline="")
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
 
-    def write(row):
+    def write(*rows, header=False):
         with write_errors(named):
-            writer.writerow(row)
+            file.write(csv_text(columns, rows, header))
             file.flush()
 
     try:
-        write(dict(zip(columns, columns)))
+        write(header=True)
         yield write
         with write_errors(named):
             os.fsync(file.fileno())

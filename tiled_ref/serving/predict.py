@@ -8,6 +8,7 @@
 An image that cannot be read is an error in its own row; the others are scored.
 """
 
+import codecs
 import os
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..running.engine import Engine
 from ..support.errors import InputError, one_line
 from ..support.files import make_folder
 from ..support.progress import Progress
-from .outputs import COLUMNS, REGION_COLUMNS, ImageWriter, clear, csv_table, output_name
+from .outputs import COLUMNS, REGION_COLUMNS, ImageWriter, clear, csv_table, is_output, output_name
 
 BATCH_BUDGET = 512 << 20  # bytes of decoded images, tile maps and merged maps of a batch
 LARGEST_BATCH = 64  # images; more where the models are read again for every batch
@@ -91,18 +92,20 @@ def _rows(predictor, samples):
                 yield sample, image_map, float(score), None
 
 
-def find_paths(source, progress=None):
+def find_paths(source, progress=None, out=None):
     """The image files that --predict names.
 
     Parameters: source, str or path: a file; a folder, for its image files and those of all
     folders below it, by name (links to folders are not followed); or "-", for the paths on
-    standard input, separated by NUL if there is one, else by the ends of lines; progress, a
-    Progress, notes how many files and folders of a folder are passed over.
+    standard input (UTF-8, with or without a byte order mark), separated by NUL if there is one,
+    else by the ends of lines; progress, a
+    Progress, notes how many files and folders of a folder are passed over; out, a folder that is
+    left out.
     Returns a list of Path, at least one; whether they are images is found when they are read.
     Raises InputError for a file or folder that is not there, and where there is no path.
     """
     if os.fspath(source) == "-":
-        data = sys.stdin.buffer.read() if sys.stdin else b""
+        data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8) if sys.stdin else b""
         names = data.split(b"\0") if b"\0" in data else data.splitlines()
         paths = [Path(os.fsdecode(name)) for name in names if name]
         if not paths:
@@ -116,8 +119,9 @@ def find_paths(source, progress=None):
     paths, passed = [], []
     for folder, folders, names in os.walk(source, onerror=_unreadable):
         below = [Path(folder, name) for name in folders]
-        passed += [path for path in below if path.name.startswith(".") or path.is_symlink()]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left = [p for p in below if p.name.startswith(".") or os.path.realpath(p) == out]
+        passed += [path for path in below if path in left or path.is_symlink()]
+        folders[:] = sorted(path.name for path in below if path not in left)
         for name in sorted(names):
             wanted = name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
             (paths if wanted else passed).append(Path(folder, name))
@@ -153,7 +157,12 @@ def run_predict(ensemble, source, out, options, progress=None):
             "the ensemble has no threshold for pixels, so no masks can be drawn; train it with "
             "--validation none, or use --pictures none"
         )
-    paths = find_paths(source, progress)
+    found = find_paths(source, progress, os.path.realpath(out))
+    paths = [path for path in found if not is_output(path)]
+    if not paths:
+        raise InputError(
+            f"--predict {printable(source)} names pictures of an earlier prediction; name images"
+        )
     samples = [FileSample(printable(path), NORMAL, "", path) for path in paths]
     make_folder(out)
     clear(out)
@@ -178,7 +187,6 @@ def run_predict(ensemble, source, out, options, progress=None):
                 row, regions = writer.write(image)
             count[{"error": "errors", "": "unknown"}.get(row["verdict"], row["verdict"])] += 1
             write_row(row)
-            for region in regions:
-                write_region(region)
+            write_region(*regions)
             stage(index, len(samples))
     return count

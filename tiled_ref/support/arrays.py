@@ -6,12 +6,14 @@ Python validates, Cython computes. Inputs are never changed and may be read-only
 import importlib
 import operator
 import os
+import re
 import threading
 
 import numpy as np
 import torch
 
 from .errors import InputError, KernelNotBuiltError
+from .option_types import words
 
 IMPLS = ("cython", "numpy")
 KERNELS = ("_untile", "_seam_blur", "_aupro", "_kcenter", "_mahalanobis")
@@ -20,6 +22,7 @@ MASKS = (np.dtype(np.bool_), np.dtype(np.uint8))
 
 THREADS_VARIABLE = "TILED_REF_THREADS"
 DEFAULT_THREADS = 2
+THREADS = range(1, 1 + max(16, 4 * (os.cpu_count() or 1)))
 
 
 def check_impl(impl):
@@ -42,7 +45,7 @@ def kernel(name):
 def thread_count(threads=None):
     """How many threads a kernel may use, an int >= 1. No result depends on it.
 
-    Parameters: threads, int >= 1; None takes the environment variable TILED_REF_THREADS, else
+    Parameters: threads, int in THREADS; None takes the environment variable TILED_REF_THREADS, else
     two (one on a machine with one core): these kernels stream through memory, so that a second
     thread nearly halves the time and a third gains little.
     Returns int. Raises InputError for anything else.
@@ -51,18 +54,16 @@ def thread_count(threads=None):
         text = os.environ.get(THREADS_VARIABLE, "").strip()
         if not text:
             return min(DEFAULT_THREADS, os.cpu_count() or 1)
-        if not (text.isascii() and text.isdigit()) or int(text) < 1:
-            raise InputError(
-                f"the environment variable {THREADS_VARIABLE} must be a whole number of at "
-                f"least 1, not {text!r}"
-            )
-        return int(text)
-    try:
-        count = 0 if isinstance(threads, (bool, np.bool_)) else operator.index(threads)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise InputError(f"threads must be a whole number of at least 1, not {threads!r}")
+        name, threads = f"the environment variable {THREADS_VARIABLE}", text
+        count = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+    else:
+        name = "threads"
+        try:
+            count = 0 if isinstance(threads, (bool, np.bool_)) else operator.index(threads)
+        except TypeError:
+            count = 0
+    if count not in THREADS:
+        raise InputError(f"{name} must be {words(THREADS)}, not {threads!r}")
     return count
 
 
@@ -132,6 +133,11 @@ def host_array(name, value, dtypes, cuda_hint="move it to the host with .cpu()")
     if value.dtype not in dtypes or not value.dtype.isnative:
         raise InputError(f"{name} must be {_names(dtypes)}, not {value.dtype}")
     return np.asarray(value)
+
+
+def for_kernel(array):
+    """An array (...) as kernels take it: C-contiguous and aligned, itself or a copy."""
+    return np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED"))
 
 
 def like(result, value):

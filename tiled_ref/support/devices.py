@@ -10,7 +10,7 @@ from .errors import InputError
 
 def device_name(text):
     """The text, if it names a device. Raises ArgumentTypeError."""
-    if re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
+    if re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", text):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
 

@@ -1,4 +1,14 @@
-"""The one exception that a user is meant to see."""
+"""The exceptions that a user is meant to see, and the sentence where memory runs out."""
+
+import errno
+import re
+
+# Words of torch, oneDNN, CUDA, the loader of libraries and the system, mostly in RuntimeErrors.
+NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|out of memory|Cannot allocate memory|std::bad_alloc|"
+    "ALLOC_FAILED|could not (create|execute) a (primitive|memory)|can't start new thread|"
+    "failed to map segment from shared object$"
+)
 
 
 class InputError(ValueError):
@@ -31,6 +41,31 @@ def one_line(text):
     """
     text = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def out_of_memory(error, smaller="--batch-size, --tile-size or --image-size"):
+    """Whether an exception says that memory ran out, on the host or on the device.
+
+    Parameters: error; smaller, the options that help. Returns the sentence for the user, "" for
+    any other exception. An InputError is meant only where it was raised from an error of torch,
+    which a damaged file raises too; others name their file.
+    """
+    if isinstance(error, InputError):
+        error = error.__cause__ if isinstance(error.__cause__, RuntimeError) else None
+    full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if isinstance(error, (RuntimeError, ImportError)):  # CUDA's OutOfMemoryError is the former
+        full = NO_MEMORY.search(str(error))
+    if not full:
+        return ""
+    reason = one_line(re.split(r"\n|\. |: you tried", str(error))[0])
+    if "start new thread" in reason:
+        return (
+            f"the system starts no more threads ({reason}); choose a smaller --threads, set "
+            "OMP_NUM_THREADS=1, or raise the limits (ulimit -u, ulimit -v)"
+        )
+    if isinstance(error, ImportError):
+        return f"out of memory while the libraries load ({reason}); raise the limit (ulimit -v)"
+    return f"out of memory{f' ({reason})' if reason else ''}; choose a smaller {smaller}"
 
 
 def shortened(value, longest=120):

@@ -81,7 +81,7 @@ def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
     if impl == "numpy":
         return seam_blur(maps, taps, rows, cols)
     kernel = arrays.kernel("_seam_blur").seam_blur
-    maps = np.ascontiguousarray(maps)
+    maps = arrays.for_kernel(maps)
     out = np.empty(maps.shape, maps.dtype)
     n, height, width = maps.shape
     radius = len(taps) - 1

@@ -7,6 +7,7 @@ import shutil
 
 from .errors import InputError
 
+SEEDS, BATCHES, SIDES = range(1 << 63), range(1, (1 << 16) + 1), range(1, (1 << 20) + 1)
 BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -51,16 +52,22 @@ def parse(text, kind, wanted, fits):
     except ValueError:
         found = None
     if found is None or not fits(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not {wanted}")
     return found
 
 
-natural = functools.partial(
-    parse, kind=int, wanted="a whole number of at least 0", fits=lambda n: 0 <= n < 2**63
-)
-positive = functools.partial(
-    parse, kind=int, wanted="a whole number of at least 1", fits=lambda n: n >= 1
-)
+def whole(allowed):
+    """The type of a whole number of a range."""
+    return functools.partial(parse, kind=int, wanted=words(allowed), fits=allowed.__contains__)
+
+
+def words(allowed):
+    """A range of whole numbers in words."""
+    return f"a whole number of at least {allowed[0]} and at most {allowed[-1]:,}"
+
+
+seed, batch, side = map(whole, (SEEDS, BATCHES, SIDES))
+steps, pixels = whole(range(1, 100_001)), whole(range(1, 1 << 40))
 percentile = functools.partial(
     parse, kind=float, wanted="a number above 0 and at most 100", fits=lambda p: 0 < p <= 100
 )
@@ -71,7 +78,7 @@ def size(text):
     sides = text.lower().split("x")
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 3040x4190")
-    return positive(sides[0]), positive(sides[-1])
+    return side(sides[0]), side(sides[-1])
 
 
 def number_of_bytes(text):
@@ -79,7 +86,7 @@ def number_of_bytes(text):
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in BYTES:
         return None
-    return int(float(match[1]) * BYTES[match[2].upper()])
+    return int(min(float(match[1]), 2**60) * BYTES[match[2].upper()])  # all the memory there is
 
 
 def bytes_or_off(text):

@@ -159,7 +159,7 @@ def walk_arrays(maps, masks):
 
     def walk():
         for k in range(len(maps)):  # a copy of one image at most
-            yield k, np.ascontiguousarray(maps[k]), np.ascontiguousarray(masks[k])
+            yield k, arrays.for_kernel(maps[k]), arrays.for_kernel(masks[k])
 
     return walk
 
@@ -195,7 +195,7 @@ def walk_pairs(pairs):
                     f"the map of image {k} is {image.dtype} and the first one is {dtypes[0]}; "
                     "give all maps one dtype"
                 )
-            yield k, np.ascontiguousarray(image), np.ascontiguousarray(mask)
+            yield k, arrays.for_kernel(image), arrays.for_kernel(mask)
 
     return walk
 
@@ -206,7 +206,7 @@ def walk_pairs(pairs):
 def label_regions(masks, threads):
     """The regions of masks uint8 (N, H, W), any strides, as int32; see `metrics.label_regions`."""
     kernel, out = arrays.kernel("_aupro"), np.empty(masks.shape, np.int32)
-    results = arrays.run_threads(label_runs, map(np.ascontiguousarray, masks), threads)
+    results = arrays.run_threads(label_runs, map(arrays.for_kernel, masks), threads)
     offsets = np.cumsum([0] + [found for _, _, found, _ in results])
 
     def paint(k):

@@ -4,6 +4,7 @@ import sys
 import time
 
 from .errors import one_line
+from .streams import Guarded
 
 
 class Progress:
@@ -24,7 +25,7 @@ class Progress:
 
     def __init__(self, quiet=False, stream=None):
         self.quiet = quiet
-        self.stream = sys.stderr if stream is None else stream
+        self.stream = Guarded(sys.stderr if stream is None else stream)
         self.live = not quiet and self.stream.isatty()
         self.title = ""
         self.work = self.done = 0.0
@@ -44,9 +45,8 @@ class Progress:
     def draw(self, text):
         """Replace the live line."""
         self._clear()
-        self.stream.write(text)
-        self.stream.flush()
-        self._drawn = text
+        self._drawn = one_line(text)
+        print(self._drawn, end="", file=self.stream, flush=True)
 
     def left(self):
         """Seconds that the run will still take; None where nothing is done yet."""
@@ -55,7 +55,7 @@ class Progress:
 
     def _clear(self):
         if self._drawn:
-            self.stream.write("\r" + " " * len(self._drawn) + "\r")
+            self.stream.erase(len(self._drawn))
             self._drawn = ""
 
 

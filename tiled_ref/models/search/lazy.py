@@ -35,7 +35,7 @@ def lazy_greedy(points, count, first, include_first, threads, progress):
     """The indices of `coreset.greedy`: points float32 (N, d), the others as there."""
     kernel = arrays.kernel("_kcenter")
     with workers(threads) as pool:
-        search = _Search(kernel, np.ascontiguousarray(points), count, first, pool, threads)
+        search = _Search(kernel, arrays.for_kernel(points), count, first, pool, threads)
         if include_first:
             search.choose(np.array([first]))
             search.applied[:] = 1

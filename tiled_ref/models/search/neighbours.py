@@ -137,7 +137,7 @@ class NearestIndex:
     def __init__(self, bank):
         self.kernel = arrays.kernel("_kcenter")
         self.threads = arrays.thread_count()
-        self.bank = np.ascontiguousarray(bank.numpy())
+        self.bank = arrays.for_kernel(bank.numpy())
         self.rows = np.arange(len(bank))
         with workers(self.threads) as pool:
             self.filter = Filter(self.bank, pool)
@@ -205,7 +205,7 @@ def search_each(indexes, queries):
     Returns distances float64 (L, Q) and indices int64 (L, Q), the lowest among equals.
     Raises InputError if a query is not finite.
     """
-    array = np.ascontiguousarray(queries.numpy())
+    array = arrays.for_kernel(queries.numpy())
     squares = np.full(array.shape[:2], np.inf)
     places = np.full(array.shape[:2], -1, np.int64)
     local = threading.local()
