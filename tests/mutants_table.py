@@ -856,6 +856,8 @@ MUTANTS = [
      "tests/data/test_pnm.py::test_what_the_format_does_not_allow_is_refused"),
     ("tiled_ref/data/pnm.py", 'rb"[\\d\\s]*", text', 'rb"[-+\\d\\s]*", text',
      "tests/data/test_pnm.py::test_what_the_format_does_not_allow_is_refused"),
+    ("tiled_ref/data/decoding.py", "    if missing > 0:\n", "    if missing > 1 << 40:\n",
+     "tests/data/test_images.py::test_a_png_whose_pixels_end_early_is_refused"),
     ("tiled_ref/data/tiff.py", "samples = full - samples", "samples = samples + 0",
      "tests/data/test_tiff.py::test_grey_of_every_kind_is_right_or_refused"),
     ("tiled_ref/data/tiff.py", "full = 2**bits - 1", "full = 65535",

@@ -227,6 +227,30 @@ def test_no_bit_of_a_16_bit_mask_is_lost(tmp_path, colour, value):
         assert mask.sum() == 1 and mask[2, 3]
 
 
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_png_whose_pixels_end_early_is_refused(tmp_path, bits, colour, interlaced):
+    """At the end of a row, in a stream that ends as it should: Pillow takes the rest for black."""
+    channels, h, w = {0: 1, 2: 3, 4: 2, 6: 4}[colour], 9, 13
+    steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+             (0, 1, 1, 2)) if interlaced else ((0, 0, 1, 1),)  # fmt: skip
+    shapes = [(-(-(h - y) // dy), -(-(w - x) // dx)) for x, y, dx, dy in steps]
+    for value in (0, 200):
+        row = [b"\0" + bytes([value]) * (n * channels * bits // 8) for m, n in shapes for _ in range(m)]
+        for kept in (len(row), len(row) - 1, len(row) // 2):
+            data = bytearray(png(w, h, bits, colour, b"".join(row[:kept])))
+            data[28] = interlaced
+            data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+            path = touch(tmp_path / "a.png", bytes(data))
+            if kept == len(row):
+                assert (images.decode_image(path) == value).all()
+                continue
+            for decode in (images.decode_image, images.decode_mask):
+                with pytest.raises(InputError, match="a.png is (cut off: it lacks|damaged)"):
+                    decode(path)
+
+
 def test_a_transparent_colour_of_a_mask_is_refused(tmp_path):
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "a.png", transparency=1)
     with pytest.raises(InputError, match="a.png has a transparent colour; save it without"):

@@ -5,8 +5,10 @@ import io
 import logging
 import os
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +50,8 @@ def read_picture(path, for_mask=False):
     (otherwise full is 255), CMYK is not converted to RGB, samples may be signed, of 32 bits or
     floating-point, and a file is refused whose compression loses bits or whose channels have no
     known meaning.
-    Raises InputError, naming the file, if it is missing, empty, truncated, corrupt, not an image
-    of a kind that is read, or has more pixels than `pixel_limit` allows (found before memory is
-    allocated).
+    Raises InputError, naming the file, if it is missing, damaged, not an image of a kind that is
+    read, or has more pixels than `pixel_limit` allows (found before memory is allocated).
     """
     with _explained(path, "mask" if for_mask else "image"), _quiet:
         data = _bytes(path)
@@ -61,8 +62,7 @@ def read_picture(path, for_mask=False):
 
 @contextlib.contextmanager
 def pixel_limit(n):
-    """Within it, images of up to n pixels are read, in all threads; the limit is otherwise
-    Pillow's, 178,956,970, or 2 * PIL.Image.MAX_IMAGE_PIXELS."""
+    """Read images of up to n pixels, in all threads, not 2 * PIL.Image.MAX_IMAGE_PIXELS."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-n // 2)
     try:
         yield
@@ -102,13 +102,13 @@ def _decoded(data, for_mask):
     # 16 bits a sample, of which Pillow keeps 8; "BGR;16" is 16 bits a pixel.
     deep = image.mode[0] != "I" and any(_raw_mode(tile)[-4:-1] == ";16" for tile in image.tile)
     if any(_raw_mode(tile) == "LA;16B" for tile in image.tile):
-        return _grey_alpha_16(image)
-    image = _upright(image, to_rgb=not for_mask)
+        return _grey_alpha_16(image, data)
+    image = _upright(image, data, to_rgb=not for_mask)
     samples, full, alpha = np.asarray(image), 255, None
     if deep and for_mask:
         again = _opened(data)  # for the low bytes
         again.tile = [_with_raw_mode(tile, _other_byte(_raw_mode(tile))) for tile in again.tile]
-        low = np.asarray(_upright(again, to_rgb=False))
+        low = np.asarray(_upright(again, data, to_rgb=False))
         samples, full = samples.astype(np.uint16) << 8 | low, 65535
     if samples.ndim == 2:
         samples = samples[:, :, None]
@@ -148,9 +148,14 @@ def _opened(data):
     return image
 
 
-def _upright(image, to_rgb):
-    """The loaded image in its orientation, premultiplied alpha taken out; to_rgb: not in CMYK."""
+def _upright(image, data, to_rgb):
+    """The image in its orientation, premultiplied alpha taken out; to_rgb: not in CMYK."""
     image.load()
+    if image.format == "PNG":
+        # One of the last two rows is stored last, also if interlaced.
+        end = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
+        if not end.reshape(len(end), -1).any(axis=1).all():
+            _check_rows(data)
     # Only now, because a PNG file may carry its EXIF behind the pixels.
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -159,11 +164,33 @@ def _upright(image, to_rgb):
     return image.convert("RGB") if image.mode == "CMYK" and to_rgb else image
 
 
-def _grey_alpha_16(image):
+def _check_rows(data):
+    """Raise InputError unless a PNG file has all its rows: Pillow takes missing ones for black."""
+    width, height, bits, colour, *_, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    bits *= {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    # Where each pass starts and its steps: x, y, dx, dy.
+    steps = "0088 4088 0448 2044 0224 1022 0112" if interlaced else "0011"
+    steps = [map(int, step) for step in steps.split()]
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in steps]
+    missing = sum(h * (1 + -(-w * bits // 8)) for w, h in sizes if w > 0 and h > 0)
+    stream, at = zlib.decompressobj(), 8
+    while at + 8 <= len(data) and missing > 0:
+        size = int.from_bytes(data[at : at + 4], "big")
+        left = data[at + 8 : at + 8 + size] if data[at + 4 : at + 8] == b"IDAT" else b""
+        while left and missing > 0:
+            missing -= len(stream.decompress(left, 1 << 20))
+            left = stream.unconsumed_tail
+        at += 12 + size
+    if missing > 0:
+        raise InputError(f"is cut off: it lacks {missing:,} bytes of pixels; replace it")
+
+
+def _grey_alpha_16(image, data):
     """A 16-bit LA image of a PNG file, read as four bytes a pixel, of which Pillow drops two."""
     image._mode = "RGBA"
     image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
-    pairs = np.asarray(_upright(image, to_rgb=False)).astype(np.uint16)  # high, low, high, low
+    pairs = np.asarray(_upright(image, data, to_rgb=False))  # (h, w, 4): high, low, high, low
+    pairs = pairs.astype(np.uint16)
     samples = pairs[..., ::2] << 8 | pairs[..., 1::2]
     return Picture(samples[..., :1], 65535, alpha=samples[..., 1])
 
@@ -179,8 +206,7 @@ def _with_raw_mode(tile, raw_mode):
 
 
 def _other_byte(raw_mode):
-    """The raw mode of 16-bit samples by which Pillow keeps the low byte instead of the high one:
-    that of the other byte order."""
+    """The raw mode of the other byte order, by which Pillow keeps the low byte of 16 bits."""
     little = raw_mode[-1] == "L" or (raw_mode[-1] == "N" and np.little_endian)
     return raw_mode[:-1] + ("B" if little else "L")
 
