@@ -1018,7 +1018,7 @@ MUTANTS = [
      "tests/running/test_sweep.py::test_the_part_reused_is_that_of_all_pieces"),
     ("tiled_ref/reporting/results.py", 'if not result.get("features_reused")]', "]",
      "tests/reporting/test_tables.py::test_training_times_with_reused_layers_are_left_out"),
-    ("tiled_ref/running/processes.py", "self.ended = True", "self.ended = False",
+    ("tiled_ref/running/processes.py", "        raise self.ended  # kept", "        found, self.ended = self.ended, None\n        raise found  # kept",
      "tests/running/test_processes.py::test_a_signal_that_comes_while_a_destructor_runs_is_not_lost"),
     ("tiled_ref/running/processes.py", "if turn > 1:", "if False:",
      "tests/running/test_processes.py::test_ranks_write_the_images_of_a_category_one_after_the_other"),

@@ -62,7 +62,7 @@ def read_picture(path, for_mask=False):
 
 @contextlib.contextmanager
 def pixel_limit(n):
-    """Read images of up to n pixels, in all threads, not 2 * PIL.Image.MAX_IMAGE_PIXELS."""
+    """A context in which images of up to n pixels are read, in all threads."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-n // 2)
     try:
         yield
@@ -189,8 +189,7 @@ def _grey_alpha_16(image, data):
     """A 16-bit LA image of a PNG file, read as four bytes a pixel, of which Pillow drops two."""
     image._mode = "RGBA"
     image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
-    pairs = np.asarray(_upright(image, data, to_rgb=False))  # (h, w, 4): high, low, high, low
-    pairs = pairs.astype(np.uint16)
+    pairs = np.asarray(_upright(image, data, False), np.uint16)  # (h, w, 4): high, low, high, low
     samples = pairs[..., ::2] << 8 | pairs[..., 1::2]
     return Picture(samples[..., :1], 65535, alpha=samples[..., 1])
 

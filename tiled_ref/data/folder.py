@@ -28,7 +28,7 @@ LAYOUT = (
     "expected are <root>/train/ or <root>/train/good/ with normal images, <root>/test/good/ "
     "and <root>/test/<defect>/ with images to test, for pixel metrics "
     "<root>/ground_truth/<defect>/<image's name>_mask.png (or the image's name alone), and, if "
-    "they shall decide the thresholds, <root>/validation/good/ with normal images"
+    "they should decide the thresholds, <root>/validation/good/ with normal images"
 )
 TEST = Layout(LAYOUT, "add it, or move all masks away to do without pixel metrics")
 

@@ -1,5 +1,6 @@
 """Images and masks from files, as the method takes them: decode, resize, normalise."""
 
+import functools
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from ..support.errors import InputError
 from .decoding import read_picture
-from .resizing import resize_image, resize_mask  # noqa: F401  their place for importers
+from .resizing import resize_image, resize_mask  # noqa: F401  importable from here as well
 
 EDITION = 2  # raised when decoding or resizing gives other pixels; 1 resized in floating point
 
@@ -82,7 +83,7 @@ def _by_colour(picture):
     if samples.shape[2] == 4:  # CMYK: black by its own ink, or by the other three
         ink = samples == picture.full
         return ~(ink[..., 3] | ink[..., :3].all(axis=2))
-    return (samples != 0).any(axis=2)
+    return functools.reduce(np.logical_or, (samples != 0).transpose(2, 0, 1))
 
 
 def _by_alpha(colour, alpha):

@@ -41,17 +41,18 @@ class Ranks:
         self.rank, self.size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
         self.is_main, self.local_rank = self.rank == 0, int(env.get("LOCAL_RANK", 0))
         self.store, self.restarts = None, int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
-        self.ended = False
+        self.ended = None  # or the exception that a signal has raised
 
-    def _end(self, signal_number, frame):
-        self.ended = True  # the exception is lost if the signal comes while a destructor runs
-        raise Ended(ENDED)
+    def _end(self, number, frame):
+        self.ended = Ended(ENDED) if number == signal.SIGTERM else KeyboardInterrupt()
+        raise self.ended  # kept: it is lost if the signal comes while a destructor runs
 
     @contextlib.contextmanager
     def connected(self):
         """A context in which the ranks share a store; its loss, or SIGTERM, raises Ended."""
         try:
-            signal.signal(signal.SIGTERM, self._end)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._end)
             store, _, _ = next(dist.rendezvous("env://"))
             self.store = dist.PrefixStore(f"tiled-ref/{self.restarts}", store)
             yield
@@ -62,12 +63,12 @@ class Ranks:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def read(self, key):
-        """The text of a key as soon as a rank has set it; raises Ended after a SIGTERM."""
-        while not self.ended:
+        """The text of a key as soon as a rank has set it; raises what a signal has raised."""
+        while self.ended is None:
             if self.store.check([key]):
                 return self.store.get(key).decode()
             time.sleep(POLL_SECONDS)
-        raise Ended(ENDED)
+        raise self.ended
 
     def gather(self, name, text):
         """The texts that all ranks give under a name, in order of the ranks."""
