@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from toys import toy_category
 
+from tiled_ref.marks import enlarge, marks
 from tiled_ref.reporting.page import THRESHOLDS
 from tiled_ref.support.errors import InputError
 from tiled_ref.thresholds import (
     MODES,
+    Rules,
+    allowed_alarms,
     describe,
+    doubts,
     f1_threshold,
+    false_alarm_threshold,
     find_thresholds,
     normalize,
     percentile_threshold,
@@ -110,9 +115,9 @@ def test_thresholds_come_from_the_deciding_images_alone(rng):
 def test_only_normal_images_give_a_percentile_and_say_so(rng):
     maps, scores, _ = predictions(rng)
     labels, deciding = np.zeros(6), np.arange(6)
-    found = thresholds_of("none", maps, scores, labels, deciding, percentile=75)
+    found = thresholds_of("none", maps, scores, labels, deciding, rules=Rules(75))
     assert found["image"]["threshold"] == np.sort(scores)[4] == percentile_threshold(scores, 75)
-    assert found["pixel"]["threshold"] == np.percentile(maps, 75, method="inverted_cdf")
+    assert found["pixel"]["threshold"] == np.nextafter(maps.max(), np.float32(np.inf))
     assert found["image"]["f1"] is None and found["image"]["rule"] == "percentile"
     assert "only normal images: percentile 75" in describe(found)
     found = thresholds_of("none", maps, scores, labels, deciding)
@@ -123,8 +128,8 @@ def test_without_masks_the_pixels_of_normal_images_decide(rng):
     maps, scores, _ = predictions(rng)
     labels = np.array([0, 1, 0, 1, 1, 1])
     found = thresholds_of("same-as-test", maps, scores, labels, np.arange(6))
-    assert found["image"]["rule"] == "f1" and found["pixel"]["rule"] == "percentile"
-    assert found["pixel"]["threshold"] == maps[[0, 2]].max()
+    assert found["image"]["rule"] == "f1" and found["pixel"]["rule"] == "false_alarms"
+    assert found["pixel"]["threshold"] == np.nextafter(maps[[0, 2]].max(), np.float32(np.inf))
     found = thresholds_of("same-as-test", maps, scores, labels, np.array([1, 3]))
     assert found["pixel"] is None and "neither a mask nor a normal image" in describe(found)
 
@@ -184,31 +189,101 @@ def test_pixel_threshold_by_hand(normal, anomalous, threshold, f1):
     assert not any(np.signbit([found[key] for key in ("threshold", "minimum") if not found[key]]))
 
 
-def test_pixel_percentile_is_that_of_all_pixels_at_once(rng):
-    for maps, _ in streams(rng):
-        for percentile in (0.01, 1 / 3, 50, 99.9, 100):
-            found = pixel_statistics(((image_map, None) for image_map in maps), percentile)
-            expected = np.percentile(maps, percentile, method="inverted_cdf")
-            assert found["threshold"] == expected == percentile_threshold(maps.ravel(), percentile)
-
-
 @pytest.mark.parametrize(
-    "maps, percentile, sentence",
+    "maps, sentence",
     [
-        (np.zeros((0, 2, 2), np.float32), None, "at least one image"),
-        (np.full((1, 2, 2), np.nan, np.float32), None, "not finite"),
-        (np.zeros((1, 2, 2), np.float32), 0, "above 0 and at most 100, not 0"),
-        (np.zeros((1, 2, 2), np.float32), 100.5, "not 100.5"),
+        (np.zeros((0, 2, 2), np.float32), "at least one image"),
+        (np.full((1, 2, 2), np.nan, np.float32), "not finite"),
     ],
 )
-def test_no_statistics_of_what_is_no_map(maps, percentile, sentence):
+def test_no_statistics_of_what_is_no_map(maps, sentence):
     with pytest.raises(InputError, match=sentence):
-        pixel_statistics(((image_map, None) for image_map in maps), percentile)
+        pixel_statistics((image_map, None) for image_map in maps)
 
 
-def test_a_threshold_of_nothing_is_refused():
-    with pytest.raises(InputError, match="needs at least one image"):
-        percentile_threshold(np.array([]), 100)
+def test_precision_and_recall_are_those_of_the_threshold(rng):
+    maps, _, masks = predictions(rng)
+    found = pixel_statistics(zip(maps, masks))
+    called = maps >= np.float32(found["threshold"])
+    assert found["precision"] == (called & masks).sum() / called.sum()
+    assert found["recall"] == (called & masks).sum() / masks.sum()
+    harmonic = 2 / (1 / found["precision"] + 1 / found["recall"])
+    assert found["f1"] == pytest.approx(harmonic, rel=1e-12)
+    assert "precision" in describe(thresholds_of(
+        "split", maps, maps.max((1, 2)), np.ones(6), np.arange(6), lambda: masks
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("scores, percentile, sentence", [
+    (np.array([]), 100, "needs at least one image"),
+    (np.zeros(3), 0, "above 0 and at most 100, not 0"),
+    (np.zeros(3), 100.5, "not 100.5"),
+])  # fmt: skip
+def test_a_percentile_of_nothing_or_out_of_range_is_refused(scores, percentile, sentence):
+    with pytest.raises(InputError, match=sentence):
+        percentile_threshold(scores, percentile)
+
+
+# ------------------------------------------------------------------ false alarms and marks
+
+
+@pytest.mark.parametrize("size", [(5, 4), (9, 11)])
+@pytest.mark.parametrize("min_area", [1, 3])
+@pytest.mark.parametrize("rate", [0, 0.1, 0.29, 0.5, 0.99])
+def test_the_pixel_threshold_is_the_smallest_at_which_few_enough_normal_images_are_marked(
+    rng, rate, min_area, size
+):
+    """By counting marks at the threshold and at the next float32 below it."""
+    maps, scores, _ = predictions(rng, 17)
+    maps[3:6] = np.round(maps[3:6])  # ties
+    roi = rng.random(size) < 0.8
+    found = thresholds_of(
+        "none", maps, scores, np.zeros(17), np.arange(17),
+        rules=Rules(false_alarms=rate, min_area=min_area, roi=roi), size_of=lambda k: size,
+    )["pixel"]  # fmt: skip
+
+    def alarms(threshold):
+        return sum(
+            marks(enlarge(image_map, size), threshold, min_area, roi).any() for image_map in maps
+        )
+
+    assert found["rule"] == "false_alarms" and found["false_alarms"] == rate
+    below = np.nextafter(np.float32(found["threshold"]), np.float32(-np.inf))
+    assert alarms(found["threshold"]) <= rate * 17 < alarms(below)
+
+
+def test_a_given_rate_decides_before_masks_do(rng):
+    maps, scores, masks = predictions(rng)
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    found = thresholds_of(
+        "split", maps, scores, labels, np.arange(6), lambda: masks, Rules(false_alarms=0.4)
+    )
+    second = np.sort(maps[[0, 2, 4]].max((1, 2)))[-2]
+    assert found["pixel"]["threshold"] == np.nextafter(second, np.float32(np.inf))
+    assert found["image"]["rule"] == "f1"
+    assert "at most 40.00% of 3 normal images" in describe(found)
+    assert "no rate below 33.33% can be promised" in describe(found)
+
+
+def test_a_rate_is_the_share_that_its_digits_say():
+    assert [allowed_alarms(rate, 100) for rate in (0, 0.29, 0.57, 0.999)] == [0, 29, 57, 99]
+    assert allowed_alarms(0.1, 30) == 3 and allowed_alarms(0.0999, 30) == 2
+    assert false_alarm_threshold([1.0, 3.0, 2.0], 0) == np.nextafter(np.float32(3), np.float32(4))
+
+
+def test_doubtful_thresholds_are_said_to_be_so(rng):
+    maps, scores, masks = predictions(rng, 40)
+    labels = np.arange(40) < 2
+    few = thresholds_of("split", maps, scores, labels, np.arange(6), lambda: masks)
+    assert any("only 6 images decided the thresholds; 20 or more" in text for text in doubts(few))
+    masks[2:] = False
+    masks[:2] = maps[:2] == maps[:2].min((1, 2), keepdims=True)
+    low = thresholds_of("split", maps, -scores, labels, np.arange(40), lambda: masks)
+    assert low["pixel"]["f1"] < 0.3
+    (text,) = [text for text in doubts(low) if "pixel" in text]
+    assert f"F1 of only {low['pixel']['f1']:.2f}" in text
+    sure = thresholds_of("none", maps, scores, np.zeros(40), np.arange(40))
+    assert doubts(sure) == []
 
 
 # ------------------------------------------------------------------------- normalisation

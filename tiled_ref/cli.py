@@ -20,6 +20,7 @@ from .data import DATASETS
 from .data.decoding import pixel_limit
 from .data.disk import counted, nfc
 from .ensemble import TiledEnsemble
+from .marks import read_roi
 from .models import MODELS
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
@@ -40,7 +41,8 @@ from .running.sweep import (
     exit_status,
     gather,
 )
-from .serving.outputs import MAPS, PICTURES, PredictOptions
+from .serving.calibrate import run_calibrate
+from .serving.outputs import MAPS, PICTURES, PredictOptions, with_given
 from .serving.predict import run_predict
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
 from .support import arrays, option_types
@@ -49,7 +51,7 @@ from .support.errors import InputError, KernelNotBuiltError, one_line, out_of_me
 from .support.files import make_folder
 from .support.progress import Progress
 from .support.streams import guarded_streams
-from .thresholds import MODES, describe
+from .thresholds import MODES, Rules, describe, doubts
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
@@ -113,8 +115,8 @@ def main(argv=None):
             args.given = {w.partition("=")[0] for w in words if w.startswith("--")} - {"--"}
             if args.explain is not None:
                 args.command = explain_image
-            if args.load is not None or args.predict is not None:
-                args.command = predict_images
+            if args.load or args.predict or args.calibrate:
+                args.command = calibrate if args.calibrate else predict_images
             if args.max_pixels:
                 stack.enter_context(pixel_limit(args.max_pixels))
             shared = args.command is run  # anything else is done by one process
@@ -205,8 +207,16 @@ def _method(add):
         "images in the folder validation/good (default folder where there are such images, "
         "otherwise same-as-test)")
     add("--percentile", type=option_types.percentile, default=100.0, metavar="P",
-        help="without defective images, set thresholds at this percentile of the normal scores "
-        "and pixels (default 100, the maximum)")
+        help="without defective images, set the image threshold at this percentile of the normal "
+        "scores (default 100, the maximum)")
+    add("--false-alarms", type=option_types.share, metavar="RATE",
+        help="set the pixel threshold so that at most this share of the normal images has a mark "
+        "(default: the best F1 where masks decide, otherwise 0)")
+    add("--min-area", type=option_types.pixels, metavar="PX",
+        help="mark regions of at least PX pixels of the image (default 1)")
+    add("--roi", type=Path, metavar="MASK",
+        help="look only where this image, of the size of the images, is white: no marks outside, "
+        "and tiles wholly outside do not count in the image score")
 
 
 def _data(add):
@@ -273,8 +283,16 @@ def _serving(add):
     add("--predict", metavar="FILE|FOLDER|-",
         help="score an image, all images below a folder, or the paths on standard input, one a "
         "line or separated by NUL")
+    add("--threshold", type=option_types.threshold, metavar="S",
+        help="call images of at least this score anomalous, in the unit of predictions.csv")
+    add("--pixel-threshold", type=option_types.threshold, metavar="M",
+        help="mark pixels of at least this value, in the unit of the raw maps")
+    add("--calibrate", metavar="FOLDER",
+        help="score a folder of normal images, or one with good/ and <defect>/, print false alarms "
+        "against misses, and keep the thresholds of --false-alarms (default 0) in the ensemble")
     add("--pictures", default="anomalous", choices=PICTURES, metavar="|".join(PICTURES),
-        help="draw mask, heat map and contours of these images (default anomalous)")
+        help="draw mask, heat map and contours of the images that are anomalous or have marks, "
+        "of all or of none (default anomalous)")
     add("--save-maps", choices=MAPS, metavar="|".join(MAPS),
         help="keep the raw anomaly map of every image, in float32")
     add("--allow-version-change", action="store_true",
@@ -363,27 +381,33 @@ def _report(args, results, failures, progress):
 
 NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
-    "--share-features",
+    "--share-features", "--false-alarms", "--min-area", "--roi",
 }  # fmt: skip
-PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
+POINT = {"--threshold", "--pixel-threshold"}
+PREDICTION = {
+    "--load", "--predict", "--pictures", "--save-maps", "--allow-version-change", "--calibrate",
+} | POINT  # fmt: skip
 SHARED = {
     "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
-    "--memory", "--precision", "--max-pixels",
+    "--memory", "--precision", "--max-pixels", "--min-area", "--roi",
 }  # fmt: skip
 
 
-def predict_images(args):
-    """Score images by a saved ensemble; returns 2 if one cannot be read. Raises InputError."""
-    if args.load is None or args.predict is None:
-        raise InputError("--load DIR and --predict FILE|FOLDER|- go together; give both")
+def _load_ensemble(args, progress):
+    """The ensemble of --load. Raises InputError, also for options that do not apply to it."""
+    if args.load is None or (args.predict is None) == (args.calibrate is None):
+        raise InputError(
+            "--load DIR needs one of --predict FILE|FOLDER|- and --calibrate FOLDER, and they need "
+            "--load; give both"
+        )
+    apart = POINT | {"--pictures", "--save-maps"} if args.calibrate else {"--false-alarms"}
+    _refuse(args.given & apart, f"does not go with --{'calibrate' if args.calibrate else 'predict'}")
     _refuse(
-        args.given - PREDICTION - SHARED,
+        args.given - PREDICTION - SHARED - {"--false-alarms"},
         "does not apply to a saved ensemble, which keeps what it was trained with; leave it out",
     )
     _check_kernels(args.impl)
-    progress = Progress(quiet=args.quiet)
-    out = args.out if "--out" in args.given else Path("predictions")
-    ensemble = TiledEnsemble.load(
+    return TiledEnsemble.load(
         args.load,
         weights=None if args.weights == "auto" else args.weights,
         device=resolve_device(args.device),
@@ -393,8 +417,23 @@ def predict_images(args):
         progress=progress.stage(f"check the ensemble {args.load}"),
         say=progress.note,
     )
+
+
+def predict_images(args):
+    """Score images by a saved ensemble; returns 2 if one cannot be read. Raises InputError."""
+    progress = Progress(quiet=args.quiet)
+    ensemble = _load_ensemble(args, progress)
+    out = args.out if "--out" in args.given else Path("predictions")
+    ensemble.thresholds = with_given(
+        ensemble.thresholds, args.threshold, args.pixel_threshold, args.min_area
+    )
+    ensemble.roi = ensemble.roi if args.roi is None else read_roi(args.roi)
     without = "the ensemble has no thresholds: scores only, no verdicts and no pictures"
-    progress.note(describe(ensemble.thresholds) if ensemble.thresholds else without)
+    if ensemble.thresholds:
+        for note in describe(ensemble.thresholds), *doubts(ensemble.thresholds):
+            progress.note(note)
+    else:
+        progress.note(without)
     make_folder(out)
     options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):
@@ -404,6 +443,38 @@ def predict_images(args):
     images = "image" if total == 1 else "images"
     print(f"{total} {images}: {', '.join(parts)}; see {out / 'predictions.csv'}")
     return EXIT_INPUT if count["errors"] else 0
+
+
+def calibrate(args):
+    """Move the operating point of a saved ensemble; returns the exit status. Raises InputError."""
+    progress = Progress(quiet=args.quiet)
+    ensemble = _load_ensemble(args, progress)
+    before = ensemble.thresholds or {}
+    area = before.get("min_area", 1) if args.min_area is None else args.min_area
+    rules = Rules(
+        false_alarms=args.false_alarms, min_area=area,
+        roi=ensemble.roi if args.roi is None else read_roi(args.roi),
+    )  # fmt: skip
+    options = PredictOptions(impl=args.impl, threads=args.threads, memory=args.memory)
+    out = args.out if "--out" in args.given else Path("calibration")
+    make_folder(out)
+    with OutputLock(out):
+        rows, chosen = run_calibrate(
+            ensemble, args.load, args.calibrate, out, rules, options, progress
+        )
+    cells = [
+        ["*" * (row["false_alarms"] == chosen), f"{row['false_alarms']}/{row['normal_images']}",
+         f"{row['image_threshold']:.6g}", f"{row['missed_images']}/{row['defective_images']}",
+         f"{row['pixel_threshold']:.6g}", f"{row['missed_defects']}/{row['defects']}"]
+        for row in rows
+    ]  # fmt: skip
+    heads = ["", "false alarms", "image threshold", "missed", "pixel threshold", "not marked"]
+    print(text_table(heads, cells))
+    for note in describe(ensemble.thresholds), *doubts(ensemble.thresholds):
+        progress.note(note)
+    if not args.quiet:
+        print(f"\nThe row * is stored in {args.load}; see {out / 'calibration.csv'}")
+    return 0
 
 
 def explain_image(args):
@@ -469,11 +540,17 @@ def _prepare(args, progress):
     options = Options(
         out=args.out, device=device, memory=args.memory or "low", impl=args.impl,
         threads=args.threads, weights=weights.kind, weights_digest=weights.digest,
-        metric_size=args.metric_size, validation=args.validation, percentile=args.percentile,
+        metric_size=args.metric_size, validation=args.validation, rules=_rules(args),
         share_features=args.share_features, save=args.save, report=args.report, ranks=args.ranks,
         resume=args.resume or args.ranks.restarts > 0 or (WHERE_SAME if args.report else False),
     )  # fmt: skip
     return recipes, categories, backbone, options
+
+
+def _rules(args):
+    """The thresholds.Rules that the options name."""
+    area, roi = args.min_area or 1, None if args.roi is None else read_roi(args.roi)
+    return Rules(args.percentile, args.false_alarms, area, roi)
 
 
 def _description(args, options):

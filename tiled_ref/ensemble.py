@@ -18,8 +18,9 @@ from . import merging, smoothing, thresholds
 from .archive import ensembles
 from .archive.manifest import read_manifest
 from .data.images import normalize
-from .data.inputs import as_images
+from .data.inputs import as_images, as_samples
 from .data.reading import forget_pages
+from .marks import locations_seen
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
 from .setups import Recipe
@@ -158,13 +159,16 @@ def collect(predictions, grid, n):
     return tile_maps, tile_scores
 
 
-def merge(maps, scores, recipe, impl="cython", threads=None):
+def merge(maps, scores, recipe, impl="cython", threads=None, roi=None):
     """From tile predictions to image predictions (Sec. 3.3): untile, smooth the seams, Eq. 5.
 
     Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N); recipe, whose score,
-    seam_width and seam_sigma count; impl and threads, see `merging`.
+    seam_width and seam_sigma count; impl and threads, see `merging`; roi bool (h, w), a region of
+    interest: locations that see none of it are left out of the scores.
     Returns maps (N, H, W) and scores (N,).
     """
+    if roi is not None:
+        scores = scores[locations_seen(recipe.grid, roi)][None]
     merged = merging.untile_average(maps, recipe.grid, impl=impl, threads=threads)
     merged = smoothing.smooth_seams(
         merged, recipe.grid, recipe.seam_width, recipe.seam_sigma, impl, threads
@@ -195,6 +199,8 @@ class TiledEnsemble:
         Location -> state of its model, on the host.
     thresholds : dict or None
         What `calibrate` decided, see `thresholds.find_thresholds`.
+    roi : bool (h, w) or None
+        The region of interest, at the size of the original images.
 
     Raises
     ------
@@ -239,7 +245,7 @@ class TiledEnsemble:
         self.network = self.recipe.network(self.backbone, self.device)
         self.weights = weights if weights in ("imagenet", "random") else None
         self.states = {}
-        self.thresholds = None
+        self.thresholds = self.roi = None
 
     @property
     def setup(self):
@@ -301,14 +307,15 @@ class TiledEnsemble:
         self.check_trained()
         images = self.as_images(images)
         found = self.each_location(None, images, progress=progress)
-        return merge(*collect(found, self.grid, len(images)), self.recipe, impl, threads)
+        found = collect(found, self.grid, len(images))
+        return merge(*found, self.recipe, impl, threads, self.roi)
 
     def check_trained(self):
         """Raise InputError unless there is a state of every location."""
         if len(self.states) < self.setup.n_models:
             raise InputError("the ensemble has not been trained; call fit before predict")
 
-    def calibrate(self, images, labels=None, masks=None, percentile=100.0):
+    def calibrate(self, images, labels=None, masks=None, **rules):
         """Decide the thresholds on images that were not trained on.
 
         Parameters
@@ -318,13 +325,15 @@ class TiledEnsemble:
             Not 0 is anomalous; None says that all are normal.
         masks : (N, H, W) bool or uint8, optional
             Ground truth at the setup's image size, for the threshold of the pixels.
-        percentile : float
-            Of the normal images, where there are no anomalous ones; 100 is their maximum.
+        rules
+            percentile, false_alarms, min_area and roi, see `thresholds.Rules`.
 
         Returns self; `thresholds` holds what was decided, see `thresholds.find_thresholds`.
         Raises InputError as predict does, and for labels or masks of another number or size.
         """
-        maps, scores = self.predict(images)
+        rules, samples = thresholds.Rules(**rules), as_samples(images)
+        self.roi = rules.roi
+        maps, scores = self.predict(samples)
         labels = np.zeros(len(scores), np.uint8) if labels is None else np.asarray(labels)
         if labels.shape != scores.shape:
             raise InputError(f"there are {len(scores)} images and labels of shape {labels.shape}")
@@ -334,7 +343,7 @@ class TiledEnsemble:
             )
         self.thresholds = thresholds.thresholds_of(
             "given", maps, scores, (labels != 0).astype(int), np.arange(len(scores)),
-            masks=None if masks is None else lambda: masks, percentile=percentile,
+            None if masks is None else lambda: masks, rules, lambda k: samples[k].read_size(),
         )  # fmt: skip
         return self
 
@@ -390,5 +399,5 @@ class TiledEnsemble:
             raise InputError(f"the ensemble's manifest is not understood: {error}") from error
         ensembles.check_backbone(manifest, ensemble.backbone)
         ensemble.states = ensembles.load_states(manifest, model, progress)
-        ensemble.thresholds = manifest.thresholds
+        ensemble.thresholds, ensemble.roi = manifest.thresholds, manifest.roi
         return ensemble

@@ -13,10 +13,12 @@ from fractions import Fraction
 import numpy as np
 
 from .data.samples import NORMAL, Category
+from .marks import check_marks, enlarge, mark_value, marks
 from .support.errors import InputError
 
 MODES = ("same-as-test", "split", "none", "folder")
 HELD_OUT = 0.1  # of the training images for "none", one at least
+LEAST_F1, LEAST_IMAGES = 0.3, 20  # below which thresholds are doubtful
 SEED = 0  # of the choice of images; the same for all seeds of a run
 
 
@@ -94,35 +96,64 @@ def _percentile_rank(n, percentile):
     return max(0, math.ceil(Fraction(percentile) * n / 100) - 1)
 
 
-def pixel_statistics(pairs, percentile=None):
-    """Threshold and range of the pixels of a set of maps.
+def allowed_alarms(rate, n):
+    """How many of n normal images are a share of at most rate, 0 <= rate < 1: floor(rate * n), rate
+    as its decimal digits say, so that 0.29 of 100 are 29."""
+    return int(Fraction(str(rate)) * n)
+
+
+def false_alarm_threshold(values, allowed):
+    """The smallest float32 threshold that at most so many of the values reach.
+
+    Parameters: values (n,) float32, of normal images: their scores, or the largest thresholds at
+    which they have a mark; allowed, 0 <= allowed < n, see `allowed_alarms`.
+    Returns a Python float: one step above a value, because a value at the threshold reaches it.
+
+    >>> false_alarm_threshold([1.0, 2.0, 3.0, 4.0], 1)
+    3.000000238418579
+    """
+    ordered = np.sort(np.asarray(values, np.float32))[::-1]
+    return float(np.nextafter(ordered[allowed], np.float32(np.inf)))
+
+
+def pixel_statistics(pairs):
+    """Threshold and range of the pixels of a set of maps with defects.
 
     Memory: a sorted copy of all pixels and their masks, 5 bytes a pixel of float32 maps.
 
     Parameters: pairs, an iterable of (map, mask): map (H, W) float, finite; mask (H, W) bool or
-    uint8, anomalous where not 0, or None for a normal image; percentile, 0 < percentile <= 100: the
-    threshold is then `percentile_threshold` of all pixels, without it `f1_threshold`.
-    Returns a dict: threshold, minimum and maximum, scores of pixels; f1, None without an anomalous
-    pixel and with a percentile.
+    uint8, anomalous where not 0, or None for a normal image.
+    Returns a dict: threshold and f1 as of `f1_threshold`, precision, recall, and minimum and
+    maximum, floats; without an anomalous pixel f1, precision and recall are None.
     Raises InputError for no pixel at all, or a map that is not finite.
     """
     scores, anomalous = [], []
     for image_map, mask in pairs:
-        if not np.isfinite(image_map).all():
-            raise InputError("a map holds a value that is not finite, so there is no threshold")
-        scores.append(np.ravel(image_map))
+        scores.append(np.ravel(_finite(image_map)))
         if mask is not None:
             anomalous.append(scores[-1][np.ravel(mask) != 0])
     if not scores:
         raise InputError("a threshold needs at least one image")
     scores = np.concatenate(scores)
     scores.sort()
-    if percentile is None:
-        threshold, f1 = _best_f1(scores, np.concatenate(anomalous))
-    else:
-        threshold, f1 = float(scores[_percentile_rank(scores.size, percentile)]), None
-    found = {"threshold": threshold, "minimum": scores[0], "maximum": scores[-1]}
-    return {key: float(value) + 0.0 for key, value in found.items()} | {"f1": f1}  # no -0.0
+    return _f1_part(scores, np.concatenate([scores[:0], *anomalous]))
+
+
+def _f1_part(ranked, anomalous):
+    """The entries of `find_thresholds` for all scores in ascending order and the anomalous ones."""
+    threshold, f1 = _best_f1(ranked, anomalous)
+    part = {"rule": "f1", "percentile": None, "threshold": threshold + 0.0, "f1": f1}  # no -0.0
+    if f1 is not None:
+        found = int((anomalous >= threshold).sum())
+        called = ranked.size - int(np.searchsorted(ranked, threshold))
+        part |= {"precision": found / called, "recall": found / anomalous.size}
+    return part | {"minimum": float(ranked[0]) + 0.0, "maximum": float(ranked[-1]) + 0.0}
+
+
+def _finite(image_map):
+    if not np.isfinite(image_map).all():
+        raise InputError("a map holds a value that is not finite, so there is no threshold")
+    return image_map
 
 
 # ------------------------------------------------------------- the images that decide
@@ -205,63 +236,121 @@ def plan(category, mode=None):
     return Plan(mode, wider, np.arange(n, n + len(extra)), everything)
 
 
-def find_thresholds(plan, maps, scores, masks=None, percentile=100.0):
+@dataclass(frozen=True)
+class Rules:
+    """How thresholds are decided, and what counts as a mark; see `marks`.
+
+    Parameters
+    ----------
+    percentile : float
+        Of the scores of normal images, 0 < percentile <= 100: the image threshold where no
+        defective image decides.
+    false_alarms : float or None
+        The share of normal images that may have a mark, 0 <= rate < 1: the pixel threshold. None
+        takes the best F1 where masks decide, else 0.
+    min_area : int
+        Pixels of the image that a mark has at least.
+    roi : bool (h, w) or None
+        The region of interest, at the size of the images; None for everything.
+    """
+
+    percentile: float = 100.0
+    false_alarms: float = None
+    min_area: int = 1
+    roi: np.ndarray = None
+
+
+def find_thresholds(plan, maps, scores, masks=None, rules=None):
     """Thresholds and ranges of image scores and pixels, from the images that decide.
 
-    With defective images among them, the threshold has the best F1. Without, it is a percentile
-    of the normal ones. So it is for pixels where the defective images have no masks.
+    With defective images among them, the image threshold has the best F1; without, it is a
+    percentile of the normal scores. The pixel threshold has the best F1 where defective images
+    with masks decide; else it lets at most a share of the normal images have a mark.
 
     Parameters: plan, a Plan; maps (N, H, W) float32, array or rows.RowFile, merged and smoothed,
     of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all masks,
-    bool (H, W), in order; None where defective images have none; percentile, 0 < percentile <= 100,
-    100 is the largest score of a normal image.
-    Returns a dict of JSON values: mode, n_normal, n_anomalous, and under "image" and "pixel" rule
-    ("f1" or "percentile"), percentile, f1 (of the deciding images), threshold, minimum, maximum.
-    "pixel" is None where there is neither a mask nor a normal image.
-    Raises InputError for a map or score that is not finite, and a percentile out of range.
+    bool (H, W), in order; None where defective images have none; rules, a Rules.
+    Returns a dict of JSON values: mode, n_normal, n_anomalous, min_area, and under "image" and
+    "pixel" rule ("f1", "percentile" or "false_alarms"), percentile, false_alarms (a share), f1,
+    precision, recall (of the deciding images), threshold, minimum, maximum. "pixel" is None where
+    there is neither a mask nor a normal image.
+    Raises InputError for a map or score that is not finite, a percentile out of range, and a
+    region of interest of another size than an image.
     """
-    labels = np.array([sample.label for sample in plan.category.test])
+    samples = plan.category.test
+    labels = np.array([sample.label for sample in samples])
     return thresholds_of(
-        plan.mode, maps, scores, labels, plan.deciding, masks=masks, percentile=percentile
-    )
+        plan.mode, maps, scores, labels, plan.deciding, masks, rules,
+        lambda k: samples[k].read_size(),
+    )  # fmt: skip
 
 
-def thresholds_of(mode, maps, scores, labels, deciding, masks=None, percentile=100.0):
+def thresholds_of(mode, maps, scores, labels, deciding, masks=None, rules=None, size_of=None):
     """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending.
 
-    Parameters: mode, percentile, Returns and Raises: see `find_thresholds` (InputError where a
-    score is not finite); maps (N, H, W) and scores (N,) float; masks bool (N, H, W) or None.
+    Parameters: mode; maps (N, H, W) and scores (N,) float; masks, rules, Returns and Raises: see
+    `find_thresholds`; size_of(k), the size (h, w) of image k, by default that of its map.
     """
-    mine = scores[deciding]
+    rules, mine = rules or Rules(), scores[deciding]
     if not np.isfinite(mine).all():
         raise InputError("an image score is not finite, so there is no threshold")
     anomalous = labels[deciding] != NORMAL
-    image = {"rule": "f1", "percentile": None}
     if anomalous.any():
-        image["threshold"], image["f1"] = f1_threshold(mine, anomalous)
+        image = _f1_part(np.sort(mine), mine[anomalous])
     else:
-        image = {"rule": "percentile", "percentile": percentile, "f1": None}
-        image["threshold"] = percentile_threshold(mine, percentile)
-    image |= {"minimum": float(mine.min()), "maximum": float(mine.max())}
+        image = {"rule": "percentile", "percentile": rules.percentile, "f1": None}
+        image["threshold"] = percentile_threshold(mine, rules.percentile)
+        image |= {"minimum": float(mine.min()), "maximum": float(mine.max())}
 
-    pixel = {"rule": "f1", "percentile": None}
-    if anomalous.any() and masks is not None:
-        chosen = set(deciding.tolist())
-        pairs = ((maps[k], mask) for k, mask in enumerate(masks()) if k in chosen)
-        pixel |= pixel_statistics(pairs)
-    elif not anomalous.all():
-        pixel = {"rule": "percentile", "percentile": percentile}
-        pairs = ((maps[k], None) for k in deciding if labels[k] == NORMAL)
-        pixel |= pixel_statistics(pairs, percentile)
-    else:
-        pixel = None
+    pixel, chosen = None, deciding[~anomalous].tolist()
+    if anomalous.any() and masks is not None and rules.false_alarms is None:
+        known = set(deciding.tolist())
+        pairs = ((maps[k], mask) for k, mask in enumerate(masks()) if k in known)
+        pixel = pixel_statistics(pairs)
+    elif chosen:
+        sized = ((maps[k], size_of(k) if size_of else maps[k].shape) for k in chosen)
+        pixel = _false_alarm_part(sized, len(chosen), rules)
     return {
         "mode": mode,
         "n_normal": int((~anomalous).sum()),
         "n_anomalous": int(anomalous.sum()),
+        "min_area": rules.min_area,
         "image": image,
         "pixel": pixel,
     }
+
+
+def _false_alarm_part(sized, n, rules):
+    """The entries of `find_thresholds` for n maps of normal images, each with its image's size."""
+    rate = rules.false_alarms or 0.0
+    most = allowed_alarms(rate, n) + 1  # the largest that have to be known
+    values, low, high = [], np.inf, -np.inf
+    for image_map, size in sized:
+        low, high = min(low, float(_finite(image_map).min())), max(high, float(image_map.max()))
+        check_marks(size, rules.min_area, rules.roi)
+        large = enlarge(image_map, size)
+        if len(values) < most or marks(large, values[0], rules.min_area, rules.roi).any():
+            values.append(mark_value(large, rules.min_area, rules.roi))
+            values = sorted(values)[-most:]
+    return {
+        "rule": "false_alarms", "percentile": None, "false_alarms": rate, "f1": None,
+        "threshold": false_alarm_threshold(values, most - 1), "minimum": low + 0.0, "maximum": high + 0.0,
+    }  # fmt: skip
+
+
+def doubts(thresholds):
+    """What makes thresholds unreliable, as sentences, a list."""
+    found, n = [], thresholds["n_normal"] + thresholds["n_anomalous"]
+    for kind in ("image", "pixel"):
+        part = thresholds[kind] or {}
+        if part.get("rule") == "f1" and (part["f1"] or 0) < LEAST_F1:
+            found.append(
+                f"the {kind} threshold has an F1 of only {part['f1'] or 0:.2f}, so its verdicts "
+                "say little"
+            )
+    if 0 < n < LEAST_IMAGES:
+        found.append(f"only {n} images decided the thresholds; {LEAST_IMAGES} or more are better")
+    return found
 
 
 def describe(thresholds):
@@ -273,16 +362,29 @@ def describe(thresholds):
         "folder": "the images of the folder validation/good",
         "given": "images given for it",
     }[thresholds["mode"]]
-    images = f"{thresholds['n_normal']} normal, {thresholds['n_anomalous']} defective"
-    parts = [f"{kind} {_rule(thresholds[kind])}" for kind in ("image", "pixel")]
+    n = thresholds["n_normal"]
+    images = f"{n} normal, {thresholds['n_anomalous']} defective"
+    parts = [f"{kind} {_rule(thresholds[kind], n)}" for kind in ("image", "pixel")]
+    area = thresholds.get("min_area", 1)
+    parts += [f"marks of at least {area} pixels"] * (area > 1)
     return f"thresholds from {source} ({images}): {', '.join(parts)}"
 
 
-def _rule(part):
+def _rule(part, n):
     if part is None:
         return "none, because there is neither a mask nor a normal image"
     if part["rule"] == "f1":
-        how = "the best F1" + ("" if part["f1"] is None else f", {part['f1']:.3f}")
+        how = "the best F1"
+        if part["f1"] is not None:
+            how += f", {part['f1']:.3f}"
+        if "precision" in part:
+            how += f", precision {part['precision']:.3f}, recall {part['recall']:.3f}"
+    elif part["rule"] == "false_alarms":
+        rate = part["false_alarms"]
+        how = f"at most {rate:.2%} of {n} normal images reach it; no rate below {1 / n:.2%} can "
+        how += "be promised"
+    elif part["rule"] == "given":
+        how = "given"
     else:
         how = f"only normal images: percentile {part['percentile']:g}"
         how += ", their maximum" if part["percentile"] == 100 else ""

@@ -21,11 +21,17 @@ from ..support.errors import InputError
 from ..support.files import atomic_write, open_regular, recover_folder
 from ..support.option_types import BATCHES, SIDES
 from .tensors import DTYPES, REMEDY, file_digest, layout
-from .thresholds import MANIFEST, THRESHOLDS, check_thresholds, read_thresholds, write_thresholds
+from .thresholds import (
+    LARGEST_AREA,
+    MANIFEST,
+    THRESHOLDS,
+    check_thresholds,
+    read_thresholds,
+    write_thresholds,
+)
 
 FORMAT = "tiled-ref ensemble"
 FORMAT_VERSION = 3  # 2 had the thresholds in the manifest, and is read
-LARGEST_AREA = 1 << 28  # of an image, pixels
 MOST_TILES = 1 << 16  # of an image
 MOST_BYTES = 1 << 40  # of a file
 OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
@@ -110,7 +116,7 @@ def write_manifest(folder, ensemble, *, category=None, versions=None, identity=N
     lines = ",\n    ".join(json.dumps(entry) for entry in files)  # one line per location
     with atomic_write(Path(folder, MANIFEST)) as file:
         file.write(f'{head},\n  "files": [\n    {lines}\n  ]\n}}\n')
-    write_thresholds(folder, ensemble.thresholds)
+    write_thresholds(folder, ensemble.thresholds, ensemble.roi)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class Manifest:
     weights: str  # what the backbone's weights are: "imagenet", "random" or None
     backbone_digest: str  # weights.tensors_digest of the backbone
     thresholds: dict  # of thresholds.find_thresholds, or None
+    roi: np.ndarray  # the region of interest, bool (h, w), or None
     category: str  # what was trained on
     versions: dict  # package -> version
     files: dict  # location -> StateFile
@@ -168,11 +175,11 @@ def read_manifest(folder):
     for location, file in files.items():
         _check_file(location, file)
     if version > 2 or os.path.lexists(folder / THRESHOLDS):
-        thresholds = read_thresholds(folder, hashlib.sha256(data).hexdigest())
+        thresholds, roi = read_thresholds(folder, hashlib.sha256(data).hexdigest())
     else:
-        thresholds = check_thresholds(content.get("thresholds"), path)
+        thresholds, roi = check_thresholds(content.get("thresholds"), path), None
     facts = {key: content[key] for key in ("weights", "backbone_digest", "category", "versions")}
-    return Manifest(recipe=recipe, thresholds=thresholds, files=files, **facts)
+    return Manifest(recipe=recipe, thresholds=thresholds, roi=roi, files=files, **facts)
 
 
 def _checked_recipe(content, path):

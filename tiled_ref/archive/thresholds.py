@@ -2,27 +2,39 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
+
+import numpy as np
 
 from ..support import schema
 from ..support.files import atomic_write, remove_leftovers
+from ..support.option_types import SIDES
 from ..thresholds import MODES
 from .tensors import REMEDY
 
 THRESHOLDS, MANIFEST = "thresholds.json", "manifest.json"
 FORMAT, FORMAT_VERSION = "tiled-ref thresholds", 1
+LARGEST_AREA = 1 << 28  # of an image, pixels
 PART = {
-    "rule": schema.one_of("f1", "percentile"),
+    "rule": schema.one_of("f1", "percentile", "false_alarms", "given"),
     "percentile": schema.maybe(schema.number(0, 100)),
     "f1": schema.maybe(schema.number(0, 1)),
+    **{f"{name}?": schema.number(0, 1) for name in ("false_alarms", "precision", "recall")},
     "threshold": schema.number(),
     "minimum": schema.number(),
     "maximum": schema.number(),
+}
+ROI = {
+    "size": (schema.whole(1, SIDES[-1]), schema.whole(1, SIDES[-1])),
+    "runs": schema.each(schema.whole()),
 }
 DECIDED = {
     "mode": schema.one_of(*MODES, "given"),
     "n_normal": schema.whole(),
     "n_anomalous": schema.whole(),
+    "min_area?": schema.whole(1),
+    "roi?": ROI,
     "image": PART,
     "pixel": schema.maybe(PART),
 }
@@ -35,13 +47,16 @@ FILE = {
 }
 
 
-def write_thresholds(folder, thresholds):
+def write_thresholds(folder, thresholds, roi=None):
     """Write thresholds.json beside the manifest.json that it belongs to; an earlier one goes.
 
-    Parameters: folder of an ensemble; thresholds, see thresholds.find_thresholds, or None.
+    Parameters: folder of an ensemble; thresholds, see thresholds.find_thresholds, or None; roi
+    bool (h, w), the region of interest, or None.
     Raises InputError where they are not such, or the file cannot be written.
     """
     path = Path(folder, THRESHOLDS)
+    if thresholds and roi is not None:
+        thresholds = thresholds | {"roi": _runs(roi)}
     check_thresholds(thresholds, path)
     manifest = schema.read_bytes(Path(folder, MANIFEST), "give the folder of an ensemble", False)
     content = {
@@ -61,7 +76,8 @@ def read_thresholds(folder, manifest_sha256):
     """Read the thresholds of an ensemble.
 
     Parameters: folder; manifest_sha256, of its manifest.json.
-    Returns a dict, see thresholds.find_thresholds, or None where none were decided.
+    Returns a dict, see thresholds.find_thresholds, or None where none were decided; and the region
+    of interest, bool (h, w), or None.
     Raises InputError for a file that is missing, damaged, or of another ensemble.
     """
     path = Path(folder, THRESHOLDS)
@@ -70,7 +86,26 @@ def read_thresholds(folder, manifest_sha256):
         raise schema.damaged(path, "it belongs to another manifest.json", REMEDY)
     if content["thresholds_sha256"] != _digest(content["thresholds"]):
         raise schema.damaged(path, "its thresholds have another SHA-256", REMEDY)
-    return check_thresholds(content["thresholds"], path)
+    thresholds = check_thresholds(content["thresholds"], path)
+    roi = (thresholds or {}).pop("roi", None)
+    return thresholds, None if roi is None else _from_runs(roi, path)
+
+
+def _runs(roi):
+    """A region of interest as JSON: its size, and the lengths of the runs of pixels that are
+    outside, inside, outside, ... in row-major order."""
+    change = np.flatnonzero(np.diff(roi.ravel(), prepend=False))
+    runs = np.diff(change, prepend=0, append=roi.size)
+    return {"size": list(roi.shape), "runs": runs.tolist()}
+
+
+def _from_runs(roi, path):
+    """`_runs` backwards. Raises InputError."""
+    runs = np.array(roi["runs"], np.int64)
+    if sum(roi["runs"]) != math.prod(roi["size"]) or math.prod(roi["size"]) > LARGEST_AREA:
+        raise schema.damaged(path, "the region of interest is not of its size", REMEDY)
+    inside = np.arange(runs.size) % 2 == 1
+    return np.repeat(inside, runs).reshape(roi["size"])
 
 
 def check_thresholds(thresholds, path):

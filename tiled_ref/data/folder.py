@@ -5,6 +5,7 @@ A category is a folder that holds train/; the root is one itself or holds severa
 
 import os
 import shlex
+from pathlib import Path
 
 from ..support.errors import InputError
 from .disk import (
@@ -29,6 +30,10 @@ LAYOUT = (
     "and <root>/test/<defect>/ with images to test, for pixel metrics "
     "<root>/ground_truth/<defect>/<image's name>_mask.png (or the image's name alone), and, if "
     "they should decide the thresholds, <root>/validation/good/ with normal images"
+)
+WITH_GOOD = (
+    "give a folder of normal images, or one that holds good/ with normal images and, for the "
+    "misses, <defect>/ with defective ones"
 )
 TEST = Layout(LAYOUT, "add it, or move all masks away to do without pixel metrics")
 
@@ -66,6 +71,31 @@ def load(root, name, mask_folder=None):
     notes = (*notes, *passed_over(passed, base))
     place = str(bases[name].resolve())
     return Category("folder", name, train, test, has_masks, validation, notes, place)
+
+
+def load_calibration(folder):
+    """Images to decide thresholds on.
+
+    Parameters: folder: normal images directly in it; or good/ and any number of <defect>/ in it or
+    in its folder test/; masks, if any, in ground_truth/<defect>/ beside test/.
+    Returns (samples, has_masks, notes): a tuple of FileSample, at least one of them normal; whether
+    the defective ones have masks; sentences, such as how many files were passed over.
+    Raises InputError for a layout that does not fit, and as `load` does.
+    """
+    folder, passed = Path(folder), []
+    if not folder.is_dir():
+        raise InputError(f"--calibrate {folder}: there is no such folder; {WITH_GOOD}")
+    test = folder / "test" if (folder / "test").is_dir() else folder
+    if test is folder and GOOD not in folders(folder):
+        samples, truth = normal_samples(some_images(folder, WITH_GOOD, passed), folder), None
+    else:
+        base = test.parent
+        truth = base / "ground_truth" if test.name == "test" else folder / "ground_truth"
+        truth = truth if truth.is_dir() else None
+        samples = defect_samples(test, truth, base, passed, Layout(WITH_GOOD, "add it"))
+        if not any(sample.defect == GOOD for sample in samples):
+            raise InputError(f"the folder {test} has no folder good; {WITH_GOOD}")
+    return samples, truth is not None, passed_over(passed, folder)
 
 
 def _bases(root):

@@ -50,7 +50,7 @@ class Options:
     save: bool = False  # keep the trained ensemble in the cell's folder
     report: bool = False  # write analysis.npz of the cell and images.npz of its category
     validation: str = None  # images that decide the thresholds, see thresholds.plan
-    percentile: float = 100.0  # of normal scores: the threshold without defective images
+    rules: thresholds.Rules = field(default_factory=thresholds.Rules)
     memory: str = "low"  # one of engine.MEMORY_MODES
     share_features: int = shared_layers.BUDGET  # bytes on disk for shared layers; 0 shares none
     ranks: Ranks = field(default_factory=Ranks, compare=False)  # the processes of the run
@@ -131,6 +131,7 @@ def _finish(ensemble, images, pieces, identity, peak, options, progress):
     scores = merge_rows(
         tile_maps, np.stack(tile_scores).reshape(grid.rows, grid.cols, -1), recipe, maps,
         impl=options.impl, threads=options.threads, progress=progress.stage("merge"),
+        roi=options.rules.roi,
     )  # fmt: skip
     merged = time.perf_counter()
     maps, scores, scored = _score(ensemble, images, maps, scores, options, progress)
@@ -175,14 +176,16 @@ def _score(ensemble, images, maps, scores, options, progress):
     category, setup = images.category, ensemble.setup
     stage = progress.stage("score")
     ensemble.thresholds = thresholds.find_thresholds(
-        images.plan, maps, scores, percentile=options.percentile,
+        images.plan, maps, scores, rules=options.rules,
         masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
     )  # fmt: skip
+    ensemble.roi = options.rules.roi
     if images.reported is not images:
         maps, scores = Rows(maps, images.plan.reported), scores[images.plan.reported]
     result = score_predictions(maps, scores, images.reported, setup, options, progress)
     stage(len(category.test), len(category.test))
-    progress.note(f"{progress.title}: {thresholds.describe(ensemble.thresholds)}")
+    for note in thresholds.describe(ensemble.thresholds), *thresholds.doubts(ensemble.thresholds):
+        progress.note(f"{progress.title}: {note}")
     return maps, scores, result
 
 

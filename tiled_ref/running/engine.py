@@ -47,7 +47,7 @@ class Engine:
             found = self.ensemble.each_location(None, images, model=self.model)
         recipe = self.ensemble.recipe
         predictions = collect(found, recipe.grid, len(images))
-        return merge(*predictions, recipe, self.impl, self.threads)
+        return merge(*predictions, recipe, self.impl, self.threads, self.ensemble.roi)
 
 
 class Resident:

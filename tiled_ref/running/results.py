@@ -67,7 +67,10 @@ def cell_identity(recipe, images, options):
         **recipe.values(),
         "metric_size": options.metric_size,
         "validation": images.plan.mode,
-        "percentile": options.percentile,
+        "percentile": options.rules.percentile,
+        "false_alarms": options.rules.false_alarms,
+        "min_area": options.rules.min_area,
+        "roi_digest": _roi_digest(options.rules.roi),
         "weights": options.weights,
         "weights_digest": options.weights_digest,
         "images_digest": images.data_digest,
@@ -77,6 +80,13 @@ def cell_identity(recipe, images, options):
         "torch": str(torch.__version__),
     }
     return values | {"identity": json_digest(values)}
+
+
+def _roi_digest(roi):
+    """SHA-256 of a region of interest, bool (h, w), hex; None without one."""
+    if roi is None:
+        return None
+    return hashlib.sha256(repr(roi.shape).encode() + np.packbits(roi).tobytes()).hexdigest()
 
 
 def json_digest(value):

@@ -121,7 +121,9 @@ class Rows:
         return self.rows[int(self.chosen[key])]
 
 
-def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progress=None):
+def merge_rows(
+    maps, scores, recipe, out, *, impl="cython", threads=None, roi=None, progress=None
+):
     """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET.
 
     Parameters
@@ -129,7 +131,7 @@ def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progre
     maps : list of arrays or RowFile, (N, h, w)
         Per location in row-major order.
     scores : (rows, cols, N)
-    recipe, impl, threads
+    recipe, impl, threads, roi
         As of `merge`.
     out : array or RowFile, (N, H, W)
         Is filled with the merged, smoothed maps.
@@ -143,7 +145,7 @@ def merge_rows(maps, scores, recipe, out, *, impl="cython", threads=None, progre
     for rows in slices(n, max(1, MERGE_BUDGET // per_image)):
         tiles = np.stack([location[rows] for location in maps])  # (rows * cols, B, h, w)
         tiles = tiles.reshape(grid.rows, grid.cols, *tiles.shape[1:])
-        out[rows], part = merge(tiles, scores[:, :, rows], recipe, impl, threads)
+        out[rows], part = merge(tiles, scores[:, :, rows], recipe, impl, threads, roi)
         merged_scores.append(part)
         if progress:
             progress(rows.stop, n)

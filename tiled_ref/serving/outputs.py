@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..data import encoders
 from ..data.disk import printable
-from ..models.maps import upsample_bilinear
+from ..marks import check_marks, enlarge, marks
 from ..reporting.drawing import render
 from ..support.errors import InputError
 from ..support.files import atomic_write, write_errors
@@ -70,13 +69,13 @@ def output_name(index, path):
 class ImageWriter:
     """The outputs of one image.
 
-    Parameters: sample, a data.Sample; name, of its files; thresholds of the ensemble or None;
-    out, a folder; options, PredictOptions.
+    Parameters: sample, a data.Sample; name, of its files; ensemble, whose thresholds, if any, and
+    roi decide; out, a folder; options, PredictOptions.
     """
 
-    def __init__(self, sample, name, thresholds, out, options):
-        self.sample, self.name, self.thresholds = sample, name, thresholds
-        self.out, self.options = out, options
+    def __init__(self, sample, name, ensemble, out, options):
+        self.sample, self.name, self.out, self.options = sample, name, out, options
+        self.thresholds, self.roi = ensemble.thresholds, ensemble.roi
 
     def row(self, **cells):
         """A row of predictions.csv, a dict; the cells that are not given are empty."""
@@ -95,6 +94,7 @@ class ImageWriter:
                 "train the ensemble again"
             )
         self.map, self.found = image_map, self.row(score=repr(score), name=self.name)
+        self.large = self.labels = None
         if self.thresholds is None:
             return None
         limits = self.thresholds["image"]
@@ -104,8 +104,23 @@ class ImageWriter:
         anomalous = score >= limits["threshold"]
         self.found["normalised_score"] = repr(self.scaled)
         self.found["verdict"] = "anomalous" if anomalous else "normal"
-        drawn = {"all": True, "none": False, "anomalous": anomalous}[self.options.pictures]
-        return self.sample.read_image() if drawn and self.thresholds["pixel"] else None
+        if self.thresholds["pixel"] is None:
+            return None
+        marked = self._mark()
+        drawn = {"all": True, "none": False, "anomalous": anomalous or marked}
+        return self.sample.read_image() if drawn[self.options.pictures] else None
+
+    def _mark(self):
+        """Find the marks; returns whether there is one."""
+        size, area = self.sample.read_size(), self.thresholds.get("min_area", 1)
+        check_marks(size, area, self.roi, self.sample.name)
+        self.large = enlarge(self.map, size)
+        self.labels = marks(
+            self.large, self.thresholds["pixel"]["threshold"], area, self.roi, self.options.impl
+        )
+        n = int(self.labels.max(initial=0))
+        self.found |= {"regions": n, "anomalous_px": int((self.labels > 0).sum())}
+        return n > 0
 
     def write(self, image):
         """Write the files of an image, as decide returned it, uint8 (h, w, 3) or None.
@@ -116,9 +131,7 @@ class ImageWriter:
             self._write_map()
         if image is None:
             return self.found, []
-        mask, regions = self._draw(image)
-        self.found |= {"regions": len(regions), "anomalous_px": int(mask.sum())}
-        return self.found, regions
+        return self.found, self._draw(image)
 
     def _write_map(self):
         if self.options.maps == "tiff":
@@ -131,16 +144,16 @@ class ImageWriter:
             file.write(data)
 
     def _draw(self, image):
-        """Write the pictures; returns the mask, bool (h, w), and the rows of regions.csv."""
-        limits = self.thresholds["pixel"]
-        large = enlarge(self.map, image.shape[:2])
-        mask = large >= np.float32(limits["threshold"])
-        values = normalize(large, limits["threshold"], limits["minimum"], limits["maximum"])
-        del large
-        regions = render.contours(mask, impl=self.options.impl)
+        """Write the pictures; returns the rows of regions.csv."""
+        limits, mask = self.thresholds["pixel"], self.labels > 0
+        values = normalize(self.large, limits["threshold"], limits["minimum"], limits["maximum"])
+        self.large = self.labels = None
+        regions, caption = render.contours(mask, impl=self.options.impl), self._caption()
         heat = render.draw_contours(render.overlay(image, values), mask)
         heat = render.with_color_bar(heat, 0, 1, [(0.5, "0.5 threshold")], "anomaly")
+        heat = render.with_caption(heat, caption)
         marked = render.label_regions(render.draw_contours(image, mask), regions, LABELLED_REGIONS)
+        marked = render.with_caption(marked, caption)
         shapes = {
             "path": self.sample.name,
             "image_size": list(mask.shape),
@@ -159,7 +172,17 @@ class ImageWriter:
         ):
             with atomic_write(self.out / "pictures" / f"{self.name}_{suffix}", "wb") as file:
                 file.write(data)
-        return mask, [self._region(k, region, values) for k, region in enumerate(regions, start=1)]
+        return [self._region(k, region, values) for k, region in enumerate(regions, start=1)]
+
+    def _caption(self):
+        """What the picture says, as lines of text: the verdict, the marks, and their difference."""
+        verdict, n = self.found["verdict"], self.found["regions"]
+        marked = f"{n} mark{'s' * (n != 1)}, {self.found['anomalous_px']:,} px" if n else "no mark"
+        if (verdict == "anomalous") != (n > 0):
+            marked = f"but {marked}"
+        limit = self.thresholds["image"]["threshold"]
+        score = f"score {float(self.found['score']):.5g}, threshold {limit:.5g}"
+        return [f"{verdict}, {marked}", score, Path(self.sample.name).name]
 
     def _region(self, number, region, values):
         """A row of regions.csv."""
@@ -175,11 +198,25 @@ class ImageWriter:
         }  # fmt: skip
 
 
-def enlarge(image_map, size):
-    """A map at the size of its image, bilinear: float32 (H, W) -> (h, w); itself where equal."""
-    if image_map.shape == tuple(size):
-        return image_map
-    return upsample_bilinear(torch.from_numpy(image_map)[None], tuple(size))[0].numpy()
+def with_given(thresholds, image=None, pixel=None, min_area=None):
+    """Thresholds with some of them given by hand; see `find_thresholds`.
+
+    Parameters: thresholds, a dict or None; image and pixel, raw thresholds; min_area, pixels; None
+    keeps what there is. Returns a new dict; None where no threshold is known.
+    """
+    if thresholds is None:
+        if image is None:
+            return None
+        thresholds = {"mode": "given", "n_normal": 0, "n_anomalous": 0, "pixel": None}
+    found = dict(thresholds)
+    for kind, value in (("image", image), ("pixel", pixel)):
+        if value is not None:
+            part = found.get(kind) or {"minimum": value, "maximum": value}
+            found[kind] = {
+                "rule": "given", "percentile": None, "f1": None, "threshold": value,
+                "minimum": part["minimum"], "maximum": part["maximum"],
+            }  # fmt: skip
+    return found if min_area is None else found | {"min_area": min_area}
 
 
 def is_output(path):

@@ -64,7 +64,7 @@ def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
     Yields (sample, map, score): map float32 (H, W) raw, score float, in the order of samples.
     Raises InputError where nothing was fitted or an image cannot be read.
     """
-    for sample, image_map, score, error in _rows(Predictor(ensemble, impl, threads), samples):
+    for sample, image_map, score, error in rows_of(Predictor(ensemble, impl, threads), samples):
         if error is None:
             yield sample, image_map, score
         elif failed is None:
@@ -73,8 +73,12 @@ def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
             failed(sample, error)
 
 
-def _rows(predictor, samples):
-    """(sample, map, score, None), or (sample, None, None, error), of all samples in order."""
+def rows_of(predictor, samples):
+    """Yield (sample, map, score, None), or (sample, None, None, error), of all samples in order.
+
+    Parameters: predictor, a Predictor; samples, a list of data.Sample. map float32 (H, W) and
+    score, a float, are raw; error, an InputError, is of an image that cannot be read.
+    """
     recipe, step = predictor.ensemble.recipe, predictor.batch
     for start in range(0, len(samples), step):
         batch, errors = samples[start : start + step], {}
@@ -174,8 +178,8 @@ def run_predict(ensemble, source, out, options, progress=None):
         csv_table(out / "predictions", COLUMNS) as write_row,
         csv_table(out / "regions", REGION_COLUMNS) as write_region,
     ):
-        for index, (sample, *found, failure) in enumerate(_rows(predictor, samples), start=1):
-            writer = ImageWriter(sample, output_name(index, sample.path), thresholds, out, options)
+        for index, (sample, *found, failure) in enumerate(rows_of(predictor, samples), start=1):
+            writer = ImageWriter(sample, output_name(index, sample.path), ensemble, out, options)
             try:
                 if failure is not None:
                     raise failure

@@ -72,6 +72,13 @@ percentile = functools.partial(
     parse, kind=float, wanted="a number above 0 and at most 100", fits=lambda p: 0 < p <= 100
 )
 
+share = functools.partial(
+    parse, kind=float, wanted="a share of at least 0 and below 1", fits=lambda r: 0 <= r < 1
+)
+threshold = functools.partial(
+    parse, kind=float, wanted="a finite number", fits=lambda x: abs(x) <= 3e38  # of float32
+)
+
 
 def size(text):
     """(height, width) of "512" or "3040x4190". Raises ArgumentTypeError."""

@@ -40,10 +40,11 @@ def colormap(values):
 
 
 def overlay(image, values):
-    """A heat map over an image: its grey, mixed half and half with the colour of each value.
+    """A heat map over an image, through which the image shows where the map is low.
 
-    Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1.
-    Returns uint8 (H, W, 3). In grey no colour of the image is taken for heat.
+    Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1, 0.5 the threshold.
+    Returns uint8 (H, W, 3): the image's grey, in which no colour is taken for heat, and the colour
+    of each value mixed in by twice the value, at most 0.8.
     Raises InputError for other shapes or types.
     """
     image, values = _checked(image), np.asarray(values)
@@ -56,7 +57,8 @@ def overlay(image, values):
     for start in range(0, len(image), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         grey = image[rows] @ np.array(LUMA, np.float32)  # (rows, W)
-        out[rows] = np.rint(0.5 * grey[:, :, None] + 0.5 * colormap(values[rows]))
+        part = np.clip(2 * values[rows], 0, 0.8)[:, :, None]
+        out[rows] = np.rint((1 - part) * grey[:, :, None] + part * colormap(values[rows]))
     return out
 
 
@@ -100,6 +102,24 @@ def with_color_bar(picture, low=0.0, high=1.0, marks=(), title=""):
         out[max(0, row - stroke // 2) :, tick : left + bar + gap // 2][:stroke] = INK
         _ink(out, text, row - line // 2, left + bar + gap)
     return out
+
+
+def with_caption(picture, lines):
+    """A picture with lines of text above it.
+
+    Parameters: picture uint8 (H, W, 3); lines, texts; the first is larger.
+    Returns uint8 (h, W, 3): the picture at the bottom, its pixels unchanged. Text that is too wide
+    becomes smaller.
+    """
+    width = _checked(picture).shape[1]
+    height, rows = int(np.clip(width // 28, 12, 96)), []
+    for k, line in enumerate(lines):
+        text = text_coverage(line, height if k == 0 else max(11, 3 * height // 4))
+        while text.shape[1] > width - 4 and text.shape[0] > 11:
+            text = text_coverage(line, text.shape[0] - 1)
+        rows.append(np.full((len(text) + 4, width, 3), BACKGROUND, np.uint8))
+        _ink(rows[-1], text, 2, 2)
+    return np.concatenate([*rows, picture])
 
 
 def number(value):
