@@ -87,7 +87,8 @@ def run_calibrate(ensemble, saved, source, out, rules, options, progress=None):
         for row in rows:
             row["missed_images"] += int(score < row["image_threshold"])
             found = marks(large, row["pixel_threshold"], rules.min_area, rules.roi, options.impl)
-            row["missed_defects"] += int(defects.max()) - len(np.unique(defects[found > 0]))
+            n_touched = np.count_nonzero(np.unique(defects[found > 0]))
+            row["missed_defects"] += int(defects.max()) - int(n_touched)
             row["defects"] += int(defects.max())
         scores.append(score)
         low, high = min(low, float(large.min())), max(high, float(large.max()))
