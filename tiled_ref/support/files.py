@@ -173,7 +173,8 @@ def recover_folder(final):
 def remove_leftovers(folder, names):
     """Remove what dead processes have left of the files and folders of some names in a folder.
 
-    Parameters: folder; names, of what the program writes directly in it. Nothing else is touched, and a folder that lost its name in `replace_folder` is given it back.
+    Parameters: folder; names, of what the program writes directly in it. Nothing else is touched,
+    and a folder that lost its name in `replace_folder` is given it back.
     """
     for path, final, ending in _leftovers(folder, names):
         if ending == "old":
