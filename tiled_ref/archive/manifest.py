@@ -19,18 +19,19 @@ from ..setups import KINDS, OPTIONS, Recipe, Setup, is_allowed
 from ..support import schema
 from ..support.errors import InputError
 from ..support.files import atomic_write, open_regular, recover_folder
+from ..support.option_types import SIDES, STEPS
 from .tensors import DTYPES, REMEDY, file_digest, layout
 from .thresholds import MANIFEST, THRESHOLDS, check_thresholds, read_thresholds, write_thresholds
 
 FORMAT = "tiled-ref ensemble"
 FORMAT_VERSION = 3  # 2 had the thresholds in the manifest, and is read
-LARGEST_SIDE, LARGEST_AREA = 1 << 20, 1 << 28  # of an image, pixels
+LARGEST_AREA = 1 << 28  # of an image, pixels
 MOST_TILES = 1 << 16  # of an image
 MOST_BYTES = 1 << 40  # of a file
 OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
 BYTES_PER_PIXEL = {"fastflow": 56}  # least of a location, of what its flows see: two LayerNorms
 
-_side = schema.whole(1, LARGEST_SIDE)
+_side = schema.whole(1, SIDES[-1])
 _count = schema.whole(0, MOST_BYTES)
 HEAD = {"format": schema.one_of(FORMAT), "format_version": schema.whole(1)}
 SETUP = {
@@ -49,7 +50,7 @@ FILE = {
     ),
 }
 SWITCHES = {  # whose numbers need bounds
-    "steps?": schema.whole(1, 1 << 24),
+    "steps?": schema.whole(1, STEPS[-1]),
     "n_channels?": schema.whole(1, 1 << 16),
     "n_neighbours?": schema.whole(1, 1 << 16),
     "ratio?": schema.number(0, 1),
