@@ -66,7 +66,10 @@ def _unraisable(found):
 
 
 def _check_imports():
-    """Raise ImportError if a child aborts that loads the libraries within a limit on memory."""
+    """Raise ImportError if a child cannot load the libraries within a limit on memory.
+
+    They abort there, or fail with any exception, a SystemError of the interpreter among them.
+    """
     if os.name != "posix":
         return
     import resource
@@ -77,7 +80,9 @@ def _check_imports():
         with open(os.devnull, "w") as nowhere, contextlib.suppress(BaseException):
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-            from . import cli  # noqa: F401
-        os._exit(0)  # an exception comes again, here
+            with contextlib.suppress(ModuleNotFoundError):  # it comes again, here
+                from . import cli  # noqa: F401
+            os._exit(0)
+        os._exit(1)
     if os.waitpid(child, 0)[1]:
         raise ImportError("Cannot allocate memory")

@@ -70,7 +70,10 @@ def test_every_code_point_is_one_harmless_line():
 
 def test_a_file_is_not_called_damaged_where_torch_ran_out_of_memory():
     found = InputError("the file x is damaged")
-    for cause, full in ((RuntimeError(TORCH), True), (RuntimeError("bad magic"), False)):
+    for cause, full in (
+        (RuntimeError(TORCH), True), (RuntimeError("bad magic"), False),
+        (OSError(errno.ENOMEM, "mmap"), True), (OSError(errno.ENOSPC, "No space"), False),
+    ):  # fmt: skip
         found.__cause__ = cause
         assert bool(out_of_memory(found)) == full
     found.__cause__ = RuntimeError(TORCH)

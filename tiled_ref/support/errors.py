@@ -50,11 +50,11 @@ def out_of_memory(error, smaller="--batch-size, --tile-size or --image-size"):
     """Whether an exception says that memory ran out, on the host or on the device.
 
     Parameters: error; smaller, the options that help. Returns the sentence for the user, "" for
-    any other exception. An InputError is meant only where it was raised from an error of torch,
-    which a damaged file raises too; others name their file.
+    any other exception. An InputError is meant only where it was raised from an error of torch or
+    of the system, which a damaged file or a full disk raises too; others name their file.
     """
     if isinstance(error, InputError):
-        error = error.__cause__ if isinstance(error.__cause__, RuntimeError) else None
+        error = error.__cause__ if isinstance(error.__cause__, (RuntimeError, OSError)) else None
     full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if isinstance(error, (RuntimeError, ImportError)):  # CUDA's OutOfMemoryError is the former
         full = NO_MEMORY.search(str(error))

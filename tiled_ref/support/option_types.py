@@ -5,7 +5,7 @@ import functools
 import re
 import shutil
 
-from .errors import InputError
+from .errors import InputError, shortened
 
 SEEDS, BATCHES, SIDES = range(1 << 63), range(1, (1 << 16) + 1), range(1, (1 << 20) + 1)
 STEPS = range(1, 100_001)
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Raise InputError."""
-        raise InputError(f"{message}; see --help-all")
+        raise InputError(f"{shortened(message, 300)}; see --help-all")
 
 
 class Removed(argparse.Action):
