@@ -126,3 +126,19 @@ def test_a_limit_on_memory_is_one_sentence_or_a_run(folder, kib):
     errors = [line for line in text.splitlines() if "warning" not in line and "random" not in line]
     assert "Traceback" not in text and len(errors) == (status == 2), text
     assert status == 0 or errors[0].startswith("tiled-ref: error: ") and "memory" in errors[0]
+
+
+@pytest.mark.parametrize("fails", ["raise SystemError", "os.abort()", "while True: pass"])
+def test_imports_that_fail_in_any_way_within_a_limit_are_its_sentence(tmp_path, fails):
+    """A module in place of a library's does what the interpreter does without a byte left."""
+    (tmp_path / "torch.py").write_text(f"import os\n{fails}\n")
+    script = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
+        "from tiled_ref import __main__\n"
+        "__main__.CHILD_SECONDS = 0.2\n"
+        "sys.exit(__main__.main([]))\n"
+    )
+    line = f'ulimit -v 4000000; exec "{sys.executable}" -c "$0"'
+    done = subprocess.run(["bash", "-c", line, script], capture_output=True, timeout=60)
+    words = b"tiled-ref: error: out of memory while the libraries load (Cannot allocate memory); "
+    assert done.returncode == 2 and done.stderr == words + b"raise the limit (ulimit -v)\n"
