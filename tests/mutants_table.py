@@ -1149,6 +1149,8 @@ MUTANTS = [
      "tests/test_main.py::test_imports_that_fail_in_any_way_within_a_limit_are_its_sentence"),
     ("tiled_ref/__main__.py", "            _check_imports()\n", "",
      "tests/test_main.py::test_a_limit_on_memory_is_one_sentence_or_a_run"),
+    ("tiled_ref/cli.py", 'and sys.getfilesystemencoding() != "utf-8"', "and False",
+     "tests/test_main.py::test_a_name_that_the_file_system_encoding_lacks_is_one_sentence"),
     ("tiled_ref/cli.py", "        ignore_more()\n", "",
      "tests/test_cli.py::test_a_signal_is_told_by_its_number_and_no_other_disturbs"),
     ("tiled_ref/cli.py", "isinstance(error, OSError) and error.filename", "False",

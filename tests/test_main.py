@@ -62,6 +62,15 @@ def test_streams_decide_neither_files_nor_status(folder):
         assert name != "ascii" or b"p\\xe4\\x1b[2Jrts" in done.stdout
 
 
+def test_a_name_that_the_file_system_encoding_lacks_is_one_sentence(folder):
+    ascii_names = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    status, files, done = run('exec "$@"', folder, "names", "--quiet", **ascii_names)
+    error = [line for line in done.stderr.decode().splitlines() if "error" in line]
+    assert status == 2 and "results.csv" not in files and b"Traceback" not in done.stderr
+    assert len(error) == 1 and error[0].startswith("tiled-ref: error: a file's name: 'ascii' codec")
+    assert error[0].endswith("; set PYTHONUTF8=1")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("argv", [["--list"], ["--help-all"]])
 def test_a_pipe_that_closes_ends_the_program_quietly(argv, unbuffered):

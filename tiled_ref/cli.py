@@ -129,6 +129,8 @@ def main(argv=None):
             isinstance(error, OSError) and error.filename  # such as a name that is too long
         ):
             ranks.fail(f"tiled-ref: error: {one_line(error)}")
+        elif isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+            ranks.fail(f"tiled-ref: error: a file's name: {one_line(error)}; set PYTHONUTF8=1")
         else:  # a mistake of the program
             if ranks.size > 1:  # torchrun ends the others, whose sentence would hide this one
                 ranks.fail(f"tiled-ref: error: {type(error).__name__}: {one_line(error)}")
