@@ -11,9 +11,7 @@ import numpy as np
 import torch
 
 from .support.errors import InputError
-from .support.option_types import SIDES
-
-MOST_TILES = 1 << 16  # of an image
+from .support.option_types import MOST_TILES, SIDES
 
 
 @dataclass(frozen=True)

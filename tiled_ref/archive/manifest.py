@@ -19,8 +19,7 @@ from ..setups import KINDS, OPTIONS, Recipe, Setup, is_allowed
 from ..support import schema
 from ..support.errors import InputError
 from ..support.files import atomic_write, open_regular, recover_folder
-from ..support.option_types import SIDES, STEPS
-from ..tiling import MOST_TILES
+from ..support.option_types import MOST_TILES, SIDES, STEPS
 from .tensors import DTYPES, REMEDY, file_digest, layout
 from .thresholds import MANIFEST, THRESHOLDS, check_thresholds, read_thresholds, write_thresholds
 
