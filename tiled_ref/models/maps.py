@@ -37,7 +37,7 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
 
 def convolved(maps, sigma):
     """gaussian_blur by torch's convolutions: maps (B, H, W), any device."""
-    half = torch.from_numpy(gaussian_taps(sigma))
+    half = torch.from_numpy(gaussian_taps(sigma, most=max(maps.shape[1:])))
     taps = torch.cat([half.flip(0), half[1:]]).to(maps)  # (2r + 1,)
     radius = len(half) - 1
     rows, cols = (torch.from_numpy(reflected(n, radius)).to(maps.device) for n in maps.shape[1:])
