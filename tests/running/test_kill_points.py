@@ -56,7 +56,7 @@ def test_what_lies_in_a_cell_is_one_runs_whenever_another_was_killed(report):
     assert any(not left.get("metrics.json") for _, left, *_ in report["mixed"])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_rename_that_fails_is_one_sentence_and_loses_nothing(tmp_path):
     statuses = set()
     for at, status, text, left, differences in report_of(tmp_path, "fail")["failed"]:
@@ -79,12 +79,12 @@ def test_a_prediction_killed_at_any_moment_is_whole_or_says_that_it_is_partial(t
     assert sum(state == "whole" for _, state, _ in seen) < 4  # before the first change, at the end
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sweep_killed_at_every_rename_and_write_resumes_to_the_same(tmp_path):
     check(report_of(tmp_path, "sweep")["fresh"], RUN, lambda _: True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", ["patchcore", "fastflow", "reverse_distillation"])
 def test_other_architectures_resume_to_the_same(tmp_path, arch):
     check(report_of(tmp_path, arch)["fresh"], RUN, one_runs)
