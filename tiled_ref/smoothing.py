@@ -66,7 +66,7 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
             f"got shape {array.shape}"
         )
     rows, cols = _bands(grid, width)
-    blurred = blur_rows_and_columns(array, sigma, rows, cols, impl, threads)
+    blurred = blur_rows_and_columns(array, sigma, rows, cols, impl, threads, most=1)
     return arrays.like(blurred, maps)
 
 

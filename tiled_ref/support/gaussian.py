@@ -12,6 +12,8 @@ from . import arrays
 from .errors import InputError
 from .option_types import SIDES
 
+SMALL = 16  # px; sigma may be as large on a map whose sides are smaller
+
 
 def gaussian_taps(sigma, dtype=np.float64, most=SIDES[-1]):
     """Half of a normalised Gaussian: the weights of the centre and of distances 1..radius.
@@ -63,12 +65,12 @@ def seam_blur(maps, taps, rows, cols):
     return np.where(rows[:, None] | cols[None, :], blurred, maps)
 
 
-def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
+def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None, most=SMALL):
     """Blur some rows and columns of maps; all other pixels keep their bits.
 
     Parameters: maps (N, H, W) float32 or float64, NumPy; sigma, pixels, > 0 and at most the larger
-    side; rows (H,) and cols (W,), bool: a pixel is blurred if its row or column is True; impl;
-    threads, int.
+    side or `most`; rows (H,) and cols (W,), bool: a pixel is blurred if its row or column is True;
+    impl; threads, int.
     Returns (N, H, W), dtype of maps, a new array.
     Raises InputError for another sigma, KernelNotBuiltError where the kernel is not built.
 
@@ -79,7 +81,7 @@ def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
     the map is smaller than the radius).
     """
     arrays.check_impl(impl)
-    taps = gaussian_taps(sigma, maps.dtype, max(maps.shape[1:]))
+    taps = gaussian_taps(sigma, maps.dtype, max(most, *maps.shape[1:]))
     if impl == "numpy":
         return seam_blur(maps, taps, rows, cols)
     kernel = arrays.kernel("_seam_blur").seam_blur
