@@ -160,8 +160,10 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
     ran = set()
     for words, _, where in COMMANDS:
         arguments = program(words)
-        if arguments is None or words[0] == "torchrun" or tuple(arguments) in ran:
+        if arguments is None or words[0] == "torchrun":
             continue
+        if tuple(arguments) in ran and not {"--save", "--load"} & {*arguments}:
+            continue  # a saved ensemble is moved aside by a run in its folder that saves none
         status = cli.main(quick(arguments))
         out, err = capsys.readouterr()
         assert status == 0, f"{where}, {' '.join(words)}: {err}"
