@@ -89,7 +89,11 @@ def test_an_error_ends_with_its_status_however_the_streams_are():
 
 def start(*argv):
     command = [sys.executable, str(ROOT / "run.py"), *map(str, argv)]
-    return subprocess.Popen(command, stdout=-1, stderr=-1, env=ENV, restore_signals=True)
+
+    def heed():  # a shell ignores SIGINT for what it runs in the background, the tests perhaps
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, stdout=-1, stderr=-1, env=ENV, preexec_fn=heed)
 
 
 def wait_until_caught(process):
