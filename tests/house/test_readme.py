@@ -174,7 +174,7 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
 
 # Commands of the README besides run.py -> (words to replace by others, exit status).
 OTHERS = {
-    "tests/fuzz.py": ({"5000": "20"}, 0),
+    "tests/fuzz.py": ({"6000": "20"}, 0),
     "tiled_ref.golden check": ({}, 0),
     "tiled_ref.golden export": ({}, 0),
     "tests/port/build.py": ({}, 0),
