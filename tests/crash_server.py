@@ -74,7 +74,13 @@ def make_folder(root):
     write_category(root, toy_category(n_train=3, n_good=2, n_bad=2, side=64), train="train")
 
 
-def child(root, out, *extra, moments=None, limit=None):
+def child(root, out, *extra, **how):
+    """Run OPTIONS and more on a folder in a fork, see `forked`."""
+    argv = ["--dataset", "folder", "--root", str(root), "--out", str(out)]
+    return forked([*argv, *OPTIONS, *extra], **how)
+
+
+def forked(argv, moments=None, limit=None):
     """Run the command line in a fork: (status, killed by, stdout and stderr, moments)."""
     read, write = os.pipe()
     pid = os.fork()
@@ -89,8 +95,7 @@ def child(root, out, *extra, moments=None, limit=None):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             moments.install()
             with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-                argv = ["--dataset", "folder", "--root", str(root), "--out", str(out)]
-                status = cli.main([*argv, *OPTIONS, *extra])
+                status = cli.main(argv)
         except BaseException as error:  # a traceback is what the user must never see
             text.write(f"TRACEBACK {error!r}")
         finally:

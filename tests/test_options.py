@@ -1,11 +1,14 @@
 """Every option of --help-all, each on its own, on a small folder of images."""
 
+import time
 from argparse import SUPPRESS, ArgumentTypeError
+from pathlib import Path
 
 import pytest
 from toys import toy_category, write_category
 
 from tiled_ref import cli
+from tiled_ref.data.disk import nfc
 from tiled_ref.support import option_types
 
 SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]
@@ -111,15 +114,37 @@ def test_a_whole_number_has_both_its_bounds():
             parse(text)
 
 
-def test_every_number_of_the_command_line_has_an_upper_bound(capsys):
-    """Of an option that takes numbers, one beyond all reason is refused in one sentence."""
-    numbers = [
-        action.option_strings[-1] for action in cli.build_parser()._actions
-        if action.metavar in ("N", "P", "X", "PX", "SIZE")
-    ]  # fmt: skip
-    assert len(numbers) == 11
-    for option in numbers:
-        for text in "9" * 30, "9" * 5000, "1e400", "-1":
-            assert cli.main([option, text]) == 2
-            said = capsys.readouterr().err
-            assert said.count("\n") == 1 and option in said and len(said) < 300
+WRONG = (
+    "0", "-1", "1e30", str(10**30), "nan", "inf", "-inf", "1e6", "", " ", "9" * 5000, "1e400",
+    "1e-400", "0x10", "1_0", "1 0", "1,5", "\u00bd", "\x1b[2J\n",
+)  # fmt: skip
+NUMERIC = [  # all options that take a value, but for names and paths
+    action.option_strings[-1] for action in cli.build_parser()._actions
+    if action.nargs != 0 and (action.choices or action.type not in (None, Path, nfc))
+]  # fmt: skip
+
+
+def test_every_number_of_the_command_line_is_among_them():
+    assert {"--seed", "--image-size", "--seam-sigma", "--share-features", "--steps"} < set(NUMERIC)
+    assert len(NUMERIC) == 28
+
+
+@pytest.mark.parametrize("option", NUMERIC)
+def test_a_number_beyond_reason_is_one_sentence_or_a_run_that_ends(
+    option, workplace, tmp_path, capsys
+):
+    """Of numbers that are allowed somewhere, such as 0 for a seed, one run each."""
+    argv = ["--dataset", "folder", "--root", str(workplace / "parts"), *SMALL, "--quiet"]
+    argv += ["--validation", "none", "--out", str(tmp_path)]
+    if option in ("--pictures", "--save-maps"):
+        argv = LOAD[:1] + [str(workplace / "kept"), "--predict", "nothing"]
+    started, ends = time.monotonic(), []
+    for text in WRONG:
+        status = cli.main([*argv, f"{option}={text}"])
+        said = capsys.readouterr().err
+        ends.append(status)
+        if status == 0:
+            continue
+        assert status == 2 and said.startswith("tiled-ref: error: "), (text, said)
+        assert said.count("\n") == 1 and len(said) < 400 and "\x1b" not in said, (text, said)
+    assert ends.count(2) >= len(WRONG) - 3 and time.monotonic() - started < 120

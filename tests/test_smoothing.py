@@ -7,6 +7,7 @@ import pytest
 import torch
 from adversarial import FLOATS, grid, layouts, same_bits, values
 
+from tiled_ref.models.maps import convolved, gaussian_blur
 from tiled_ref.smoothing import seam_mask, smooth_seams
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.gaussian import gaussian_taps, reflected
@@ -153,9 +154,25 @@ def test_nan_stays_near():
         ((np.zeros((1, 4, 4), np.float16), TileGrid(4, 2, 2)), "float32 or float64"),
         ((np.zeros((1, 4, 4)), TileGrid(4, 2, 2), 1.5), "width of the seam band"),
         ((np.zeros((1, 4, 4)), TileGrid(4, 2, 2), 0.1, 0.0), "sigma must be"),
-        ((np.zeros((1, 4, 4)), TileGrid(4, 2, 2), 0.1, float("nan")), "sigma must be"),
+        *(
+            ((np.zeros((1, 4, 4)), TileGrid(4, 2, 2), 0.1, sigma), "sigma must be .* at most 4, not")
+            for sigma in (float("nan"), float("inf"), -1.0, 1e-200, 4.01, 1e9, 10**400, "x", None)
+        ),
+        ((np.zeros((1, 4, 4)), TileGrid(4, 2, 2), 10**400), "width of the seam band"),
     ],
 )
 def test_refusals(arguments, sentence, impl):
     with pytest.raises(InputError, match=sentence):
         smooth_seams(*arguments, impl=impl)
+
+
+def test_sigma_is_at_most_the_larger_side_wherever_it_enters():
+    """A larger one would take hours for the same mean of everything."""
+    for width, most in ((20, 20), (5, 16)):  # PaDiM blurs maps of a few pixels, too
+        maps = torch.ones(1, 3, width)
+        for blur in gaussian_blur, convolved:
+            torch.testing.assert_close(blur(maps, float(most)), maps)
+            with pytest.raises(InputError, match=f"at most {most}, not {most + 0.5}"):
+                blur(maps, most + 0.5)
+    with pytest.raises(InputError, match="at most 1048576, not 1e\\+30"):
+        gaussian_taps(1e30)

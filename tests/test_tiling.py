@@ -142,6 +142,8 @@ def test_scaled_grid_is_that_of_the_feature_map():
         ((512, 128, 256), "stride of 256 px is larger than the tile's height of 128 px"),
         ((0, 1, 1), "image size must be positive"),
         ((512, 256, -1), "stride must be positive"),
+        ((10**30, 10**30, 10**30), "image size must be positive, at most 1,048,576 px, not 1000"),
+        ((2**20 + 1, 1, 1), "image size must be positive, at most 1,048,576 px"),
         ((512, (256, 256, 3), 128), "tile size must be one or two whole numbers"),
         ((512, 256.0, 128), "whole numbers"),
         ((512, True, 1), "whole numbers"),

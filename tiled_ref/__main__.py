@@ -13,6 +13,7 @@ import sys
 from .support.errors import out_of_memory
 from .support.streams import guarded_streams
 
+CHILD_SECONDS = 60  # of computing, many times what the imports take
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -66,7 +67,11 @@ def _unraisable(found):
 
 
 def _check_imports():
-    """Raise ImportError if a child aborts that loads the libraries within a limit on memory."""
+    """Raise ImportError if a child cannot load the libraries within a limit on memory.
+
+    They abort there, or fail with any exception, a SystemError of the interpreter among them, or
+    never end: without a byte left, Python 3.11 unwinds an exception again and again.
+    """
     if os.name != "posix":
         return
     import resource
@@ -74,10 +79,13 @@ def _check_imports():
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         return
     if (child := os.fork()) == 0:
+        signal.setitimer(signal.ITIMER_PROF, CHILD_SECONDS)  # ends the process
         with open(os.devnull, "w") as nowhere, contextlib.suppress(BaseException):
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-            from . import cli  # noqa: F401
-        os._exit(0)  # an exception comes again, here
+            with contextlib.suppress(ModuleNotFoundError):  # it comes again, here
+                from . import cli  # noqa: F401
+            os._exit(0)
+        os._exit(1)
     if os.waitpid(child, 0)[1]:
         raise ImportError("Cannot allocate memory")

@@ -109,8 +109,7 @@ def main(argv=None):
             if not ranks.is_main:  # rank 0 prints the help, the version and the tables
                 nowhere = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
-            args = build_parser().parse_args(argv)
-            args.ranks = ranks
+            args = build_parser().parse_args(argv, argparse.Namespace(ranks=ranks))
             words = sys.argv[1:] if argv is None else argv
             args.given = {w.partition("=")[0] for w in words if w.startswith("--")} - {"--"}
             if args.explain is not None:
@@ -119,8 +118,8 @@ def main(argv=None):
                 args.command = calibrate if args.calibrate else predict_images
             if args.max_pixels:
                 stack.enter_context(pixel_limit(args.max_pixels))
-            shared = args.command is run  # anything else is done by one process
-            return args.command(args) if shared or ranks.is_main else 0
+            # Several processes share a run; anything else is done by one.
+            return args.command(args) if args.command is run or ranks.is_main else 0
     except Exception as error:
         if args.debug:
             traceback.print_exc()
@@ -131,6 +130,8 @@ def main(argv=None):
             isinstance(error, OSError) and error.filename  # such as a name that is too long
         ):
             ranks.fail(f"tiled-ref: error: {one_line(error)}")
+        elif isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+            ranks.fail(f"tiled-ref: error: a file's name: {one_line(error)}; set PYTHONUTF8=1")
         else:  # a mistake of the program
             if ranks.size > 1:  # torchrun ends the others, whose sentence would hide this one
                 ranks.fail(f"tiled-ref: error: {type(error).__name__}: {one_line(error)}")
@@ -148,8 +149,7 @@ def main(argv=None):
             run: "; the same command with --resume continues",
             predict_images: "; the rows so far are in predictions.partial.csv",
         }.get(args.command, "")
-        how = "interrupted" if number == signal.SIGINT else "terminated"
-        ranks.fail(f"tiled-ref: {how}{kept}")
+        ranks.fail(f"tiled-ref: {'interrupted' if number == signal.SIGINT else 'terminated'}{kept}")
         return EXIT_SIGNAL + number
 
 

@@ -40,7 +40,8 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
     width : float
         Width of the band on each side of a border, fraction of the tile's side, 0..1.
     sigma : float
-        Standard deviation of the Gaussian in pixels, > 0; radius int(4 sigma + 0.5).
+        Standard deviation of the Gaussian in pixels, > 0, at most the image's larger side;
+        radius int(4 sigma + 0.5).
 
     Returns
     -------
@@ -65,7 +66,7 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
             f"got shape {array.shape}"
         )
     rows, cols = _bands(grid, width)
-    blurred = blur_rows_and_columns(array, sigma, rows, cols, impl, threads)
+    blurred = blur_rows_and_columns(array, sigma, rows, cols, impl, threads, most=1)
     return arrays.like(blurred, maps)
 
 
@@ -73,7 +74,7 @@ def _bands(grid, width):
     """Band rows bool (H,) and band columns bool (W,)."""
     try:
         width = float(width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         width = math.nan
     if not 0.0 <= width <= 1.0:
         raise InputError("the width of the seam band must be a fraction of the tile, 0 to 1")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from .support.errors import InputError
+from .support.option_types import MOST_TILES, SIDES
 
-MOST_TILES = 1 << 16  # of an image
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -240,8 +240,10 @@ def _pair(field, value):
         isinstance(side, bool) or not isinstance(side, (int, np.integer)) for side in pair
     ):
         raise InputError(f"the {name} must be one or two whole numbers of pixels, not {value!r}")
-    if any(side <= 0 for side in pair):
-        raise InputError(f"the {name} must be positive, not {_text(pair)}")
+    if any(int(side) not in SIDES for side in pair):
+        raise InputError(
+            f"the {name} must be positive, at most {SIDES[-1]:,} px, not {_text(pair)}"
+        )
     return tuple(int(side) for side in pair)
 
 

@@ -160,8 +160,10 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
     ran = set()
     for words, _, where in COMMANDS:
         arguments = program(words)
-        if arguments is None or words[0] == "torchrun" or tuple(arguments) in ran:
+        if arguments is None or words[0] == "torchrun":
             continue
+        if tuple(arguments) in ran and not {"--save", "--load"} & {*arguments}:
+            continue  # a saved ensemble is moved aside by a run in its folder that saves none
         status = cli.main(quick(arguments))
         out, err = capsys.readouterr()
         assert status == 0, f"{where}, {' '.join(words)}: {err}"
@@ -172,7 +174,7 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
 
 # Commands of the README besides run.py -> (words to replace by others, exit status).
 OTHERS = {
-    "tests/fuzz.py": ({"5000": "20"}, 0),
+    "tests/fuzz.py": ({"6000": "20"}, 0),
     "tiled_ref.golden check": ({}, 0),
     "tiled_ref.golden export": ({}, 0),
     "tests/port/build.py": ({}, 0),

@@ -256,6 +256,12 @@ def test_parameters_are_those_of_the_backbone(tiny_backbone):
     assert Padim(tiny_backbone, (64, 64), seed=0, device="cpu").n_parameters == 2_782_784
 
 
+@pytest.mark.parametrize("n", [0, -1, 449, 10**30, "x", None])
+def test_no_more_channels_than_there_are(tiny_backbone, n):
+    with pytest.raises(InputError, match="n_channels must be between 1 and 448, not "):
+        Padim(tiny_backbone, (64, 64), seed=0, device="cpu", n_channels=n)
+
+
 def test_one_image_has_no_covariance(tiny_backbone, pictures):
     with pytest.raises(InputError, match="at least two normal training images.*got 1"):
         fitted(tiny_backbone, pictures[:1])

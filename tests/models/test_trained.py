@@ -118,8 +118,9 @@ def test_the_batch_is_32_images_unless_said_otherwise(kind, tiny_backbone):
 
 
 def test_no_step_and_no_image_are_refused(kind, tiny_backbone):
-    with pytest.raises(InputError, match="steps must be at least 1, not 0"):
-        kind(tiny_backbone, (64, 64), seed=0, device="cpu", steps=0)
+    for steps in 0, -1, 100_001, 10**30, 1.0, float("nan"), True, "1":
+        with pytest.raises(InputError, match="steps must be a whole number of at least 1 and at"):
+            kind(tiny_backbone, (64, 64), seed=0, device="cpu", steps=steps)
     with pytest.raises(InputError, match="at least one normal image"):
         kind(tiny_backbone, (64, 64), seed=0, device="cpu").fit(Images(pictures(2)[:0]))
 

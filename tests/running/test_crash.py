@@ -148,24 +148,24 @@ def test_a_published_ensemble_is_published_again(tmp_path):
     for mark in ("mine", "other"):
         store = Pieces(tmp_path / mark, {"identity": "mine"}, save=True)
         (store.ensemble_folder / "manifest.json").write_text(json.dumps({"identity": mark}))
-        store.publish_ensemble()
+        store.publish()
         again = Pieces(tmp_path / mark, {"identity": "mine"}, resume=True, save=True)
         assert again.ensemble_folder.exists() == (mark == "mine")
         assert (tmp_path / mark / "ensemble").exists() == (mark == "other")
         if mark == "mine":
-            again.publish_ensemble()
+            again.publish()
         assert mark in (tmp_path / mark / "ensemble" / "manifest.json").read_text()
 
 
 def test_a_new_ensemble_takes_the_place_of_an_earlier_one(tmp_path):
-    for content in ("first", "second"):
-        store = Pieces(tmp_path, {})
+    for content in ("location_0_0.npz", "location_0_1.npz"):
+        store = Pieces(tmp_path, {}, save=True)
         (store.ensemble_folder / "manifest.json").write_text(content)
         (store.ensemble_folder / content).touch()
-        store.publish_ensemble()
+        store.publish()
         store.finish()
-    assert (tmp_path / "ensemble" / "manifest.json").read_text() == "second"
-    assert not (tmp_path / "ensemble" / "first").exists()
+    assert (tmp_path / "ensemble" / "manifest.json").read_text() == "location_0_1.npz"
+    assert not (tmp_path / "ensemble" / "location_0_0.npz").exists()
 
 
 def test_a_lock_whose_file_another_run_removed_is_taken_again(tmp_path, monkeypatch):

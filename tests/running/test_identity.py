@@ -103,6 +103,30 @@ def test_an_ensemble_of_another_run_keeps_its_files_but_not_its_name(tiny_backbo
     assert [path.read_bytes() for path in sorted(aside.rglob("location_*.npz"))] == states
 
 
+def test_a_file_that_a_user_put_into_an_ensemble_is_kept(tiny_backbone, tmp_path, monkeypatch):
+    """Into one that is to be replaced during the run, and into one that was put aside."""
+    run(tiny_backbone, tmp_path, save=True)
+    other = Recipe(TWO, seam_sigma=3.0)
+    notes = only(tmp_path, MANIFEST).parent / "notes.txt"
+
+    def write_notes(*args, merge_rows=cell.merge_rows, **options):
+        notes.write_text("mine")
+        return merge_rows(*args, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="notes.txt"):
+        patched.setattr(cell, "merge_rows", write_notes)
+        run(tiny_backbone, tmp_path, recipe=other, save=True)
+    assert len(set(identities(tmp_path).values())) == 1 and len(identities(tmp_path)) == 2
+    notes.unlink()
+    run(tiny_backbone, tmp_path, recipe=other)
+    run(tiny_backbone, tmp_path, save=True)
+    aside = only(tmp_path, "ensemble-*")
+    (aside / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="notes.txt"):  # the same bytes: it would be replaced
+        run(tiny_backbone, tmp_path, recipe=other)
+    assert (aside / "notes.txt").read_text() == "mine"
+
+
 def test_a_report_leaves_out_an_analysis_of_another_run(tiny_backbone, tmp_path):
     run(tiny_backbone, tmp_path, report=True)
     path = only(tmp_path, "analysis.npz")
@@ -251,6 +275,34 @@ def test_a_finished_cell_of_changed_images_is_computed_again(tiny_backbone, part
     assert any("with other options or images, so it is computed again" in note for note in notes)
 
 
+@pytest.mark.parametrize("name", ["train/001.png", "ground_truth/square/002_mask.png"])
+def test_a_file_that_is_changed_during_the_run_is_named(
+    tiny_backbone, parts, tmp_path, monkeypatch, name
+):
+    """Once it is as it was, the run can be resumed."""
+    other = next(p for p in sorted((parts / name).parent.iterdir()) if p.name not in name)
+    before = (parts / name).read_bytes()
+
+    def change(*args, merge_rows=cell.merge_rows, **options):
+        (parts / name).write_bytes(other.read_bytes())
+        return merge_rows(*args, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="during the run"):
+        patched.setattr(cell, "merge_rows", change)
+        run(tiny_backbone, tmp_path / "out", folder_data.load(parts, "parts"), report=True)
+    assert not list((tmp_path / "out").rglob("metrics.json"))
+    (parts / name).write_bytes(before)
+    category = folder_data.load(parts, "parts")
+
+    def touch(*args, merge_rows=cell.merge_rows, **options):
+        os.utime(parts / name)  # another time alone is no change
+        return merge_rows(*args, **options)
+
+    monkeypatch.setattr(cell, "merge_rows", touch)
+    again, _ = run(tiny_backbone, tmp_path / "out", category, report=True, resume=True)
+    assert again == run(tiny_backbone, None, category)[0]
+
+
 def test_two_folders_of_one_name_do_not_share_a_cell(tiny_backbone, parts, tmp_path):
     out, other = tmp_path / "out", tmp_path / "b/parts"
     mine, _ = run(tiny_backbone, out, folder_data.load(parts, "parts"))
@@ -290,6 +342,26 @@ def test_only_files_that_a_dead_process_of_this_program_wrote_are_removed(tmp_pa
         assert theirs == {path.name for path in (tmp_path / folder).glob("*notes*")} | {
             path.name for path in (tmp_path / folder).glob(".*.tmp")
         }
+
+
+def test_a_users_file_of_the_locks_name_is_kept(tmp_path):
+    (tmp_path / ".lock").write_text("mine")
+    with OutputLock(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_changed_is_one_sentence(tmp_path, monkeypatch):
+    def fails(*names, **options):
+        raise PermissionError(13, "Permission denied", "a file")
+
+    for mark, name in (("a", "replace"), ("b", "unlink")):
+        Pieces(tmp_path, {"identity": mark}, save=True).publish()
+        (tmp_path / "ensemble" / MANIFEST).write_text(json.dumps({"identity": mark}))
+        with monkeypatch.context() as patched, pytest.raises(InputError, match="cannot write"):
+            patched.setattr(os, name, fails)
+            Pieces(tmp_path, {"identity": mark}, save=True, resume=mark == "a")
+        Pieces(tmp_path, {"identity": mark}, save=True)
 
 
 WRONG = {"setup": [], "image_auroc": "0.9", "n_test": -1, "seed": None, "image_size": [1],

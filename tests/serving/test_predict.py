@@ -1,6 +1,7 @@
 """A saved ensemble on new images: the table, the maps, the pictures, and what goes wrong."""
 
 import csv
+import codecs
 import io
 import json
 import os
@@ -340,11 +341,18 @@ def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
     assert paths(b"\xff\xfe.png") == [b"\xff\xfe.png"]
     assert paths("\ufeffü.png\r\nb.png\r\n".encode()) == ["ü.png".encode(), b"b.png"]
     assert paths("\ufeffa\0b\0".encode()) == [b"a", b"b"]
-    monkeypatch.setattr("sys.stdin", None)  # closed
-    with pytest.raises(InputError, match="no paths on standard input"):
-        find_paths("-")
-    with pytest.raises(InputError, match="no paths on standard input"):
-        paths(b"\n\n")
+    assert paths(b"\n  \na.png\n\t\r\n") == [b"a.png"]
+    assert paths(b"\xff\xfea.png\n") == [b"\xff\xfea.png"]  # a name
+    for data in b"", b"\n\n", b" \r\n", b"\0\0", codecs.BOM_UTF8:
+        with pytest.raises(InputError, match="no paths on standard input"):
+            paths(data)
+    for code in "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be":
+        with pytest.raises(InputError, match="not UTF-8 but UTF-16 or UTF-32; convert it"):
+            paths("\ufeffü.png\nb.png".encode(code))
+    with open(os.devnull, "wb") as unreadable:
+        monkeypatch.setattr("sys.stdin", Mock(buffer=unreadable))
+        with pytest.raises(InputError, match="standard input cannot be read: "):
+            find_paths("-")
     monkeypatch.setattr("sys.stdin", None)  # closed
     with pytest.raises(InputError, match="no paths on standard input"):
         find_paths("-")

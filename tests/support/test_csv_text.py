@@ -14,6 +14,16 @@ def test_text_that_begins_like_a_formula_gets_an_apostrophe(start):
     assert list(csv.reader(text.splitlines(True))) == [["name", "n"], [f"'{cell}", "-1.5"]]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\n\r"])
+def test_no_cell_begins_a_row(end):
+    """Behind an end of a line that is not quoted, a formula would begin a row of its own."""
+    cells = {"a": f"x{end}=1+1", "b": f"{end}", "c": f"=1{end}"}
+    text = csv_text(list(cells), [cells, cells])
+    quoted = ["x{}=1+1", "'{}", "'=1{}"]
+    row = ",".join(f'"{cell.format(end)}"' for cell in quoted)
+    assert text == f"a,b,c\n{row}\n{row}\n"
+
+
 def test_numbers_and_other_text_stay():
     cells = [-1.5, -3, None, "-1.5", "+2", "-inf", "nan", "", "a=b", "'x", "-1e-05", "ü", True]
     text = csv_text(["x"], [{"x": cell} for cell in cells], header=False)

@@ -19,7 +19,7 @@ from ..setups import KINDS, OPTIONS, Recipe, Setup, is_allowed
 from ..support import schema
 from ..support.errors import InputError
 from ..support.files import atomic_write, open_regular, recover_folder
-from ..support.option_types import BATCHES, SIDES
+from ..support.option_types import BATCHES, MOST_TILES, SIDES, STEPS
 from .tensors import DTYPES, REMEDY, file_digest, layout
 from .thresholds import (
     LARGEST_AREA,
@@ -32,7 +32,6 @@ from .thresholds import (
 
 FORMAT = "tiled-ref ensemble"
 FORMAT_VERSION = 3  # 2 had the thresholds in the manifest, and is read
-MOST_TILES = 1 << 16  # of an image
 MOST_BYTES = 1 << 40  # of a file
 OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
 BYTES_PER_PIXEL = {"fastflow": 56}  # least of a location, of what its flows see: two LayerNorms
@@ -56,7 +55,7 @@ FILE = {
     ),
 }
 SWITCHES = {  # whose numbers need bounds
-    "steps?": schema.whole(1, 1 << 24),
+    "steps?": schema.whole(1, STEPS[-1]),
     "n_channels?": schema.whole(1, 1 << 16),
     "n_neighbours?": schema.whole(1, 1 << 16),
     "ratio?": schema.number(0, 1),
@@ -189,8 +188,8 @@ def _checked_recipe(content, path):
         setup = Setup(content["setup"]["name"], content["setup"]["kind"], *sizes)
     except InputError as error:
         raise schema.damaged(path, f"its setup is impossible: {error}", REMEDY) from error
-    if math.prod(setup.image_size) > LARGEST_AREA or setup.n_tiles > MOST_TILES:
-        raise schema.damaged(path, "its setup has too many pixels or tiles", REMEDY)
+    if math.prod(setup.image_size) > LARGEST_AREA:
+        raise schema.damaged(path, "its setup has too many pixels", REMEDY)
     bounds = {
         "switches": SWITCHES,
         "seam_sigma": schema.number(0, max(setup.image_size)),

@@ -49,6 +49,12 @@ class FileSample(Sample):
         files = (_file_version(path) for path in (self.path, self.mask_path))
         return [*super().version, *files, printable("/".join(self.mask_path.parts[-3:]))]
 
+    @property
+    def stamp(self):
+        """See Sample: inode, size and times of each file."""
+        status = (path.stat() for path in (self.path, self.mask_path) if path and path.exists())
+        return [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in status]
+
     def read_image(self):
         image = decode_image(self.path)
         self._size[:] = image.shape[:2]

@@ -33,6 +33,11 @@ class Sample:
         """JSON values that change when the sample does."""
         return [self.name, self.label]
 
+    @property
+    def stamp(self):
+        """Values that tell, without reading the content, that it may have changed."""
+        return None
+
     def read_image(self):
         """The image, uint8 (h, w, 3), RGB, at its original size."""
         raise NotImplementedError

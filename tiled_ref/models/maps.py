@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ..support import arrays
-from ..support.gaussian import blur_rows_and_columns, gaussian_taps, reflected
+from ..support.gaussian import SMALL, blur_rows_and_columns, gaussian_taps, reflected
 from .backbone import chunks
 
 
@@ -21,8 +21,8 @@ def upsample_bilinear(maps, size, align_corners=False):
 def gaussian_blur(maps, sigma=4.0, impl="cython"):
     """Separable Gaussian blur with a mirrored border.
 
-    Parameters: maps (B, H, W) float32 or float64, any device; sigma in pixels; impl, on a CPU
-    the kernel or its specification, equal bits.
+    Parameters: maps (B, H, W) float32 or float64, any device; sigma in pixels, > 0, at most the
+    larger side or 16; impl, on a CPU the kernel or its specification, equal bits.
     Returns the same shape and dtype. 33 taps for sigma 4; down the columns, then along the rows, on
     a CPU in the order of `gaussian.blur_rows_and_columns`, elsewhere of torch's convolution.
     Source: PaDiM (Defard et al., arXiv:2011.08785) and PatchCore (Roth et al.,
@@ -37,7 +37,7 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
 
 def convolved(maps, sigma):
     """gaussian_blur by torch's convolutions: maps (B, H, W), any device."""
-    half = torch.from_numpy(gaussian_taps(sigma))
+    half = torch.from_numpy(gaussian_taps(sigma, most=max(SMALL, *maps.shape[1:])))
     taps = torch.cat([half.flip(0), half[1:]]).to(maps)  # (2r + 1,)
     radius = len(half) - 1
     rows, cols = (torch.from_numpy(reflected(n, radius)).to(maps.device) for n in maps.shape[1:])

@@ -61,6 +61,8 @@ class Padim(Model):
     def __init__(self, backbone, output_size, *, n_channels=D, impl="cython", **options):
         super().__init__(backbone, output_size, **options)
         of = sum(channels_of(backbone).values())
+        if n_channels not in range(1, of + 1):
+            raise InputError(f"n_channels must be between 1 and {of}, not {n_channels!r}")
         channels = channel_choice(self.seed, n_channels, of)
         self.channels = torch.tensor(channels, device=self.device)
         self.impl = impl

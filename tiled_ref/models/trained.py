@@ -3,6 +3,7 @@
 import torch
 
 from ..support.errors import InputError
+from ..support.option_types import STEPS, words
 from .backbone import FEATURE_STRIDE, chunks
 from .base import Model
 from .cached import CachedFeatures, batches, layers_in_chunks
@@ -20,12 +21,12 @@ class TrainedModel(Model):
 
     Parameters: backbone, output_size and the options of `Model`; seed draws the initial weights and
     the order of the images, batch_size counts images per optimiser step. steps, optimiser steps.
-    Raises InputError for steps below 1.
+    Raises InputError for steps that are not in STEPS.
     """
 
     def __init__(self, backbone, output_size, *, steps=200, **options):
-        if steps < 1:
-            raise InputError(f"the number of steps must be at least 1, not {steps!r}")
+        if type(steps) is not int or steps not in STEPS:
+            raise InputError(f"the number of steps must be {words(STEPS)}, not {steps!r}")
         super().__init__(backbone, output_size, **options)
         self.steps, self.network = steps, None
 

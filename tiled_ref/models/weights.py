@@ -31,7 +31,7 @@ import torch
 import torchvision
 
 from ..support.errors import InputError
-from ..support.files import atomic_write
+from ..support.files import write_files
 
 FILE_NAME = "resnet18-f37072fd.pth"
 # tensors_digest of the official file.
@@ -343,7 +343,6 @@ def _load_storage(data):
 def _store(path, data, say):
     """Put verified weights into the hub cache, or log why that is not possible."""
     try:
-        with atomic_write(path, "wb") as file:
-            file.write(data)
+        write_files(path.parent, {path.name: data})
     except InputError as error:
         say(f"weights: used, but not stored in the torch hub cache ({error.__cause__})")

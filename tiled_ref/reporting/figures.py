@@ -7,7 +7,6 @@
 and, not in the paper, ROC and PRO curves, histograms of scores, recall by size of defect.
 """
 
-from ..support.files import atomic_write
 from . import charts
 from .picture_grids import picture_grid, zoom_grid
 
@@ -38,9 +37,9 @@ def all_figures(collection):
     return figures, notes
 
 
-def write_figures(figures, folder):
-    """Write each figure as NAME.svg or NAME.png."""
-    for figure in figures:
-        ending, mode = ("svg", "w") if isinstance(figure.data, str) else ("png", "wb")
-        with atomic_write(folder / f"{figure.name}.{ending}", mode) as file:
-            file.write(figure.data)
+def figure_files(figures):
+    """{NAME.svg or NAME.png: content} of the figures."""
+    return {
+        f"{figure.name}.{'svg' if isinstance(figure.data, str) else 'png'}": figure.data
+        for figure in figures
+    }

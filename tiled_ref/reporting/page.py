@@ -16,16 +16,16 @@ import numpy as np
 from .. import __version__
 from ..data import encoders
 from ..setups import OPTIONS
-from ..support.files import atomic_write
+from ..support.files import write_files
 from ..support.progress import bytes_text
 from . import paper
 from .collection import Collection
 from .drawing import render, svg
 from .drawing.axes import MINUS
-from .figures import all_figures, write_figures
+from .figures import all_figures, figure_files
 from .results import archs_of, grouped, largest_peak, left_out, lost, setups_of, timed, title_of
 from .table import value_cell
-from .tables import all_tables, cell_number, write_tables
+from .tables import all_tables, cell_number, table_files
 
 MAP_QUALITY = 80  # of the JPEG files of maps
 THRESHOLDS = {  # thresholds.MODES
@@ -59,12 +59,9 @@ def write_report(out):
     notes += differing_options(collection.results)
     below = left_out(collection.results) + lost(collection.results)  # the run's table has them
     text = page(collection, tables, figures, notes + below)
-    write_tables(tables, folder)
-    write_figures(figures, folder)
-    path = folder / "report.html"
-    with atomic_write(path) as file:
-        file.write(text)
-    return path, notes
+    files = table_files(tables) | figure_files(figures) | {"report.html": text}
+    write_files(folder, files)
+    return folder / "report.html", notes
 
 
 def page(collection, tables, figures, notes):

@@ -12,7 +12,6 @@ three runs.
 
 import math
 
-from ..support.files import atomic_write
 from . import paper
 from .defect_sizes import defect_sizes
 from .paper import PAPER_METRICS
@@ -51,16 +50,14 @@ def all_tables(results, defects=()):
     return [table for table in tables if table is not None]
 
 
-def write_tables(tables, folder):
-    """Write NAME.md and NAME.csv of each table, and all of them as tables.md and tables.csv."""
+def table_files(tables):
+    """{name: text}: NAME.md and NAME.csv of each table, tables.md and tables.csv of all."""
     pages, parts = [table.markdown() for table in tables], [table.csv() for table in tables]
     texts = {f"{table.name}.md": text for table, text in zip(tables, pages)}
     texts |= {f"{table.name}.csv": text for table, text in zip(tables, parts)}
     texts["tables.md"] = "\n".join(pages)
     texts["tables.csv"] = parts[0] + "".join(text.partition("\n")[2] for text in parts[1:])
-    for name, text in texts.items():
-        with atomic_write(folder / name) as file:
-            file.write(text)
+    return texts
 
 
 def _table(number, name, title, *parts):

@@ -18,7 +18,7 @@ from ..ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collec
 from ..models.backbone import FEATURE_STRIDE
 from ..running.category_images import CategoryImages
 from ..support.errors import InputError
-from ..support.files import atomic_write, make_folder
+from ..support.files import make_folder, write_files
 from ..thresholds import f1_threshold
 from .drawing import render
 
@@ -288,9 +288,7 @@ def write_walk(stages, folder, title):
     files = dict(zip(names, pictures))
     files["overview.jpg"] = encoders.encode_jpeg(_overview(stages), 85)
     files["index.html"] = _page(stages, names, title).encode()
-    for name, data in files.items():
-        with atomic_write(folder / name, "wb") as file:
-            file.write(data)
+    write_files(folder, files)
     return names
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from .. import thresholds
 from ..data import reading
 from ..data.images import resize_mask
+from ..support.errors import InputError
 from .stored_images import regions_of
 
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, more than that in a file
@@ -49,7 +50,7 @@ class CategoryImages:
         self._progress, self._expected = progress, tuple(sizes)
         self._images = {}  # (split, size) -> images of plan.category
         self._masks = {}
-        self._versions = {}  # name of an image -> Sample.version
+        self._versions = {}  # name of an image -> Sample.stamp and Sample.version
         self._pixels = {}  # name of an image -> digest of its pixels
         self._same = {}  # name of a test image -> name of the training image that it is
         self._defects = {}  # size -> {name of a defective image: (defects, those that vanish)}
@@ -173,9 +174,19 @@ class CategoryImages:
     def _digest(self, *samples):
         for sample in samples:
             if sample.name not in self._versions:
-                self._versions[sample.name] = sample.version
-        versions = [self._versions[sample.name] for sample in samples]
+                self._versions[sample.name] = sample.stamp, sample.version
+        versions = [self._versions[sample.name][1] for sample in samples]
         return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
+
+    def check_unchanged(self):
+        """Raise InputError if a file is no longer what its digest is of."""
+        for sample in (*self._given.train, *self._given.test, *self._given.validation):
+            stamp, version = self._versions[sample.name]
+            if sample.stamp != stamp and sample.version != version:
+                raise InputError(
+                    f"the image {sample.name} or its mask was changed during the run; undo that "
+                    "and use --resume, or start over without it"
+                )
 
     @property
     def reported(self):

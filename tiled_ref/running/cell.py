@@ -232,9 +232,7 @@ def _keep(result, ensemble, pieces, maps, scores, images, options, progress):
     if options.save:
         facts = {"category": category.name, "versions": results.versions(), "identity": mark}
         write_manifest(pieces.ensemble_folder, ensemble, **facts)
-    pieces.withdraw()
-    if options.save:
-        pieces.publish_ensemble()
+    pieces.publish()
     if options.report:
         stage = progress.stage("analyse")
         reported = images.reported
@@ -244,4 +242,5 @@ def _keep(result, ensemble, pieces, maps, scores, images, options, progress):
             pieces.folder, maps, scores, reported, setup, options, ensemble.thresholds, mark
         )
         stage(len(scores), len(scores))
+    images.check_unchanged()
     results.save_result(result, pieces.folder, options)

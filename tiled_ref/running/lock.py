@@ -49,7 +49,8 @@ class OutputLock:
             self._file.close()
 
     def __exit__(self, *exception):
-        if fcntl is not None:  # elsewhere an open file cannot be removed
+        # Elsewhere an open file cannot be removed, and one with content is a user's.
+        if fcntl is not None and not os.fstat(self._file.fileno()).st_size:
             self.path.unlink(missing_ok=True)
         self._file.close()
 

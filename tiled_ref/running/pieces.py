@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
-import shutil
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ..archive.manifest import MANIFEST, location_name
 from ..archive.tensors import file_digest, read_tensors, write_tensors
 from ..support.errors import InputError, shortened
 from ..support.files import (
+    Names,
     atomic_write,
     make_folder,
     remove_leftovers,
@@ -32,21 +31,16 @@ from ..support.schema import maybe, number, read_json, text
 from .rows import RowFile
 
 RESULT, ANALYSIS = "metrics.json", "analysis.npz"
-WRITTEN = {RESULT, ANALYSIS, "ensemble"}  # in the folder of a cell
+WRITTEN = Names(r"metrics\.json|analysis\.npz|ensemble(-[0-9a-f]{12})?")  # in a cell's folder
+PIECES = Names(  # in partial/ and in partial/ensemble/
+    r"(run|metrics|manifest|thresholds|fit_\d+_\d+)\.json|analysis\.npz"
+    r"|merged\.npy|(maps|scores|location)_\d+_\d+\.np[yz]"
+)
 WHERE_SAME = "where-same"  # resume a run of the same identity, start any other over
 FIT = {"seconds": number(0), "state": maybe(text()), "digest": text()}  # fit_i_j.json
 AGAIN = "its tile location is computed again"
 OTHER = "another digest than the content: damaged, or of another run"
 WRITE_SECONDS = 5.0  # of training, from which on a state is written before it predicts
-
-
-class Names:
-    """The names of pieces, as `remove_leftovers` takes them."""
-
-    FORM = re.compile(r"\w+\.json|merged\.npy|[a-z]+_\d+_\d+\.np[yz]")
-
-    def __contains__(self, name):
-        return self.FORM.fullmatch(name) is not None
 
 
 class Pieces:
@@ -98,16 +92,18 @@ class Pieces:
                 json.dump(identity, file, indent=2)
         published = not self.ensemble_folder.exists()
         if save and published and identity_in(final / MANIFEST) == self._mark:
-            os.replace(final, self.ensemble_folder)  # it is published again at the end
-        remove_leftovers(self.partial, Names())
-        remove_leftovers(self.ensemble_folder, Names())
+            with write_errors(self.ensemble_folder):
+                os.replace(final, self.ensemble_folder)  # it is published again at the end
+        remove_leftovers(self.partial, PIECES)
+        remove_leftovers(self.ensemble_folder, PIECES)
 
     def _open(self, run, identity, resume):
         """Keep the pieces of an unfinished run, or remove them; notes which."""
-        if not self.partial.exists():
+        if not run.is_file():  # pieces without it are nobody's
+            _clear(self.partial)
             return
         reason = f"{self.folder}: an unfinished run is there and starts over"
-        if resume and run.is_file():
+        if resume:
             try:
                 _check_identity(run, identity)
                 count = len(list(self.partial.glob("scores_*.npz")))
@@ -118,11 +114,10 @@ class Pieces:
                 if resume != WHERE_SAME and not (self.partial / RESULT).exists():
                     raise
                 reason = f"starting over: {str(error).partition('; use the same')[0]}"
-        elif not resume:
+        else:
             reason += "; --resume continues"
         self._note(reason)
-        run.unlink(missing_ok=True)  # first: pieces without it are nobody's
-        shutil.rmtree(self.partial)
+        _clear(self.partial)
 
     def __enter__(self):
         return self
@@ -298,25 +293,25 @@ class Pieces:
             total += done["layers"]
         return fit, predict, float(total[1] / total[0]) if total[0] else 0.0
 
-    def withdraw(self):
-        """Move an earlier result into partial/, before any part of it is replaced; an ensemble of
-        another run that none replaces gets a name of its own."""
-        for name in (RESULT, ANALYSIS):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self.folder / name, self.partial / name)
+    def publish(self):
+        """Move an earlier result into partial/, then give the finished ensemble its name; an
+        ensemble of another run that none replaces gets a name of its own."""
         final = self.folder / "ensemble"
-        manifest = final / MANIFEST
-        if not self._save and manifest.is_file() and identity_in(manifest) != self._mark:
-            aside = self.folder / f"ensemble-{file_digest(manifest)[:12]}"
-            self._note(f"{final} is of another run and is now {aside.name}")
-            shutil.rmtree(aside, ignore_errors=True)  # the same ensemble
-            os.replace(final, aside)
-        sync_folder(self.folder)
-
-    def publish_ensemble(self):
-        """Give the finished ensemble its name, replacing an earlier one."""
-        with write_errors(self.folder / "ensemble"):
-            replace_folder(self.ensemble_folder, self.folder / "ensemble")
+        move, manifest = (self.ensemble_folder, final), final / MANIFEST
+        if not self._save:
+            move = None
+            if manifest.is_file() and identity_in(manifest) != self._mark:
+                move = final, self.folder / f"ensemble-{file_digest(manifest)[:12]}"
+                self._note(f"{final} is of another run and is now {move[1].name}")
+        with write_errors(self.folder):
+            if move:
+                check_replaceable(move[1])  # once more: a user's file may be new
+            for name in (RESULT, ANALYSIS):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(self.folder / name, self.partial / name)
+            sync_folder(self.folder)
+            if move:
+                replace_folder(*move)
 
     def finish(self):
         """Remove the pieces; everything worth keeping has been written."""
@@ -346,8 +341,21 @@ def remove_pieces(folder, mark):
     """Remove the pieces of a finished run, of this identity, from a cell's folder."""
     remove_leftovers(folder, WRITTEN)
     partial = Path(folder, "partial")
-    if partial.is_dir() and identity_in(partial / "run.json") in (None, mark):
-        shutil.rmtree(partial)
+    if identity_in(partial / "run.json") in (None, mark):
+        _clear(partial)
+
+
+def _clear(partial):
+    """Remove the pieces in a folder partial/, and nothing else."""
+    with write_errors(partial):
+        (partial / "run.json").unlink(missing_ok=True)  # first: what is left is nobody's
+        for folder in (partial / "ensemble", partial):
+            remove_leftovers(folder, PIECES)
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                if name in PIECES:
+                    (folder / name).unlink()
+            with contextlib.suppress(OSError):  # missing, or a user's file is in it
+                folder.rmdir()
 
 
 def identity_in(path):

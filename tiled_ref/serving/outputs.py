@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from ..data.disk import printable
 from ..marks import check_marks, enlarge, marks
 from ..reporting.drawing import render
 from ..support.errors import InputError
-from ..support.files import atomic_write, write_errors
+from ..support.files import Names, atomic_write, remove_leftovers, write_errors
 from ..support.tables import csv_text
 from ..thresholds import normalize
 
@@ -38,7 +37,7 @@ REGION_COLUMNS = (
 PICTURES = ("anomalous", "all", "none")
 MAPS = ("npy", "tiff")
 TABLES = ("predictions.csv", "predictions.partial.csv", "regions.csv", "regions.partial.csv")
-OURS = re.compile(r"\d{6,}_.*(_mask\.png|_overlay\.png|_contours\.png|_regions\.json|\.npy|\.tiff)")
+OURS = Names(r"\d{6,}_.*(_mask\.png|_overlay\.png|_contours\.png|_regions\.json|\.npy|\.tiff)")
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def with_given(thresholds, image=None, pixel=None, min_area=None):
 
 def is_output(path):
     """Whether a file is a map or a picture of an earlier prediction, by its name and place."""
-    if OURS.fullmatch(Path(path).name) is None:
+    if Path(path).name not in OURS:
         return False
     folder = Path(os.path.abspath(path)).parent
     tables = [folder.parent / name for name in TABLES[:2]]
@@ -231,16 +230,21 @@ def is_output(path):
 def clear(out):
     """Remove an earlier prediction from a folder, and nothing else. Raises InputError.
 
-    What it removes from maps/ and pictures/ is what `is_output` names.
+    What it removes from maps/ and pictures/ is what `is_output` names, and what a dead process has
+    left of such files. predictions.partial.csv stays: it says that the folder is not whole.
     """
-    if not any((out / name).is_file() for name in TABLES[:2]):
-        return
+    whole, partial, *others = (out / name for name in TABLES)
     try:
-        for name in TABLES:
-            (out / name).unlink(missing_ok=True)
+        if whole.is_file():
+            os.replace(whole, partial)
+        if not partial.is_file():
+            return
+        for path in others:
+            path.unlink(missing_ok=True)
         for folder in (out / "maps", out / "pictures"):
+            remove_leftovers(folder, OURS)
             for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
-                if OURS.fullmatch(name):
+                if name in OURS:
                     (folder / name).unlink()
     except OSError as error:
         raise InputError(
@@ -260,6 +264,7 @@ def csv_table(stem, columns):
     partial = stem.with_suffix(".partial.csv")
     named = printable(partial)
     with write_errors(named):
+        partial.unlink(missing_ok=True)  # writing to a link would change its target
         file = open(partial, "w", encoding="utf-8", newline="")
 
     def write(*rows, header=False):

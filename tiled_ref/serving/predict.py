@@ -24,6 +24,7 @@ from ..support.progress import Progress
 from .outputs import COLUMNS, REGION_COLUMNS, ImageWriter, clear, csv_table, is_output, output_name
 
 BATCH_BUDGET = 512 << 20  # bytes of decoded images, tile maps and merged maps of a batch
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # or UTF-32
 LARGEST_BATCH = 64  # images; more where the models are read again for every batch
 
 
@@ -109,9 +110,14 @@ def find_paths(source, progress=None, out=None):
     Raises InputError for a file or folder that is not there, and where there is no path.
     """
     if os.fspath(source) == "-":
-        data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8) if sys.stdin else b""
+        try:
+            data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8) if sys.stdin else b""
+        except OSError as error:
+            raise InputError(f"--predict -: standard input cannot be read: {error}") from error
+        if data.startswith(UTF_16) and b"\0" in data:
+            raise InputError("--predict -: the list is not UTF-8 but UTF-16 or UTF-32; convert it")
         names = data.split(b"\0") if b"\0" in data else data.splitlines()
-        paths = [Path(os.fsdecode(name)) for name in names if name]
+        paths = [Path(os.fsdecode(name)) for name in names if name.strip()]
         if not paths:
             raise InputError("--predict -: there are no paths on standard input")
         return paths

@@ -1,5 +1,6 @@
 """The exceptions that a user is meant to see, and the sentence where memory runs out."""
 
+import contextlib
 import errno
 import re
 
@@ -39,7 +40,9 @@ def one_line(text):
     >>> one_line("a\nb")
     'a\\nb'
     """
-    text = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = str(text)
+    with contextlib.suppress(UnicodeEncodeError):  # a surrogate that stands for no byte
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -47,17 +50,18 @@ def out_of_memory(error, smaller="--batch-size, --tile-size or --image-size"):
     """Whether an exception says that memory ran out, on the host or on the device.
 
     Parameters: error; smaller, the options that help. Returns the sentence for the user, "" for
-    any other exception. An InputError is meant only where it was raised from an error of torch,
-    which a damaged file raises too; others name their file.
+    any other exception. An InputError is meant only where it was raised from an error of torch or
+    of the system, which a damaged file or a full disk raises too; others name their file.
     """
     if isinstance(error, InputError):
-        error = error.__cause__ if isinstance(error.__cause__, RuntimeError) else None
+        error = error.__cause__ if isinstance(error.__cause__, (RuntimeError, OSError)) else None
     full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if isinstance(error, (RuntimeError, ImportError)):  # CUDA's OutOfMemoryError is the former
         full = NO_MEMORY.search(str(error))
     if not full:
         return ""
-    reason = one_line(re.split(r"\n|\. |: you tried", str(error))[0])
+    parts = re.split(r"\n|\. |: you tried", str(error))
+    reason = one_line(next(filter(NO_MEMORY.search, parts), parts[0]))
     if "start new thread" in reason:
         return (
             f"the system starts no more threads ({reason}); choose a smaller --threads, set "

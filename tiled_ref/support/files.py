@@ -84,6 +84,15 @@ def sync_folder(path):
         os.close(descriptor)
 
 
+def write_files(folder, files):
+    """Write files, {name: str or bytes}, into a folder, and remove what dead processes have left of
+    them. Raises InputError as `atomic_write`."""
+    remove_leftovers(folder, files)
+    for name, content in files.items():
+        with atomic_write(Path(folder, name), "w" if isinstance(content, str) else "wb") as file:
+            file.write(content)
+
+
 def make_folder(path):
     """Create a folder and those above it. Raises InputError unless it can be written to."""
     path = Path(path)
@@ -117,6 +126,16 @@ def open_regular(path, follow=True):
 # --------------------------------------------------- what takes the place of something else
 
 LEFTOVER = re.compile(r"\.(.+)\.([1-9]\d{0,9})\.(tmp|new|old)", re.DOTALL)
+
+
+class Names:
+    """The names that match a pattern, for `remove_leftovers`. Parameters: pattern, a regex."""
+
+    def __init__(self, pattern):
+        self._pattern = re.compile(pattern)
+
+    def __contains__(self, name):
+        return self._pattern.fullmatch(name) is not None
 
 
 def beside(path, ending):
@@ -154,8 +173,8 @@ def recover_folder(final):
 def remove_leftovers(folder, names):
     """Remove what dead processes have left of the files and folders of some names in a folder.
 
-    Parameters: folder; names, a set of what the program writes directly in it. Nothing else is
-    touched, and a folder that lost its name in `replace_folder` is given it back.
+    Parameters: folder; names, of what the program writes directly in it. Nothing else is touched,
+    and a folder that lost its name in `replace_folder` is given it back.
     """
     for path, final, ending in _leftovers(folder, names):
         if ending == "old":

@@ -10,12 +10,15 @@ import numpy as np
 
 from . import arrays
 from .errors import InputError
+from .option_types import SIDES
+
+SMALL = 16  # px; sigma may be as large on a map whose sides are smaller
 
 
-def gaussian_taps(sigma, dtype=np.float64):
+def gaussian_taps(sigma, dtype=np.float64, most=SIDES[-1]):
     """Half of a normalised Gaussian: the weights of the centre and of distances 1..radius.
 
-    Parameters: sigma in pixels, finite, > 0; dtype, float32 or float64.
+    Parameters: sigma in pixels, > 0, at most `most`; dtype, float32 or float64.
     Returns (radius + 1,) of dtype, radius = int(4 sigma + 0.5); w[0] + 2 sum(w[1:]) = 1
     up to rounding. Raises InputError for another sigma or dtype.
     Order of arithmetic: exp(-k^2 / (2 sigma^2)) in float64, divided by the float64 sum of all
@@ -26,10 +29,10 @@ def gaussian_taps(sigma, dtype=np.float64):
         raise InputError(f"the weights of a Gaussian are float32 or float64, not {dtype}")
     try:
         sigma = float(sigma)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         sigma = math.nan
-    if not (math.isfinite(sigma) and sigma > 0 and sigma * sigma > 0):
-        raise InputError("sigma must be a positive finite number of pixels")
+    if not (0 < sigma <= most and sigma * sigma > 0):
+        raise InputError(f"sigma must be a positive number of pixels, at most {most}, not {sigma}")
     radius = int(4.0 * sigma + 0.5)
     weights = [math.exp(-(k * k) / (2.0 * sigma * sigma)) for k in range(radius + 1)]
     total = 0.0
@@ -62,11 +65,12 @@ def seam_blur(maps, taps, rows, cols):
     return np.where(rows[:, None] | cols[None, :], blurred, maps)
 
 
-def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
+def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None, most=SMALL):
     """Blur some rows and columns of maps; all other pixels keep their bits.
 
-    Parameters: maps (N, H, W) float32 or float64, NumPy; sigma, pixels, > 0; rows (H,) and cols
-    (W,), bool: a pixel is blurred if its row or its column is True; impl; threads, int.
+    Parameters: maps (N, H, W) float32 or float64, NumPy; sigma, pixels, > 0 and at most the larger
+    side or `most`; rows (H,) and cols (W,), bool: a pixel is blurred if its row or column is True;
+    impl; threads, int.
     Returns (N, H, W), dtype of maps, a new array.
     Raises InputError for another sigma, KernelNotBuiltError where the kernel is not built.
 
@@ -77,7 +81,7 @@ def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None):
     the map is smaller than the radius).
     """
     arrays.check_impl(impl)
-    taps = gaussian_taps(sigma, maps.dtype)
+    taps = gaussian_taps(sigma, maps.dtype, max(most, *maps.shape[1:]))
     if impl == "numpy":
         return seam_blur(maps, taps, rows, cols)
     kernel = arrays.kernel("_seam_blur").seam_blur

@@ -5,9 +5,11 @@ import functools
 import re
 import shutil
 
-from .errors import InputError
+from .errors import InputError, shortened
 
 SEEDS, BATCHES, SIDES = range(1 << 63), range(1, (1 << 16) + 1), range(1, (1 << 20) + 1)
+STEPS = range(1, 100_001)
+MOST_TILES = 1 << 16  # of an image
 BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -17,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Raise InputError."""
-        raise InputError(f"{message}; see --help-all")
+        raise InputError(f"{shortened(message, 300)}; see --help-all")
 
 
 class Removed(argparse.Action):
@@ -66,8 +68,8 @@ def words(allowed):
     return f"a whole number of at least {allowed[0]} and at most {allowed[-1]:,}"
 
 
-seed, batch, side = map(whole, (SEEDS, BATCHES, SIDES))
-steps, pixels = whole(range(1, 100_001)), whole(range(1, 1 << 40))
+seed, batch, side, steps = map(whole, (SEEDS, BATCHES, SIDES, STEPS))
+pixels = whole(range(1, 1 << 40))
 percentile = functools.partial(
     parse, kind=float, wanted="a number above 0 and at most 100", fits=lambda p: 0 < p <= 100
 )
