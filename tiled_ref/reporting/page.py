@@ -20,6 +20,7 @@ from ..support.files import write_files
 from ..support.progress import bytes_text
 from . import paper
 from .collection import Collection
+from .detection import detection
 from .drawing import render, svg
 from .drawing.axes import MINUS
 from .figures import all_figures, figure_files
@@ -50,6 +51,8 @@ def write_report(out):
     folder = out / "report"
     collection = Collection(out)
     tables = all_tables(collection.results, collection.defects())
+    kinds = grouped(collection.results, "dataset", "arch")
+    tables += filter(None, (detection(collection, *kind) for kind in kinds))
     figures, notes = all_figures(collection)
     for path in collection.without:
         notes.append(

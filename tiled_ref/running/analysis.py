@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import metrics
+from ..marks import enlarge, marks
 from ..support.errors import InputError
 from . import stored_images
 from .pieces import ANALYSIS
@@ -24,6 +25,7 @@ ARRAYS = {  # of analysis.npz, see CellAnalysis
     "recall": ("float32", "R", len(FPRS)), "fpr_thresholds": ("float64", len(FPRS)),
     "zooms": ("uint8", "pixels"), "zooms_shapes": ("int64", "Z", 2), "map_size": ("int64", 2),
     "digest": ("uint8", "text"), "identity?": ("uint8", "hex"),
+    "mark_pixels?": ("int64", "N"), "marked?": ("float32", "R"),
     **{f"{name}?": ("float64", 2, name) for name in CURVES},
 }  # fmt: skip
 
@@ -47,6 +49,9 @@ class CellAnalysis:
     map_size: tuple  # (height, width) of a map in pixels
     digest: str  # CategoryImages.digest
     identity: str = ""  # of the run, see results.cell_identity; older files have none
+    # Of older files, and without a pixel threshold, None:
+    mark_pixels: np.ndarray = None  # int64 (N,), pixels of the image in marks, see `marks`
+    marked: np.ndarray = None  # float32 (R,), the part of each defect's pixels in marks
 
 
 def save_analysis(folder, maps, scores, images, setup, options, thresholds, identity=""):
@@ -66,6 +71,9 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds, iden
         "digest": np.frombuffer(analysis.digest.encode(), np.uint8),
         "identity": np.frombuffer(identity.encode(), np.uint8),
     }  # fmt: skip
+    for name in ("mark_pixels", "marked"):
+        if getattr(analysis, name) is not None:
+            arrays[name] = getattr(analysis, name)
     for name in CURVES:
         curve = getattr(analysis, name)
         if curve is not None:
@@ -93,6 +101,7 @@ def load_analysis(folder):
             zooms=stored_images.unpacked("zooms", data), map_size=tuple(map(int, data["map_size"])),
             digest=data["digest"].tobytes().decode(),
             identity=data["identity"].tobytes().decode() if "identity" in data else "",
+            mark_pixels=data.get("mark_pixels"), marked=data.get("marked"),
         )  # fmt: skip
 
 
@@ -124,6 +133,7 @@ def analyse(maps, scores, images, setup, options, thresholds):
         for window in stored_images.zoom_windows(images, options):
             detail = maps[window.image][window.within(setup.image_size)]
             zooms.append(shade(detail.astype(np.float64), dark, pixel_threshold, high))
+    mark_pixels, marked = marked_pixels(maps, images, thresholds, options)
     small = (stored_images.reduce_mean(image_map) for image_map in maps)
     return CellAnalysis(
         scores, thresholds["image"]["threshold"], pixel_threshold, low, high,
@@ -131,6 +141,7 @@ def analyse(maps, scores, images, setup, options, thresholds):
         image_roc=image_roc(scores, labels), pixel_roc=pixel_roc, pro=pro,
         recall=recall, fpr_thresholds=fpr_thresholds,
         zooms=zooms, map_size=tuple(setup.image_size), digest=images.digest,
+        mark_pixels=mark_pixels, marked=marked,
     )  # fmt: skip
 
 
@@ -220,6 +231,31 @@ def region_recall(maps, images, thresholds, options):
         hits = [np.bincount(numbers, at[:, t], len(areas)) for t in range(len(thresholds))]
         parts.append((np.stack(hits, -1) / areas[:, None]).astype(np.float32))
     return np.concatenate(parts)
+
+
+def marked_pixels(maps, images, thresholds, options):
+    """What the marks cover, at the images' own sizes.
+
+    Parameters: maps float32 (N, H, W); images, a CategoryImages; thresholds, see
+    thresholds.find_thresholds; options, whose rules hold the region of interest.
+    Returns int64 (N,), pixels of each image in marks, and float32 (R,), the part of each defect's
+    pixels in marks, more than 0 where the defect is localised; None twice without a pixel threshold.
+    """
+    if thresholds["pixel"] is None:
+        return None, None
+    pixels, parts = [], [np.zeros(0, np.float32)]
+    for k, (image_map, sample) in enumerate(zip(maps, images.category.test)):
+        large = enlarge(image_map, sample.read_size())
+        covered = marks(
+            large, thresholds["pixel"]["threshold"], thresholds["min_area"], options.rules.roi,
+            options.impl,
+        ) > 0  # fmt: skip
+        pixels.append(int(covered.sum()))
+        if sample.label and images.category.has_masks:
+            regions = stored_images.regions_of(images.original_mask(k), options).ravel()
+            hits, areas = np.bincount(regions, covered.ravel())[1:], np.bincount(regions)[1:]
+            parts.append((hits / areas).astype(np.float32))
+    return np.array(pixels, np.int64), np.concatenate(parts)
 
 
 def image_roc(scores, labels):
