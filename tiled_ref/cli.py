@@ -18,7 +18,7 @@ import torch
 from . import __version__
 from .data import DATASETS
 from .data.decoding import pixel_limit
-from .data.disk import counted, nfc
+from .data.disk import counted, nfc, printable
 from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
@@ -40,6 +40,7 @@ from .running.sweep import (
     exit_status,
     gather,
 )
+from .serving.export import check_file, export
 from .serving.outputs import MAPS, PICTURES, PredictOptions
 from .serving.predict import run_predict
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
@@ -114,7 +115,7 @@ def main(argv=None):
             if args.explain is not None:
                 args.command = explain_image
             if args.load is not None or args.predict is not None:
-                args.command = predict_images
+                args.command = predict_images if args.export is None else export_ensemble
             if args.max_pixels:
                 stack.enter_context(pixel_limit(args.max_pixels))
             shared = args.command is run  # anything else is done by one process
@@ -273,6 +274,9 @@ def _serving(add):
     add("--predict", metavar="FILE|FOLDER|-",
         help="score an image, all images below a folder, or the paths on standard input, one a "
         "line or separated by NUL")
+    add("--export", type=Path, metavar="FILE.pt2",
+        help="write the ensemble as one torch.export program, from an image to map, score and "
+        "verdict, which runs with torch alone on the --device")
     add("--pictures", default="anomalous", choices=PICTURES, metavar="|".join(PICTURES),
         help="draw mask, heat map and contours of these images (default anomalous)")
     add("--save-maps", choices=MAPS, metavar="|".join(MAPS),
@@ -365,7 +369,13 @@ NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
     "--share-features",
 }  # fmt: skip
-PREDICTION = {"--load", "--predict", "--pictures", "--save-maps", "--allow-version-change"}
+PREDICTION = {
+    "--load", "--predict", "--export", "--pictures", "--save-maps", "--allow-version-change",
+}  # fmt: skip
+EXPORT = {
+    "--load", "--export", "--allow-version-change", "--weights", "--device", "--precision",
+    "--quiet", "--debug",
+}  # fmt: skip
 SHARED = {
     "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
     "--memory", "--precision", "--max-pixels",
@@ -383,16 +393,7 @@ def predict_images(args):
     _check_kernels(args.impl)
     progress = Progress(quiet=args.quiet)
     out = args.out if "--out" in args.given else Path("predictions")
-    ensemble = TiledEnsemble.load(
-        args.load,
-        weights=None if args.weights == "auto" else args.weights,
-        device=resolve_device(args.device),
-        batch_size=args.batch_size,
-        allow_version_change=args.allow_version_change,
-        precision=args.precision,
-        progress=progress.stage(f"check the ensemble {args.load}"),
-        say=progress.note,
-    )
+    ensemble = _load_ensemble(args, progress)
     without = "the ensemble has no thresholds: scores only, no verdicts and no pictures"
     progress.note(describe(ensemble.thresholds) if ensemble.thresholds else without)
     make_folder(out)
@@ -404,6 +405,39 @@ def predict_images(args):
     images = "image" if total == 1 else "images"
     print(f"{total} {images}: {', '.join(parts)}; see {out / 'predictions.csv'}")
     return EXIT_INPUT if count["errors"] else 0
+
+
+def export_ensemble(args):
+    """Write a saved ensemble as one program; returns the exit status. Raises InputError."""
+    if args.load is None or args.predict is not None:
+        raise InputError("--export FILE.pt2 needs --load DIR and excludes --predict")
+    _refuse(args.given - EXPORT, "does not apply to --export; leave it out")
+    check_file(args.export)
+    progress = Progress(quiet=args.quiet)
+    ensemble = _load_ensemble(args, progress)
+    progress.note("export: trace the program and write it")
+    export(ensemble, args.export)
+    height, width = ensemble.setup.image_size
+    verdict = ", verdict" if ensemble.thresholds else " (no verdict without thresholds)"
+    print(
+        f"{printable(args.export)}: {args.export.stat().st_size:,} bytes, from an RGB image uint8 "
+        f"(1, 3, {height}, {width}) to map, score{verdict}"
+    )
+    return 0
+
+
+def _load_ensemble(args, progress):
+    """The ensemble that --load names."""
+    return TiledEnsemble.load(
+        args.load,
+        weights=None if args.weights == "auto" else args.weights,
+        device=resolve_device(args.device),
+        batch_size=args.batch_size,
+        allow_version_change=args.allow_version_change,
+        precision=args.precision,
+        progress=progress.stage(f"check the ensemble {args.load}"),
+        say=progress.note,
+    )
 
 
 def explain_image(args):
