@@ -1,7 +1,7 @@
 """A whole ensemble as one program of torch: it predicts the same where this package is missing."""
 
-import errno
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -180,19 +180,17 @@ def test_another_size_is_refused_by_the_program(cases, tmp_path):
         run(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
-def test_a_file_is_replaced_only_when_the_new_one_is_complete(saved, tmp_path, monkeypatch, capsys):
+def test_a_file_is_replaced_only_when_the_new_one_is_complete(saved, tmp_path, capsys):
     path, folder = tmp_path / "part.pt2", saved[0]
     path.write_bytes(b"an earlier one")
-    write = exporting.torch.export.save
-
-    def full(program, file):
-        write(program, file)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part.pt2")
-
-    monkeypatch.setattr(exporting.torch.export, "save", full)
-    assert command(folder, "--export", path) == 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        assert command(folder, "--export", path) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"cannot write {path}: File too large" in capsys.readouterr().err
     assert path.read_bytes() == b"an earlier one" and os.listdir(tmp_path) == ["part.pt2"]
-    monkeypatch.undo()
     assert command(folder, "--export", path) == 0
     assert path.stat().st_size > 1e6 and os.listdir(tmp_path) == ["part.pt2"]
 

@@ -6,6 +6,7 @@
     verdict  bool (1,), score >= threshold
 """
 
+import os
 import warnings
 from pathlib import Path
 
@@ -56,6 +57,21 @@ class Program(torch.nn.Module):
         return merged, score, score.double() >= self.threshold
 
 
+class _Guarded:
+    """A file that keeps the error of a write for later: torch's writer ends the process on one."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data):
+        try:
+            if self.error is None:
+                self.file.write(data)
+        except BaseException as error:  # an interrupt too
+            self.error = error
+        return len(data)
+
+
 def check_file(path):
     """Raise InputError unless a program can be written to a path."""
     path = Path(path)
@@ -66,6 +82,8 @@ def check_file(path):
         raise InputError(f"{named} is a folder; name a file")
     if not path.parent.is_dir():
         raise InputError(f"{named}: there is no folder {printable(path.parent)}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{named}: the folder cannot be written to; name another one")
 
 
 def export(ensemble, path):
@@ -92,4 +110,6 @@ def export(ensemble, path):
     with atomic_write(path, "wb") as file, warnings.catch_warnings():
         # Of weights in the channels-last layout; they are written whole.
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
-        torch.export.save(program, file)
+        torch.export.save(program, guarded := _Guarded(file))
+        if guarded.error is not None:
+            raise guarded.error
