@@ -18,7 +18,7 @@ import torch
 from . import __version__
 from .data import DATASETS
 from .data.decoding import pixel_limit
-from .data.disk import counted, nfc
+from .data.disk import counted, nfc, printable
 from .ensemble import TiledEnsemble
 from .marks import read_roi
 from .models import MODELS
@@ -42,6 +42,7 @@ from .running.sweep import (
     gather,
 )
 from .serving.calibrate import run_calibrate
+from .serving.export import check_file, export
 from .serving.outputs import MAPS, PICTURES, PredictOptions, with_given
 from .serving.predict import run_predict
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
@@ -114,8 +115,11 @@ def main(argv=None):
             args.given = {w.partition("=")[0] for w in words if w.startswith("--")} - {"--"}
             if args.explain is not None:
                 args.command = explain_image
-            if args.load or args.predict or args.calibrate:
-                args.command = calibrate if args.calibrate else predict_images
+            if args.load is not None or args.given & LOADED.keys():
+                args.command = (
+                    export_ensemble if args.export else calibrate if args.calibrate
+                    else predict_images
+                )  # fmt: skip
             if args.max_pixels:
                 stack.enter_context(pixel_limit(args.max_pixels))
             # Several processes share a run; anything else is done by one.
@@ -290,6 +294,9 @@ def _serving(add):
     add("--calibrate", metavar="FOLDER",
         help="score a folder of normal images, or one with good/ and <defect>/, print false alarms "
         "against misses, and keep the thresholds of --false-alarms (default 0) in the ensemble")
+    add("--export", type=Path, metavar="FILE.pt2",
+        help="write the ensemble as one torch.export program, from an image to map, score and "
+        "verdict, which runs with torch alone on the --device")
     add("--pictures", default="anomalous", choices=PICTURES, metavar="|".join(PICTURES),
         help="draw mask, heat map and contours of the images that are anomalous or have marks, "
         "of all or of none (default anomalous)")
@@ -383,29 +390,35 @@ NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
     "--share-features", "--false-alarms", "--min-area", "--roi",
 }  # fmt: skip
-POINT = {"--threshold", "--pixel-threshold"}
-PREDICTION = {
-    "--load", "--predict", "--pictures", "--save-maps", "--allow-version-change", "--calibrate",
-} | POINT  # fmt: skip
-SHARED = {
-    "--out", "--weights", "--device", "--batch-size", "--impl", "--threads", "--quiet", "--debug",
-    "--memory", "--precision", "--max-pixels", "--min-area", "--roi",
+ALWAYS = {
+    "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet", "--debug",
 }  # fmt: skip
+SHARED = {
+    "--out", "--batch-size", "--impl", "--threads", "--memory", "--max-pixels", "--min-area",
+    "--roi",
+}  # fmt: skip
+POINT = {"--threshold", "--pixel-threshold", "--pictures", "--save-maps"}
+LOADED = {  # what a saved ensemble is for, and the options that go with it
+    "--predict": SHARED | POINT,
+    "--calibrate": SHARED | {"--false-alarms"},
+    "--export": set(),
+}
+PREDICTION = {"--load", "--allow-version-change", *POINT, *LOADED}
 
 
 def _load_ensemble(args, progress):
     """The ensemble of --load. Raises InputError, also for options that do not apply to it."""
-    if args.load is None or (args.predict is None) == (args.calibrate is None):
-        raise InputError(
-            "--load DIR needs one of --predict FILE|FOLDER|- and --calibrate FOLDER, and they need "
-            "--load; give both"
-        )
-    apart = POINT | {"--pictures", "--save-maps"} if args.calibrate else {"--false-alarms"}
-    _refuse(args.given & apart, f"does not go with --{'calibrate' if args.calibrate else 'predict'}")
+    modes = sorted(args.given & LOADED.keys())
+    if args.load is None or len(modes) != 1:
+        raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}; give both")
+    others = args.given - ALWAYS - LOADED[modes[0]] - {*modes}
+    _refuse(others & (PREDICTION | SHARED), f"does not go with {modes[0]}; leave it out")
     _refuse(
-        args.given - PREDICTION - SHARED - {"--false-alarms"},
+        others,
         "does not apply to a saved ensemble, which keeps what it was trained with; leave it out",
     )
+    if args.export:
+        check_file(args.export)
     _check_kernels(args.impl)
     return TiledEnsemble.load(
         args.load,
@@ -428,12 +441,11 @@ def predict_images(args):
         ensemble.thresholds, args.threshold, args.pixel_threshold, args.min_area
     )
     ensemble.roi = ensemble.roi if args.roi is None else read_roi(args.roi)
-    without = "the ensemble has no thresholds: scores only, no verdicts and no pictures"
+    notes = ["the ensemble has no thresholds: scores only, no verdicts and no pictures"]
     if ensemble.thresholds:
-        for note in describe(ensemble.thresholds), *doubts(ensemble.thresholds):
-            progress.note(note)
-    else:
-        progress.note(without)
+        notes = [describe(ensemble.thresholds), *doubts(ensemble.thresholds)]
+    for note in notes:
+        progress.note(note)
     make_folder(out)
     options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):
@@ -474,6 +486,21 @@ def calibrate(args):
         progress.note(note)
     if not args.quiet:
         print(f"\nThe row * is stored in {args.load}; see {out / 'calibration.csv'}")
+    return 0
+
+
+def export_ensemble(args):
+    """Write a saved ensemble as one program; returns the exit status. Raises InputError."""
+    progress = Progress(quiet=args.quiet)
+    ensemble = _load_ensemble(args, progress)
+    progress.note("export: trace the program and write it")
+    export(ensemble, args.export)
+    height, width = ensemble.setup.image_size
+    verdict = ", verdict" if ensemble.thresholds else " (no verdict without thresholds)"
+    print(
+        f"{printable(args.export)}: {args.export.stat().st_size:,} bytes, from an RGB image uint8 "
+        f"(1, 3, {height}, {width}) to map, score{verdict}"
+    )
     return 0
 
 

@@ -24,6 +24,7 @@ from .marks import locations_seen
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
 from .setups import Recipe
+from .support.devices import to_device, to_host
 from .support.errors import InputError
 from .support.progress import Progress
 
@@ -77,7 +78,7 @@ def each_location(
         stage = progress.stage(f"predict{where}", pixels * len(tiles))
         for rows in slices(len(test), recipe.batch_size):
             maps, scores = model.predict(tiles[rows])  # Eq. 4
-            yield location, rows, maps.cpu().numpy(), scores.cpu().numpy()
+            yield location, rows, *to_host(maps, scores)
             stage(rows.stop, len(test))
 
 
@@ -136,15 +137,10 @@ class LocationImages:
         tiles = []
         for location in self.locations:
             rows, cols = self.grid.window(*location)
-            part = host_tensor(self.images[:, :, rows, cols][indices])
-            tiles.append(self.grid.pad_tile(normalize(part.to(self.device))))
+            part = to_device(self.images[:, :, rows, cols][indices], self.device)
+            tiles.append(self.grid.pad_tile(normalize(part)))
         forget_pages(self.images)
         return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
-
-
-def host_tensor(images):
-    """uint8 images (B, 3, h, w), array or tensor, as a CPU tensor; an array may be read-only."""
-    return images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
 
 
 def collect(predictions, grid, n):

@@ -160,21 +160,20 @@ class TileGrid:
         Source: Sec. 3.3, "a pixel-wise averaging strategy is applied on overlapping regions".
         """
         self.check_tiles(tiles)
-        shape = (*tiles.shape[2:-2], *self.image_size)
-        if isinstance(tiles, torch.Tensor):
-            image = tiles.new_empty(shape)
-        else:
-            image = np.empty(shape, tiles.dtype)
+        join = torch.cat if isinstance(tiles, torch.Tensor) else np.concatenate
         (H, W), (sh, sw) = self.image_size, self.stride
+        bands = []
         for top, bottom, tile_rows in _pieces(H, self.tile_size[0], sh, self.rows):
+            pieces = []
             for left, right, tile_cols in _pieces(W, self.tile_size[1], sw, self.cols):
                 parts = [
                     tiles[i, j][..., top - i * sh : bottom - i * sh, left - j * sw : right - j * sw]
                     for i in tile_rows
                     for j in tile_cols
                 ]
-                image[..., top:bottom, left:right] = _pairwise_sum(parts) / len(parts)
-        return image
+                pieces.append(_pairwise_sum(parts) / len(parts))
+            bands.append(join(pieces, -1))  # (..., bottom - top, W)
+        return join(bands, -2)
 
     def scaled(self, factor):
         """The same grid on a feature map that is `factor` times smaller, a whole number >= 1.

@@ -19,7 +19,8 @@ ROOMS = {
     "merging": "support",
     "smoothing": "support",
     "metrics": "support",
-    "thresholds": "data support",
+    "marks": "metrics models data support",
+    "thresholds": "marks data support",
     "setups": "tiling models support",
     "archive": "setups thresholds models data support",
     "ensemble": "archive setups thresholds smoothing merging models data support",
@@ -28,7 +29,7 @@ ROOMS = {
     "models.search data tiling support",
     "reporting.drawing": "metrics data support",
     "running": "ensemble archive thresholds metrics models data support",
-    "serving": "running archive thresholds models data reporting.drawing support",
+    "serving": "running archive thresholds smoothing models data reporting.drawing support",
     "reporting": "running ensemble setups thresholds smoothing merging models data "
     "reporting.drawing support",
     "cli": "serving running reporting ensemble setups thresholds models data support",

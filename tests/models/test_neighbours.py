@@ -61,6 +61,21 @@ def test_nearest_finds_what_the_product_cannot_tell(rng, monkeypatch):
     assert searched
 
 
+def test_on_other_devices_nothing_depends_on_the_data(rng, monkeypatch):
+    """No second search: a vector found is farther than the nearest by the product's rounding."""
+    bank = rng.standard_normal((300, 64)).astype(np.float32)
+    queries = np.concatenate([bank[:20], rng.standard_normal((20, 64)).astype(np.float32)])
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for name in ("_search_one", "search_each"):
+        monkeypatch.delattr(neighbours, name)
+    monkeypatch.setattr(torch, "nonzero", None)
+    banks = neighbours.Banks([torch.from_numpy(bank)], torch.device("cpu"), "cython")
+    distances, indices = banks.nearest(torch.from_numpy(queries)[None])
+    expected_distances, expected = brute_force(queries, bank, 1)
+    assert np.array_equal(indices[0], expected[:, 0])
+    np.testing.assert_allclose(distances[0], expected_distances[:, 0], rtol=1e-13)
+
+
 def test_nearest_does_not_trust_a_product_of_lower_precision(rng):
     bank = rng.standard_normal((300, 64)).astype(np.float32)
     queries = rng.standard_normal((40, 64)).astype(np.float32)

@@ -53,7 +53,7 @@ def test_embedding_repeats_deeper_layers_onto_the_grid_of_layer1(pictures):
 
 def test_a_layer_without_a_chosen_channel_is_passed_over(pictures):
     model = Padim(ThreeLayers(), (64, 64), seed=1, device="cpu", n_channels=2)
-    model.channels = torch.tensor([300, 3])  # none of layer2
+    model.channels = [300, 3]  # none of layer2
     layer1, _, layer3 = ThreeLayers()(pictures)
     embedding = model.embed(pictures)
     assert torch.equal(embedding[:, 1], layer1[:, 3])
@@ -64,7 +64,7 @@ def test_covariance_is_eq_1(pictures, monkeypatch):
     """Eq. 1: Sigma = 1/(N-1) sum (x - mu)(x - mu)^T + eps I, scalar loops in float64."""
     monkeypatch.setattr(padim, "D", 3)
     model = Padim(ThreeLayers(), (64, 64), seed=1, device="cpu", batch_size=5)
-    model.channels = torch.tensor([0, 100, 300])
+    model.channels = [0, 100, 300]
     model.fit(Images(pictures))
     x = model.embed(pictures).double().numpy()  # (N, 3, 16, 16)
     n, d = x.shape[:2]

@@ -13,7 +13,7 @@ from ..ensemble import Forgotten, collect, each_location, merge
 from ..setups import Recipe, Setup
 from . import backbone, formulas, images, padim
 from .compare import close
-from .inputs import grid_array, tensor, tile_grid
+from .inputs import grid_array, tile_grid
 from .numbers import Numbers
 from .stage import Case, Mistake, Stage, Weights
 
@@ -48,7 +48,7 @@ def _images(draw, n, height, width):
 class GivenChannels(Recipe):
     """A recipe of PaDiM that does not draw its channels."""
 
-    channels: torch.Tensor = None  # int64 (D,)
+    channels: list = None  # D ints
 
     def model(self, network, device):
         """A fresh model with these channels."""
@@ -62,7 +62,7 @@ def _compute(inputs):
     setup = Setup("golden", "ENS", grid.image_size, grid.tile_size, grid.stride)
     recipe = GivenChannels(
         setup, seam_width=float(inputs["width"]), seam_sigma=float(inputs["sigma"]),
-        channels=tensor(inputs["channels"]),
+        channels=inputs["channels"].tolist(),
     )  # fmt: skip
     network, device = backbone.network(inputs["weights"]), torch.device("cpu")
     train, test = inputs["train"], inputs["test"]

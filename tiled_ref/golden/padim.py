@@ -36,7 +36,7 @@ def _embedding_cases():
 
 def _embedding(inputs):
     padim = _padim(given_layers(inputs))
-    padim.channels = tensor(inputs["channels"])
+    padim.channels = inputs["channels"].tolist()
     return {"embedding": padim.embed(places(len(inputs["layer1"]))).numpy()}
 
 

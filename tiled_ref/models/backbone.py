@@ -8,6 +8,8 @@ is torchvision's; its weights come from `tiled_ref.models.weights`. Without laye
 import torch
 import torchvision
 
+from ..support.devices import on_cpu
+
 # Pixels of the input per position of each layer's feature map, and channels.
 FEATURE_STRIDE = {"layer1": 4, "layer2": 8, "layer3": 16}
 CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}
@@ -31,7 +33,7 @@ def chunks(images, size=CHUNK):
     on other devices.
     Returns a tuple of tensors (b, ...).
     """
-    return images.split(1 if images.device.type == "cpu" else size)
+    return images.split(1 if on_cpu(images.device) else size)
 
 
 class ResNet18Features(torch.nn.Module):

@@ -27,7 +27,7 @@ def unpack(packed):
     places = torch.empty(d, d, dtype=torch.int64, device=packed.device)
     rows, cols = torch.triu_indices(d, d, device=packed.device)
     places[rows, cols] = places[cols, rows] = torch.arange(len(rows), device=packed.device)
-    return packed[:, places.flatten()].view(len(packed), d, d)
+    return packed.index_select(1, places.flatten()).view(len(packed), d, d)
 
 
 def mahalanobis(x, mean, packed):

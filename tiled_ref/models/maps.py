@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ..support import arrays
+from ..support.devices import on_cpu
 from ..support.gaussian import SMALL, blur_rows_and_columns, gaussian_taps, reflected
 from .backbone import chunks
 
@@ -28,7 +29,7 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
     Source: PaDiM (Defard et al., arXiv:2011.08785) and PatchCore (Roth et al.,
     arXiv:2106.08265) smooth their maps with sigma 4.
     """
-    if maps.device.type == "cpu":
+    if on_cpu(maps.device):
         everything = (np.ones(side, bool) for side in maps.shape[1:])
         array, threads = maps.detach().numpy(), arrays.thread_count()
         return torch.from_numpy(blur_rows_and_columns(array, sigma, *everything, impl, threads))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..support.devices import on_cpu
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from .base import Model
@@ -63,8 +64,7 @@ class Padim(Model):
         of = sum(channels_of(backbone).values())
         if n_channels not in range(1, of + 1):
             raise InputError(f"n_channels must be between 1 and {of}, not {n_channels!r}")
-        channels = channel_choice(self.seed, n_channels, of)
-        self.channels = torch.tensor(channels, device=self.device)
+        self.channels = channel_choice(self.seed, n_channels, of)
         self.impl = impl
         self.mean = self.grid = None
         self._packs = self.device.type == "cpu"
@@ -104,9 +104,9 @@ class Padim(Model):
             first = 0  # where the layer starts in the concatenation of all three
             for layer in layers:
                 after = first + layer.shape[1]
-                mine = torch.where((self.channels >= first) & (self.channels < after))[0]
-                if len(mine):
-                    chosen = layer[:, self.channels[mine] - first]  # fewer to enlarge
+                mine = [k for k, c in enumerate(self.channels) if first <= c < after]
+                if mine:
+                    chosen = layer[:, [self.channels[k] - first for k in mine]]  # fewer to enlarge
                     part[:, mine] = F.interpolate(chosen, size=size)  # nearest
                 first = after
             parts.append(part)
@@ -169,11 +169,11 @@ class Padim(Model):
         Returns maps float32 (B, H, W) in units of standard deviations, >= 0, and scores
         float32 (B,), the maximum of each map.
         """
-        if self._packs:
+        if on_cpu(self.device):
             own = {"mean": self.mean, "packed": self._inverses}
             return self._maps(self._distances([own], features[0]))
         x = by_position(features[0], torch.float32)  # (P, B, D)
-        return self._maps(batched_mahalanobis(x, self.mean, self._inverses).T)
+        return self._maps(batched_mahalanobis(x, self.mean, self.precision).T)
 
     def _distances(self, states, embedding):
         """Float32 (L * B, P) of embedding (L * B, D, hf, wf) and L states, on the CPU."""
@@ -195,7 +195,7 @@ class Padim(Model):
         """The heads of the models with these states in one function, on a CPU; see
         tiled_ref.models."""
         self.grid = tuple(states[0]["grid"].tolist())
-        self.channels = states[0]["channels"]
+        self.channels = states[0]["channels"].tolist()
         return torch.no_grad()(lambda features: self._maps(self._distances(states, features[0])))
 
     def state(self):
@@ -204,7 +204,7 @@ class Padim(Model):
         return {
             "mean": self.mean.cpu(),
             "packed": self._inverses if self._packs else pack(self._inverses).cpu(),
-            "channels": self.channels.cpu(),
+            "channels": torch.tensor(self.channels),
             "grid": torch.tensor(self.grid),
         }
 
@@ -213,7 +213,7 @@ class Padim(Model):
         self.mean = state["mean"].to(self.device)
         packed = state["packed"].to(self.device)
         self._inverses = packed if self._packs else unpack(packed)
-        self.channels = state["channels"].to(self.device)
+        self.channels = state["channels"].tolist()
         self.grid = tuple(state["grid"].tolist())
 
 

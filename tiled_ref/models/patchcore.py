@@ -73,7 +73,17 @@ class PatchCore(Model):
         super().__init__(backbone, output_size, **options)
         self.start, self.ratio, self.n_neighbours = start, ratio, n_neighbours
         self.impl = impl
-        self.bank = self.chosen = self.grid = self.banks = None
+        self.banks = self.chosen = self.grid = None
+
+    @property
+    def bank(self):
+        """float32 (M, 384) on the device; None before fit."""
+        return self.banks and self.banks.banks[0]
+
+    @bank.setter
+    def bank(self, vectors):
+        """Takes vectors float32 (M, 384)."""
+        self.banks = self._banks([vectors])
 
     def n_learnt(self, n_images):
         """Numbers kept after training: the vectors of the bank."""
@@ -133,7 +143,6 @@ class PatchCore(Model):
             progress and (lambda done, total: progress(done, total, "coreset")),
         )  # fmt: skip
         self.bank = table[self.chosen]  # (M, 384)
-        self.banks = None
 
     @torch.no_grad()
     def head(self, features):
@@ -146,8 +155,6 @@ class PatchCore(Model):
         Returns maps float32 (B, H, W), the patches' distances enlarged by nearest neighbour
         and blurred with sigma 4 px, and scores float32 (B,), Eq. 7.
         """
-        if self.banks is None:
-            self.banks = self._banks([self.bank])
         return self._head(self.banks, features[0])
 
     def joint_head(self, states):
@@ -157,8 +164,7 @@ class PatchCore(Model):
         return torch.no_grad()(lambda features: self._head(banks, features[0]))
 
     def _banks(self, banks):
-        compiled = self.impl == "cython" and self.device.type == "cpu"
-        return Banks(banks, self.device, compiled)
+        return Banks(banks, self.device, self.impl)
 
     def _head(self, banks, embedding):
         """Maps (L * B, H, W) and scores (L * B,) of embedding (L * B, 384, hf, wf)."""
@@ -187,8 +193,7 @@ class PatchCore(Model):
 
     def load_state(self, state):
         """The inverse of state()."""
-        self.bank = state["bank"].to(self.device)
-        self.banks = None
+        self.bank = state["bank"]
         self.chosen = state["chosen"].to(self.device)
         self.grid = tuple(state["grid"].tolist())
 

@@ -13,7 +13,8 @@ import torch
 
 from ..data.images import normalize
 from ..data.reading import forget_pages
-from ..ensemble import Forgotten, collect, host_tensor, merge, slices
+from ..ensemble import Forgotten, collect, merge, slices
+from ..support.devices import to_device, to_host
 from ..support.memory import TensorMeter
 
 MEMORY_MODES = ("low", "resident")
@@ -53,14 +54,15 @@ class Engine:
 class Resident:
     """The models of all locations, on the device together.
 
-    Parameters: ensemble, a TiledEnsemble; states, location -> state, of all its locations.
+    Parameters: ensemble, a TiledEnsemble; states, location -> state, of all its locations; joint,
+    whether the heads are one function where that is faster.
     """
 
-    def __init__(self, ensemble, states):
+    def __init__(self, ensemble, states, joint=True):
         self.recipe, self.device = ensemble.recipe, ensemble.device
         self.locations = list(ensemble.setup.models)
         self.joint, self.heads = None, [ensemble.make_model()]
-        if self.device.type == "cpu" and hasattr(self.heads[0], "joint_head"):
+        if joint and self.device.type == "cpu" and hasattr(self.heads[0], "joint_head"):
             self.joint = self.heads[0].joint_head([states[place] for place in self.locations])
             return
         self.heads += [ensemble.make_model() for _ in self.locations[1:]]
@@ -73,19 +75,23 @@ class Resident:
         Parameters: images uint8 (B, 3, H, W), on the host; a batch has as many tiles as one of
         low mode, at least those of one image.
         """
-        n_locations = len(self.locations)
-        for rows in slices(len(images), max(1, self.recipe.batch_size // n_locations)):
-            features = self.heads[0].features(self.tiles(images[rows]))
-            n = len(features[0]) // n_locations
-            parts = [[layer[k * n : (k + 1) * n] for layer in features] for k in range(n_locations)]
-            if self.joint:
-                found = zip(*(part.split(n) for part in self.joint(features)))
-            else:
-                found = (model.head(part) for model, part in zip(self.heads, parts))
-            for location, (maps, scores) in zip(self.locations, found):
-                yield location, rows, maps.cpu().numpy(), scores.cpu().numpy()
+        for rows in slices(len(images), max(1, self.recipe.batch_size // len(self.locations))):
+            for location, found in zip(self.locations, self.found(images[rows])):
+                yield location, rows, *to_host(*found)
             if progress:
                 progress(rows.stop, len(images))
+
+    def found(self, images):
+        """For each location maps (B, h, w) and scores (B,), on the device.
+
+        Parameters: images uint8 (B, 3, H, W).
+        """
+        features = self.heads[0].features(self.tiles(images))
+        n = len(features[0]) // len(self.locations)
+        if self.joint:
+            return zip(*(part.split(n) for part in self.joint(features)))
+        parts = zip(*(layer.split(n) for layer in features))
+        return (model.head(part) for model, part in zip(self.heads, parts))
 
     def tiles(self, images):
         """Normalised, padded tiles of all models, on the device: float32 (T * B, 3, h, w).
@@ -93,7 +99,7 @@ class Resident:
         The images, uint8 (B, 3, H, W), go to the device once, and each pixel is normalised once.
         """
         grid = self.recipe.setup.input_grid
-        batch = normalize(host_tensor(images).to(self.device))
+        batch = normalize(to_device(images, self.device))
         forget_pages(images)
         windows = (grid.window(*location) for location in grid.locations())
         return torch.cat([grid.pad_tile(batch[..., rows, cols]) for rows, cols in windows])

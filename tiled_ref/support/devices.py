@@ -1,4 +1,5 @@
-"""Devices: the names that --device takes, and the device that this process gets."""
+"""Devices: the names that --device takes, the device that this process gets, and the ways there
+and back."""
 
 import argparse
 import re
@@ -33,3 +34,20 @@ def resolve_device(name, ranks=None):
         if device.index is None and ranks is not None and ranks.size > 1:
             device = torch.device("cuda", ranks.local_rank % count)
     return device
+
+
+def on_cpu(device):
+    """Whether a torch.device is a CPU, where kernels and NumPy work and an image's bits depend on
+    nothing else. While torch.export traces, a CPU is like any other device: torch alone works."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def to_device(array, device):
+    """An array (...) or CPU tensor, any dtype, on a device; an array, which may be read-only, is
+    copied."""
+    return (array if isinstance(array, torch.Tensor) else torch.tensor(array)).to(device)
+
+
+def to_host(*tensors):
+    """Tensors (...), any dtype, of any device as NumPy arrays."""
+    return [tensor.cpu().numpy() for tensor in tensors]

@@ -1,5 +1,6 @@
 """Peak memory of a run: on a GPU what torch allocated, on a CPU what the process held."""
 
+import math
 import sys
 import weakref
 
@@ -68,6 +69,17 @@ def _peak_resident():
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory():
+    """Bytes of host memory that are free or can be freed; infinity where the system does not tell,
+    which only Linux does."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            sizes = dict(line.split(":") for line in file)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return math.inf
 
 
 class TensorMeter(TorchDispatchMode):

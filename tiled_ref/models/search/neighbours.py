@@ -6,12 +6,14 @@ is slow but exact to the last bits of float64. The rounding of the product is bo
 queries for which the bound leaves a doubt are searched again.
 """
 
+import functools
 import threading
 
 import numpy as np
 import torch
 
 from ...support import arrays
+from ...support.devices import on_cpu
 from ...support.errors import InputError
 from .filter import Filter, product_roundoff, workers
 
@@ -61,7 +63,7 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     -------
     distances : float64 (Q, k), ascending
     indices : int64 of the same shape, into the bank; equal distances in ascending order of
-        the index
+        the index; but see below for devices other than a CPU
 
     Raises
     ------
@@ -72,7 +74,9 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     float64. Candidates come from |b - c|^2 - 2 (q - c).b in float32, which is |q - b|^2
     - |q - c|^2 - 2 (q - c).c, with c the mean of the bank; u = 2^-24 and |fl(x.y) - x.y| <=
     D u |x| |y| for every order of summation (Higham, "Accuracy and Stability of Numerical
-    Algorithms", Eq. 3.5) bound its error.
+    Algorithms", Eq. 3.5) bound its error. Where it leaves a doubt, the query is searched again on a
+    CPU. Elsewhere no step may depend on the data: a vector found is farther than the nearest by no
+    more than that rounding, and equal distances come in any order.
     """
     if not (queries.ndim == bank.ndim == 2 and queries.shape[1] == bank.shape[1]):
         raise InputError(
@@ -95,7 +99,7 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
         d, j = d[:, :k].contiguous(), j[:, :k].contiguous()
         distances.append(d)
         indices.append(j)
-        if n_candidates == n_bank:
+        if n_candidates == n_bank or not on_cpu(bank.device):
             continue
         # No other vector is nearer than this; NaN and infinity leave a doubt.
         inner = (q.double() * moments.centre.double()).sum(-1)  # (q,): (q - c).c
@@ -111,7 +115,8 @@ def _measure(queries, bank, candidates):
     """Distances float64 (Q, c) to the candidates (Q, c), by distance, then index."""
     candidates = candidates.sort(-1).values
     delta = bank[candidates].double() - queries[:, None].double()  # (Q, c, D)
-    squares, order = delta.square().sum(-1).sort(dim=-1, stable=True)
+    sort = functools.partial(torch.sort, stable=True) if on_cpu(bank.device) else torch.sort
+    squares, order = sort(delta.square().sum(-1))  # ONNX has no stable one
     return squares.sqrt(), candidates.gather(-1, order)
 
 
@@ -164,14 +169,19 @@ class NearestIndex:
 class Banks:
     """The banks of L models, searched together.
 
-    Parameters: banks, L tensors float32 (M, D), moved to the device; compiled, whether the kernel
-    searches (on a CPU) instead of `nearest`.
+    Parameters: banks, L tensors float32 (M, D), moved to the device; impl: with "cython" the kernel
+    searches on a CPU instead of `nearest`.
     """
 
-    def __init__(self, banks, device, compiled):
+    def __init__(self, banks, device, impl):
+        self.impl = impl
         self.banks = [bank.to(device) for bank in banks]
         self.moments = [Moments(bank) for bank in self.banks]
-        self.indexes = [NearestIndex(bank) for bank in banks] if compiled else None
+
+    @functools.cached_property
+    def indexes(self):
+        """A NearestIndex of every bank."""
+        return [NearestIndex(bank) for bank in self.banks]
 
     def __len__(self):
         return len(self.banks)
@@ -179,7 +189,7 @@ class Banks:
     def nearest(self, queries):
         """The nearest vector of every query: queries float32 (L, Q, D), Q for each bank ->
         distances float64 (L, Q) and places int64 (L, Q)."""
-        if self.indexes:
+        if self.impl == "cython" and on_cpu(queries.device):
             return search_each(self.indexes, queries)
         each = zip(queries, self.banks, self.moments)
         found = [nearest(q, bank, moments=moments) for q, bank, moments in each]
@@ -190,7 +200,7 @@ class Banks:
         (L, B, k, D); k is lowered to the size of a bank."""
         found = []
         for bank, moments, own in zip(self.banks, self.moments, places):
-            one = 1 if bank.device.type == "cpu" else len(own)  # image at a time, as the backbone
+            one = 1 if on_cpu(bank.device) else len(own)  # image at a time, as the backbone
             parts = bank[own].split(one)
             near = [nearest(q, bank, min(k, len(bank)), moments=moments)[1] for q in parts]
             found.append(bank[torch.cat(near)])
