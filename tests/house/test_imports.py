@@ -23,16 +23,17 @@ ROOMS = {
     "thresholds": "marks data support",
     "setups": "tiling models support",
     "archive": "setups thresholds models data support",
-    "ensemble": "archive setups thresholds smoothing merging models data support",
+    "ensemble": "archive setups thresholds marks smoothing merging models data support",
     "method": "metrics models data",
     "golden": "ensemble setups thresholds metrics smoothing merging models "
     "models.search data tiling support",
     "reporting.drawing": "metrics data support",
-    "running": "ensemble archive thresholds metrics models data support",
-    "serving": "running archive thresholds smoothing models data reporting.drawing support",
+    "running": "ensemble archive thresholds marks metrics models data support",
+    "serving": "running archive thresholds marks smoothing metrics models data reporting.drawing "
+    "support",
     "reporting": "running ensemble setups thresholds smoothing merging models data "
     "reporting.drawing support",
-    "cli": "serving running reporting ensemble setups thresholds models data support",
+    "cli": "serving running reporting ensemble setups thresholds marks models data support",
     "__main__": "cli support",
 }
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}
