@@ -36,6 +36,7 @@ USED = {
     "--metric-size": ["--metric-size", "original"],
     "--validation": ["--validation", "split"],
     "--percentile": ["--validation", "none", "--percentile", "95"],
+    "--padim-channels": ["--padim-channels", "7"],
     "--steps": ["--arch", "fastflow", "--steps", "1"],
     "--patchcore-start": ["--arch", "patchcore", "--patchcore-start", "included"],
     "--fastflow-kernels": [
@@ -117,7 +118,7 @@ def test_every_number_of_the_command_line_has_an_upper_bound(capsys):
         action.option_strings[-1] for action in cli.build_parser()._actions
         if action.metavar in ("N", "P", "X", "PX", "SIZE")
     ]  # fmt: skip
-    assert len(numbers) == 11
+    assert len(numbers) == 12
     for option in numbers:
         for text in "9" * 30, "9" * 5000, "1e400", "-1":
             assert cli.main([option, text]) == 2

@@ -22,6 +22,7 @@ from .data.disk import counted, nfc
 from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
+from .models.padim import N_FEATURES, D
 from .models.weights import find_weights
 from .reporting.page import write_report
 from .reporting.summary import result_table, text_table
@@ -81,9 +82,11 @@ Exit status: 0 success, 1 unexpected failure here or in another process of a sha
 """
 
 # Options that are keyword arguments of architectures: flag, architectures, keyword, the variants
-# (the paper's first; None for a whole number) and the text of --help-all.
+# (the paper's first; or a range of whole numbers) and the text of --help-all.
 SWITCHES = (
-    ("--steps", ("fastflow", "reverse_distillation"), "steps", None,
+    ("--padim-channels", ("padim",), "n_channels", range(1, N_FEATURES + 1),
+     f"keep N of {N_FEATURES} channels; time and memory grow with their square (default {D})"),
+    ("--steps", ("fastflow", "reverse_distillation"), "steps", range(1, 100_001),
      "train fastflow and reverse_distillation for N steps (default 200)"),
     ("--patchcore-start", ("patchcore",), "start", ("excluded", "included"),
      "exclude the random starting point from the coreset, or include it"),
@@ -233,9 +236,11 @@ def _models(add):
     add("--batch-size", type=option_types.batch, metavar="N",
         help="process N images at once (default: the paper's 32; 8 for patchcore)")
     for flag, _, _, variants, text in SWITCHES:
-        add(flag, type=None if variants else option_types.steps, choices=variants,
-            metavar="|".join(variants or "N"),
-            help=f"{text} (default {variants[0]})" if variants else text)
+        if isinstance(variants, range):
+            add(flag, type=option_types.whole(variants), metavar="N", help=text)
+        else:
+            add(flag, choices=variants, metavar="|".join(variants),
+                help=f"{text} (default {variants[0]})")
 
 
 def _running(add):

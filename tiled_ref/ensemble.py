@@ -386,7 +386,7 @@ class TiledEnsemble:
         ensemble = cls(recipe, backbone=backbone, weights=manifest.weights, device=device)
         try:
             model = ensemble.make_model()
-        except TypeError as error:  # a switch that the architecture has not
+        except (TypeError, InputError) as error:  # a switch, or a value, that there is not
             raise InputError(f"the ensemble's manifest is not understood: {error}") from error
         ensembles.check_backbone(manifest, ensemble.backbone)
         ensemble.states = ensembles.load_states(manifest, model, progress)

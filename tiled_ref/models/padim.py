@@ -46,6 +46,7 @@ class Padim(Model):
     Parameters: backbone, output_size and the options of `Model`; seed draws the channels.
     n_channels, D, the channels kept of all that the backbone has. impl, "cython" or "numpy": of
     distances and blur on the CPU.
+    Raises InputError for less than one channel, or more than there are.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -61,6 +62,8 @@ class Padim(Model):
     def __init__(self, backbone, output_size, *, n_channels=D, impl="cython", **options):
         super().__init__(backbone, output_size, **options)
         of = sum(channels_of(backbone).values())
+        if not 0 < n_channels <= of:
+            raise InputError(f"PaDiM keeps 1 to {of} channels of the backbone, not {n_channels}")
         channels = channel_choice(self.seed, n_channels, of)
         self.channels = torch.tensor(channels, device=self.device)
         self.impl = impl

@@ -67,7 +67,7 @@ def words(allowed):
 
 
 seed, batch, side = map(whole, (SEEDS, BATCHES, SIDES))
-steps, pixels = whole(range(1, 100_001)), whole(range(1, 1 << 40))
+pixels = whole(range(1, 1 << 40))
 percentile = functools.partial(
     parse, kind=float, wanted="a number above 0 and at most 100", fits=lambda p: 0 < p <= 100
 )
