@@ -57,6 +57,7 @@ USED = {
     "--threads": ["--threads", "1"],
     "--resume": ["--resume"],
     "--save": ["--save"],
+    "--estimate": ["--estimate"],
     "--report": ["--report"],
     "--quiet": ["--quiet"],
     "--debug": ["--debug"],

@@ -60,7 +60,6 @@ def each_location(
     """
     progress = progress or Progress(quiet=True)
     setup, order = recipe.setup, list(recipe.setup.models)
-    pixels = setup.tile_pixels // len(order)  # of an image, that a model sees
     for location in order if locations is None else locations:
         where = f" tile {order.index(location) + 1}/{len(order)}" if len(order) > 1 else ""
         if location in states:
@@ -70,10 +69,10 @@ def each_location(
             model = None  # the last one goes before the next one comes
             model = recipe.model(network, device)
             tiles = LocationImages(train, setup.input_grid, setup.models[location], device)
-            model.fit(tiles, progress.stage(f"fit{where}", pixels * len(tiles)))  # Eq. 3
+            model.fit(tiles, progress.stage(f"fit{where}", "fit"))  # Eq. 3
             states[location] = model.state()
         tiles = LocationImages(test, setup.input_grid, setup.models[location], device)
-        stage = progress.stage(f"predict{where}", pixels * len(tiles))
+        stage = progress.stage(f"predict{where}", "predict")
         for rows in slices(len(test), recipe.batch_size):
             maps, scores = model.predict(tiles[rows])  # Eq. 4
             yield location, rows, maps.cpu().numpy(), scores.cpu().numpy()

@@ -81,6 +81,11 @@ def size(text):
     return side(sides[0]), side(sides[-1])
 
 
+def size_or_native(text):
+    """(height, width), or "native". Raises ArgumentTypeError."""
+    return text if text == "native" else size(text)
+
+
 def number_of_bytes(text):
     """A number of bytes such as 8GiB or 500MB as an int; None for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
