@@ -90,7 +90,10 @@ class CategoryImages:
         """Raise InputError unless all images have one size."""
         if len(self._sizes) > 1:
             found = sorted(self._sizes.items(), key=lambda size: (-len(size[1]), size))
-            texts = [f"{h}x{w} ({counted(len(n), 'image')}, such as {min(n)})" for (h, w), n in found]
+            texts = [
+                f"{h}x{w} ({counted(len(names), 'image')}, such as {min(names)})"
+                for (h, w), names in found
+            ]
             more = [f"{len(texts) - SIZES} more"] if len(texts) > SIZES else []
             raise InputError(
                 f"--image-size native needs images of one size, and those of {self.category.name} "

@@ -53,10 +53,11 @@ class Cell:
 
 
 def cell_estimate(recipe, model, n_train, n_test, options, fresh=1.0):
-    """The Cell of a recipe.
+    """The estimate of a cell.
 
-    Parameters: model, one of its models; n_train and n_test, numbers of images; options, a
+    Parameters: recipe; model, one of its models; n_train and n_test, numbers of images; options, a
     cell.Options; fresh, the part of the backbone's layers that no earlier cell has left to share.
+    Returns Cell.
     """
     setup, n_models = recipe.setup, recipe.setup.n_models
     area, grid = math.prod(setup.image_size), recipe.grid
@@ -98,7 +99,8 @@ def _location_seconds(recipe, n_train, n_test, fresh):
     fit = {None: n_train * look}
     if arch == "padim":
         square = area / 16 * recipe.switches.get("n_channels", D) ** 2
-        fit = {None: n_train * (look + 6e-10 * square), "inverses": 3.7e-8 * square}
+        fit = {None: n_train * (look + 6e-10 * square) + 8e-9 * square}
+        fit["inverses"] = 3.7e-8 * square
         head = 6e-8 * area + 2e-10 * square
     elif arch == "patchcore":
         patches = n_train * area / 64
@@ -142,10 +144,11 @@ class CategoryEstimate:
 
 
 def category_estimate(category, recipes, backbone, options, shares):
-    """The CategoryEstimate of the cells of some recipes.
+    """The estimate of the cells of a category.
 
-    Parameters: category, of a thresholds.Plan; backbone, a ResNet18Features; options, a
-    cell.Options; shares, whether its cells share layers.
+    Parameters: category, of a thresholds.Plan; recipes, of its cells; backbone, a ResNet18Features;
+    options, a cell.Options; shares, whether its cells share layers.
+    Returns CategoryEstimate.
     """
     n_train, n_test = len(category.train), len(category.test)
     models, known, cells = {}, set(), []
@@ -176,8 +179,8 @@ def category_estimate(category, recipes, backbone, options, shares):
 
 
 def probe(backbone, device, progress):
-    """Measure how fast the backbone is here: on noise of 256 x 256 px, the second time."""
-    image = torch.rand(1, 3, 256, 256, device=device)
+    """Measure how fast the backbone is here, on 256 x 256 px, the second time: progress.speed."""
+    image = torch.zeros(1, 3, 256, 256, device=device)
     for _ in range(2):
         started = time.perf_counter()
         backbone(image)[-1].cpu()
@@ -186,16 +189,18 @@ def probe(backbone, device, progress):
 
 
 def measured(estimates, backbone, options):
-    """A Progress whose `left` tells the seconds of any of the work.
+    """Train one tile location of each kind, and predict, on a few images of the first category.
 
-    Of each kind of tile location one is trained, and predicts, on a few images of the first
-    category. Parameters: estimates, a list of CategoryEstimate; backbone, a ResNet18Features;
-    options, a cell.Options. Raises InputError for an image that cannot be read.
+    Parameters: estimates, a list of CategoryEstimate; backbone, a ResNet18Features; options, a
+    cell.Options.
+    Returns a Progress that has seen all kinds of work, for plan_rows and plan_seconds.
+    Raises InputError for an image that cannot be read.
     """
     progress, found = Progress(quiet=True), {}
     progress.PRIOR = 1e-9  # of what is measured nothing is assumed
     probe(backbone.to(options.device), options.device, progress)
     train = estimates[0].category.train
+    train[0].read_image()  # the first takes longer
     for cell in estimates[0].cells:
         recipe, setup = cell.recipe, cell.recipe.setup
         pixels = setup.tile_pixels // setup.n_models
