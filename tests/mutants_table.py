@@ -1036,7 +1036,7 @@ MUTANTS = [
      "tests/running/test_estimate.py::test_a_run_never_writes_more_than_its_plan_says"),
     ("tiled_ref/running/estimate.py", "saved = cell.saved + SMALL if options.save else 0", "saved = 0",
      "tests/running/test_estimate.py::test_a_run_never_writes_more_than_its_plan_says"),
-    ("tiled_ref/running/estimate.py", "if options.resume and (folder / RESULT).is_file():", "if False:",
+    ("tiled_ref/running/estimate.py", "if options.resume and (folder / RESULT).is_file() and", "if False and",
      "tests/running/test_estimate.py::test_what_is_on_the_disk_already_is_not_needed_again"),
     ("tiled_ref/running/estimate.py", "kept + cell.pieces + saved - before)", "kept + cell.pieces + saved)",
      "tests/running/test_estimate.py::test_what_is_on_the_disk_already_is_not_needed_again"),

@@ -339,19 +339,20 @@ def run(args):
             f"--memory {options.memory} keeps all tile locations in one process, and "
             f"{ranks.size} processes share them; leave it out"
         )
+    sweep = Sweep(categories, recipes, backbone, options, progress, args.debug)
     with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
+        if ranks.is_main:  # the others wait for it before they write
+            plan = list(filter(None, sweep.estimates))
+            needs = disk_needs(plan, options)
+            for line in _plan_lines(plan, needs):
+                progress.note(line)
+            sweep.share_within(check_disk(needs))
         if ranks.size > 1:
             ranks.start(args.out, _description(args, options))
             progress.note(
                 f"{ranks.size} processes share the tile locations, with "
                 f"{torch.get_num_threads()} torch threads each; only rank 0 shows its progress"
             )
-        sweep = Sweep(categories, recipes, backbone, options, progress, args.debug)
-        plan = list(filter(None, sweep.estimates))
-        needs = disk_needs(plan, options)
-        for line in _plan_lines(plan, needs):
-            progress.note(line)
-        sweep.share_within(check_disk(needs))
         probe(backbone.to(options.device), options.device, progress)
         results = []
         for recipe, images, network in sweep.cells():
@@ -381,10 +382,13 @@ def estimate_run(args):
 
 def _plan_lines(plan, needs, times=None):
     """The plan in at most a dozen lines; see estimate.plan_rows."""
+    if not plan:  # none of the categories can be run
+        return []
     headings, *rows = plan_rows(plan, times)
     took = f"takes about {duration(plan_seconds(plan, times))}, " if times else ""
-    lines = text_table(headings, rows, left=2).splitlines() if rows else []
-    return [*lines, f"the run {took}{disk_text(needs)}"]
+    return [
+        *text_table(headings, rows, left=2).splitlines(), f"the run {took}{disk_text(needs)}"
+    ]
 
 
 def _report(args, results, failures, progress):

@@ -148,7 +148,8 @@ class CategoryImages:
             stage = self._progress.stage("read masks at {}x{}".format(*size), "masks")
             for _ in self.masks(size, seen):
                 pass  # one after the other where they do not fit into memory
-            stage(len(found), len(found))
+            if found:
+                stage(len(found), len(found))
             self._defects[size] = found
             counts = self.counts(size)
             vanished, place = counts["n_defects_vanished"], "at {}x{}".format(*size)

@@ -40,7 +40,7 @@ MOST_ROWS = 9  # of the table; more are put together by architecture
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellEstimate:
     """The estimate of a cell."""
 
     recipe: object  # Recipe
@@ -57,7 +57,7 @@ def cell_estimate(recipe, model, n_train, n_test, options, fresh=1.0):
 
     Parameters: recipe; model, one of its models; n_train and n_test, numbers of images; options, a
     cell.Options; fresh, the part of the backbone's layers that no earlier cell has left to share.
-    Returns Cell.
+    Returns CellEstimate.
     """
     setup, n_models = recipe.setup, recipe.setup.n_models
     area, grid = math.prod(setup.image_size), recipe.grid
@@ -82,7 +82,7 @@ def cell_estimate(recipe, model, n_train, n_test, options, fresh=1.0):
     maps = 4 * n_test * (n_models * math.prod(grid.tile_size) + area)
     held = 0 if options.save else state * (1 if options.memory == "low" else n_models)
     features = FEATURES * n_train * setup.tile_pixels // n_models if recipe.arch in STEP else 0
-    return Cell(
+    return CellEstimate(
         recipe, costs, work, saved=state * n_models,
         pieces=maps + held + SMALL * (n_models + 1 + n_test * options.report),
         temporary=features if features > FEATURE_BUDGET else 0,
@@ -105,8 +105,8 @@ def _location_seconds(recipe, n_train, n_test, fresh):
     elif arch == "patchcore":
         patches = n_train * area / 64
         fit = {None: n_train * look + 1.8e-5 * patches}
-        fit["coreset"] = 1.2e-5 * patches + 1.9e-10 * patches**2
-        head = area / 64 * (2e-5 + 5.5e-10 * patches)
+        fit["coreset"] = 1e-5 * patches + 1.5e-10 * patches**2
+        head = area / 64 * (2e-5 + 3.8e-10 * patches)
     elif arch in STEP:
         seen = recipe.switches.get("steps", 200) * min(recipe.batch_size, n_train)  # images
         fit = {"features": n_train * look, None: seen * pixels * STEP[arch]}
@@ -133,10 +133,10 @@ def _memory(recipe, n_train, state, options):
 @dataclass(frozen=True)
 class CategoryEstimate:
     """The estimate of a category. memory and temporary are bytes of its images, in memory and
-    in TMPDIR; costs and work those of its reading, as of Cell."""
+    in TMPDIR; costs and work those of its reading, as of CellEstimate."""
 
     category: object  # data.Category, to train on and to predict
-    cells: list  # of Cell
+    cells: list  # of CellEstimate
     costs: dict
     work: dict
     memory: int
@@ -266,12 +266,13 @@ def disk_needs(estimates, options):
     for part in estimates:
         for cell in part.cells:
             folder = cell_folder(options.out, part.category, cell.recipe)
-            if options.resume and (folder / RESULT).is_file():
+            replaced = _bytes_in(folder / "ensemble") if options.save else 0
+            if options.resume and (folder / RESULT).is_file() and (replaced or not options.save):
                 continue  # finished before
             before = _bytes_in(folder / "partial")  # reused, or removed first
             saved = cell.saved + SMALL if options.save else 0
             need = max(need, kept + cell.pieces + saved - before)
-            kept += saved - before - (_bytes_in(folder / "ensemble") if options.save else 0)
+            kept += saved - before - replaced
         temporary = max(
             temporary, part.temporary + max((cell.temporary for cell in part.cells), default=0)
         )
