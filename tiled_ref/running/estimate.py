@@ -26,9 +26,9 @@ from .category_images import IMAGE_BUDGET, MASK_BUDGET
 from .pieces import RESULT
 from .results import cell_folder
 
-# Seconds per pixel of a tile: through the backbone, and where shared layers are read instead;
-# per pixel of an optimiser step, and of a prediction beyond the backbone.
-LOOK, READ = 9e-7, 6e-8
+# Seconds per tile and per pixel of it: through the backbone, and where shared layers are read
+# instead; per pixel of an optimiser step, and of a prediction beyond the backbone.
+TILE, LOOK, READ = 5e-3, 9e-7, 6e-8
 STEP = {"fastflow": 6.5e-6, "reverse_distillation": 4.2e-6}
 HEAD = {"fastflow": 2.4e-6, "reverse_distillation": 1.2e-6}
 DECODE, MERGE, SCORE, ANALYSE = 0.03, 1.5e-8, 2e-8, 1.5e-7  # per image; per pixel of a map
@@ -94,7 +94,8 @@ def _location_seconds(recipe, n_train, n_test, fresh):
     """Reference seconds of a location: {part of the training: seconds}, of its prediction."""
     setup, arch = recipe.setup, recipe.arch
     pixels = setup.tile_pixels // setup.n_models  # of an image, that a model sees
-    look = pixels * (fresh * LOOK + (1 - fresh) * READ)
+    n_tiles = setup.n_tiles // setup.n_models
+    look = fresh * (TILE * n_tiles + LOOK * pixels) + (1 - fresh) * READ * pixels
     area, head = math.prod(recipe.grid.tile_size), 0.3 * look
     fit = {None: n_train * look}
     if arch == "padim":
@@ -110,7 +111,7 @@ def _location_seconds(recipe, n_train, n_test, fresh):
     elif arch in STEP:
         seen = recipe.switches.get("steps", 200) * min(recipe.batch_size, n_train)  # images
         fit = {"features": n_train * look, None: seen * pixels * STEP[arch]}
-        head = pixels * HEAD[arch]
+        head = 2 * TILE * n_tiles + pixels * HEAD[arch]
     return fit, n_test * (look + head)
 
 
@@ -185,7 +186,7 @@ def probe(backbone, device, progress):
         started = time.perf_counter()
         backbone(image)[-1].cpu()
         seconds = time.perf_counter() - started
-    progress.speed = seconds / (LOOK * 256 * 256)
+    progress.speed = seconds / (TILE + LOOK * 256 * 256)
 
 
 def measured(estimates, backbone, options):
