@@ -97,6 +97,7 @@ class Sweep:
         for entry, part in zip(self.plan, self.estimates):
             images = None
             with self.caught(cell_title(entry)):
+                part = part or self.estimate(entry)  # raises what it has raised before
                 recipes = self.recipes_of(entry)
                 images = CategoryImages(
                     entry.load(), self.options, self.progress, recipes[0].antialias,
