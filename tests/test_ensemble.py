@@ -144,14 +144,15 @@ def test_progress_counts_every_image_of_every_location(tiny_backbone, images):
     seen = []
 
     class Recorded(Progress):
-        def stage(self, name, work=0.0):
+        def stage(self, name, kind=None):
             return lambda *call: seen.append((name, *call))
 
     ensemble = TiledEnsemble(setup_of("ENS"), backbone=tiny_backbone, batch_size=4)
     ensemble.fit(images, progress=Recorded())
     ensemble.predict(images[:5], progress=Recorded())
     for k in range(1, 10):
-        assert [c[1:] for c in seen if c[0] == f"fit tile {k}/9"] == [(4, 6), (6, 6)]
+        fit = [c[1:] for c in seen if c[0] == f"fit tile {k}/9"]
+        assert fit[:2] == [(4, 6), (6, 6)] and fit[-1] == (144, 144, "inverses")
         assert [c[1:] for c in seen if c[0] == f"predict tile {k}/9"] == [(4, 5), (5, 5)]
 
 

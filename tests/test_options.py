@@ -39,6 +39,7 @@ USED = {
     "--metric-size": ["--metric-size", "original"],
     "--validation": ["--validation", "split"],
     "--percentile": ["--validation", "none", "--percentile", "95"],
+    "--padim-channels": ["--padim-channels", "7"],
     "--steps": ["--arch", "fastflow", "--steps", "1"],
     "--patchcore-start": ["--arch", "patchcore", "--patchcore-start", "included"],
     "--fastflow-kernels": [
@@ -59,6 +60,7 @@ USED = {
     "--threads": ["--threads", "1"],
     "--resume": ["--resume"],
     "--save": ["--save"],
+    "--estimate": ["--estimate"],
     "--report": ["--report"],
     "--quiet": ["--quiet"],
     "--debug": ["--debug"],

@@ -23,6 +23,7 @@ from .ensemble import TiledEnsemble
 from .marks import read_roi
 from .models import MODELS
 from .models.backbone import ResNet18Features
+from .models.padim import N_FEATURES, D
 from .models.weights import find_weights
 from .reporting.page import write_report
 from .reporting.summary import result_table, text_table
@@ -30,6 +31,15 @@ from .reporting.walk import BUILT_IN, explain, write_walk
 from .running import shared_layers
 from .running.cell import METRIC_SIZES, Options, run_cell
 from .running.engine import MEMORY_MODES
+from .running.estimate import (
+    check_disk,
+    disk_needs,
+    disk_text,
+    measured,
+    plan_rows,
+    plan_seconds,
+    probe,
+)
 from .running.lock import OutputLock
 from .running.pieces import WHERE_SAME
 from .running.processes import Ended, Ranks
@@ -50,7 +60,7 @@ from .support import arrays, option_types
 from .support.devices import device_name, resolve_device
 from .support.errors import InputError, KernelNotBuiltError, one_line, out_of_memory
 from .support.files import make_folder
-from .support.progress import Progress
+from .support.progress import Progress, duration
 from .support.streams import guarded_streams
 from .thresholds import MODES, Rules, describe, doubts
 
@@ -84,9 +94,11 @@ Exit status: 0 success, 1 unexpected failure here or in another process of a sha
 """
 
 # Options that are keyword arguments of architectures: flag, architectures, keyword, the variants
-# (the paper's first; None for a whole number) and the text of --help-all.
+# (the paper's first; or a range of whole numbers) and the text of --help-all.
 SWITCHES = (
-    ("--steps", ("fastflow", "reverse_distillation"), "steps", None,
+    ("--padim-channels", ("padim",), "n_channels", range(1, N_FEATURES + 1),
+     f"keep N of {N_FEATURES} channels; time and memory grow with their square (default {D})"),
+    ("--steps", ("fastflow", "reverse_distillation"), "steps", option_types.STEPS,
      "train fastflow and reverse_distillation for N steps (default 200)"),
     ("--patchcore-start", ("patchcore",), "start", ("excluded", "included"),
      "exclude the random starting point from the coreset, or include it"),
@@ -196,8 +208,9 @@ def _method(add):
         help="print the tiles, models and parameters of every setup, and exit")
     add("--seed", nargs="+", type=option_types.seed, default=[42], metavar="N",
         help="run once per seed (default 42; the paper's: 42 5125 33)")
-    add("--image-size", type=option_types.size, metavar="SIZE",
-        help="resize images to N or HEIGHTxWIDTH pixels (default: the setup's size)")
+    add("--image-size", type=option_types.size_or_native, metavar="SIZE",
+        help="resize images to N or HEIGHTxWIDTH pixels, or take them at their own size, native, "
+        "which all images of a category must have (default: the setup's size)")
     add("--tile-size", type=option_types.size, metavar="SIZE",
         help="cut tiles of N or HEIGHTxWIDTH pixels (default: the setup's size)")
     add("--stride", type=option_types.size, metavar="SIZE",
@@ -247,9 +260,11 @@ def _models(add):
     add("--batch-size", type=option_types.batch, metavar="N",
         help="process N images at once (default: the paper's 32; 8 for patchcore)")
     for flag, _, _, variants, text in SWITCHES:
-        add(flag, type=None if variants else option_types.steps, choices=variants,
-            metavar="|".join(variants or "N"),
-            help=f"{text} (default {variants[0]})" if variants else text)
+        if isinstance(variants, range):
+            add(flag, type=option_types.whole(variants), metavar="N", help=text)
+        else:
+            add(flag, choices=variants, metavar="|".join(variants),
+                help=f"{text} (default {variants[0]})")
 
 
 def _running(add):
@@ -273,6 +288,9 @@ def _running(add):
         "them in TMPDIR, in at most BYTES and half of the free space; the results are the same "
         f"(default {shared_layers.BUDGET >> 30}GiB)")
     add("--save", action="store_true", help="keep the trained ensembles for --load")
+    add("--estimate", action="store_const", const=estimate_run, dest="command",
+        help="print the number of models, time, memory and bytes on the disk of this command, "
+        "and exit; the time is measured on one tile location of each kind")
     add("--resume", action="store_true",
         help="continue an interrupted run of the same command; the metrics equal those of an "
         "uninterrupted run")
@@ -346,14 +364,21 @@ def run(args):
             f"--memory {options.memory} keeps all tile locations in one process, and "
             f"{ranks.size} processes share them; leave it out"
         )
+    sweep = Sweep(categories, recipes, backbone, options, progress, args.debug)
     with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
+        if ranks.is_main:  # the others wait for it before they write
+            plan = list(filter(None, sweep.estimates))
+            needs = disk_needs(plan, options)
+            for line in _plan_lines(plan, needs):
+                progress.note(line)
+            sweep.share_within(check_disk(needs))
         if ranks.size > 1:
             ranks.start(args.out, _description(args, options))
             progress.note(
                 f"{ranks.size} processes share the tile locations, with "
                 f"{torch.get_num_threads()} torch threads each; only rank 0 shows its progress"
             )
-        sweep = Sweep(categories, recipes, backbone, options, progress, args.debug)
+        probe(backbone.to(options.device), options.device, progress)
         results = []
         for recipe, images, network in sweep.cells():
             with sweep.caught(cell_title(images.category, recipe)):
@@ -365,6 +390,30 @@ def run(args):
                 return 0
             results, failures = gather(sweep, of_all)
         return _report(args, results, failures, progress)
+
+
+def estimate_run(args):
+    """Print the plan of the run with its time; returns the exit status. Raises InputError, also
+    where the disk has too little room."""
+    progress = Progress(quiet=args.quiet)
+    recipes, categories, backbone, options = _prepare(args, progress)
+    sweep = Sweep(categories, recipes, backbone, options, progress)
+    plan = [sweep.estimate(entry) for entry in sweep.plan]
+    needs, times = disk_needs(plan, options), measured(plan, backbone, options)
+    print("\n".join(_plan_lines(plan, needs, times)))
+    check_disk(needs)
+    return 0
+
+
+def _plan_lines(plan, needs, times=None):
+    """The plan in at most a dozen lines; see estimate.plan_rows."""
+    if not plan:  # none of the categories can be run
+        return []
+    headings, *rows = plan_rows(plan, times)
+    took = f"takes about {duration(plan_seconds(plan, times))}, " if times else ""
+    return [
+        *text_table(headings, rows, left=2).splitlines(), f"the run {took}{disk_text(needs)}"
+    ]
 
 
 def _report(args, results, failures, progress):
@@ -388,7 +437,7 @@ def _report(args, results, failures, progress):
 
 NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
-    "--share-features", "--false-alarms", "--min-area", "--roi",
+    "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi",
 }  # fmt: skip
 ALWAYS = {
     "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet", "--debug",
@@ -518,7 +567,8 @@ def explain_image(args):
         if len(values) > 1:
             raise InputError(f"--explain walks one image once: give one {flag}, not {len(values)}")
     category = categories[0].load()
-    title, stages = explain(args.explain, category, recipes[0], backbone, options, progress)
+    recipe = Sweep(categories, recipes, backbone, options, progress).recipes_of(categories[0])[0]
+    title, stages = explain(args.explain, category, recipe, backbone, options, progress)
     folder = args.out / "explain"
     names = write_walk(stages, folder, title)
     rows = [[name, s.shape, s.code, s.source] for name, s in zip(names, stages)]
@@ -543,8 +593,11 @@ def _prepare(args, progress):
     """The recipes, categories, backbone and Options that the options name."""
     _refuse(args.given & PREDICTION, "needs a saved ensemble; name its folder with --load")
     _check_kernels(args.impl)
+    size, native = args.image_size, args.image_size == "native"
+    if native:  # any that has such tiles, until that of the images is known
+        size = tuple(max(512, side) for side in args.tile_size or (512, 512))
     setups = [
-        SETUPS[name].with_sizes(args.image_size, args.tile_size, args.stride)
+        SETUPS[name].with_sizes(size, args.tile_size, args.stride)
         for name in _expand(args.setup, SETUPS)
     ]
     chosen = {o.name: value for o in OPTIONS if (value := getattr(args, o.name)) is not None}
@@ -569,6 +622,7 @@ def _prepare(args, progress):
         threads=args.threads, weights=weights.kind, weights_digest=weights.digest,
         metric_size=args.metric_size, validation=args.validation, rules=_rules(args),
         share_features=args.share_features, save=args.save, report=args.report, ranks=args.ranks,
+        native=native,
         resume=args.resume or args.ranks.restarts > 0 or (WHERE_SAME if args.report else False),
     )  # fmt: skip
     return recipes, categories, backbone, options
@@ -637,7 +691,7 @@ def _categories(args, progress):
                     f"it has: {', '.join(known)}"
                 )
         options = {"mask_folder": args.masks} if name == "folder" else {}
-        load = functools.partial(_load, progress, data, root, **options)
+        load = functools.cache(functools.partial(_load, progress, data, root, **options))
         planned += [Planned(name, c, functools.partial(load, c)) for c in chosen]
     unknown = set(args.category or ()) - {entry.name for entry in planned}
     if unknown and "all" not in args.category:

@@ -62,7 +62,6 @@ def each_location(
     """
     progress = progress or Progress(quiet=True)
     setup, order = recipe.setup, list(recipe.setup.models)
-    pixels = setup.tile_pixels // len(order)  # of an image, that a model sees
     for location in order if locations is None else locations:
         where = f" tile {order.index(location) + 1}/{len(order)}" if len(order) > 1 else ""
         if location in states:
@@ -72,10 +71,10 @@ def each_location(
             model = None  # the last one goes before the next one comes
             model = recipe.model(network, device)
             tiles = LocationImages(train, setup.input_grid, setup.models[location], device)
-            model.fit(tiles, progress.stage(f"fit{where}", pixels * len(tiles)))  # Eq. 3
+            model.fit(tiles, progress.stage(f"fit{where}", "fit"))  # Eq. 3
             states[location] = model.state()
         tiles = LocationImages(test, setup.input_grid, setup.models[location], device)
-        stage = progress.stage(f"predict{where}", pixels * len(tiles))
+        stage = progress.stage(f"predict{where}", "predict")
         for rows in slices(len(test), recipe.batch_size):
             maps, scores = model.predict(tiles[rows])  # Eq. 4
             yield location, rows, *to_host(maps, scores)
@@ -391,7 +390,7 @@ class TiledEnsemble:
         ensemble = cls(recipe, backbone=backbone, weights=manifest.weights, device=device)
         try:
             model = ensemble.make_model()
-        except TypeError as error:  # a switch that the architecture has not
+        except (TypeError, InputError) as error:  # a switch, or a value, that there is not
             raise InputError(f"the ensemble's manifest is not understood: {error}") from error
         ensembles.check_backbone(manifest, ensemble.backbone)
         ensemble.states = ensembles.load_states(manifest, model, progress)

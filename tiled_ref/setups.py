@@ -101,7 +101,7 @@ class Setup:
         Returns a Setup, this one where nothing changes. image_size, tile_size, stride are
         (height, width) in pixels; None keeps this setup's own. For SM the tile follows the
         image. Where only the tile is given, the stride becomes the tile size if it was the tile
-        size before, half of it if it was half.
+        size before, half of it if it was half; where neither is, it stays.
         """
         image = tuple(image_size or self.image_size)
         if self.kind == "SM":
@@ -114,7 +114,8 @@ class Setup:
         else:
             tile = tuple(tile_size or self.tile_size)
             ratio = [t // s for t, s in zip(self.tile_size, self.stride)]
-            step = tuple(stride or [max(1, t // r) for t, r in zip(tile, ratio)])
+            own = [max(1, t // r) for t, r in zip(tile, ratio)] if tile_size else self.stride
+            step = tuple(stride or own)
         if (image, tile, step) == (self.image_size, self.tile_size, self.stride):
             return self
         parts = [image] if self.kind == "SM" else [image, tile, step]

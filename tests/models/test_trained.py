@@ -69,11 +69,12 @@ def test_the_numbers_kept_are_counted(model):
     assert model.n_learnt(5) == sum(value.numel() for value in model.state().values())
 
 
-def test_progress_counts_steps(kind, tiny_backbone):
+def test_progress_counts_features_then_steps(kind, tiny_backbone):
     calls = []
     model = kind(tiny_backbone, (64, 64), seed=0, device="cpu", steps=2, batch_size=2)
     model.fit(Images(pictures(2)), progress=lambda *call: calls.append(call))
-    assert calls == [(1, 2), (2, 2)]
+    features = [(1, 2, "features"), (2, 2, "features")]
+    assert calls == [*features, (1, 2), (2, 2)]
 
 
 def test_a_trained_model_is_left_in_evaluation_mode(model):

@@ -9,14 +9,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from meter import TensorMeter
 from toys import toy_images
 
 from tiled_ref.ensemble import Forgotten, TiledEnsemble
 from tiled_ref.models import MODELS
-from tiled_ref.running.engine import Engine, Resident, measure_location
+from tiled_ref.running.engine import Engine, Resident
 from tiled_ref.setups import Setup
 from tiled_ref.support.errors import InputError
-from tiled_ref.support.memory import TensorMeter, available_memory
+from tiled_ref.support.memory import available_memory
 
 ARCHS = sorted(MODELS)
 SWITCHES = {"fastflow": {"steps": 1}, "reverse_distillation": {"steps": 1}}
@@ -121,16 +122,6 @@ def test_low_mode_holds_one_location_while_it_predicts(tiny_backbone):
 def test_what_was_not_trained_is_refused(tiny_backbone):
     with pytest.raises(InputError, match="not been trained"):
         Engine(ensemble_of(ENS, "padim", tiny_backbone))
-
-
-@pytest.mark.parametrize("arch", ["padim", "patchcore"])
-def test_one_location_is_measured(tiny_backbone, arch):
-    """The state's bytes are those that the location keeps; the peak holds them and more."""
-    images = pictures(ENS)
-    ensemble = ensemble_of(ENS, arch, tiny_backbone, images)
-    found = measure_location(ensemble, images)
-    assert found["state_bytes"] == sum(x.nbytes for x in ensemble.states[0, 0].values())
-    assert found["peak_bytes"] > found["state_bytes"] and found["seconds"] > 0
 
 
 def test_the_meter_counts_each_storage_once_and_notices_its_end():

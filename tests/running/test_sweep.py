@@ -1,5 +1,6 @@
 """The grid of cells: order, sharing, failures, what is left to do."""
 
+import collections
 import gc
 import io
 import json
@@ -13,6 +14,7 @@ from made_up import made_up_result, small
 from toys import toy_category, write_category
 
 from tiled_ref import cli
+from tiled_ref.models import MODELS
 from tiled_ref.running import sweep
 from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.running.pieces import Pieces
@@ -310,47 +312,55 @@ def test_a_cell_that_another_process_finishes_has_no_result():
 
 
 @pytest.mark.parametrize("memory", ["low", "resident"])
-def test_a_cell_does_the_work_that_was_planned(tiny_backbone, memory):
-    """Images times the pixels of their tiles, so that the time left is that of the whole run."""
+@pytest.mark.parametrize("arch", MODELS)
+def test_a_cell_does_the_work_that_was_planned(tiny_backbone, memory, arch, tmp_path):
+    """Of every kind, so that the time left is that of the whole run."""
     sizes = [SM.with_sizes((64, 64))]
-    sizes += [SETUPS[name].with_sizes((64, 64), (32, 32)) for name in ("ST9", "ENS9")]
-    whole = a_sweep(planned("a"), recipes(setups=sizes, seeds=(42,)), tiny_backbone, memory=memory)
-    done = [0.0]
+    sizes += [SETUPS[name].with_sizes((64, 64), (32, 32)) for name in ("ST9", "ENS4")]
+    switches = {"steps": 2} if arch in ("fastflow", "reverse_distillation") else {}
+    cells = recipes((arch,), sizes, seeds=(42,), switches=switches)
+    options = dict(memory=memory, out=tmp_path, report=True)
+    whole = a_sweep(planned("a"), cells, tiny_backbone, **options)
+    (part,), later = whole.estimates, []
 
     def cell(*parts):
-        result = run_cell(*parts, whole.options, whole.progress)
-        done.append(whole.progress.done)
-        return result
+        run_cell(*parts, whole.options, whole.progress)
+        later.append(dict(whole.progress.todo))
 
     through(whole, cell)
-    n = len(small("a").train) + len(small("a").test)
-    assert np.diff(done).tolist() == [n * setup.tile_pixels for setup in sizes]
-    assert whole.progress.left() == 0
+    for k, todo in enumerate(later):
+        expected = collections.Counter()
+        for other in part.cells[k + 1 :]:
+            expected.update(other.work)
+        assert todo.keys() == {"decode"} | {key for c in part.cells for key in c.work}
+        assert all(work == pytest.approx(expected[key]) for key, work in todo.items()), todo
+    assert whole.progress.left() == pytest.approx(0)
 
 
-def test_time_left_is_elapsed_per_work_done(monkeypatch):
-    """SM256 is 1 tile of 256 px, ENS9 9 of them: after the first 10 s, 9 * 10 s are left; a cell
-    that was finished before takes its work away."""
-    now = [0.0]
-    monkeypatch.setattr("tiled_ref.support.progress.time.monotonic", lambda: now[0])
-    stream = io.StringIO()
-    cells = recipes(setups=(SM, SETUPS["ENS9"], ENS), seeds=(42,))
-    whole = a_sweep(planned("a"), cells, stream=stream)
+def test_work_that_is_not_done_goes_with_its_cell():
+    """A cell that was finished before, fails or is another process's, and a category that cannot
+    be read: what is left is that of the others."""
+    said = []
 
     def cell(recipe, images, backbone):
-        if recipe.setup is not ENS:
-            now[0] += 10.0
-            n = len(images.category.train) + len(images.category.test)
-            area = recipe.setup.n_tiles * 256 * 256
-            whole.progress.stage("all", n * area)(n, n)
+        said.append(dict(whole.progress.todo))
+        if recipe.setup is ENS:
+            raise InputError("x")
 
+    def broken():
+        raise InputError("y")
+
+    plan = [sweep.Planned("toys", "z", broken), *planned("a", "b")]
+    whole = a_sweep(plan, recipes(seeds=(42,)))
+    _, *parts = whole.estimates
     through(whole, cell)
-    said = [line for line in stream.getvalue().splitlines() if line.startswith("cells")]
-    assert said == [
-        "cells: 1/3 done, about 2 min 10 s left",  # 9 + 4 tiles
-        "cells: 2/3 done, about 8.0 s left",  # 4 tiles, 20 s for 10
-        "cells: 3/3 done",
-    ]
+    works = [cell.work for part in parts for cell in part.cells]
+    for number, todo in enumerate(said):
+        expected = collections.Counter()
+        for work in [part.work for part in parts[number // 2 :]] + works[number:]:
+            expected.update(work)
+        assert all(work == pytest.approx(expected[key]) for key, work in todo.items()), number
+    assert whole.progress.todo and not any(whole.progress.todo.values())
 
 
 # ------------------------------------------------------------------------ the command line

@@ -16,7 +16,7 @@ from ..models.weights import tensors_digest
 from ..support.errors import InputError, shortened
 from ..support.files import beside, make_folder, remove_leftovers, replace_folder
 from .manifest import location_name, write_manifest
-from .tensors import REMEDY, read_tensors, write_tensors
+from .tensors import REMEDY, file_bytes, read_tensors, write_tensors
 from .thresholds import MANIFEST
 
 _OWN = r"(?:manifest\.json|thresholds\.json|location_\d+_\d+\.npz)"
@@ -151,9 +151,17 @@ def _grid_of(model):
     return [math.ceil(side / model.STRIDE) for side in model.output_size]
 
 
-def _layout(model):
-    """Name -> (dtype, shape) of the tensors of a fitted model, None for a side that depends on
-    the training images; None for an architecture that is not known here, whose tensors are
+def state_bytes(model, n_images):
+    """Bytes of the file of a location whose model was trained on n_images: exact, but of an
+    architecture that is not known here only those of its numbers."""
+    rows = model.n_vectors(n_images) if hasattr(model, "n_vectors") else None
+    tensors = _layout(model, rows)
+    return 4 * model.n_learnt(n_images) if tensors is None else file_bytes(tensors)
+
+
+def _layout(model, rows=None):
+    """Name -> (dtype, shape) of the tensors of a fitted model; rows of the memory bank, None where
+    they are not known; None for an architecture that is not known here, whose tensors are
     bounded by the size of their file alone."""
     arch = next((name for name, kind in MODELS.items() if type(model) is kind), None)
     if arch == "padim":
@@ -163,12 +171,12 @@ def _layout(model):
     if arch == "patchcore":
         channels = channels_of(model.backbone)
         width = channels["layer2"] + channels["layer3"]
-        own = {"bank": ("float32", (None, width)), "chosen": ("int64", (None,))}
+        own = {"bank": ("float32", (rows, width)), "chosen": ("int64", (rows,))}
         return own | {"grid": ("int64", (2,))}
     if arch in ("fastflow", "reverse_distillation"):
         return {
             name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-            for name, tensor in model.state().items()
+            for name, tensor in model.network.state_dict().items()
         }
     return None
 

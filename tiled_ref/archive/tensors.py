@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import zipfile
@@ -43,6 +44,21 @@ def write_tensors(path, tensors):
             info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, always
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+
+
+def file_bytes(tensors):
+    """Bytes of the file that write_tensors makes of tensors of a layout, name -> (dtype, shape)."""
+    limit, size, directory = zipfile.ZIP64_LIMIT, 0, 0
+    for name, (dtype, shape) in tensors.items():
+        header, dtype = io.BytesIO(), np.dtype(dtype).newbyteorder("<")
+        facts = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        member, name = header.tell() + dtype.itemsize * math.prod(shape), len(f"{name}.npy")
+        fields = 2 * (member > limit) + (size > limit)  # of 8 bytes, where 4 are too few
+        directory += 46 + name + (4 + 8 * fields if fields else 0)
+        size += 30 + name + 20 + member
+    is_large = size > limit or directory > limit or len(tensors) > zipfile.ZIP_FILECOUNT_LIMIT
+    return size + directory + (76 if is_large else 0) + 22
 
 
 def read_tensors(path, expected=None, sha256=None):

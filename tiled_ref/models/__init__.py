@@ -10,8 +10,8 @@ and offers
                       train on normal images. len(images) is N, the number of images, and
                       images[indices], for a list of ints, is a batch: float32 (B, 3, h, w),
                       normalised, on the device. progress(done, total), if given, is called
-                      during the work; progress(done, total, name) in a part of it that
-                      counts something else
+                      during the work; progress(done, total, name) in a part of it, before or
+                      after the main one, that counts something else
     predict(batch)    (B, 3, h, w) -> maps (B, H, W) float32 and scores (B,) float32: Eq. 4 of
                       the paper, A_ij, s_ij = M_ij(T_ij). The same as head(features(batch))
     features(batch)   list of tensors (B, ...): the part that all models share

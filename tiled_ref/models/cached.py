@@ -32,7 +32,7 @@ class CachedFeatures:
 
     Parameters: backbone, (T, 3, h, w) -> list of (T, C, hf, wf); images, as `fit` gets them:
     images[[k]] is (T, 3, h, w), T = 1 without tiled input; budget, bytes of host memory: all
-    features are kept there if they fit, else none.
+    features are kept there if they fit, else none; progress(done, N, "features"), if given.
     Attributes: n_bytes, of all features; spilled, whether they are in the file. `len(self)` is N;
     `self[indices]`, for a list of ints, is a list with (T * B, C, hf, wf) per layer, tile-major,
     channels last in memory.
@@ -40,7 +40,7 @@ class CachedFeatures:
     """
 
     @torch.no_grad()
-    def __init__(self, backbone, images, budget=BUDGET):
+    def __init__(self, backbone, images, budget=BUDGET, progress=None):
         if len(images) == 0:
             raise InputError(
                 "training needs at least one normal image; add images to the training folder"
@@ -53,6 +53,8 @@ class CachedFeatures:
                 self.device = layers[0].device
             for k, layer in enumerate(layers):
                 self._table(k)[index] = layer.cpu().numpy()
+            if progress:
+                progress(index + 1, len(images), "features")
 
     def _reserve(self, shapes, budget):
         """Room for layers of these shapes, (N, T, hf, wf, C)."""

@@ -47,6 +47,7 @@ class Padim(Model):
     Parameters: backbone, output_size and the options of `Model`; seed draws the channels.
     n_channels, D, the channels kept of all that the backbone has. impl, "cython" or "numpy": of
     distances and blur on the CPU.
+    Raises InputError for less than one channel, or more than there are.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -123,7 +124,8 @@ class Padim(Model):
             S     <- S + S_b + delta delta^T n m/(n + m),   delta = mu_b - mu
         with n images seen before and m in the batch; Sigma = S / (n - 1) + eps I.
 
-        Parameters: images and progress, see tiled_ref.models.
+        Parameters: images and progress, see tiled_ref.models; progress counts images, then, as the
+        part "inverses", positions.
         Raises InputError for fewer than two images.
         """
         if len(images) < 2:
@@ -154,12 +156,15 @@ class Padim(Model):
         d = scatter.shape[-1]
         shape = (len(scatter), d * (d + 1) // 2) if self._packs else scatter.shape
         self._inverses = torch.empty(shape, device=self.device)
-        size = self.INVERSE_CHUNK.get(self.device.type, len(scatter))
+        size, done = self.INVERSE_CHUNK.get(self.device.type, len(scatter)), 0
         for chunk, out in zip(scatter.split(size), self._inverses.split(size)):
             covariance = chunk.div_(n - 1)
             covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
             out.copy_(pack(inverse) if self._packs else inverse)
+            done += len(chunk)
+            if progress:
+                progress(done, len(scatter), "inverses")
 
     @torch.no_grad()
     def head(self, features):

@@ -87,10 +87,13 @@ class PatchCore(Model):
 
     def n_learnt(self, n_images):
         """Numbers kept after training: the vectors of the bank."""
-        positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
         channels = channels_of(self.backbone)
-        width = channels["layer2"] + channels["layer3"]
-        return max(1, int(self.ratio * n_images * positions)) * width
+        return self.n_vectors(n_images) * (channels["layer2"] + channels["layer3"])
+
+    def n_vectors(self, n_images):
+        """Vectors of the bank after training on n_images."""
+        positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
+        return max(1, int(self.ratio * n_images * positions))
 
     def embed(self, images):
         """Locally aware patch features (Roth et al. Sec. 3.1).

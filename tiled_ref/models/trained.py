@@ -47,10 +47,11 @@ class TrainedModel(Model):
     def fit(self, images, progress=None):
         """Train the network in `steps` steps of Adam on the batches of cached.batches.
 
-        Parameters: images and progress, see tiled_ref.models; progress counts steps.
+        Parameters: images and progress, see tiled_ref.models; progress counts, as the part
+        "features", images, then steps.
         Raises InputError without images, or if a batch is too small for the network.
         """
-        features = CachedFeatures(self.backbone, images)
+        features = CachedFeatures(self.backbone, images, progress=progress)
         todo = list(batches(len(images), self.batch_size, self.steps, self.seed))
         self.check_batch(min(map(len, todo)))
         self.network.train()

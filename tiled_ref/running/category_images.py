@@ -9,13 +9,14 @@ import numpy as np
 
 from .. import thresholds
 from ..data import reading
+from ..data.disk import counted
 from ..data.images import resize_mask
 from ..support.errors import InputError
 from .stored_images import regions_of
 
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, more than that in a file
 MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, more than that read every time
-NAMED = 3  # images in a warning
+NAMED, SIZES = 3, 8  # images in a warning, sizes in an error
 LOST = {  # a count of metrics.json that calls for a warning: the total it is a part of, and why
     "n_defects_vanished": (
         "n_defects",
@@ -53,6 +54,7 @@ class CategoryImages:
         self._versions = {}  # name of an image -> Sample.stamp and Sample.version
         self._pixels = {}  # name of an image -> digest of its pixels
         self._same = {}  # name of a test image -> name of the training image that it is
+        self._sizes = {}  # (h, w) -> names of the images of that size
         self._defects = {}  # size -> {name of a defective image: (defects, those that vanish)}
         self._packed = {}  # number of a test image -> bits and shape of its mask
 
@@ -67,11 +69,13 @@ class CategoryImages:
                 sizes,
                 antialias=self.antialias,
                 budget=IMAGE_BUDGET,
-                progress=self._progress.stage(f"decode {split} at {text}"),
+                progress=self._progress.stage(f"decode {split} at {text}", f"decode {split}"),
                 seen=self._keep_digest,
             )
             self._images |= {(split, s): images for s, images in zip(sizes, arrays)}
             self._compare_splits()
+        if self._options.native and len({split for split, _ in self._images}) == 2:
+            self._check_sizes()
         images = self._images[split, size]
         narrowed = split == "test" and self.category is not self.plan.category
         return images[self.plan.reported] if narrowed else images
@@ -80,6 +84,22 @@ class CategoryImages:
         digest = hashlib.sha256(repr(image.shape).encode())
         digest.update(np.ascontiguousarray(image))
         self._pixels[sample.name] = digest.digest()
+        self._sizes.setdefault(image.shape[:2], set()).add(sample.name)
+
+    def _check_sizes(self):
+        """Raise InputError unless all images have one size."""
+        if len(self._sizes) > 1:
+            found = sorted(self._sizes.items(), key=lambda size: (-len(size[1]), size))
+            texts = [
+                f"{h}x{w} ({counted(len(names), 'image')}, such as {min(names)})"
+                for (h, w), names in found
+            ]
+            more = [f"{len(texts) - SIZES} more"] if len(texts) > SIZES else []
+            raise InputError(
+                f"--image-size native needs images of one size, and those of {self.category.name} "
+                f"have {len(texts)}: {', '.join([*texts[:SIZES], *more])}; crop or resize them, or "
+                "give --image-size HEIGHTxWIDTH"
+            )
 
     def _compare_splits(self):
         """Note, once both splits are read, the test images that are training images."""
@@ -125,8 +145,11 @@ class CategoryImages:
                 left = np.bincount(resized.ravel(), minlength=n + 1)[1:]  # pixels of each
                 found[sample.name] = n, int((left == 0).sum())
 
+            stage = self._progress.stage("read masks at {}x{}".format(*size), "masks")
             for _ in self.masks(size, seen):
                 pass  # one after the other where they do not fit into memory
+            if found:
+                stage(len(found), len(found))
             self._defects[size] = found
             counts = self.counts(size)
             vanished, place = counts["n_defects_vanished"], "at {}x{}".format(*size)

@@ -48,6 +48,7 @@ class Options:
     threads: int = None
     resume: bool = False  # reuse finished cells, continue unfinished ones; or pieces.WHERE_SAME
     save: bool = False  # keep the trained ensemble in the cell's folder
+    native: bool = False  # every category at the size of its images, which must agree
     report: bool = False  # write analysis.npz of the cell and images.npz of its category
     validation: str = None  # images that decide the thresholds, see thresholds.plan
     rules: thresholds.Rules = field(default_factory=thresholds.Rules)
@@ -116,8 +117,7 @@ def _locations(ensemble, train, test, pieces, share, options, progress):
         for _ in ensemble.each_location(train, test[:0], pieces, locations=todo, progress=progress):
             pass  # nothing to predict yet
         resident = Resident(ensemble, pieces)
-        work = ensemble.setup.tile_pixels * len(test)
-        found = resident.predict(test, progress.stage("predict", work))
+        found = resident.predict(test, progress.stage("predict", "predict all"))
     for location, rows, maps, scores in found:
         pieces.add(location, rows, len(test), maps, scores)
 
@@ -130,7 +130,7 @@ def _finish(ensemble, images, pieces, identity, peak, options, progress):
     tile_maps, tile_scores = zip(*map(pieces.prediction, grid.locations()))
     scores = merge_rows(
         tile_maps, np.stack(tile_scores).reshape(grid.rows, grid.cols, -1), recipe, maps,
-        impl=options.impl, threads=options.threads, progress=progress.stage("merge"),
+        impl=options.impl, threads=options.threads, progress=progress.stage("merge", "merge"),
         roi=options.rules.roi,
     )  # fmt: skip
     merged = time.perf_counter()
@@ -174,7 +174,7 @@ def _score(ensemble, images, maps, scores, options, progress):
     """Decide the ensemble's thresholds and score; returns the maps and scores that the metrics
     are of, and the metrics."""
     category, setup = images.category, ensemble.setup
-    stage = progress.stage("score")
+    stage = progress.stage("score", "score")
     ensemble.thresholds = thresholds.find_thresholds(
         images.plan, maps, scores, rules=options.rules,
         masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
@@ -234,7 +234,7 @@ def _keep(result, ensemble, pieces, maps, scores, images, options, progress):
         write_manifest(pieces.ensemble_folder, ensemble, **facts)
     pieces.publish()
     if options.report:
-        stage = progress.stage("analyse")
+        stage = progress.stage("analyse", "analyse")
         reported = images.reported
         with options.ranks.one_at_a_time(f"images {category.dataset} {category.name}"):
             stored_images.save_images(pieces.folder.parents[2], reported, setup, options)

@@ -6,16 +6,12 @@
                 an image are one batch of the backbone
 """
 
-import gc
-import time
-
 import torch
 
 from ..data.images import normalize
 from ..data.reading import forget_pages
-from ..ensemble import Forgotten, collect, merge, slices
+from ..ensemble import collect, merge, slices
 from ..support.devices import to_device, to_host
-from ..support.memory import TensorMeter
 
 MEMORY_MODES = ("low", "resident")
 
@@ -103,27 +99,3 @@ class Resident:
         forget_pages(images)
         windows = (grid.window(*location) for location in grid.locations())
         return torch.cat([grid.pad_tile(batch[..., rows, cols]) for rows, cols in windows])
-
-
-def measure_location(ensemble, train):
-    """The cost of one tile location, measured by training the first and predicting its images.
-
-    Parameters: ensemble, a TiledEnsemble; train uint8 (N, 3, H, W), a few typical images.
-    Returns dict: seconds; state_bytes, of the learned state; peak_bytes, of all tensors alive
-    at a time beyond those that existed before.
-    """
-    states, location = Measured(), ensemble.grid.locations()[0]
-    gc.collect()
-    started = time.perf_counter()
-    with TensorMeter() as meter:
-        for _ in ensemble.each_location(train, train, states, locations=[location]):
-            pass
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "state_bytes": states.n_bytes, "peak_bytes": meter.peak}
-
-
-class Measured(Forgotten):
-    """States of which only the size of the last is kept."""
-
-    def __setitem__(self, location, state):
-        self.n_bytes = sum(tensor.nbytes for tensor in state.values())

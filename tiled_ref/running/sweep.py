@@ -4,15 +4,19 @@ A category is decoded once, shared by all its cells and released before the next
 fails is reported and the others go on; the exit status tells at the end.
 """
 
+import collections
 import contextlib
+import functools
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .. import thresholds
 from ..support.errors import InputError, one_line, out_of_memory
 from ..support.progress import bytes_text, duration
 from .category_images import CategoryImages
+from .estimate import category_estimate
 from .results import gather_results
 from .shared_layers import SharedLayers, budget_within
 
@@ -23,7 +27,7 @@ class Planned:
 
     dataset: str  # its name
     name: str  # of the category
-    load: Callable  # load() returns the data.Category
+    load: Callable  # load() returns the data.Category, always the same
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Failure:
 class Sweep:
     """The cells of a run.
 
-    Parameters: plan, Planned categories, each loaded when its turn comes; recipes, one for each
-    cell of a category; backbone, a ResNet18Features; debug, show the traceback of a failure.
-    Attribute: failures, a list of Failure in the order of the cells.
+    Parameters: plan, Planned categories, whose images are read when their turn comes; recipes, one
+    for each cell of a category; backbone, a ResNet18Features; debug, show the traceback of a
+    failure. Attribute: failures, a list of Failure in the order of the cells.
     """
 
     def __init__(self, plan, recipes, backbone, options, progress, debug=False):
@@ -52,7 +56,35 @@ class Sweep:
         self.options, self.progress, self.debug = options, progress, debug
         self.failures = []
         self.n_cells = len(self.plan) * len(self.recipes)
-        self._count = 0
+        self._count, self._todo = 0, collections.Counter()
+
+    def recipes_of(self, entry):
+        """The recipes of a Planned category: with options.native at the size of its images, which
+        that of the first tells. Raises InputError where it cannot be read or has no such tiles."""
+        if not self.options.native:
+            return self.recipes
+        size = entry.load().train[0].read_size()
+        return [replace(r, setup=r.setup.with_sizes(size)) for r in self.recipes]
+
+    @functools.cached_property
+    def estimates(self):
+        """A CategoryEstimate of every category, None for one that cannot be run."""
+        found = [None] * len(self.plan)
+        for k, entry in enumerate(self.plan):
+            with contextlib.suppress(InputError):  # it is raised again when its turn comes
+                found[k] = self.estimate(entry)
+        return found
+
+    def estimate(self, entry):
+        """The CategoryEstimate of a Planned category. Raises InputError where it cannot be run."""
+        category = thresholds.plan(entry.load(), self.options.validation).category
+        recipes = self.recipes_of(entry)
+        return category_estimate(category, recipes, self.backbone, self.options, self._shares)
+
+    def share_within(self, room):
+        """Share layers within that many bytes of the disk at most."""
+        room = min(self.options.share_features, room)
+        self.options = replace(self.options, share_features=room)
 
     def cells(self):
         """Yield (recipe, images, backbone) of every cell, the arguments of cell.run_cell.
@@ -60,35 +92,46 @@ class Sweep:
         The backbone is a SharedLayers where cells may share its layers: in float32 on the CPU of
         one process; a GPU computes them faster than a disk returns them.
         """
-        for number, entry in enumerate(self.plan):
+        for part in filter(None, self.estimates):
+            self._plan(part.work, *(cell.work for cell in part.cells))
+        for entry, part in zip(self.plan, self.estimates):
             images = None
             with self.caught(cell_title(entry)):
+                part = part or self.estimate(entry)  # raises what it has raised before
+                recipes = self.recipes_of(entry)
                 images = CategoryImages(
-                    entry.load(), self.options, self.progress, self.recipes[0].antialias,
-                    sizes=dict.fromkeys(recipe.setup.image_size for recipe in self.recipes),
+                    entry.load(), self.options, self.progress, recipes[0].antialias,
+                    sizes=dict.fromkeys(recipe.setup.image_size for recipe in recipes),
                 )  # fmt: skip
             if images is None:
                 self._count += len(self.recipes)
                 continue
-            category = images.category
-            n_images = (len(category.train) + len(category.test)) / self.options.ranks.size
-            of_category = n_images * sum(recipe.setup.tile_pixels for recipe in self.recipes)
-            self.progress.work = self.progress.done + (len(self.plan) - number) * of_category
             with self._shared(entry.name) as backbone:
-                for k, recipe in enumerate(self.recipes):
+                for k, recipe in enumerate(recipes):
                     if backbone is not self.backbone:
-                        later = {_tiles(other) for other in self.recipes[k + 1 :]}
+                        later = {_tiles(other) for other in recipes[k + 1 :]}
                         backbone.keeps = _tiles(recipe) in later
-                    before = self.progress.done
+                    self.progress.costs = part.costs | part.cells[k].costs
                     yield recipe, images, backbone
                     self._count += 1
-                    undone = recipe.setup.tile_pixels * n_images - (self.progress.done - before)
-                    self.progress.work -= undone  # finished before, failed, or done by others
-                    if self.n_cells > 1:
-                        self.progress.title = ""
-                        left = self.progress.left()
-                        text = f", about {duration(left)} left" if left else ""
-                        self.progress.note(f"cells: {self._count}/{self.n_cells} done{text}")
+                    over = [part.cells[k].work]  # done, finished before or failed
+                    over += [part.work] if k + 1 == len(recipes) else []
+                    self._plan(*over, sign=-1)
+                    self._say_count()
+
+    def _plan(self, *works, sign=1):
+        """Add work to what the run still has, or take it away."""
+        for work in works:
+            for key, seconds in work.items():
+                self._todo[key] += sign * seconds
+                self.progress.todo[key] = max(0.0, self._todo[key])
+
+    def _say_count(self):
+        if self.n_cells > 1:
+            self.progress.title = ""
+            left = self.progress.left() or 0.0
+            text = f", about {duration(left)} left" if left >= 0.05 else ""
+            self.progress.note(f"cells: {self._count}/{self.n_cells} done{text}")
 
     @contextlib.contextmanager
     def caught(self, title):
@@ -110,6 +153,13 @@ class Sweep:
             self.failures.append(Failure(title, text, is_input))
             self.progress.note(f"failed: {self.failures[-1]}")
 
+    @property
+    def _shares(self):
+        options = self.options
+        plain = all(recipe.precision == "float32" for recipe in self.recipes)
+        alone = options.ranks.size == 1 and options.device.type == "cpu"
+        return plain and alone and options.share_features > 0 and len(self.recipes) > 1
+
     @contextlib.contextmanager
     def _shared(self, name):
         """The backbone for the cells of a category, a SharedLayers where they share layers."""
@@ -117,12 +167,9 @@ class Sweep:
         def note(text):
             self.progress.note(f"{name}: {text}")
 
-        options = self.options
-        plain = all(recipe.precision == "float32" for recipe in self.recipes)
-        alone = options.ranks.size == 1 and options.device.type == "cpu"
-        if not (plain and alone and options.share_features and len(self.recipes) > 1):
+        if not self._shares:
             yield self.backbone
-        elif budget := budget_within(options.share_features):
+        elif budget := budget_within(self.options.share_features):
             note(
                 f"{len(self.recipes)} cells share the layers of the backbone, within "
                 f"{bytes_text(budget)} in {tempfile.gettempdir()}"
@@ -148,9 +195,9 @@ def gather(sweep, failures):
     cells, ordered = [], []
     for entry in sweep.plan:
         ordered.append(cell_title(entry))
-        for recipe in sweep.recipes:
+        for recipe in () if ordered[-1] in found else sweep.recipes_of(entry):
             ordered.append(cell_title(entry, recipe))
-            if not {cell_title(entry), ordered[-1]} & set(found):
+            if ordered[-1] not in found:
                 cells.append((entry, recipe))
     results = gather_results(cells, sweep.options)
     return results, [found[title] for title in ordered if title in found]

@@ -68,7 +68,7 @@ def words(allowed):
     return f"a whole number of at least {allowed[0]} and at most {allowed[-1]:,}"
 
 
-seed, batch, side, steps = map(whole, (SEEDS, BATCHES, SIDES, STEPS))
+seed, batch, side = map(whole, (SEEDS, BATCHES, SIDES))
 pixels = whole(range(1, 1 << 40))
 percentile = functools.partial(
     parse, kind=float, wanted="a number above 0 and at most 100", fits=lambda p: 0 < p <= 100
@@ -88,6 +88,11 @@ def size(text):
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 3040x4190")
     return side(sides[0]), side(sides[-1])
+
+
+def size_or_native(text):
+    """(height, width), or "native". Raises ArgumentTypeError."""
+    return text if text == "native" else size(text)
 
 
 def number_of_bytes(text):

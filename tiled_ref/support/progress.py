@@ -1,4 +1,15 @@
-"""Progress on stderr: on a terminal a live line with the time left, else a line a stage."""
+"""Progress on stderr: on a terminal a live line, else a line a stage, both with the time left.
+
+The time left is that of the whole run, where its work is known: by kinds, such as the training of
+PaDiM, in seconds on a reference machine. What a kind really takes is measured as it is done:
+
+    left = sum over kinds of todo * (seconds + prior * speed) / (done + prior)
+
+with todo and done in reference seconds, seconds measured, prior = PRIOR * (todo + done), a tenth of
+that for decoding, whose images are not known before, and speed
+the same quotient of all kinds together. So a kind that has not begun is judged by the others, one
+that has by itself, and all at first by the speed of this machine.
+"""
 
 import sys
 import time
@@ -16,20 +27,27 @@ class Progress:
     ----------
     title : str
         Stands before the name of every stage.
-    work, done : float
-        The work of the whole run and what is done of it, in any unit: the time left is
-        elapsed / done * (work - done). Without work it is that of the stage alone.
+    todo : dict
+        Kind of work -> reference seconds of it that the run still has. While it is empty the time
+        left is that of the stage alone.
+    seen : dict
+        Kind of work -> [seconds, reference seconds] of what is done.
+    costs : dict
+        Kind of stage -> {part of it: (kind of work, reference seconds)}, of stages that now begin.
+    speed : float
+        Seconds that a reference second takes here, before anything is measured.
     """
 
     REDRAW_SECONDS = 0.1
+    PRIOR = 0.1
+    APART = "decode"  # a kind whose speed says nothing of the others
 
     def __init__(self, quiet=False, stream=None):
         self.quiet = quiet
         self.stream = Guarded(sys.stderr if stream is None else stream)
         self.live = not quiet and self.stream.isatty()
         self.title = ""
-        self.work = self.done = 0.0
-        self.began = time.monotonic()
+        self.todo, self.seen, self.costs, self.speed = {}, {}, {}, 1.0
         self._drawn = ""
 
     def note(self, text):
@@ -38,9 +56,10 @@ class Progress:
             self._clear()
             print(one_line(text), file=self.stream, flush=True)
 
-    def stage(self, name, work=0.0):
-        """A Stage of this name, which is so much of the run's work."""
-        return Stage(self, f"{self.title}: {name}" if self.title else name, work)
+    def stage(self, name, kind=None):
+        """A Stage of this name; kind, one of costs, None for a stage that takes no time."""
+        costs = self.costs.get(kind, {})
+        return Stage(self, f"{self.title}: {name}" if self.title else name, costs)
 
     def draw(self, text):
         """Replace the live line."""
@@ -48,10 +67,29 @@ class Progress:
         self._drawn = one_line(text)
         print(self._drawn, end="", file=self.stream, flush=True)
 
+    def count(self, key, seconds, work):
+        """Add what was done of a kind of work: seconds, and reference seconds."""
+        before = self.seen.get(key, (0.0, 0.0))
+        self.seen[key] = before[0] + seconds, before[1] + work
+        self.todo[key] = max(0.0, self.todo.get(key, 0.0) - work)
+
     def left(self):
-        """Seconds that the run will still take; None where nothing is done yet."""
-        elapsed = time.monotonic() - self.began
-        return elapsed / self.done * max(0.0, self.work - self.done) if self.done else None
+        """Seconds that the run will still take; None where nothing is known of it."""
+        if not self.todo or not self.seen:
+            return None
+        kinds = {key: (todo, *self.seen.get(key, (0.0, 0.0))) for key, todo in self.todo.items()}
+        others = [kind for key, kind in kinds.items() if key != self.APART]
+        speed = self._rate(*map(sum, zip((0.0, 0.0, 0.0), *others)), self.speed, self.PRIOR)
+        return sum(
+            kind[0] * self._rate(*kind, speed, self.PRIOR * (0.1 if key == self.APART else 1.0))
+            for key, kind in kinds.items()
+        )
+
+    @staticmethod
+    def _rate(todo, seconds, done, speed, prior):
+        """Seconds that a reference second of a kind takes, where a new one would take `speed`."""
+        prior *= todo + done
+        return (seconds + prior * speed) / (done + prior) if done + prior else speed
 
     def _clear(self):
         if self._drawn:
@@ -60,31 +98,37 @@ class Progress:
 
 
 class Stage:
-    """A part of a run. Parameters: progress, name and work as of Progress.stage. It is called as
-    stage(done, total), by a part that counts something else as stage(done, total, part)."""
+    """A part of a run. Parameters: progress and name as of Progress.stage; costs, {part: (kind of
+    work, reference seconds)}. It is called as stage(done, total), by a part that counts something
+    else as stage(done, total, part). The line of its end is printed when all parts are done."""
 
-    def __init__(self, progress, name, work):
-        self.progress, self.name, self.work = progress, name, work
-        self.started = time.monotonic()
-        self.redrawn = 0.0
-        self.before = progress.done
+    def __init__(self, progress, name, costs):
+        self.progress, self.name, self.costs = progress, name, costs
+        self.started = self.last = time.monotonic()
+        self.redrawn, self.total, self.done = 0.0, None, {}
+        self.key = costs.get(None, (None,))[0]
 
     def __call__(self, done, total, part=None):
-        progress = self.progress
-        name = f"{self.name}, {part}" if part else self.name
-        if part is None and total:
-            progress.done = self.before + self.work * done / total
+        progress, now = self.progress, time.monotonic()
+        share = done / total if total else 1.0
+        key, work = self.costs.get(part, (None, 0.0))
+        self.key = key if done else self.key  # what precedes a part belongs to the one before
+        if self.key is not None:
+            progress.count(self.key, now - self.last, work * (share - self.done.get(part, 0.0)))
+        self.last, self.done[part] = now, share
         if progress.quiet:
             return
-        now = time.monotonic()
-        if done >= total:
-            progress.note(f"{name}: {total}/{total} in {duration(now - self.started)}")
+        self.total = total if part is None or self.total is None else self.total
+        name, left = f"{self.name}, {part}" if part else self.name, progress.left()
+        if left is None and 0 < done < total:
+            left = (now - self.started) / done * (total - done)
+        eta = f", {duration(left)} left" if left and left >= 0.05 else ""
+        if done >= total and all(self.done.get(other, 0.0) >= 1 for other in self.costs):
+            if self.costs:
+                name, total = self.name, self.total
+            progress.note(f"{name}: {total}/{total} in {duration(now - self.started)}{eta}")
         elif progress.live and now - self.redrawn >= progress.REDRAW_SECONDS:
             self.redrawn = now
-            left = progress.left()
-            if not progress.work and done:
-                left = (now - self.started) / done * (total - done)
-            eta = f", {duration(left)} left" if left is not None else ""
             progress.draw(f"{name}: {done}/{total}{eta}")
 
 

@@ -39,6 +39,8 @@ def lazy_greedy(points, count, first, include_first, threads, progress):
         if include_first:
             search.choose(np.array([first]))
             search.applied[:] = 1
+        if progress:
+            progress(0, count)  # what is measured by it begins here
         while search.done < count:
             search.round()
             if progress:
