@@ -125,13 +125,7 @@ def main(argv=None):
             args = build_parser().parse_args(argv, argparse.Namespace(ranks=ranks))
             words = sys.argv[1:] if argv is None else argv
             args.given = {w.partition("=")[0] for w in words if w.startswith("--")} - {"--"}
-            if args.explain is not None:
-                args.command = explain_image
-            if args.load is not None or args.given & LOADED.keys():
-                args.command = (
-                    export_ensemble if args.export else calibrate if args.calibrate
-                    else predict_images
-                )  # fmt: skip
+            args.command = _command(args)
             if args.max_pixels:
                 stack.enter_context(pixel_limit(args.max_pixels))
             # Several processes share a run; anything else is done by one.
@@ -167,6 +161,13 @@ def main(argv=None):
         }.get(args.command, "")
         ranks.fail(f"tiled-ref: {'interrupted' if number == signal.SIGINT else 'terminated'}{kept}")
         return EXIT_SIGNAL + number
+
+
+def _command(args):
+    """The function that does what the options name."""
+    if args.load is not None or args.given & LOADED.keys():
+        return export_ensemble if args.export else calibrate if args.calibrate else predict_images
+    return args.command if args.explain is None else explain_image
 
 
 def build_parser():
@@ -440,7 +441,8 @@ NOT_EXPLAINED = {
     "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi",
 }  # fmt: skip
 ALWAYS = {
-    "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet", "--debug",
+    "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet",
+    "--debug",
 }  # fmt: skip
 SHARED = {
     "--out", "--batch-size", "--impl", "--threads", "--memory", "--max-pixels", "--min-area",
@@ -520,11 +522,9 @@ def calibrate(args):
     out = args.out if "--out" in args.given else Path("calibration")
     make_folder(out)
     with OutputLock(out):
-        rows, chosen = run_calibrate(
-            ensemble, args.load, args.calibrate, out, rules, options, progress
-        )
+        rows = run_calibrate(ensemble, args.load, args.calibrate, out, rules, options, progress)
     cells = [
-        ["*" * (row["false_alarms"] == chosen), f"{row['false_alarms']}/{row['normal_images']}",
+        ["*" * row["chosen"], f"{row['false_alarms']}/{row['normal_images']}",
          f"{row['image_threshold']:.6g}", f"{row['missed_images']}/{row['defective_images']}",
          f"{row['pixel_threshold']:.6g}", f"{row['missed_defects']}/{row['defects']}"]
         for row in rows

@@ -334,7 +334,8 @@ def _false_alarm_part(sized, n, rules):
             values = sorted(values)[-most:]
     return {
         "rule": "false_alarms", "percentile": None, "false_alarms": rate, "f1": None,
-        "threshold": false_alarm_threshold(values, most - 1), "minimum": low + 0.0, "maximum": high + 0.0,
+        "threshold": false_alarm_threshold(values, most - 1),
+        "minimum": low + 0.0, "maximum": high + 0.0,
     }  # fmt: skip
 
 

@@ -239,7 +239,7 @@ def marked_pixels(maps, images, thresholds, options):
     Parameters: maps float32 (N, H, W); images, a CategoryImages; thresholds, see
     thresholds.find_thresholds; options, whose rules hold the region of interest.
     Returns int64 (N,), pixels of each image in marks, and float32 (R,), the part of each defect's
-    pixels in marks, more than 0 where the defect is localised; None twice without a pixel threshold.
+    pixels in marks, above 0 where the defect is localised; None twice without a pixel threshold.
     """
     if thresholds["pixel"] is None:
         return None, None
