@@ -214,6 +214,15 @@ def test_precision_and_recall_are_those_of_the_threshold(rng):
     ))  # fmt: skip
 
 
+def test_a_percentile_is_one_of_the_scores(rng):
+    """NumPy's inverted_cdf."""
+    for n in (1, 2, 7, 100):
+        scores = rng.integers(0, 30, n) / 8
+        for percentile in (0.01, 1 / 3, 50, 99.9, 100):
+            expected = np.percentile(scores, percentile, method="inverted_cdf")
+            assert percentile_threshold(scores, percentile) == expected
+
+
 @pytest.mark.parametrize("scores, percentile, sentence", [
     (np.array([]), 100, "needs at least one image"),
     (np.zeros(3), 0, "above 0 and at most 100, not 0"),

@@ -463,7 +463,8 @@ def _load_ensemble(args, progress):
     if args.load is None or len(modes) != 1:
         raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}; give both")
     others = args.given - ALWAYS - LOADED[modes[0]] - {*modes}
-    _refuse(others & (PREDICTION | SHARED), f"does not go with {modes[0]}; leave it out")
+    known = set().union(PREDICTION, *LOADED.values())
+    _refuse(others & known, f"does not go with {modes[0]}; leave it out")
     _refuse(
         others,
         "does not apply to a saved ensemble, which keeps what it was trained with; leave it out",

@@ -288,8 +288,9 @@ def find_thresholds(plan, maps, scores, masks=None, rules=None):
 def thresholds_of(mode, maps, scores, labels, deciding, masks=None, rules=None, size_of=None):
     """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending.
 
-    Parameters: mode; maps (N, H, W) and scores (N,) float; masks, rules, Returns and Raises: see
+    Parameters: mode; maps (N, H, W) and scores (N,) float; masks, rules, Returns: see
     `find_thresholds`; size_of(k), the size (h, w) of image k, by default that of its map.
+    Raises InputError as there.
     """
     rules, mine = rules or Rules(), scores[deciding]
     if not np.isfinite(mine).all():

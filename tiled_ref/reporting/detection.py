@@ -51,10 +51,13 @@ def detection(collection, dataset, arch):
 
 
 def count(images, analysis, kind):
-    """What a cell finds of a kind of defect: a dict of detected, localised and marked, percent or
-    None, "of", the numbers of images and defects, and "found", those of detected and localised.
+    """What a cell finds of a kind of defect.
 
-    Of good images, localised are those with a mark.
+    Parameters: images, as Collection.images returns them; analysis, a CellAnalysis with marks;
+    kind, text.
+    Returns a dict: detected, localised and marked, percent or None; "of", the numbers of images and
+    of defects; "found", how many of them are detected and localised. Of good images, localised are
+    those with a mark.
     """
     mine = np.array([defect == kind for defect in images.defects])
     detected = int((analysis.scores[mine] >= analysis.threshold).sum())

@@ -25,8 +25,8 @@ from .predict import Predictor, rows_of
 
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # false alarms, rows of the table
 COLUMNS = (
-    "chosen", "false_alarms", "normal_images", "image_threshold", "missed_images", "defective_images",
-    "pixel_threshold", "missed_defects", "defects",
+    "chosen", "false_alarms", "normal_images", "image_threshold", "missed_images",
+    "defective_images", "pixel_threshold", "missed_defects", "defects",
 )  # fmt: skip
 
 
