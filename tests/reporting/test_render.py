@@ -39,9 +39,11 @@ def test_colours_at_the_nodes_and_beyond():
 
 
 def test_overlay_by_hand():
-    """Half of grey 0.299 * 200 + 0.587 * 100 + 0.114 * 0 = 118.5, half of dark red (128, 8, 20)."""
-    image = np.array([[[200, 100, 0]]], np.uint8)
-    np.testing.assert_array_equal(overlay(image, np.ones((1, 1)))[0, 0], [123, 63, 69])
+    """A fifth of grey 0.299 * 200 + 0.587 * 100 + 0.114 * 0 = 118.5, the rest dark red (128, 8, 20);
+    where the map is 0, grey alone."""
+    image = np.array([[[200, 100, 0]] * 2], np.uint8)
+    out = overlay(image, np.array([[1.0, 0.0]]))
+    np.testing.assert_array_equal(out[0], [[126, 30, 40], [118, 118, 118]])
 
 
 def test_overlay_is_the_same_in_strips(rng, monkeypatch):
@@ -107,18 +109,18 @@ def test_contours_are_seen_on_any_image_and_leave_the_region_alone(shade):
 
 
 def squares(shape, *corners, side=4):
-    """The regions of a mask with squares at these corners."""
+    """A mask with squares at these corners, and its regions."""
     mask = np.zeros(shape, bool)
     for row, col in corners:
         mask[row : row + side, col : col + side] = True
-    return contours(mask)
+    return contours(mask), mask
 
 
 def test_a_label_lies_above_its_region_and_below_where_another_one_is_there():
     """11 rows of text and 4 around it, 4 from the region: rows 81 to 95, and 108 to 122."""
     white = np.full((200, 200, 3), 255, np.uint8)
-    regions = squares((200, 200), (100, 98), (100, 106))
-    first, both = label_regions(white, regions[:1]), label_regions(white, regions)
+    regions, mask = squares((200, 200), (100, 98), (100, 106))
+    first, both = label_regions(white, regions[:1], mask), label_regions(white, regions, mask)
     assert np.flatnonzero((first != white).any(axis=(1, 2))).tolist() == [*range(81, 96)]
     assert np.flatnonzero((both != first).any(axis=(1, 2))).tolist() == [*range(108, 123)]
     np.testing.assert_array_equal(both[[81, 108], [100, 108]], 255 // 4)
@@ -127,13 +129,16 @@ def test_a_label_lies_above_its_region_and_below_where_another_one_is_there():
 
 def test_a_label_that_finds_no_place_is_left_out(rng):
     """Where the picture has room for one only, the larger region's; and for none, none."""
-    picture = rng.integers(0, 256, (17, 56, 3)).astype(np.uint8)
-    small, large = squares((17, 56), (0, 0), side=2)[0], squares((17, 56), (8, 20))[0]
-    out = label_regions(picture, [large, small])
-    np.testing.assert_array_equal(out, label_regions(picture, [large]))
-    assert (out != picture).any()
-    np.testing.assert_array_equal(label_regions(picture[:14], [small]), picture[:14])
-    np.testing.assert_array_equal(label_regions(picture[:, :20], [small]), picture[:, :20])
+    picture = rng.integers(0, 256, (17, 96, 3)).astype(np.uint8)
+    (small,), tiny = squares((17, 96), (0, 0), side=2)
+    (large,), mask = squares((17, 96), (8, 20))
+    out = label_regions(picture, [large, small], mask | tiny)
+    np.testing.assert_array_equal(out, label_regions(picture, [large], mask))
+    assert (out != picture).any() and (out == picture)[mask | tiny].all()
+    nothing = np.zeros_like(mask)
+    np.testing.assert_array_equal(label_regions(picture[:14], [small], nothing), picture[:14])
+    narrow = label_regions(picture[:, :20], [small], nothing)
+    np.testing.assert_array_equal(narrow, picture[:, :20])
 
 
 def test_the_picture_beside_the_colour_bar_keeps_its_pixels(rng):

@@ -151,7 +151,8 @@ class ImageWriter:
         heat = render.draw_contours(render.overlay(image, values), mask)
         heat = render.with_color_bar(heat, 0, 1, [(0.5, "0.5 threshold")], "anomaly")
         heat = render.with_caption(heat, caption)
-        marked = render.label_regions(render.draw_contours(image, mask), regions, LABELLED_REGIONS)
+        marked = render.draw_contours(image, mask)
+        marked = render.label_regions(marked, regions, mask, LABELLED_REGIONS)
         marked = render.with_caption(marked, caption)
         shapes = {
             "path": self.sample.name,

@@ -193,13 +193,14 @@ def draw_contours(picture, mask):
     return out
 
 
-def label_regions(picture, regions, most=24):
+def label_regions(picture, regions, mask, most=24):
     """A picture with number and area beside each region, such as "2: 1,304 px".
 
-    Parameters: picture uint8 (H, W, 3); regions, a list of Region, numbered from 1; most, how
-    many are labelled, the largest first.
+    Parameters: picture uint8 (H, W, 3); regions, a list of Region, numbered from 1; mask, bool
+    (H, W), all their pixels; most, how many are labelled, the largest first.
     Returns uint8 (H, W, 3). A label lies above its region, or below or beside it where there is
-    no room, and never on another label; one that finds no place is left out.
+    no room, and never on another label, a region or its outline; one that finds no place is left
+    out.
     """
     out = _checked(picture).copy()
     height, width = out.shape[:2]
@@ -217,7 +218,8 @@ def label_regions(picture, regions, most=24):
         for y, x in ((top - h - gap, middle), (bottom + gap, middle), (top, right + gap),
                      (top, left - w - gap)):  # fmt: skip
             y, x = int(np.clip(y, 0, height - h)), int(np.clip(x, 0, width - w))
-            if all(
+            near = mask[max(0, y - gap) : y + h + gap, max(0, x - gap) : x + w + gap]
+            if not near.any() and all(
                 y + h <= upper or y >= lower or x + w <= first or x >= last
                 for upper, first, lower, last in taken
             ):
