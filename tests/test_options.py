@@ -4,10 +4,12 @@ import time
 from argparse import SUPPRESS, ArgumentTypeError
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toys import toy_category, write_category
 
 from tiled_ref import cli
+from tiled_ref.data.encoders import encode_png
 from tiled_ref.data.disk import nfc
 from tiled_ref.support import option_types
 
@@ -39,6 +41,9 @@ USED = {
     "--metric-size": ["--metric-size", "original"],
     "--validation": ["--validation", "split"],
     "--percentile": ["--validation", "none", "--percentile", "95"],
+    "--false-alarms": ["--false-alarms", "0.5"],
+    "--min-area": ["--min-area", "4"],
+    "--roi": ["--roi", "white.png"],
     "--padim-channels": ["--padim-channels", "7"],
     "--steps": ["--arch", "fastflow", "--steps", "1"],
     "--patchcore-start": ["--arch", "patchcore", "--patchcore-start", "included"],
@@ -49,6 +54,10 @@ USED = {
     "--rd-map": ["--arch", "reverse_distillation", "--steps", "1", "--rd-map", "sum"],
     "--load": LOAD,
     "--predict": LOAD,
+    "--threshold": [*LOAD, "--threshold", "2.5"],
+    "--pixel-threshold": [*LOAD, "--pixel-threshold", "1e1"],
+    "--calibrate": [*LOAD[:2], "--calibrate", "parts"],
+    "--export": [*LOAD[:2], "--export", "parts.pt2"],
     "--pictures": [*LOAD, "--pictures", "all"],
     "--save-maps": [*LOAD, "--save-maps", "npy"],
     "--allow-version-change": [*LOAD, "--allow-version-change"],
@@ -76,6 +85,7 @@ def workplace(tmp_path_factory):
     write_category(base / "parts", category, "{}", "train")
     argv = ["--dataset", "folder", "--root", str(base / "parts"), *SMALL, "--save", "--quiet"]
     assert cli.main([*argv, "--out", str(base / "kept")]) == 0
+    (base / "white.png").write_bytes(encode_png(np.ones((48, 48), bool)))
     return base
 
 
@@ -92,7 +102,8 @@ def test_every_option_runs(option, workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     saved = str(workplace / "kept/folder/parts/padim/SM-48/seed42/ensemble")
     used = [saved if word == "SAVED" else word for word in USED[option]]
-    argv = ["--weights", "random", "--device", "cpu", "--out", str(tmp_path)]
+    argv = ["--weights", "random", "--device", "cpu"]
+    argv += [] if "--export" in used else ["--out", str(tmp_path)]
     if "--load" not in used and "--list" not in used:
         argv += ["--dataset", "folder", "--root", "parts", *SMALL]
     assert cli.main([*argv, *used]) == 0
@@ -128,7 +139,7 @@ NUMERIC = [  # all options that take a value, but for names and paths
 
 def test_every_number_of_the_command_line_is_among_them():
     assert {"--seed", "--image-size", "--seam-sigma", "--share-features", "--steps"} < set(NUMERIC)
-    assert len(NUMERIC) == 28
+    assert len(NUMERIC) == 33
 
 
 @pytest.mark.parametrize("option", NUMERIC)
@@ -138,7 +149,7 @@ def test_a_number_beyond_reason_is_one_sentence_or_a_run_that_ends(
     """Of numbers that are allowed somewhere, such as 0 for a seed, one run each."""
     argv = ["--dataset", "folder", "--root", str(workplace / "parts"), *SMALL, "--quiet"]
     argv += ["--validation", "none", "--out", str(tmp_path)]
-    if option in ("--pictures", "--save-maps"):
+    if option in ("--pictures", "--save-maps", "--threshold", "--pixel-threshold"):
         argv = LOAD[:1] + [str(workplace / "kept"), "--predict", "nothing"]
     started, ends = time.monotonic(), []
     for text in WRONG:

@@ -199,7 +199,7 @@ MANIFESTS = [
     (("antialias",), 1, "entry antialias is 1"),
     (("switches",), {"steps": [1]}, r"entry switches.steps is \[1\]"),
     (("switches",), {"n_channels": 1 << 17}, "entry switches.n_channels is 131072"),
-    (("switches",), {"n_channels": 449}, "manifest is not understood: PaDiM keeps 1 to 448 c"),
+    (("switches",), {"n_channels": 449}, "not understood: n_channels must be between 1 and 448"),
     (("switches",), {"steps": 1 << 25}, "entry switches.steps is 33554432"),
     (("switches",), {"colour": "red"}, "manifest is not understood"),
     (("switches",), {"colour": "r" * 256}, "entry switches.colour is 'rrr"),
