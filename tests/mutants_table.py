@@ -991,6 +991,9 @@ MUTANTS = [
      "tests/running/test_category_images.py::test_images_are_compared_once_and_read_once"),
     ("tiled_ref/running/cell.py", "        **images.counts(recipe.setup.image_size),\n", "",
      "tests/running/test_category_images.py::test_a_run_without_losses_says_nothing"),
+    ("tiled_ref/reporting/results.py", "    plain = plain[:LONGEST]\n", "",
+     "tests/reporting/test_tables.py::"
+     "test_names_longer_than_a_file_system_allows_are_cut_and_stay_different"),
     ("tiled_ref/reporting/results.py", "if r.get(field):", "if r[field]:",
      "tests/running/test_category_images.py::test_an_older_result_without_the_counts_is_still_read"),
     ("tiled_ref/reporting/results.py", "places[r[\"dataset\"], f\"", "places[id(r), f\"",

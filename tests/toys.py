@@ -11,6 +11,7 @@ from PIL import Image
 
 from tiled_ref.archive.thresholds import write_thresholds
 from tiled_ref.data import Category, Sample
+from tiled_ref.support.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,17 @@ def toy_images(n=6, side=96):
     """uint8 (n, 3, side, side)."""
     category = toy_category(n_train=n, side=side)
     return np.stack([s.read_image().transpose(2, 0, 1) for s in category.train])
+
+
+class Notes(Progress):
+    """Keeps the notes of a run."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 class Images:

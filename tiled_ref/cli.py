@@ -44,13 +44,7 @@ from .running.lock import OutputLock
 from .running.pieces import WHERE_SAME
 from .running.processes import Ended, Ranks
 from .running.results import versions
-from .running.sweep import (
-    Planned,
-    Sweep,
-    cell_title,
-    exit_status,
-    gather,
-)
+from .running.sweep import Planned, Sweep, cell_title, exit_status, gather
 from .serving.calibrate import run_calibrate
 from .serving.export import check_file, export
 from .serving.outputs import MAPS, PICTURES, PredictOptions, with_given
@@ -133,19 +127,12 @@ def main(argv=None):
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        smaller = ["--batch-size, or --memory low"] if args.command is predict_images else []
-        if sentence := out_of_memory(error, *smaller):
-            ranks.fail(f"tiled-ref: error: {sentence}")
-        elif isinstance(error, (InputError, KernelNotBuiltError)) or (
-            isinstance(error, OSError) and error.filename  # such as a name that is too long
-        ):
-            ranks.fail(f"tiled-ref: error: {one_line(error)}")
-        elif isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
-            ranks.fail(f"tiled-ref: error: a file's name: {one_line(error)}; set PYTHONUTF8=1")
-        else:  # a mistake of the program
+        sentence = _sentence(error, args.command)
+        if sentence is None:  # a mistake of the program
             if ranks.size > 1:  # torchrun ends the others, whose sentence would hide this one
                 ranks.fail(f"tiled-ref: error: {type(error).__name__}: {one_line(error)}")
             raise
+        ranks.fail(f"tiled-ref: error: {sentence}")
         return EXIT_INPUT
     except Ended as error:
         ranks.fail(f"tiled-ref: error: {error}")
@@ -168,6 +155,20 @@ def _command(args):
     if args.load is not None or args.given & LOADED.keys():
         return export_ensemble if args.export else calibrate if args.calibrate else predict_images
     return args.command if args.explain is None else explain_image
+
+
+def _sentence(error, command):
+    """What a user is told of an exception; None for a mistake of the program."""
+    smaller = ["--batch-size, or --memory low"] if command is predict_images else []
+    if sentence := out_of_memory(error, *smaller):
+        return sentence
+    if isinstance(error, (InputError, KernelNotBuiltError)):
+        return one_line(error)
+    if isinstance(error, OSError) and error.filename:  # such as a name that is too long
+        return one_line(error)
+    if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+        return f"a file's name: {one_line(error)}; set PYTHONUTF8=1"
+    return None
 
 
 def build_parser():

@@ -244,9 +244,7 @@ class Recipe:
             about = option.metadata
             most = max(self.setup.image_size) if option.name == "seam_sigma" else LARGEST
             if not is_allowed(option, value) or about["kind"] is float and value > most:
-                raise InputError(
-                    f"{option.name} must be {option.metadata['wanted']}, not {value!r}"
-                )
+                raise InputError(f"{option.name} must be {about['wanted']}, not {value!r}")
 
     @property
     def grid(self):

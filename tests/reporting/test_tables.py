@@ -226,6 +226,12 @@ def test_names_cannot_break_a_table_or_a_file():
     assert one != other and "/" not in one
 
 
+def test_names_longer_than_a_file_system_allows_are_cut_and_stay_different():
+    assert file_name("a" * 120) == "a" * 120
+    names = {file_name("a" * 121), file_name("a" * 255), file_name("a" * 254 + "b"), "a" * 120}
+    assert len(names) == 4 and max(map(len, names)) == 129
+
+
 def test_csv_holds_full_precision():
     results = grid("visa", ["pcb3"], setups=["ENS9"], value=lambda *c: (1 / 3, 0.8))
     (row, _) = csv.DictReader(io.StringIO(tables.means("visa", results).csv()))

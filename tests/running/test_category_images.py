@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from PIL import Image
-from toys import ToySample, toy_category
+from toys import Notes, ToySample, toy_category
 
 from tiled_ref import cli
 from tiled_ref.data import Category, reading
@@ -34,17 +34,6 @@ KEPT, GONE, EMPTY = [(4, 6)], [(5, 7)], []  # pixels of masks
 
 def noise(seed, shape=(12, 16, 3)):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-class Notes(Progress):
-    """Keeps the notes of a run."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 @dataclass(frozen=True)

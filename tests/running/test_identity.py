@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from toys import toy_category, write_category
+from toys import Notes, toy_category, write_category
 
 from tiled_ref.archive.manifest import MANIFEST
 from tiled_ref.data import folder as folder_data
@@ -17,22 +17,10 @@ from tiled_ref.running.lock import OutputLock
 from tiled_ref.running.pieces import Pieces
 from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.errors import InputError
-from tiled_ref.support.progress import Progress
 
 TWO = Setup("ENS-48-48-24", "ENS", (24, 48), (24, 24), (24, 24))  # two tiles
 CATEGORY = toy_category(n_train=3, n_good=2, n_bad=2, side=48)
 FREE = ("seconds", "memory", "versions", "folder")
-
-
-class Notes(Progress):
-    """Keeps the notes."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def run(backbone, out, category=CATEGORY, recipe=None, **options):

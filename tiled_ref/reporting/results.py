@@ -17,6 +17,7 @@ ARCHS = {  # in the order of the paper's columns
 }
 DATASETS = {"mvtec": "MVTec AD", "visa": "VisA", "synthetic": "the built-in data set"}
 TITLES = ARCHS | DATASETS
+LONGEST = 120  # characters; with what stands around it a name fits into 255, its temporary one too
 LEFT_OUT = (
     "Cells that read layers of the backbone which another cell computed are not timed here; "
     "--share-features off measures each cell alone."
@@ -115,10 +116,11 @@ def largest_peak(results):
 
 def file_name(text):
     """A text as part of a file name: anything but ASCII letters, digits, "-" and "_" becomes "_",
-    and a checksum behind it keeps different texts different.
+    what is longer than LONGEST is cut, and a checksum behind it keeps different texts different.
 
     >>> file_name("mvtec_screw"), file_name("a b"), file_name("a/b")
     ('mvtec_screw', 'a_b-806c5cd3', 'a_b-07f4401c')
     """
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
+    plain = plain[:LONGEST]
     return plain if plain == text else f"{plain}-{zlib.crc32(text.encode()):08x}"

@@ -52,8 +52,8 @@ class PredictOptions:
 
 
 def output_name(index, path):
-    """Returns a name for the files of an image: unique by its number index, safe on any system;
-    of a long name the start and a digest.
+    """A name for the files of an image: unique by its number index, safe on any system; of a long
+    name the start and a digest.
 
     >>> output_name(7, "line 3/ué part.png")
     '000007_u__part'

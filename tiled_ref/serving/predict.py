@@ -103,9 +103,8 @@ def find_paths(source, progress=None, out=None):
     Parameters: source, str or path: a file; a folder, for its image files and those of all
     folders below it, by name (links to folders are not followed); or "-", for the paths on
     standard input (UTF-8, with or without a byte order mark), separated by NUL if there is one,
-    else by the ends of lines; progress, a
-    Progress, notes how many files and folders of a folder are passed over; out, a folder that is
-    left out.
+    else by the ends of lines; progress, a Progress, notes how many files and folders of a folder
+    are passed over; out, a folder that is left out.
     Returns a list of Path, at least one; whether they are images is found when they are read.
     Raises InputError for a file or folder that is not there, and where there is no path.
     """
