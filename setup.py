@@ -21,7 +21,7 @@ SANITIZE = os.environ.get("TILED_REF_SANITIZE", "")
 
 ROOMS = (
     "archive", "data", "golden", "models", "models.search", "reporting", "reporting.drawing",
-    "running", "serving", "support",
+    "running", "serving", "support", "verdicts",
 )  # fmt: skip
 DIRECTIVES = {
     "language_level": 3,

@@ -12,7 +12,7 @@ from tiled_ref.running.cell import Options
 from tiled_ref.running.results import RESULT_COLUMNS
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.progress import Progress
-from tiled_ref.thresholds import find_thresholds
+from tiled_ref.verdicts.thresholds import find_thresholds
 
 QUIET = Progress(quiet=True)
 

@@ -9,8 +9,8 @@ import pytest
 from toys import toy_category, write_category
 
 from tiled_ref import cli
-from tiled_ref.data.encoders import encode_png
 from tiled_ref.data.disk import nfc
+from tiled_ref.data.encoders import encode_png
 from tiled_ref.support import option_types
 
 SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]

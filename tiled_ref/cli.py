@@ -20,7 +20,6 @@ from .data import DATASETS
 from .data.decoding import pixel_limit
 from .data.disk import counted, nfc, printable
 from .ensemble import TiledEnsemble
-from .marks import read_roi
 from .models import MODELS
 from .models.backbone import ResNet18Features
 from .models.padim import N_FEATURES, D
@@ -56,7 +55,8 @@ from .support.errors import InputError, KernelNotBuiltError, one_line, out_of_me
 from .support.files import make_folder
 from .support.progress import Progress, duration
 from .support.streams import guarded_streams
-from .thresholds import MODES, Rules, describe, doubts
+from .verdicts.marks import read_roi
+from .verdicts.thresholds import MODES, Rules, describe, doubts
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own

@@ -14,19 +14,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from . import merging, smoothing, thresholds
+from . import merging, smoothing
 from .archive import ensembles
 from .archive.manifest import read_manifest
 from .data.images import normalize
 from .data.inputs import as_images, as_samples
 from .data.reading import forget_pages
-from .marks import locations_seen
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
 from .setups import Recipe
 from .support.devices import to_device, to_host
 from .support.errors import InputError
 from .support.progress import Progress
+from .verdicts import thresholds
+from .verdicts.marks import locations_seen
 
 COMBINE = {"mean": merging.mean_scores, "max": merging.max_scores}
 

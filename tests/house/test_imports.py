@@ -19,21 +19,20 @@ ROOMS = {
     "merging": "support",
     "smoothing": "support",
     "metrics": "support",
-    "marks": "metrics models data support",
-    "thresholds": "marks data support",
+    "verdicts": "metrics models data support",
     "setups": "tiling models support",
-    "archive": "setups thresholds models data support",
-    "ensemble": "archive setups thresholds marks smoothing merging models data support",
+    "archive": "setups verdicts models data support",
+    "ensemble": "archive setups verdicts smoothing merging models data support",
     "method": "metrics models data",
-    "golden": "ensemble setups thresholds metrics smoothing merging models "
+    "golden": "ensemble setups verdicts metrics smoothing merging models "
     "models.search data tiling support",
     "reporting.drawing": "metrics data support",
-    "running": "ensemble archive thresholds marks metrics models data support",
-    "serving": "running archive thresholds marks smoothing metrics models data reporting.drawing "
+    "running": "ensemble archive verdicts metrics models data support",
+    "serving": "running archive verdicts smoothing metrics models data reporting.drawing "
     "support",
-    "reporting": "running ensemble setups thresholds smoothing merging models data "
+    "reporting": "running ensemble setups verdicts smoothing merging models data "
     "reporting.drawing support",
-    "cli": "serving running reporting ensemble setups thresholds marks models data support",
+    "cli": "serving running reporting ensemble setups verdicts models data support",
     "__main__": "cli support",
 }
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from made_up import made_up_cell, small
 
-from tiled_ref.marks import enlarge, marks
 from tiled_ref.metrics import label_regions
 from tiled_ref.reporting.collection import Collection
 from tiled_ref.reporting.detection import count, detection
-from tiled_ref.running.category_images import CategoryImages
 from tiled_ref.running.analysis import marked_pixels
+from tiled_ref.running.category_images import CategoryImages
 from tiled_ref.running.cell import Options
 from tiled_ref.support.progress import Progress
-from tiled_ref.thresholds import Rules
+from tiled_ref.verdicts.marks import enlarge, marks
+from tiled_ref.verdicts.thresholds import Rules
 
 # Five images: two good, two scratched (three defects), one dented (one defect).
 IMAGES = SimpleNamespace(

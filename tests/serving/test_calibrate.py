@@ -13,9 +13,9 @@ from tiled_ref import cli
 from tiled_ref.data.encoders import encode_png
 from tiled_ref.data.images import decode_mask
 from tiled_ref.ensemble import TiledEnsemble
-from tiled_ref.marks import enlarge, locations_seen, marks
 from tiled_ref.metrics import label_regions
 from tiled_ref.setups import SETUPS
+from tiled_ref.verdicts.marks import enlarge, locations_seen, marks
 
 CATEGORY = toy_category(n_train=6, n_good=12, n_bad=5)
 

@@ -1,7 +1,7 @@
 """A saved ensemble on new images: the table, the maps, the pictures, and what goes wrong."""
 
-import csv
 import codecs
+import csv
 import io
 import json
 import os
@@ -25,7 +25,7 @@ from tiled_ref.serving.outputs import PredictOptions, enlarge, output_name
 from tiled_ref.serving.predict import Predictor, find_paths, predictions, run_predict
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
-from tiled_ref.thresholds import normalize
+from tiled_ref.verdicts.thresholds import normalize
 
 CATEGORY = toy_category(n_train=6, n_good=4, n_bad=3)
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..support import schema
 from ..support.files import atomic_write, remove_leftovers
 from ..support.option_types import SIDES
-from ..thresholds import MODES
+from ..verdicts.thresholds import MODES
 from .tensors import REMEDY
 
 THRESHOLDS, MANIFEST = "thresholds.json", "manifest.json"

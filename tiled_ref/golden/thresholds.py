@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .. import thresholds
+from ..verdicts import thresholds
 from . import formulas
 from .compare import EXACT, close
 from .inputs import labels_for
@@ -42,7 +42,7 @@ def _threshold_outputs(threshold, f1):
 THRESHOLD = Stage(
     "threshold",
     "the threshold of the best F1",
-    "tiled_ref.thresholds.f1_threshold",
+    "tiled_ref.verdicts.thresholds.f1_threshold",
     "F1 = 2 TP / (2 TP + FP + FN)",
     {"threshold": EXACT, "f1": close(1e-12, 0.0)},
     _threshold_cases,
@@ -79,7 +79,7 @@ def _range(inputs):
 NORMALISATION = Stage(
     "normalisation",
     "values to [0, 1] with the threshold at 0.5",
-    "tiled_ref.thresholds.normalize",
+    "tiled_ref.verdicts.thresholds.normalize",
     "clamp((x - threshold) / (maximum - minimum) + 0.5, 0, 1)",
     {"values": close(5e-7, 5e-7)},
     _normalisation_cases,

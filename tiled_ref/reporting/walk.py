@@ -19,7 +19,7 @@ from ..models.backbone import FEATURE_STRIDE
 from ..running.category_images import CategoryImages
 from ..support.errors import InputError
 from ..support.files import make_folder, write_files
-from ..thresholds import f1_threshold
+from ..verdicts.thresholds import f1_threshold
 from .drawing import render
 
 BUILT_IN = "builtin"  # the IMAGE that stands for the data set's first defective one

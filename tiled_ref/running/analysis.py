@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import metrics
-from ..marks import enlarge, marks
 from ..support.errors import InputError
+from ..verdicts.marks import enlarge, marks
 from . import stored_images
 from .pieces import ANALYSIS
 

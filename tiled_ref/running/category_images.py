@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import thresholds
 from ..data import reading
 from ..data.disk import counted
 from ..data.images import resize_mask
 from ..support.errors import InputError
+from ..verdicts import thresholds
 from .stored_images import regions_of
 
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, more than that in a file

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import metrics, thresholds
+from .. import metrics
 from ..archive.manifest import write_manifest
 from ..data.reading import read_mask_original
 from ..ensemble import TiledEnsemble
@@ -26,6 +26,7 @@ from ..models.maps import upsample_bilinear
 from ..support.errors import InputError
 from ..support.memory import PeakMemory
 from ..support.progress import Progress
+from ..verdicts import thresholds
 from . import analysis, results, shared_layers, stored_images
 from .engine import Resident
 from .pieces import Pieces

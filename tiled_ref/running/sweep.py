@@ -12,9 +12,9 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .. import thresholds
 from ..support.errors import InputError, one_line, out_of_memory
 from ..support.progress import bytes_text, duration
+from ..verdicts import thresholds
 from .category_images import CategoryImages
 from .estimate import category_estimate
 from .results import gather_results

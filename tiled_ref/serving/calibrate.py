@@ -13,14 +13,14 @@ import numpy as np
 from ..archive.thresholds import write_thresholds
 from ..data.folder import load_calibration
 from ..data.samples import NORMAL
-from ..marks import check_marks, enlarge, mark_value, marks
 from ..metrics import label_regions
 from ..reporting.drawing import svg
 from ..support.errors import InputError
 from ..support.files import make_folder, write_files
 from ..support.progress import Progress
 from ..support.tables import csv_text
-from ..thresholds import allowed_alarms, false_alarm_threshold
+from ..verdicts.marks import check_marks, enlarge, mark_value, marks
+from ..verdicts.thresholds import allowed_alarms, false_alarm_threshold
 from .predict import Predictor, rows_of
 
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # false alarms, rows of the table

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from ..data.disk import printable
-from ..marks import locations_seen
 from ..models.maps import convolved
 from ..running.engine import Resident
 from ..smoothing import seam_mask
@@ -21,6 +20,7 @@ from ..support.devices import to_device
 from ..support.errors import InputError
 from ..support.files import atomic_write
 from ..support.memory import available_memory
+from ..verdicts.marks import locations_seen
 
 GiB = 2**30
 

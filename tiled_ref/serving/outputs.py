@@ -18,12 +18,12 @@ import numpy as np
 
 from ..data import encoders
 from ..data.disk import printable
-from ..marks import check_marks, enlarge, marks
 from ..reporting.drawing import render
 from ..support.errors import InputError
 from ..support.files import Names, atomic_write, remove_leftovers, write_errors
 from ..support.tables import csv_text
-from ..thresholds import normalize
+from ..verdicts.marks import check_marks, enlarge, marks
+from ..verdicts.thresholds import normalize
 
 LONGEST = 64  # characters of an image's name in the names of its files
 LABELLED_REGIONS = 24  # regions of a picture that get their area printed

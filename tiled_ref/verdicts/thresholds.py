@@ -12,9 +12,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from .data.samples import NORMAL, Category
+from ..data.samples import NORMAL, Category
+from ..support.errors import InputError
 from .marks import check_marks, enlarge, mark_value, marks
-from .support.errors import InputError
 
 MODES = ("same-as-test", "split", "none", "folder")
 HELD_OUT = 0.1  # of the training images for "none", one at least

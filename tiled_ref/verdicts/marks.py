@@ -9,10 +9,10 @@ import bisect
 import numpy as np
 import torch
 
-from .data.images import decode_mask
-from .metrics import label_regions
-from .models.maps import upsample_bilinear
-from .support.errors import InputError
+from ..data.images import decode_mask
+from ..metrics import label_regions
+from ..models.maps import upsample_bilinear
+from ..support.errors import InputError
 
 
 def enlarge(image_map, size):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from toys import toy_category
 
-from tiled_ref.marks import enlarge, marks
 from tiled_ref.reporting.page import THRESHOLDS
 from tiled_ref.support.errors import InputError
-from tiled_ref.thresholds import (
+from tiled_ref.verdicts.marks import enlarge, marks
+from tiled_ref.verdicts.thresholds import (
     MODES,
     Rules,
     allowed_alarms,

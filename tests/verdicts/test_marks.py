@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tiled_ref.marks import check_marks, locations_seen, mark_value, marks, read_roi
 from tiled_ref.setups import Recipe
 from tiled_ref.support.errors import InputError
+from tiled_ref.verdicts.marks import check_marks, locations_seen, mark_value, marks, read_roi
 
 
 def by_hand(values, threshold, min_area, roi):
