@@ -167,3 +167,10 @@ def test_imports_that_fail_in_any_way_within_a_limit_are_its_sentence(tmp_path, 
     done = subprocess.run(["bash", "-c", line, script], capture_output=True, timeout=60)
     words = b"tiled-ref: error: out of memory while the libraries load (Cannot allocate memory); "
     assert done.returncode == 2 and done.stderr == words + b"raise the limit (ulimit -v)\n"
+
+
+@pytest.mark.parametrize("module", ["tiled_ref", "tiled_ref.golden"])
+def test_a_package_is_a_program(module):
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0 and done.stdout.startswith(b"usage: ")

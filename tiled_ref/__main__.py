@@ -89,3 +89,7 @@ def _check_imports():
         os._exit(1)
     if os.waitpid(child, 0)[1]:
         raise ImportError("Cannot allocate memory")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
