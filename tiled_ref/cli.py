@@ -503,7 +503,7 @@ def predict_images(args):
     options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):
         count = run_predict(ensemble, args.predict, out, options, progress)
-    total, words = sum(count.values()), {"errors": "could not be read"}
+    total, words = sum(count.values()), {"errors": "could not be scored"}
     parts = [f"{n} {words.get(key, key)}" for key, n in count.items() if n]
     images = "image" if total == 1 else "images"
     print(f"{total} {images}: {', '.join(parts)}; see {out / 'predictions.csv'}")

@@ -496,7 +496,7 @@ def test_malformed_input_is_one_sentence(place, case, capsys, monkeypatch):
     if not peak.since_start:
         assert grown < MEMORY
     assert not (place / "cwd/exploded").exists()
-    if "could not be read" in out:  # the rest was scored
+    if "could not be scored" in out:  # the rest was scored
         table = (place / "out/predictions.csv").read_text().splitlines()
         assert sum(",error," in line for line in table) == 1
     elif (place / "out").is_dir():

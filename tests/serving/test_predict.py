@@ -396,7 +396,7 @@ def test_load_and_predict(saved, folder, tmp_path, capsys):
     (folder / "bad.png").write_bytes(b"")
     assert run(*argv, "--quiet") == 2
     out, err = capsys.readouterr()
-    assert "1 could not be read" in out and err.count("\n") == 1 and "bad.png is empty" in err
+    assert "1 could not be scored" in out and err.count("\n") == 1 and "bad.png is empty" in err
     assert len(rows(tmp_path / "out/predictions.csv")) == 4
     one = sorted(p for p in folder.iterdir() if p.name != "bad.png")[0]
     assert run("--load", saved, "--predict", one, *argv[4:], "--quiet") == 0

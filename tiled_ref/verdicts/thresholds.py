@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from ..data.disk import counted
 from ..data.samples import NORMAL, Category
 from ..support.errors import InputError
 from .marks import check_marks, enlarge, mark_value, marks
@@ -351,7 +352,9 @@ def doubts(thresholds):
                 "say little"
             )
     if 0 < n < LEAST_IMAGES:
-        found.append(f"only {n} images decided the thresholds; {LEAST_IMAGES} or more are better")
+        found.append(
+            f"only {counted(n, 'image')} decided the thresholds; {LEAST_IMAGES} or more are better"
+        )
     return found
 
 
@@ -383,8 +386,8 @@ def _rule(part, n):
             how += f", precision {part['precision']:.3f}, recall {part['recall']:.3f}"
     elif part["rule"] == "false_alarms":
         rate = part["false_alarms"]
-        how = f"at most {rate:.2%} of {n} normal images reach it; no rate below {1 / n:.2%} can "
-        how += "be promised"
+        how = f"at most {rate:.2%} of {counted(n, 'normal image')} reach it; no rate below "
+        how += f"{1 / n:.2%} can be promised"
     elif part["rule"] == "given":
         how = "given"
     else:
