@@ -29,7 +29,7 @@ def root(tmp_path):
 
 
 def test_it_is_one_of_the_data_sets():
-    assert list(DATASETS) == ["synthetic", "mvtec", "visa", "folder"]
+    assert list(DATASETS) == ["synthetic", "mvtec", "mvtec2", "visa", "folder"]
     assert DATASETS["mvtec"] is mvtec
     assert len(mvtec.CATEGORIES) == 15
 

@@ -1,8 +1,10 @@
 """The data sets: modules with `categories(root)`, names, and `load(root, name)`, a Category."""
 
-from . import folder, mvtec, synthetic, visa
+from . import folder, mvtec, mvtec2, synthetic, visa
 from .samples import Category, Sample
 
-DATASETS = {"synthetic": synthetic, "mvtec": mvtec, "visa": visa, "folder": folder}
+DATASETS = {
+    "synthetic": synthetic, "mvtec": mvtec, "mvtec2": mvtec2, "visa": visa, "folder": folder,
+}  # fmt: skip
 
 __all__ = ["DATASETS", "Category", "Sample"]
