@@ -461,8 +461,10 @@ PREDICTION = {"--load", "--allow-version-change", *POINT, *LOADED}
 def _load_ensemble(args, progress):
     """The ensemble of --load. Raises InputError, also for options that do not apply to it."""
     modes = sorted(args.given & LOADED.keys())
-    if args.load is None or len(modes) != 1:
-        raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}; give both")
+    if args.load is None:
+        raise InputError(f"{modes[0]} needs a saved ensemble; name its folder with --load")
+    if len(modes) != 1:
+        raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}, not {len(modes) or 'none'}")
     others = args.given - ALWAYS - LOADED[modes[0]] - {*modes}
     known = set().union(PREDICTION, *LOADED.values())
     _refuse(others & known, f"does not go with {modes[0]}; leave it out")

@@ -5,6 +5,7 @@ a cell times the numbers below, which a run corrects by what it measures (suppor
 `measured` by one tile location of each kind. README.md of this folder says how near they come.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -278,8 +279,10 @@ def disk_needs(estimates, options):
         temporary = max(
             temporary, part.temporary + max((cell.temporary for cell in part.cells), default=0)
         )
-    disks = {}
-    for folder, n_bytes in ((options.out, need), (tempfile.gettempdir(), temporary)):
+    disks, places = {}, [(options.out, need)]
+    with contextlib.suppress(FileNotFoundError):  # none can be written to; who needs one says so
+        places.append((tempfile.gettempdir(), temporary))
+    for folder, n_bytes in places:
         disks.setdefault(os.stat(folder).st_dev, [folder, 0])[1] += n_bytes
     return [(folder, n, shutil.disk_usage(folder).free) for folder, n in disks.values()]
 
