@@ -1018,7 +1018,7 @@ MUTANTS = [
      "tests/running/test_analysis.py::test_a_small_mask_keeps_every_defect"),
     ("tiled_ref/running/stored_images.py", "max(old.thumbnail_size) >= max(size)", "True",
      "tests/running/test_analysis.py::test_thumbnails_are_those_of_the_finest_setup"),
-    ("tiled_ref/reporting/table.py", "/ (len(values) - 1))", "/ len(values))",
+    ("tiled_ref/reporting/table.py", "/ (len(numbers) - 1))", "/ len(numbers))",
      "tests/reporting/test_tables.py::test_mean_over_categories_and_spread_over_seeds_by_hand"),
     ("tiled_ref/reporting/table.py", "SPREAD_SEEDS = 3 ", "SPREAD_SEEDS = 2 ",
      "tests/reporting/test_tables.py::test_every_table_of_numbers_over_seeds_has_their_spread_from_three_seeds_on"),

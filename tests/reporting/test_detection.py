@@ -81,7 +81,8 @@ def test_the_verdict_of_an_image_says_whether_its_defects_are_localised(
 ):
     """The image is the second of two; the first has two defects that are not its own."""
     of_image = np.array([0, 0] + [1] * len(parts))
-    images, known = SimpleNamespace(labels=np.array([1, label]), region_image=of_image), pixels is not None
+    images = SimpleNamespace(labels=np.array([1, label]), region_image=of_image)
+    known = pixels is not None
     cell = SimpleNamespace(
         scores=np.array([9.0, 2.0 if called else 1.5]), threshold=2.0,
         mark_pixels=np.array([4, pixels]) if known else None,
@@ -128,7 +129,7 @@ def test_the_table_by_brute_force(tmp_path):
                 len(marks_of) if not defects else sum(len(marks_of & set(d)) for d in defects),
                 large.size if not defects else sum(map(len, defects)),
             ]  # fmt: skip
-    rows = {(row[1], row[0].split(", ")[1]): row[2:] for row in table.rows}
+    rows = {(row[1], row[0].split(", ")[1].split()[0]): row[2:] for row in table.rows}
     assert list(rows) == [(s, k) for k in ("good", "square") for s in ("SM256", "ENS4")]
     for (setup, kind), (images, detected, defects, localised, pixels) in rows.items():
         seeds = [one for key, one in counted.items() if key[:2] == (setup, kind)]

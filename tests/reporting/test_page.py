@@ -370,7 +370,8 @@ def test_five_hundred_pictures_are_laid_out_only_near_the_view(page, tmp_path):
         b.open(large)
         b.wait("document.documentElement.dataset.ready === 'yes'")
         assert b.run(f"{SHOWN}.length") == 504
-        drawn = f"{SHOWN}.filter(c => c.firstChild.checkVisibility({{contentVisibilityAuto: true}}))"
+        seen = "c => c.firstChild.checkVisibility({contentVisibilityAuto: true})"
+        drawn = f"{SHOWN}.filter({seen})"
         for where in (0, 250, 503):
             b.run(f"void {SHOWN}[{where}].scrollIntoView()")
             b.run("new Promise(done => setTimeout(done, 300))")
@@ -393,13 +394,15 @@ def test_the_browser_shows_the_overlay_of_the_pictures(page, tmp_path):
     if find_browser() is None:
         pytest.skip("no Chromium")
     side, ramp = 256, np.linspace(0, 255, 256)
-    image = np.stack([np.tile(ramp[:, None], 256), np.full((256, 256), 90), np.tile(ramp[::-1], (256, 1))], 2)
+    image = np.full((256, 256, 3), 90.0)
+    image[:, :, 0], image[:, :, 2] = ramp[:, None], ramp[::-1]
     picture = encoders.encode_jpeg(image.astype(np.uint8), 100)
     heat = encoders.encode_jpeg(np.tile(ramp, (256, 1)).astype(np.uint8), 100)
     data = data_of(page)
     one = data["categories"][0]
     arch, setups = next(iter(one["cells"].items()))
-    one["images"] = [one["images"][0] | {"jpeg": report_page._base64(picture), "w": side, "h": side}]
+    photo = {"jpeg": report_page._base64(picture), "w": side, "h": side}
+    one["images"] = [one["images"][0] | photo]
     for cell in setups.values():
         cell["maps"] = [report_page._base64(heat)]
         for key in ("scores", "wrong", "verdicts", "marks"):
@@ -408,8 +411,9 @@ def test_the_browser_shows_the_overlay_of_the_pictures(page, tmp_path):
     with Browser(tmp_path / "profile") as b:
         b.open(with_data(page, tmp_path / "one.html", data))
         b.wait("document.documentElement.dataset.ready === 'yes'")
-        b.run(f"document.body.append(Object.assign(document.querySelector('.card .stage'), {{style: "
-              f"'position:fixed;inset:0;width:{side}px;height:{side}px;z-index:9'}}))")  # fmt: skip
+        style = f"position:fixed;inset:0;width:{side}px;height:{side}px;z-index:9"
+        one_stage = "Object.assign(document.querySelector('.card .stage'), {style: '%s'})" % style
+        b.run(f"document.body.append({one_stage})")
         b.press("o")  # without outlines
         seen = {}
         for key in "123":
@@ -435,16 +439,20 @@ def test_on_paper_are_all_pictures_charts_and_tables_in_light_colours(page, tmp_
         b.open(page)
         b.wait("document.documentElement.dataset.ready === 'yes'")
         dark = b.run("getComputedStyle(document.body).backgroundColor")
+        opened = "document.querySelectorAll('details[open]').length"
+        before = b.run(opened)
         b.press("3")  # on paper is the heat map, whatever the screen shows
         b.press("o")
         b.call("Emulation.setEmulatedMedia", media="print",
                features=[{"name": "prefers-color-scheme", "value": "dark"}])  # fmt: skip
         b.resize(1047, 700)  # an A4 page on its side, less 10 mm all around
         b.run("dispatchEvent(new Event('beforeprint'))")
+        assert b.run("document.querySelectorAll('details:not([open])').length") == 0
         assert b.run("document.querySelectorAll('#print .sheet').length") == sheets
         assert b.run("document.querySelectorAll('#print .stage').length") == stages
         seen = "e => e.checkVisibility() && e.getBoundingClientRect().width > 50"
-        for part in ("#print .stage", "#print .figure svg", "#overview svg", "#tables table"):
+        for part in ("#print .stage", "#print .figure svg", "#overview svg", "#tables table",
+                     "#detection table"):  # fmt: skip
             found = f"[...document.querySelectorAll('{part}')]"
             assert b.run(f"{found}.length > 0 && {found}.every({seen})"), part
         images = "[...document.querySelectorAll('#print img')]"
@@ -462,9 +470,11 @@ def test_on_paper_are_all_pictures_charts_and_tables_in_light_colours(page, tmp_
         assert b.run(f"({style})('body', 'backgroundColor')") == "rgb(255, 255, 255)"
         assert b.run(f"({style})('#print svg text', 'fill')") == "rgb(28, 33, 40)"
         assert b.run("document.documentElement.scrollWidth") <= 1047  # nothing is cut off
-        assert b.run("[...document.querySelectorAll('#gallery, .bar')].some(e => e.checkVisibility())") is False
+        hidden = "[...document.querySelectorAll('#gallery, .bar')]"
+        assert b.run(f"{hidden}.some(e => e.checkVisibility())") is False
         b.run("dispatchEvent(new Event('afterprint'))")
-        assert b.run("document.querySelectorAll('details[open], #print .sheet').length") == 0
+        assert b.run("document.querySelectorAll('#print .sheet').length") == 0
+        assert b.run(opened) == before
         paper = base64.b64decode(b.call("Page.printToPDF")["data"])
         assert paper.count(b"/Subtype /Image") >= stages
         assert b.messages == []
@@ -472,7 +482,7 @@ def test_on_paper_are_all_pictures_charts_and_tables_in_light_colours(page, tmp_
 
 @pytest.mark.optional
 def test_the_summary_fits_a_window_and_the_page_a_phone(tmp_path):
-    """All columns, long names and spreads: no box of 1280 px scrolls, on 390 px only the table's."""
+    """All columns, long names, spreads: no box of 1280 px scrolls, on 390 px only the table's."""
     if find_browser() is None:
         pytest.skip("no Chromium")
     for arch in ("padim", "reverse_distillation"):

@@ -29,10 +29,8 @@ def test_picture_grid_holds_image_truth_heat_map_and_mask_side_by_side(made):
     images = collection.images("toys", "one")
     heat, mask = panels[2], panels[3][:, :, 0] == 255
     cell = collection.first_seeds(dataset="toys", category="one", arch="padim")[0][1]
-    shown = [
-        n for n in range(len(images.names))
-        if (heat == render.overlay(panels[0], grids.resized_map(cell.maps[n], heat.shape[:2]))).all()
-    ]  # fmt: skip
+    values = [grids.resized_map(shades, heat.shape[:2]) for shades in cell.maps]
+    shown = [n for n, v in enumerate(values) if (heat == render.overlay(panels[0], v)).all()]
     assert len(shown) == 1 and images.labels[shown[0]]
     np.testing.assert_array_equal(mask, resize_mask(cell.masks[shown[0]], mask.shape))
     # ground truth is the image with an outline: equal far from the defect

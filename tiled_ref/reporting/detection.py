@@ -34,7 +34,8 @@ def detection(collection, dataset, arch):
         for kind in sorted(set(images.defects), key=lambda kind: (kind != GOOD, kind)):
             for setup in setups_of([result for result, _ in cells]):
                 counts = [count(images, a, kind) for r, a in cells if r["setup"] == setup]
-                rows.append([f"{escape(category)}, {escape(kind)}", setup, *_texts(counts, kind)])
+                name = f"{escape(category)}, {escape(kind)}" + " (false alarms)" * (kind == GOOD)
+                rows.append([name, setup, *_texts(counts, kind)])
                 place = "detection", dataset, arch, f"{category}, {kind}", setup
                 for quantity in ("detected", "localised", "marked"):
                     values = [one[quantity] for one in counts if one[quantity] is not None]

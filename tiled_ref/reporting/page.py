@@ -96,7 +96,8 @@ def page(collection, tables, figures, notes, title="", date=""):
         "BAR": color_bar(),
         "NOTES": "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes),
         "OVERVIEW": "".join(overview),
-        "TABLES": "".join(map(table_html, tables)),
+        "DETECTION": "".join(table_html(t) for t in tables if t.name.startswith("detection")),
+        "TABLES": "".join(table_html(t) for t in tables if not t.name.startswith("detection")),
         "FOOTER": f"tiled-ref {__version__}. The same numbers are in full precision in tables.csv "
         "beside this file.",
         "DATA": script_json(data),
@@ -302,8 +303,9 @@ def table_html(table):
     head = cells(table.headers, '<th scope="col">', "</th>")
     body = "".join(f"<tr>{cells(row, '<td>', '</td>')}</tr>" for row in table.rows)
     notes = cells(table.notes, '<p class="note">', "</p>")
+    shown = " open" * table.name.startswith("detection")
     return (
-        f"<details><summary>{html.escape(table.title)}</summary>"
+        f"<details{shown}><summary>{html.escape(table.title)}</summary>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
         f"</div>{notes}</details>"
     )

@@ -103,21 +103,21 @@ def _gap(number):
     return text
 
 
-def mean(values):
-    """The mean of numbers, correctly rounded."""
-    return math.fsum(values) / len(values)
+def mean(numbers):
+    """The mean of floats."""
+    return math.fsum(numbers) / len(numbers)
 
 
-def mean_std(values):
-    """Mean and standard deviation (n - 1) over seeds; None of no value, and of fewer than
+def mean_std(numbers):
+    """Mean and standard deviation (n - 1) of numbers, one per seed; None of none, and of fewer than
     SPREAD_SEEDS.
 
     >>> mean_std([1.0, 2.0, 3.0]), mean_std([1.0, 2.0]), mean_std([])
     ((2.0, 1.0), (1.5, None), (None, None))
     """
-    middle, std = mean(values) if values else None, None
-    if len(values) >= SPREAD_SEEDS:
-        std = math.sqrt(math.fsum((v - middle) ** 2 for v in values) / (len(values) - 1))
+    middle, std = mean(numbers) if numbers else None, None
+    if len(numbers) >= SPREAD_SEEDS:
+        std = math.sqrt(math.fsum((n - middle) ** 2 for n in numbers) / (len(numbers) - 1))
     return middle, std
 
 

@@ -209,7 +209,7 @@ def _notes(dataset, results, groups, names, archs):
         )
     if any(not number.complete and number.value is not None for number in numbers):
         notes.append(
-            f"† over fewer than the {len(names)} categories, so it is not ranked: some cells "
+            f"† over fewer than the {len(names)} categories, so it is not ranked: some results "
             "are missing or have no such metric."
         )
     return notes + lost(results, escape) + _slip_notes(dataset, archs)
@@ -248,7 +248,7 @@ def parameters(results):
     return _setup_table(
         3, "Parameters in millions", results, results, lambda r: r["n_parameters"] / 1e6,
         paper.paper_parameters, "million",
-        ["Below each number: the paper's. Switches of an architecture change its parameters."],
+        ["Below each number: the paper's. Variants of an architecture have other parameters."],
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class CellAnalysis:
     low: float  # least value of the raw maps
     high: float  # largest value of the raw maps
     maps: np.ndarray  # uint8 (N, h, w), block means as shades (`shade`)
-    masks: np.ndarray  # bool (N, h, w), blocks with a mark; of older files those above the threshold
+    masks: np.ndarray  # bool (N, h, w), blocks with a mark; in older files those at the threshold
     image_roc: metrics.Curve  # None where undefined, as the next two
     pixel_roc: metrics.Curve  # at most CURVE_POINTS points
     pro: metrics.Curve  # at most CURVE_POINTS points

@@ -50,8 +50,8 @@ def log_ticks(low, high):
 
 
 def value_range(values, log, most=math.inf):
-    """(low, high) of an axis that shows floats, with a little room, but not beyond `most`; log, a
-    logarithmic axis.
+    """(low, high) of an axis that shows `values`, floats, with a little room, but not beyond
+    `most`; log, a logarithmic axis.
 
     >>> value_range([90.0, 100.0], False, most=100)
     (89.4, 100)

@@ -41,7 +41,8 @@ def colormap(values):
 
 
 def opacity(values):
-    """How much of its colour a value gets over an image: twice the value, 0 to 0.8."""
+    """How much of its colour a value gets over an image: twice the value, 0 to 0.8; values float
+    (H, W)."""
     return np.clip(2 * values, 0, 0.8)
 
 

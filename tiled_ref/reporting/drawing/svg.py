@@ -46,9 +46,10 @@ class Chart:
 
     Parameters: title, x_label and y_label, plain text, units in the labels; width and height of
     the whole chart in pixels; x_range and y_range, (low, high) of the axes, by default those of
-    the data with a little room, of percentages ("%" in the label) 100 at most; log_x and log_y, logarithmic axes, whose values must be positive;
-    x_names, categories instead of numbers, item k at x = k; x_ticks, where the ticks of the x axis
-    are; whole_y, whole ticks alone, for counts; note, a line below the chart.
+    the data with a little room, for percentages ("%" in the label) 100 at most; log_x and log_y,
+    logarithmic axes, whose values must be positive; x_names, categories instead of numbers, item k
+    at x = k; x_ticks, where the ticks of the x axis are; whole_y, whole ticks alone, for counts;
+    note, a line below the chart.
     """
 
     def __init__(self, title, x_label, y_label, *, width=640, height=420, x_range=None,
