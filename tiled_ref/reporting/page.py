@@ -2,7 +2,7 @@
 
 Nothing is loaded from elsewhere. File names stay text and never become markup: the JSON that the
 page's program reads has no "<", and the program writes names through textContent. Pictures are
-small, and an SVG filter colours the heat maps (`filters`), so hundreds of them scroll smoothly and
+small, and an SVG filter colours the heat maps (`heat_filter`), so hundreds of them scroll smoothly and
 all of them can be printed.
 """
 
@@ -92,7 +92,7 @@ def page(collection, tables, figures, notes, title="", date=""):
         "DATE": html.escape(date),
         "CSS": _asset("report.css"),
         "CHART_CSS": svg.style_sheet("[data-theme=dark] svg.chart"),
-        "FILTERS": filters(),
+        "FILTER": heat_filter(),
         "BAR": color_bar(),
         "NOTES": "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes),
         "OVERVIEW": "".join(overview),
@@ -106,9 +106,9 @@ def page(collection, tables, figures, notes, title="", date=""):
     return re.sub("@([A-Z_]+)@", lambda match: parts[match[1]], _asset("report.html"))
 
 
-def filters():
-    """SVG filters that make of grey what `render.overlay` does: "heat" colours a map and lets the
-    image through, "grey" takes the image's colours. A map's shade v is the value v / 255."""
+def heat_filter():
+    """An SVG filter that makes of a grey map what `render.overlay` puts over an image: shade v gets
+    colour and opacity of the value v / 255."""
     shades = np.arange(256) / 255
     colors, part = render.colormap(shades[None])[0] / 255, render.opacity(shades)  # (256, 3)
 
@@ -116,13 +116,10 @@ def filters():
         numbers = " ".join(f"{value:.4g}" for value in values)
         return f'<feFunc{channel} type="table" tableValues="{numbers}"/>'
 
-    luma = " ".join(map(str, (*render.LUMA, 0, 0)))
     of_shade = "".join(map(table, "RGB", colors.T))
-    sides = 'x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB"'
     return (
-        '<svg class="filters" width="0" height="0" aria-hidden="true">'
-        f'<filter id="grey" {sides}><feColorMatrix values="{luma} {luma} {luma} 0 0 0 1 0"/>'
-        f'</filter><filter id="heat" {sides}>'
+        '<svg class="filters" width="0" height="0" aria-hidden="true"><filter id="heat" '
+        'x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB">'
         '<feColorMatrix values="0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 0 0 0"/>'
         f'<feComponentTransfer result="part">{table("A", part)}</feComponentTransfer>'
         f'<feComponentTransfer in="SourceGraphic">{of_shade}</feComponentTransfer>'

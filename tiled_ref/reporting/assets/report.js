@@ -77,13 +77,13 @@ const shape = (name, attributes) => {
   for (const key in attributes) node.setAttribute(key, attributes[key]);
   return node;
 };
-// One image: below its heat map, then its mask; above them the outlines of marks and true defects.
+// One image; above it grey, which takes its colours, the heat map, the mask and the outlines.
 const stage = (image) => {
   const box = make("span", "stage");
   box.style.aspectRatio = image.w + " / " + image.h;
   box.style.setProperty("--ratio", String(image.w / image.h));
   box.lines = shape("svg", {viewBox: "0 0 1 1", preserveAspectRatio: "none"});
-  box.append(picture("photo"), picture("heat"), box.lines);
+  box.append(picture("photo"), box.lines);
   box.firstChild.src = "data:image/jpeg;base64," + image.jpeg;
   return box;
 };
@@ -92,12 +92,14 @@ const fill = (box, image, one, k) => {
     shape("path", {class: name, d, transform: `scale(${1 / width} ${1 / height})`});
   const truth = [path("line rim truth", image.truth), path("line truth", image.truth)];
   if (!one) {  // the image alone
-    box.firstChild.classList.add("plain");
-    box.children[1].remove();
     box.lines.replaceChildren(...truth);
     return;
   }
-  box.children[1].src = "data:image/jpeg;base64," + one.maps[k];
+  if (!box.heat) {
+    box.heat = picture("heat");
+    box.lines.before(make("span", "grey"), box.heat);
+  }
+  box.heat.src = "data:image/jpeg;base64," + one.maps[k];
   const mask = shape("g", {class: "mask"});
   mask.append(shape("rect", {width: 1, height: 1}), path("", one.marks[k]));
   box.lines.replaceChildren(mask, path("line rim", one.marks[k]), path("line", one.marks[k]), ...truth);
@@ -219,7 +221,6 @@ const setFade = (value) => {
   state.fade = Math.min(100, Math.max(0, value));
   // 0 the image in colour, 50 the heat map over it, 100 the mask
   root.style.setProperty("--heat", String(Math.min(1, state.fade / 50)));
-  root.style.setProperty("--grey", state.fade ? "url(#grey)" : "none");
   root.style.setProperty("--mask", String(Math.max(0, state.fade - 50) / 50));
   $("fade").value = $("detail-fade").value = String(state.fade);
 };
