@@ -166,7 +166,7 @@ def cells(folder, arch):
     """A run of one cell or of a sweep; with PaDiM, one over an earlier result as well."""
     steps = () if arch in ("padim", "sweep") else ("--steps", "1") if arch != "patchcore" else ()
     run = run_of(folder, *(TWO if arch == "sweep" else (*ONE, "--arch", arch, *steps)))
-    cli.write_report = lambda out: (out / "report", [])  # see `report`
+    cli.write_report = lambda out, *texts: (out / "report", [])  # see `report`
     run()
     places = [path for path in run.out.rglob("*") if path.is_dir() and path.name != "ensemble"]
     places += [path / "partial" for path in run.out.rglob("seed*")]
@@ -200,7 +200,7 @@ def fail(folder, _):
     """Every rename of a run over an earlier result fails in turn, for one of three reasons; then
     the run is resumed."""
     run, start, found = run_of(folder, *ONE), folder / "kept", []
-    cli.write_report = lambda out: (out / "report", [])
+    cli.write_report = lambda out, *texts: (out / "report", [])
     run()
     shutil.copytree(run.out, start)
     kinds, reference = run.undisturbed(start, *OTHER)
@@ -248,7 +248,7 @@ def report(folder, _):
 def predict(folder, _):
     """A prediction over an earlier one, of other images."""
     run = run_of(folder, *ONE)
-    cli.write_report = lambda out: (out / "report", [])
+    cli.write_report = lambda out, *texts: (out / "report", [])
     run()
     new, out, kept = folder / "new", folder / "predictions", folder / "kept"
     new.mkdir()

@@ -1,5 +1,6 @@
 """The command line: the job, the table, the error sentences, the exit status."""
 
+import datetime
 import json
 import re
 import subprocess
@@ -221,6 +222,7 @@ def test_a_removed_option_says_what_to_use(argv, use, capsys):
         (["--root", "no/such/folder"], "no/such/folder"),
         (["--category", "screw"], "screw"),
         (["--weights", "no/such/file.pth"], "no/such/file.pth"),
+        (["--title", "line 3"], "--title is the title of a report; give --report too"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_2(folder, argv, sentence, capsys):
@@ -229,6 +231,14 @@ def test_wrong_input_is_one_sentence_and_status_2(folder, argv, sentence, capsys
     last = err.strip().splitlines()[-1]
     assert last.startswith("tiled-ref: error: ") and sentence in last
     assert "Traceback" not in err
+
+
+def test_the_report_gets_its_title_and_the_day(folder, monkeypatch, capsys):
+    written = Mock(return_value=(folder, []))
+    monkeypatch.setattr(cli, "write_report", written)
+    monkeypatch.setattr(cli, "date", Mock(today=lambda: datetime.date(2026, 2, 3)))
+    assert own(folder, "--setup", "ENS4", "--report", "--title", "a\n<b>\udcff") == 0
+    written.assert_called_once_with(folder.parent / "out", r"a\n<b>\xff", "2026-02-03")
 
 
 def test_an_output_folder_that_is_a_file_is_refused_before_any_work(folder, capsys):

@@ -71,6 +71,7 @@ USED = {
     "--save": ["--save"],
     "--estimate": ["--estimate"],
     "--report": ["--report"],
+    "--title": ["--report", "--title", "part 7, line 3"],
     "--quiet": ["--quiet"],
     "--debug": ["--debug"],
 }  # fmt: skip

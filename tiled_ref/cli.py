@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from dataclasses import astuple
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -330,6 +331,8 @@ def _reporting(add):
     add("--report", action="store_true",
         help="write the paper's tables and figures and report.html from all results in OUT to "
         "OUT/report; skip runs that finished with the same options")
+    add("--title", default="", metavar="TEXT",
+        help="with --report, put TEXT over the page, such as part, line and customer")
     add("--explain", nargs="?", const=BUILT_IN, metavar="IMAGE",
         help="draw every stage of one setup into OUT/explain, for a file, a test image's name, or "
         "by default a defective image")
@@ -425,7 +428,7 @@ def _report(args, results, failures, progress):
         print(result_table(results))
     if args.report and results:
         progress.note("report: tables, figures, report.html")
-        page, notes = write_report(args.out)
+        page, notes = write_report(args.out, one_line(args.title), date.today().isoformat())
         for note in notes:
             progress.note(f"report: {note}")
     if results and not args.quiet:
@@ -439,7 +442,7 @@ def _report(args, results, failures, progress):
 
 NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
-    "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi",
+    "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi", "--title",
 }  # fmt: skip
 ALWAYS = {
     "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet",
@@ -464,7 +467,8 @@ def _load_ensemble(args, progress):
     if args.load is None:
         raise InputError(f"{modes[0]} needs a saved ensemble; name its folder with --load")
     if len(modes) != 1:
-        raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}, not {len(modes) or 'none'}")
+        given = " and ".join(modes) or "none"
+        raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}, not with {given}")
     others = args.given - ALWAYS - LOADED[modes[0]] - {*modes}
     known = set().union(PREDICTION, *LOADED.values())
     _refuse(others & known, f"does not go with {modes[0]}; leave it out")
@@ -596,6 +600,8 @@ def _check_kernels(impl):
 def _prepare(args, progress):
     """The recipes, categories, backbone and Options that the options name."""
     _refuse(args.given & PREDICTION, "needs a saved ensemble; name its folder with --load")
+    if not args.report:
+        _refuse(args.given & {"--title"}, "is the title of a report; give --report too")
     _check_kernels(args.impl)
     size, native = args.image_size, args.image_size == "native"
     if native:  # any that has such tiles, until that of the images is known

@@ -149,8 +149,7 @@ class ImageWriter:
         self.large = self.labels = None
         regions, caption = render.contours(mask, impl=self.options.impl), self._caption()
         heat = render.draw_contours(render.overlay(image, values), mask)
-        heat = render.with_color_bar(heat, 0, 1, [(0.5, "0.5 threshold")], "anomaly")
-        heat = render.with_caption(heat, caption)
+        heat = render.with_caption(render.with_color_bar(heat), caption)
         marked = render.draw_contours(image, mask)
         marked = render.label_regions(marked, regions, mask, LABELLED_REGIONS)
         marked = render.with_caption(marked, caption)
