@@ -3,6 +3,7 @@
 import time
 from argparse import SUPPRESS, ArgumentTypeError
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from toys import toy_category, write_category
 from tiled_ref import cli
 from tiled_ref.data.disk import nfc
 from tiled_ref.data.encoders import encode_png
+from tiled_ref.serving import sources
 from tiled_ref.support import option_types
 
 SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]
@@ -54,6 +56,7 @@ USED = {
     "--rd-map": ["--arch", "reverse_distillation", "--steps", "1", "--rd-map", "sum"],
     "--load": LOAD,
     "--predict": LOAD,
+    "--watch": [*LOAD[:2], "--watch", "parts/test/square"],
     "--threshold": [*LOAD, "--threshold", "2.5"],
     "--pixel-threshold": [*LOAD, "--pixel-threshold", "1e1"],
     "--calibrate": [*LOAD[:2], "--calibrate", "parts"],
@@ -107,7 +110,8 @@ def test_every_option_runs(option, workplace, tmp_path, monkeypatch, capsys):
     argv += [] if "--export" in used else ["--out", str(tmp_path)]
     if "--load" not in used and "--list" not in used:
         argv += ["--dataset", "folder", "--root", "parts", *SMALL]
-    assert cli.main([*argv, *used]) == 0
+    monkeypatch.setattr(sources, "time", Mock(sleep=Mock(side_effect=KeyboardInterrupt)))
+    assert cli.main([*argv, *used]) == (130 if "--watch" in used else 0)
     out, err = capsys.readouterr()
     assert out.strip() or "--load" in used
     assert "Traceback" not in err

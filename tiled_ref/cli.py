@@ -49,6 +49,7 @@ from .serving.calibrate import run_calibrate
 from .serving.export import check_file, export
 from .serving.outputs import MAPS, PICTURES, PredictOptions, with_given
 from .serving.predict import run_predict
+from .serving.sources import Watch
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
 from .support import arrays, option_types
 from .support.devices import device_name, resolve_device
@@ -146,7 +147,7 @@ def main(argv=None):
         kept = {
             run: "; the same command with --resume continues",
             predict_images: "; the rows so far are in predictions.partial.csv",
-        }.get(args.command, "")
+        }.get(None if getattr(args, "watch", None) else args.command, "")  # so a watch ends
         ranks.fail(f"tiled-ref: {'interrupted' if number == signal.SIGINT else 'terminated'}{kept}")
         return EXIT_SIGNAL + number
 
@@ -306,8 +307,10 @@ def _running(add):
 def _serving(add):
     add("--load", type=Path, metavar="DIR", help="load an ensemble folder that --save wrote")
     add("--predict", metavar="FILE|FOLDER|-",
-        help="score an image, all images below a folder, or the paths on standard input, one a "
-        "line or separated by NUL")
+        help="score an image, all images below a folder, or the paths on standard input as they "
+        "arrive, one a line or separated by NUL")
+    add("--watch", metavar="FOLDER",
+        help="score the images below a folder, and new ones as they appear, until interrupted")
     add("--threshold", type=option_types.threshold, metavar="S",
         help="call images of at least this score anomalous, in the unit of predictions.csv")
     add("--pixel-threshold", type=option_types.threshold, metavar="M",
@@ -455,6 +458,7 @@ SHARED = {
 POINT = {"--threshold", "--pixel-threshold", "--pictures", "--save-maps"}
 LOADED = {  # what a saved ensemble is for, and the options that go with it
     "--predict": SHARED | POINT,
+    "--watch": SHARED | POINT,
     "--calibrate": SHARED | {"--false-alarms"},
     "--export": set(),
 }
@@ -464,11 +468,8 @@ PREDICTION = {"--load", "--allow-version-change", *POINT, *LOADED}
 def _load_ensemble(args, progress):
     """The ensemble of --load. Raises InputError, also for options that do not apply to it."""
     modes = sorted(args.given & LOADED.keys())
-    if args.load is None:
-        raise InputError(f"{modes[0]} needs a saved ensemble; name its folder with --load")
-    if len(modes) != 1:
-        given = " and ".join(modes) or "none"
-        raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}, not with {given}")
+    if args.load is None or len(modes) != 1:
+        raise InputError(f"give --load DIR and exactly one of {', '.join(LOADED)}")
     others = args.given - ALWAYS - LOADED[modes[0]] - {*modes}
     known = set().union(PREDICTION, *LOADED.values())
     _refuse(others & known, f"does not go with {modes[0]}; leave it out")
@@ -495,6 +496,7 @@ def predict_images(args):
     """Score images by a saved ensemble; returns 2 if one cannot be read. Raises InputError."""
     progress = Progress(quiet=args.quiet)
     ensemble = _load_ensemble(args, progress)
+    source = args.predict if args.watch is None else Watch(args.watch)
     out = args.out if "--out" in args.given else Path("predictions")
     ensemble.thresholds = with_given(
         ensemble.thresholds, args.threshold, args.pixel_threshold, args.min_area
@@ -508,11 +510,13 @@ def predict_images(args):
     make_folder(out)
     options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):
-        count = run_predict(ensemble, args.predict, out, options, progress)
+        count = run_predict(ensemble, source, out, options, progress)
     total, words = sum(count.values()), {"errors": "could not be scored"}
     parts = [f"{n} {words.get(key, key)}" for key, n in count.items() if n]
-    images = "image" if total == 1 else "images"
-    print(f"{total} {images}: {', '.join(parts)}; see {out / 'predictions.csv'}")
+    images = f"{total} image{'s' * (total != 1)}{': ' * (total > 0)}{', '.join(parts)}"
+    print(f"{images}; see {out / 'predictions.csv'}")
+    if args.watch is not None:
+        raise source.interrupt
     return EXIT_INPUT if count["errors"] else 0
 
 

@@ -202,7 +202,7 @@ def test_a_file_is_replaced_only_when_the_new_one_is_complete(saved, tmp_path, c
         (["--export", "{}"], "name ends in .pt2"),
         (["--export", "{}/folder.pt2"], "is a folder; name a file"),
         (["--export", "{}/part.onnx"], "name ends in .pt2"),
-        (["--export", "{}/part.pt2", "--predict", "x.png"], "--load DIR goes with one of --predict, "),
+        (["--export", "{}/part.pt2", "--predict", "x.png"], "give --load DIR and exactly one of --predict"),
         (["--export", "{}/part.pt2", "--memory", "low"], "--memory does not go with --export"),
         (["--export", "{}/part.pt2", "--batch-size", "4"], "--batch-size does not go with --export"),
         (["--export", "{}/part.pt2", "--setup", "ENS4"], "--setup does not apply"),
@@ -218,7 +218,7 @@ def test_what_cannot_be_written_is_one_sentence(saved, tmp_path, capsys, words, 
 
 def test_without_an_ensemble_there_is_nothing_to_export(tmp_path, capsys):
     assert cli.main(["--export", str(tmp_path / "part.pt2")]) == 2
-    assert "--export needs a saved ensemble; name its folder with --load" in capsys.readouterr().err
+    assert "give --load DIR and exactly one of" in capsys.readouterr().err
 
 
 def test_models_that_do_not_fit_into_memory_are_refused(saved, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The time left: of kinds of work, each by its own speed, by hand."""
 
 import io
+import re
 
 import pytest
 
@@ -95,3 +96,21 @@ def test_a_stage_of_no_plan_names_its_parts(now):
     assert stream.getvalue().splitlines() == [
         "fit: 6/6 in 0.0 s", "fit, coreset: 9/9 in 0.0 s",
     ]  # fmt: skip
+
+
+def test_a_total_that_is_not_known_is_not_shown(now):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    stage = Progress(stream=stream).stage("watch")
+    for done in range(3):
+        stage(done, None)
+        now[0] += 1
+    stage(2, 2)
+    shown_lines = re.split("[\\r\\n]+", stream.getvalue())
+    assert [line for line in shown_lines if line.strip()] == [
+        "watch: 0", "watch: 1", "watch: 2", "watch: 2/2 in 3.0 s",
+    ]  # fmt: skip
+    assert Progress(stream=io.StringIO()).stage("predict")(1, None) is None  # no line in a log
