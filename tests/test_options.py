@@ -47,6 +47,7 @@ USED = {
     "--min-area": ["--min-area", "4"],
     "--roi": ["--roi", "white.png"],
     "--padim-channels": ["--padim-channels", "7"],
+    "--store": ["--store", "float16"],
     "--steps": ["--arch", "fastflow", "--steps", "1"],
     "--patchcore-start": ["--arch", "patchcore", "--patchcore-start", "included"],
     "--fastflow-kernels": [

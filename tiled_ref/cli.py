@@ -23,7 +23,7 @@ from .data.disk import counted, nfc, printable
 from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
-from .models.padim import N_FEATURES, D
+from .models.padim import N_FEATURES, STORES, D
 from .models.weights import find_weights
 from .reporting.page import write_report
 from .reporting.summary import result_table, text_table
@@ -94,6 +94,8 @@ Exit status: 0 success, 1 unexpected failure here or in another process of a sha
 SWITCHES = (
     ("--padim-channels", ("padim",), "n_channels", range(1, N_FEATURES + 1),
      f"keep N of {N_FEATURES} channels; time and memory grow with their square (default {D})"),
+    ("--store", ("padim",), "store", tuple(STORES),
+     "keep PaDiM's factors in this type; float16 halves files and memory"),
     ("--steps", ("fastflow", "reverse_distillation"), "steps", option_types.STEPS,
      "train fastflow and reverse_distillation for N steps (default 200)"),
     ("--patchcore-start", ("patchcore",), "start", ("excluded", "included"),

@@ -62,8 +62,8 @@ def test_all_parts_are_one_line_with_the_time_of_all_and_what_is_left(now):
     """Images, then positions: 12 s for 6 of 10; of the 4 left a second takes
     (12 + 1) / 7 s."""
     stream = io.StringIO()
-    costs = {"fit": {None: ("images", 4.0), "inverses": ("inverses", 2.0)}}
-    run = shown({"images": 4.0, "inverses": 2.0, "predict": 4.0}, costs, stream)
+    costs = {"fit": {None: ("images", 4.0), "factors": ("factors", 2.0)}}
+    run = shown({"images": 4.0, "factors": 2.0, "predict": 4.0}, costs, stream)
     stage = run.stage("fit tile 1/2", "fit")
     for done, seconds in ((3, 4), (6, 4)):
         now[0] += seconds
@@ -71,10 +71,10 @@ def test_all_parts_are_one_line_with_the_time_of_all_and_what_is_left(now):
     assert stream.getvalue() == ""
     for done in (50, 100):
         now[0] += 2
-        stage(done, 100, "inverses")
+        stage(done, 100, "factors")
     assert stream.getvalue() == "fit tile 1/2: 6/6 in 12.0 s, 7.4 s left\n"
-    assert run.todo == {"images": 0, "inverses": 0, "predict": 4}
-    assert run.seen == {"images": (8, 4), "inverses": (4, 2)}
+    assert run.todo == {"images": 0, "factors": 0, "predict": 4}
+    assert run.seen == {"images": (8, 4), "factors": (4, 2)}
 
 
 def test_what_precedes_a_part_belongs_to_the_one_before(now):

@@ -102,7 +102,7 @@ def _location_seconds(recipe, n_train, n_test, fresh):
     if arch == "padim":
         square = area / 16 * recipe.switches.get("n_channels", D) ** 2
         fit = {None: n_train * (look + 6e-10 * square) + 8e-9 * square}
-        fit["inverses"] = 3.7e-8 * square
+        fit["factors"] = 3.7e-8 * square
         head = 6e-8 * area + 2e-10 * square
     elif arch == "patchcore":
         patches = n_train * area / 64
