@@ -412,7 +412,7 @@ TABLE = [
     predict("setup of a saved ensemble", ["--setup", "ENS4"], "--setup does not apply to a saved"),
     Case("folder without images", lambda f: (shutil.rmtree(f / "images"), (f / "images").mkdir(),
          predicting(f))[2], "images holds no images"),
-    predict("lines with a NUL", ["--predict", "-"], "a list of lines holds a NUL; end all paths",
+    predict("lines with a NUL", ["--predict", "-"], "a list of lines holds a NUL; separate all",
             b"\n" * 65_536 + b"no/such.png\0"),
     predict("a path without end", ["--predict", "-"], "a path has more than 65,536 bytes",
             b"n" * 70_000),

@@ -133,7 +133,7 @@ def test_a_nul_among_lines_and_a_path_without_end_are_refused(monkeypatch):
     blocks(monkeypatch, b"a.png\nb.png\n", b"c.png\nd\0e")
     found = piped()
     assert next(found) == [Path("a.png"), Path("b.png")]
-    with pytest.raises(InputError, match="a list of lines holds a NUL; end all paths with NUL or"):
+    with pytest.raises(InputError, match="a list of lines holds a NUL; separate all by NUL or"):
         next(found)
     assert paths(monkeypatch, b"a\0", b"b\nc\0") == [b"a", b"b\nc"]
     longest = b"n" * sources.BLOCK

@@ -97,8 +97,8 @@ def image_files(source, out=None, passed=None):
 def piped():
     """Yield the paths on standard input, lists of Path, each with all that have just arrived.
 
-    The list is UTF-8, with or without a byte order mark. Paths end with NUL if the first block
-    with a separator has one, else with lines; the last one may lack its end.
+    The list is UTF-8, with or without a byte order mark. NUL separates the paths if the first block
+    with a separator has one, else the ends of lines do.
     Raises InputError without any path, for UTF-16, a NUL in a list of lines, a path of more than
     BLOCK bytes, and where standard input cannot be read.
     """
@@ -118,7 +118,7 @@ def piped():
             separator = rb"\0" if b"\0" in rest else rb"[\r\n]"
         if separator == rb"[\r\n]" and b"\0" in rest:
             raise InputError(
-                "--predict -: a list of lines holds a NUL; end all paths with NUL or all with lines"
+                "--predict -: a list of lines holds a NUL; separate all by NUL or all by lines"
             )
         *names, rest = re.split(separator, rest) if separator else [rest]
         if len(rest) > BLOCK:
@@ -137,8 +137,8 @@ def piped():
 class Watch:
     """The image files of a folder and of all below it, see `image_files`, as they appear.
 
-    A file is complete once two looks, PAUSE apart, find the same size and time of change. It is
-    found again when one of them changes, and forgotten when it has gone.
+    A file is complete once two looks, PAUSE apart, find the same size and time of modification. It
+    is found again when one of them changes, and forgotten when it is gone.
     Parameters: folder. Attribute: interrupt, the KeyboardInterrupt that ended it, or None.
     Raises InputError where there is no such folder.
     """
@@ -167,12 +167,12 @@ class Watch:
             time.sleep(PAUSE)
 
     def has_changed(self, path):
-        """Whether a file is no more as it was when it was found complete, or has gone."""
+        """Whether a file has changed since it was found complete, or is gone."""
         return _state(path) != self._seen[path][0]
 
 
 def _state(path):
-    """(size, time of change) of a file, of a link that leads nowhere its own; None without one."""
+    """(size, time of modification) of a file, or of a link that leads nowhere; None without any."""
     for stat in os.stat, os.lstat:
         with contextlib.suppress(OSError):
             found = stat(path)
