@@ -172,9 +172,9 @@ def _map_cases():
 
 
 def _gaussians(draw, n, d):
-    """Means float32 (n, d) and packed factors float32 (n, d (d + 1) / 2) with positive diagonals."""
+    """Means float32 (n, d) and packed factors float32 (n, d (d + 1) / 2), diagonals positive."""
     factor = 2 * draw.bell(n, d, d)
-    factor = np.abs(factor) * np.eye(d) + factor * (1 - np.eye(d)) + np.eye(d)
+    factor = np.where(np.eye(d, dtype=bool), np.abs(factor) + 1, factor)
     rows, cols = _places(d, by_columns=False)
     return draw.uniform(n, d), factor[:, rows, cols].astype(np.float32)
 

@@ -1,7 +1,7 @@
 """Distances from Gaussians that are kept as triangular factors of their inverse covariances.
 
-Sigma = C C^T (Cholesky), U = C^-T, so that Sigma^-1 = U U^T: a squared distance is a sum of squares,
->= 0 however U is rounded. Its upper triangle has half as many numbers as Sigma^-1, and an
+Sigma = C C^T (Cholesky), U = C^-T, so that Sigma^-1 = U U^T: a squared distance is a sum of
+squares, >= 0 however U is rounded. Its upper triangle has half as many numbers as Sigma^-1, and an
 ensemble's prediction is bound by reading them: nine locations of PaDiM hold 4096 factors of
 100 x 100 each.
 """
