@@ -16,6 +16,7 @@ from toys import toy_category, write_category
 from tiled_ref import cli
 from tiled_ref.models import MODELS
 from tiled_ref.models.padim import Padim
+from tiled_ref.reporting.results import LEFT_OUT
 from tiled_ref.support.option_types import Removed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +66,7 @@ def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
     out, err = capsys.readouterr()
     table, note = out.split("\n\n")
     assert len(table.splitlines()) == 2 + 2 * 3  # headers, two seeds and a mean for each setup
-    assert note.startswith("Cells that read layers of the backbone which another cell")
+    assert note.startswith(LEFT_OUT) and "--share-features off" in note
     assert [line for line in err.splitlines() if "random" not in line.lower()] == []
 
 
