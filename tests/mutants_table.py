@@ -183,7 +183,7 @@ MUTANTS = [
      "tests/models/test_gaussians.py::test_every_float16_is_converted_alike_with_and_without_the_processors_help"),
     ("kernels/mahalanobis.pyx", "        widen(from + k, to + k, n - k);", "",
      "tests/models/test_gaussians.py::test_every_float16_is_converted_alike_with_and_without_the_processors_help"),
-    ("kernels/mahalanobis.pyx", "lane[(i + r) % LANES] +=", "lane[r] +=",
+    ("kernels/mahalanobis.pyx", "lane[(i + r) % LANES] +=", "lane[(i + r) % LANES] =",
      "tests/models/test_gaussians.py::test_kernel_gives_the_bits_of_the_specification"),
     ("kernels/mahalanobis.pyx", "for j in range(r, dims):", "for j in range(r + 1, dims):",
      "tests/models/test_gaussians.py::test_distance_is_eq_2"),
