@@ -1,8 +1,9 @@
 # Mahalanobis distances with packed triangular factors; the twin is mahalanobis in
 # tiled_ref/models/gaussians.py.
 #
-# Reading the factors is what takes the time: while one is worked on the next is fetched, and it
-# stays in the first-level cache for all images, as float32. Row by row of the upper triangle,
+# Reading the factors is what takes the time, and each stays in the first-level cache for all
+# images, as float32. Float16 is converted at once, so the next factor is fetched while one is
+# worked on; rows of float32 the processor fetches by itself. Row by row of the upper triangle,
 # y_j += U_ij delta_i for j >= i. Four rows at a time, because the compiler makes vectors of the
 # columns; every operation is rounded on its own.
 
@@ -28,14 +29,17 @@ cdef extern from *:
 
     ADD_ROWS(add_rows)
 
-    /* float16 to float32, which is exact. A NaN becomes a quiet one, as the processor makes it. */
+    /* float16 to float32, which is exact; without branches, for vectors. A NaN becomes a quiet one,
+       as the processor makes it. */
     static void widen(const uint16_t *from, float *to, Py_ssize_t n) {
         for (Py_ssize_t k = 0; k < n; k++) {
-            uint32_t size = from[k] & 0x7fff, bits = (size << 13) + (112u << 23);
+            int32_t size = from[k] & 0x7fff, bits = (size << 13) + (112 << 23), small;
+            int32_t tiny = -(size < 0x0400), sign = (int32_t) ((uint32_t) from[k] >> 15 << 31);
             float below_normal = (float) size * 5.9604644775390625e-8f;  /* 2^-24 */
-            if (size < 0x0400) memcpy(&bits, &below_normal, 4);
-            if (size >= 0x7c00) bits = 0x7f800000 | size << 13 | (size > 0x7c00) << 22;
-            bits |= (uint32_t) (from[k] & 0x8000) << 16;
+            memcpy(&small, &below_normal, 4);
+            bits += -(size >= 0x7c00) & (112 << 23);
+            bits |= -(size > 0x7c00) & (1 << 22);
+            bits = (small & tiny) | (bits & ~tiny) | sign;
             memcpy(to + k, &bits, 4);
         }
     }
@@ -141,9 +145,9 @@ def mahalanobis(
                 row[0] = factor
                 # Invariant: row[0] points at entry (i, i), and y has the terms of rows 0..i-1.
                 while i + ROWS <= dims:
-                    if b == 0 and p + 1 < n:
-                        ahead = &factors[p + 1, 0] + itemsize * (row[0] - factor)
-                        for j in range(0, itemsize * ROWS * (dims - i), 64):  # bytes of a line
+                    if itemsize == 2 and b == 0 and p + 1 < n:
+                        ahead = &factors[p + 1, 0] + 2 * (row[0] - factor)
+                        for j in range(0, 2 * ROWS * (dims - i), 64):  # bytes of a cache line
                             FETCH(ahead + j)
                     for c in range(ROWS):
                         head[c] = y[i + c]
