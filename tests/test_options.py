@@ -145,7 +145,7 @@ NUMERIC = [  # all options that take a value, but for names and paths
 
 def test_every_number_of_the_command_line_is_among_them():
     assert {"--seed", "--image-size", "--seam-sigma", "--share-features", "--steps"} < set(NUMERIC)
-    assert len(NUMERIC) == 33
+    assert len(NUMERIC) == 34
 
 
 @pytest.mark.parametrize("option", NUMERIC)
