@@ -360,6 +360,10 @@ def test_an_ensemble_without_thresholds_says_so(ensemble, folder, tmp_path, caps
     assert run(*argv) == 0
     assert "has no thresholds: scores only, no verdicts and no pictures" in capsys.readouterr().err
     assert {row["verdict"] for row in rows(tmp_path / "out/predictions.csv")} == {""}
+    assert run(*argv, "--pixel-threshold", 1) == 2
+    assert "--pixel-threshold needs --threshold; give both" in capsys.readouterr().err
+    assert run(*argv, "--pixel-threshold", 1, "--threshold", 1) == 0
+    assert {row["verdict"] for row in rows(tmp_path / "out/predictions.csv")} != {""}
 
 
 def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, capsys):

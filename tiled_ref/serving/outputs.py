@@ -212,9 +212,15 @@ def with_given(thresholds, image=None, pixel=None, min_area=None):
 
     Parameters: thresholds, a dict or None; image and pixel, raw thresholds; min_area, pixels; None
     keeps what there is. Returns a new dict; None where no threshold is known.
+    Raises InputError for marks without an image threshold.
     """
     if thresholds is None:
         if image is None:
+            if pixel is not None:
+                raise InputError(
+                    "the ensemble has no thresholds, so --pixel-threshold needs --threshold; "
+                    "give both, or decide them by --calibrate"
+                )
             return None
         thresholds = {"mode": "given", "n_normal": 0, "n_anomalous": 0, "pixel": None}
     found = dict(thresholds)
