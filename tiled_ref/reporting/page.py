@@ -2,8 +2,8 @@
 
 Nothing is loaded from elsewhere. File names stay text and never become markup: the JSON that the
 page's program reads has no "<", and the program writes names through textContent. Pictures are
-small, and an SVG filter colours the heat maps (`heat_filter`), so hundreds of them scroll smoothly and
-all of them can be printed.
+small, and an SVG filter colours the heat maps (`heat_filter`), so hundreds of them scroll smoothly
+and all of them can be printed.
 """
 
 import base64
