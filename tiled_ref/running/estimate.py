@@ -107,7 +107,7 @@ def _location_seconds(recipe, n_train, n_test, fresh):
     elif arch == "patchcore":
         patches = n_train * area / 64
         fit = {None: n_train * look + 1.8e-5 * patches}
-        fit["coreset"] = 1e-5 * patches + 1.5e-10 * patches**2
+        fit["coreset"] = 2e-5 * patches + 1e-10 * patches**2
         head = area / 64 * (2e-5 + 3.8e-10 * patches)
     elif arch in STEP:
         seen = recipe.switches.get("steps", 200) * min(recipe.batch_size, n_train)  # images
