@@ -73,7 +73,9 @@ def test_a_report_killed_at_every_rename_and_write_is_written_again(tmp_path):
     check(report_of(tmp_path, "report")["fresh"], RUN[:3], lambda torn: torn == [])
 
 
-@pytest.mark.parametrize("kind", ["predict", "watch"])
+@pytest.mark.parametrize(
+    "kind", ["predict", pytest.param("watch", marks=pytest.mark.exhaustive)]
+)
 def test_a_prediction_killed_at_any_moment_is_whole_or_says_that_it_is_partial(tmp_path, kind):
     seen = report_of(tmp_path, kind)["fresh"]
     check(seen, (*RUN[:3], "row"), ("whole", "partial").__contains__)
