@@ -19,18 +19,14 @@ def one_image(sized):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, n, d), np.float32)
     mean = rng.standard_normal((n, d), np.float32)
-    whole, packed = [], []
-    for _ in range(9):
-        roots = torch.from_numpy(rng.standard_normal((n, d, d), np.float32))
-        matrices = roots @ roots.mT + torch.eye(d)
-        matrices = (matrices + matrices.mT) / 2
-        whole.append(matrices)
-        packed.append(gaussians.pack(matrices).numpy())
+    whole = [torch.from_numpy(rng.standard_normal((n, d, d), np.float32)).triu() for _ in range(9)]
+    packed = [gaussians.pack(factors).numpy() for factors in whole]
+    halves = [factors.astype(np.float16) for factors in packed]
     size = sum(m.nbytes for m in packed) / 2**20
     title = f"Distances: 1 image, 9 x {n} Gaussians of {d} dimensions, float32 ({size:.0f} MiB)"
     expected = gaussians.distances_each([x] * 9, [mean] * 9, packed, impl="numpy")
     return SimpleNamespace(
-        title=title, x=x, mean=mean, whole=whole, packed=packed, expected=expected
+        title=title, x=x, mean=mean, whole=whole, packed=packed, halves=halves, expected=expected
     )
 
 
@@ -39,23 +35,25 @@ def reading(case):
     return lambda: [m.sum() for m in tensors]
 
 
-def distances(**options):
+def distances(factors="packed", **options):
     def make(case):
         xs, means = [case.x] * 9, [case.mean] * 9
-        return lambda: gaussians.distances_each(xs, means, case.packed, **options)
+        return lambda: gaussians.distances_each(xs, means, getattr(case, factors), **options)
 
     return make
 
 
 def batched_products(case):
     delta = torch.from_numpy(case.x - case.mean).transpose(0, 1).contiguous()  # (P, 1, D)
-    return lambda: [(torch.bmm(delta, m) * delta).sum(-1).sqrt().mT for m in case.whole]
+    return lambda: [torch.bmm(delta, m).square().sum(-1).sqrt().mT for m in case.whole]
 
 
 DISTANCES = {
     "torch sum of the packed matrices (reading them)": (reading, None),
     "distances_each, 1 thread": (distances(threads=1), 0),
     "distances_each, 2 threads": (distances(threads=2), 0),
+    "distances_each, float16, 1 thread": (distances("halves", threads=1), 2e-3),
+    "distances_each, float16, 2 threads": (distances("halves", threads=2), 2e-3),
     "twin (NumPy)": (distances(impl="numpy"), 0),
     "torch.bmm with whole matrices": (batched_products, 1e-4),
 }

@@ -1,6 +1,6 @@
 """Kills a run, a report or a prediction before every rename, removal and write, and goes on.
 
-    python tests/kill_points.py FOLDER ARCH|sweep|report|predict|fail
+    python tests/kill_points.py FOLDER ARCH|sweep|report|predict|watch|fail
 
 What differs from an undisturbed one is printed as JSON for tests/running/test_kill_points.py. See
 crash_server.py, whose children these are. Their clock stands still, so that all files can be
@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,7 +28,7 @@ from tiled_ref import cli, ensemble
 from tiled_ref.archive import ensembles, manifest
 from tiled_ref.reporting import page
 from tiled_ref.running import rows
-from tiled_ref.serving import outputs
+from tiled_ref.serving import outputs, sources
 from tiled_ref.support import files
 from tiled_ref.support.memory import PeakMemory
 
@@ -166,7 +167,7 @@ def cells(folder, arch):
     """A run of one cell or of a sweep; with PaDiM, one over an earlier result as well."""
     steps = () if arch in ("padim", "sweep") else ("--steps", "1") if arch != "patchcore" else ()
     run = run_of(folder, *(TWO if arch == "sweep" else (*ONE, "--arch", arch, *steps)))
-    cli.write_report = lambda out: (out / "report", [])  # see `report`
+    cli.write_report = lambda out, *texts: (out / "report", [])  # see `report`
     run()
     places = [path for path in run.out.rglob("*") if path.is_dir() and path.name != "ensemble"]
     places += [path / "partial" for path in run.out.rglob("seed*")]
@@ -200,7 +201,7 @@ def fail(folder, _):
     """Every rename of a run over an earlier result fails in turn, for one of three reasons; then
     the run is resumed."""
     run, start, found = run_of(folder, *ONE), folder / "kept", []
-    cli.write_report = lambda out: (out / "report", [])
+    cli.write_report = lambda out, *texts: (out / "report", [])
     run()
     shutil.copytree(run.out, start)
     kinds, reference = run.undisturbed(start, *OTHER)
@@ -245,21 +246,28 @@ def report(folder, _):
     return {"fresh": run.killed(folder / "kept", "--resume", look=torn)}
 
 
-def predict(folder, _):
-    """A prediction over an earlier one, of other images."""
+def predict(folder, kind):
+    """A prediction, or a watch that two looks and an interrupt end, over one of other images."""
+    left = iter([False])
+
+    def sleep(seconds):
+        if next(left, True):
+            raise KeyboardInterrupt
+
+    sources.time = SimpleNamespace(sleep=sleep)
     run = run_of(folder, *ONE)
-    cli.write_report = lambda out: (out / "report", [])
+    cli.write_report = lambda out, *texts: (out / "report", [])
     run()
     new, out, kept = folder / "new", folder / "predictions", folder / "kept"
     new.mkdir()
     for k, path in enumerate(sorted((folder / "parts/test").rglob("*.png"))):
         shutil.copy(path, new / f"{k}.png")
     (new / "broken.png").write_text("")
-    argv = ("--load", next(run.out.rglob("ensemble")), "--predict", new, "--out", out,
+    argv = ("--load", next(run.out.rglob("ensemble")), f"--{kind}", new, "--out", out,
             "--pictures", "all", "--save-maps")  # fmt: skip
     forked([*map(str, argv), "tiff"])
     (new / "0.png").unlink()
-    predict = Runs(out, *argv, "npy", status=2)
+    predict = Runs(out, *argv, "npy", status=130 if kind == "watch" else 2)
     add_foreign([out, out / "maps", out / "pictures"])
     shutil.copytree(out, kept)
     before, after = tree(out), predict.undisturbed(kept)[1]
@@ -289,7 +297,7 @@ def prepare():
 
 def main(folder, kind):
     prepare()
-    kinds = {"report": report, "predict": predict, "fail": fail}
+    kinds = {"report": report, "predict": predict, "watch": predict, "fail": fail}
     json.dump(kinds.get(kind, cells)(folder, kind), sys.stdout)
 
 

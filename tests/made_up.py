@@ -32,16 +32,22 @@ def made_up_result(dataset="mvtec", category="screw", arch="padim", setup="ENS9"
     return result | more
 
 
+def made_up_maps(category, setup, seed):
+    """Maps that show the masks, float32 (N, H, W), and scores, float32 (N,), of a made-up cell."""
+    images, sizes = CategoryImages(category, Options(), QUIET), SETUPS[setup]
+    rng = np.random.default_rng([seed, len(setup), sizes.n_models])
+    maps = rng.random((len(category.test), *sizes.image_size), np.float32)
+    if category.has_masks:
+        maps += 0.7 * images.masks(sizes.image_size)
+    return maps, maps.reshape(len(maps), -1).mean(1).astype(np.float32)
+
+
 def made_up_cell(out, category, arch="padim", setup="SM256", seed=42, **more):
     """Write a cell's metrics.json, analysis.npz and images.npz: maps that show the masks."""
     options = Options()
     images = CategoryImages(category, options, QUIET)
     sizes = SETUPS[setup]
-    rng = np.random.default_rng([seed, len(setup), sizes.n_models])
-    maps = rng.random((len(category.test), *sizes.image_size), np.float32)
-    if category.has_masks:
-        maps += 0.7 * images.masks(sizes.image_size)
-    scores = maps.reshape(len(maps), -1).mean(1).astype(np.float32)
+    maps, scores = made_up_maps(category, setup, seed)
     thresholds = find_thresholds(
         images.plan, maps, scores,
         masks=(lambda: images.masks(sizes.image_size)) if category.has_masks else None,

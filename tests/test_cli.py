@@ -1,5 +1,6 @@
 """The command line: the job, the table, the error sentences, the exit status."""
 
+import datetime
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from toys import toy_category, write_category
 from tiled_ref import cli
 from tiled_ref.models import MODELS
 from tiled_ref.models.padim import Padim
+from tiled_ref.reporting.results import LEFT_OUT
 from tiled_ref.support.option_types import Removed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +66,7 @@ def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
     out, err = capsys.readouterr()
     table, note = out.split("\n\n")
     assert len(table.splitlines()) == 2 + 2 * 3  # headers, two seeds and a mean for each setup
-    assert note.startswith("Cells that read layers of the backbone which another cell")
+    assert note.startswith(LEFT_OUT) and "--share-features off" in note
     assert [line for line in err.splitlines() if "random" not in line.lower()] == []
 
 
@@ -221,6 +223,7 @@ def test_a_removed_option_says_what_to_use(argv, use, capsys):
         (["--root", "no/such/folder"], "no/such/folder"),
         (["--category", "screw"], "screw"),
         (["--weights", "no/such/file.pth"], "no/such/file.pth"),
+        (["--title", "line 3"], "--title is the title of a report; give --report too"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_2(folder, argv, sentence, capsys):
@@ -229,6 +232,14 @@ def test_wrong_input_is_one_sentence_and_status_2(folder, argv, sentence, capsys
     last = err.strip().splitlines()[-1]
     assert last.startswith("tiled-ref: error: ") and sentence in last
     assert "Traceback" not in err
+
+
+def test_the_report_gets_its_title_and_the_day(folder, monkeypatch, capsys):
+    written = Mock(return_value=(folder, []))
+    monkeypatch.setattr(cli, "write_report", written)
+    monkeypatch.setattr(cli, "date", Mock(today=lambda: datetime.date(2026, 2, 3)))
+    assert own(folder, "--setup", "ENS4", "--report", "--title", "a\n<b>\udcff") == 0
+    written.assert_called_once_with(folder.parent / "out", r"a\n<b>\xff", "2026-02-03")
 
 
 def test_an_output_folder_that_is_a_file_is_refused_before_any_work(folder, capsys):

@@ -152,7 +152,7 @@ def test_progress_counts_every_image_of_every_location(tiny_backbone, images):
     ensemble.predict(images[:5], progress=Recorded())
     for k in range(1, 10):
         fit = [c[1:] for c in seen if c[0] == f"fit tile {k}/9"]
-        assert fit[:2] == [(4, 6), (6, 6)] and fit[-1] == (144, 144, "inverses")
+        assert fit[:2] == [(4, 6), (6, 6)] and fit[-1] == (144, 144, "factors")
         assert [c[1:] for c in seen if c[0] == f"predict tile {k}/9"] == [(4, 5), (5, 5)]
 
 

@@ -252,7 +252,7 @@ def test_kernels_get_aligned_arrays_from_every_caller(monkeypatch):
         given = {
             "tiles": rng.random((3, 3, 2, 4, 4)), "maps": rng.random((2, 8, 8)),
             "scores": rng.random(16), "points": rng.random((20, 4)), "x": rng.random((3, 5, 4)),
-            "mean": rng.random((5, 4)), "packed": rng.random((5, 10)), "queries": rng.random((2, 4)),
+            "mean": rng.random((5, 4)), "factors": rng.random((5, 10)), "queries": rng.random((2, 4)),
         }  # fmt: skip
         every = {key: dict(layouts(array.astype(dtype))) for key, array in given.items()}
         masks, labels = rng.random((2, 8, 8)) > 0.5, np.arange(16) % 2 == 0
@@ -267,7 +267,7 @@ def test_kernels_get_aligned_arrays_from_every_caller(monkeypatch):
             aupro(one["maps"], masks)
             if dtype == np.float32:
                 k_centre_greedy(one["points"], 3, 0)
-                distances(one["x"], one["mean"], one["packed"])
+                distances(one["x"], one["mean"], one["factors"])
                 if layout == "misaligned":
                     points, queries = (torch.from_numpy(one[key]) for key in ("points", "queries"))
                     search_each([NearestIndex(points)], queries[None])

@@ -3,6 +3,7 @@
 import time
 from argparse import SUPPRESS, ArgumentTypeError
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from toys import toy_category, write_category
 from tiled_ref import cli
 from tiled_ref.data.disk import nfc
 from tiled_ref.data.encoders import encode_png
+from tiled_ref.serving import sources
 from tiled_ref.support import option_types
 
 SMALL = ["--image-size", "48", "--setup", "SM256", "--weights", "random", "--device", "cpu"]
@@ -45,6 +47,7 @@ USED = {
     "--min-area": ["--min-area", "4"],
     "--roi": ["--roi", "white.png"],
     "--padim-channels": ["--padim-channels", "7"],
+    "--store": ["--store", "float16"],
     "--steps": ["--arch", "fastflow", "--steps", "1"],
     "--patchcore-start": ["--arch", "patchcore", "--patchcore-start", "included"],
     "--fastflow-kernels": [
@@ -54,6 +57,7 @@ USED = {
     "--rd-map": ["--arch", "reverse_distillation", "--steps", "1", "--rd-map", "sum"],
     "--load": LOAD,
     "--predict": LOAD,
+    "--watch": [*LOAD[:2], "--watch", "parts/test/square"],
     "--threshold": [*LOAD, "--threshold", "2.5"],
     "--pixel-threshold": [*LOAD, "--pixel-threshold", "1e1"],
     "--calibrate": [*LOAD[:2], "--calibrate", "parts"],
@@ -71,6 +75,7 @@ USED = {
     "--save": ["--save"],
     "--estimate": ["--estimate"],
     "--report": ["--report"],
+    "--title": ["--report", "--title", "part 7, line 3"],
     "--quiet": ["--quiet"],
     "--debug": ["--debug"],
 }  # fmt: skip
@@ -106,7 +111,8 @@ def test_every_option_runs(option, workplace, tmp_path, monkeypatch, capsys):
     argv += [] if "--export" in used else ["--out", str(tmp_path)]
     if "--load" not in used and "--list" not in used:
         argv += ["--dataset", "folder", "--root", "parts", *SMALL]
-    assert cli.main([*argv, *used]) == 0
+    monkeypatch.setattr(sources, "time", Mock(sleep=Mock(side_effect=KeyboardInterrupt)))
+    assert cli.main([*argv, *used]) == (130 if "--watch" in used else 0)
     out, err = capsys.readouterr()
     assert out.strip() or "--load" in used
     assert "Traceback" not in err
@@ -139,7 +145,7 @@ NUMERIC = [  # all options that take a value, but for names and paths
 
 def test_every_number_of_the_command_line_is_among_them():
     assert {"--seed", "--image-size", "--seam-sigma", "--share-features", "--steps"} < set(NUMERIC)
-    assert len(NUMERIC) == 33
+    assert len(NUMERIC) == 34
 
 
 @pytest.mark.parametrize("option", NUMERIC)

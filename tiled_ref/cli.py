@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from dataclasses import astuple
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from .data.disk import counted, nfc, printable
 from .ensemble import TiledEnsemble
 from .models import MODELS
 from .models.backbone import ResNet18Features
-from .models.padim import N_FEATURES, D
+from .models.padim import N_FEATURES, STORES, D
 from .models.weights import find_weights
 from .reporting.page import write_report
 from .reporting.summary import result_table, text_table
@@ -48,6 +49,7 @@ from .serving.calibrate import run_calibrate
 from .serving.export import check_file, export
 from .serving.outputs import MAPS, PICTURES, PredictOptions, with_given
 from .serving.predict import run_predict
+from .serving.sources import Watch
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
 from .support import arrays, option_types
 from .support.devices import device_name, resolve_device
@@ -92,6 +94,8 @@ Exit status: 0 success, 1 unexpected failure here or in another process of a sha
 SWITCHES = (
     ("--padim-channels", ("padim",), "n_channels", range(1, N_FEATURES + 1),
      f"keep N of {N_FEATURES} channels; time and memory grow with their square (default {D})"),
+    ("--store", ("padim",), "store", tuple(STORES),
+     "keep PaDiM's factors in this type; float16 halves files and memory"),
     ("--steps", ("fastflow", "reverse_distillation"), "steps", option_types.STEPS,
      "train fastflow and reverse_distillation for N steps (default 200)"),
     ("--patchcore-start", ("patchcore",), "start", ("excluded", "included"),
@@ -145,7 +149,7 @@ def main(argv=None):
         kept = {
             run: "; the same command with --resume continues",
             predict_images: "; the rows so far are in predictions.partial.csv",
-        }.get(args.command, "")
+        }.get(None if getattr(args, "watch", None) else args.command, "")  # so a watch ends
         ranks.fail(f"tiled-ref: {'interrupted' if number == signal.SIGINT else 'terminated'}{kept}")
         return EXIT_SIGNAL + number
 
@@ -305,8 +309,10 @@ def _running(add):
 def _serving(add):
     add("--load", type=Path, metavar="DIR", help="load an ensemble folder that --save wrote")
     add("--predict", metavar="FILE|FOLDER|-",
-        help="score an image, all images below a folder, or the paths on standard input, one a "
-        "line or separated by NUL")
+        help="score an image, all images below a folder, or the paths on standard input as they "
+        "arrive, one a line or separated by NUL")
+    add("--watch", metavar="FOLDER",
+        help="score the images below a folder, and new ones as they appear, until interrupted")
     add("--threshold", type=option_types.threshold, metavar="S",
         help="call images of at least this score anomalous, in the unit of predictions.csv")
     add("--pixel-threshold", type=option_types.threshold, metavar="M",
@@ -330,6 +336,8 @@ def _reporting(add):
     add("--report", action="store_true",
         help="write the paper's tables and figures and report.html from all results in OUT to "
         "OUT/report; skip runs that finished with the same options")
+    add("--title", default="", metavar="TEXT",
+        help="with --report, put TEXT over the page, such as part, line and customer")
     add("--explain", nargs="?", const=BUILT_IN, metavar="IMAGE",
         help="draw every stage of one setup into OUT/explain, for a file, a test image's name, or "
         "by default a defective image")
@@ -425,7 +433,7 @@ def _report(args, results, failures, progress):
         print(result_table(results))
     if args.report and results:
         progress.note("report: tables, figures, report.html")
-        page, notes = write_report(args.out)
+        page, notes = write_report(args.out, one_line(args.title), date.today().isoformat())
         for note in notes:
             progress.note(f"report: {note}")
     if results and not args.quiet:
@@ -439,7 +447,7 @@ def _report(args, results, failures, progress):
 
 NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
-    "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi",
+    "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi", "--title",
 }  # fmt: skip
 ALWAYS = {
     "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet",
@@ -452,6 +460,7 @@ SHARED = {
 POINT = {"--threshold", "--pixel-threshold", "--pictures", "--save-maps"}
 LOADED = {  # what a saved ensemble is for, and the options that go with it
     "--predict": SHARED | POINT,
+    "--watch": SHARED | POINT,
     "--calibrate": SHARED | {"--false-alarms"},
     "--export": set(),
 }
@@ -462,7 +471,7 @@ def _load_ensemble(args, progress):
     """The ensemble of --load. Raises InputError, also for options that do not apply to it."""
     modes = sorted(args.given & LOADED.keys())
     if args.load is None or len(modes) != 1:
-        raise InputError(f"--load DIR goes with one of {', '.join(LOADED)}; give both")
+        raise InputError(f"give --load DIR and exactly one of {', '.join(LOADED)}")
     others = args.given - ALWAYS - LOADED[modes[0]] - {*modes}
     known = set().union(PREDICTION, *LOADED.values())
     _refuse(others & known, f"does not go with {modes[0]}; leave it out")
@@ -489,6 +498,7 @@ def predict_images(args):
     """Score images by a saved ensemble; returns 2 if one cannot be read. Raises InputError."""
     progress = Progress(quiet=args.quiet)
     ensemble = _load_ensemble(args, progress)
+    source = args.predict if args.watch is None else Watch(args.watch)
     out = args.out if "--out" in args.given else Path("predictions")
     ensemble.thresholds = with_given(
         ensemble.thresholds, args.threshold, args.pixel_threshold, args.min_area
@@ -502,11 +512,13 @@ def predict_images(args):
     make_folder(out)
     options = PredictOptions(args.save_maps, args.pictures, args.impl, args.threads, args.memory)
     with OutputLock(out):
-        count = run_predict(ensemble, args.predict, out, options, progress)
+        count = run_predict(ensemble, source, out, options, progress)
     total, words = sum(count.values()), {"errors": "could not be scored"}
     parts = [f"{n} {words.get(key, key)}" for key, n in count.items() if n]
-    images = "image" if total == 1 else "images"
-    print(f"{total} {images}: {', '.join(parts)}; see {out / 'predictions.csv'}")
+    images = f"{total} image{'s' * (total != 1)}{': ' * (total > 0)}{', '.join(parts)}"
+    print(f"{images}; see {out / 'predictions.csv'}")
+    if args.watch is not None:
+        raise source.interrupt
     return EXIT_INPUT if count["errors"] else 0
 
 
@@ -594,6 +606,8 @@ def _check_kernels(impl):
 def _prepare(args, progress):
     """The recipes, categories, backbone and Options that the options name."""
     _refuse(args.given & PREDICTION, "needs a saved ensemble; name its folder with --load")
+    if not args.report:
+        _refuse(args.given & {"--title"}, "is the title of a report; give --report too")
     _check_kernels(args.impl)
     size, native = args.image_size, args.image_size == "native"
     if native:  # any that has such tiles, until that of the images is known

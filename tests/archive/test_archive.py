@@ -15,7 +15,9 @@ from tiled_ref.archive.tensors import file_digest, layout, read_tensors, write_t
 from tiled_ref.archive.thresholds import write_thresholds
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
+from tiled_ref.models.gaussians import pack, unpack
 from tiled_ref.models.padim import Padim
+from tiled_ref.running.engine import Engine
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
 
@@ -70,10 +72,10 @@ def test_a_loaded_ensemble_predicts_the_same_bits(fitted, tmp_path, tiny_backbon
 
 def test_the_manifest_says_what_is_in_the_files(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["format_version"] == 3 and manifest["setup"]["kind"] == "ENS"
+    assert manifest["format_version"] == 4 and manifest["setup"]["kind"] == "ENS"
     assert manifest["versions"]["torch"] == torch.__version__
     assert [entry["location"] for entry in manifest["files"]] == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert manifest["files"][0]["tensors"]["packed"] == ["float32", [64, 5050]]
+    assert manifest["files"][0]["tensors"]["factors"] == ["float32", [64, 5050]]
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["location_0_0.npz", "location_0_1.npz", "location_1_0.npz",
                      "location_1_1.npz", "manifest.json", "thresholds.json"]  # fmt: skip
@@ -167,8 +169,8 @@ def edited(folder, *keys, value=None, drop=False):
 
 MANIFESTS = [
     (("format",), "else", "entry format is 'else', not one of \"tiled-ref ensemble\""),
-    (("format_version",), 4, "a newer version of tiled-ref .format 4, .* 2 and 3.; update"),
-    (("format_version",), 1, "an older version of tiled-ref .format 1, .* 2 and 3.; train it"),
+    (("format_version",), 5, "a newer version of tiled-ref .format 5, .* 2 to 4.; update"),
+    (("format_version",), 1, "an older version of tiled-ref .format 1, .* 2 to 4.; train it"),
     (("format_version",), 0, "format_version is 0"),
     (("format_version",), 10**4000, "its entry format_version is 1000"),
     (("format_version",), -(10**4000), "its entry format_version is -1000"),
@@ -201,6 +203,8 @@ MANIFESTS = [
     (("switches",), {"n_channels": 1 << 17}, "entry switches.n_channels is 131072"),
     (("switches",), {"n_channels": 449}, "not understood: n_channels must be between 1 and 448"),
     (("switches",), {"steps": 1 << 25}, "entry switches.steps is 33554432"),
+    (("switches",), {"store": "int8"}, "not understood: store must be one of float32, float16"),
+    (("switches",), {"store": "float16"}, "says that factors at location .0, 0. is float32"),
     (("switches",), {"colour": "red"}, "manifest is not understood"),
     (("switches",), {"colour": "r" * 256}, "entry switches.colour is 'rrr"),
     (("weights",), 7, "entry weights is 7"),
@@ -307,7 +311,7 @@ def rewritten(folder, change):
     "name, value, sentence",
     [
         ("mean", float("nan"), "not finite in mean"),
-        ("packed", float("inf"), "not finite in packed"),
+        ("factors", float("inf"), "not finite in factors"),
         ("channels", 448, "channels that the backbone does not have"),
         ("channels", -1, "channels that the backbone does not have"),
         ("grid", 9, "a grid of another size than 8 x 8"),
@@ -452,6 +456,72 @@ def test_an_ensemble_of_format_2_is_read(folder, fitted, tiny_backbone):
         load(folder, tiny_backbone)
     write_thresholds(folder, found | {"pixel": None})  # moved: they stand beside it now
     assert load(folder, tiny_backbone).thresholds["pixel"] is None
+
+
+def as_in_format_3(folder, change=lambda inverses: inverses):
+    """PaDiM's inverse covariances in the place of their factors, as they were kept before."""
+    for k, path in enumerate(sorted(folder.glob("location_*.npz"))):
+        state = read_tensors(path)
+        upper = unpack(state.pop("factors").double())
+        state["packed"] = change(pack(upper @ upper.mT)).float()
+        state = {name: state[name] for name in ("mean", "packed", "channels", "grid")}
+        write_tensors(path, state)
+        edited(folder, "files", k, "sha256", value=file_digest(path))
+        edited(folder, "files", k, "bytes", value=path.stat().st_size)
+        listed = {key: [dtype, list(shape)] for key, (dtype, shape) in layout(path).items()}
+        edited(folder, "files", k, "tensors", value=listed)
+    edited(folder, "format_version", value=3)
+
+
+def test_an_ensemble_with_inverse_covariances_is_read(folder, fitted, tiny_backbone, tmp_path):
+    """Of format 3; saved again it is one of today."""
+    as_in_format_3(folder)
+    again = load(folder, tiny_backbone)
+    maps, scores = fitted().predict(toy_images(2, side=64))
+    for ensemble in (again, load_resaved(again, tmp_path / "again", tiny_backbone)):
+        found = ensemble.predict(toy_images(2, side=64))
+        np.testing.assert_allclose(found[0], maps, rtol=1e-4)  # measured: 5e-6
+        np.testing.assert_allclose(found[1], scores, rtol=1e-4)
+        assert ensemble.thresholds == fitted().thresholds
+    manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
+    assert manifest["files"][0]["tensors"]["factors"] == ["float32", [64, 5050]]
+
+
+def load_resaved(ensemble, folder, tiny_backbone):
+    ensemble.save(folder)
+    return load(folder, tiny_backbone)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda inverses: -inverses, "holds no inverse covariances in packed"),
+    (lambda inverses: inverses * float("nan"), "not finite in packed"),
+    (lambda inverses: inverses[:, 1:], "says that packed at location .0, 0. is float32 .64, 5049."),
+])  # fmt: skip
+def test_what_are_no_inverse_covariances_is_refused(folder, tiny_backbone, change, sentence):
+    as_in_format_3(folder, change)
+    with pytest.raises(InputError, match=sentence):
+        load(folder, tiny_backbone)
+
+
+@pytest.mark.parametrize("memory", ["low", "resident"])
+def test_factors_in_float16_are_so_on_the_disk_and_in_memory(tiny_backbone, tmp_path, memory):
+    images = toy_images(7, side=64)
+    made = [
+        TiledEnsemble(SETUPS["ENS4"].with_sizes(*SMALL["ENS4"]), backbone=tiny_backbone,
+                      switches={"store": store}).fit(images[:4])
+        for store in ("float32", "float16")
+    ]  # fmt: skip
+    for ensemble in made:
+        ensemble.save(tmp_path / ensemble.recipe.switches["store"])
+    again = [load(tmp_path / store, tiny_backbone) for store in ("float32", "float16")]
+    sizes = [again[k].states[0, 0]["factors"].nbytes for k in (0, 1)]
+    assert sizes[0] == 2 * sizes[1] == 4 * 64 * 5050
+    sizes = [(tmp_path / s / "location_0_0.npz").stat().st_size for s in ("float32", "float16")]
+    assert sizes[0] - sizes[1] == 2 * 64 * 5050
+    maps = [Engine(ensemble, memory).predict(images[4:])[0] for ensemble in (*again, *made)]
+    np.testing.assert_array_equal(maps[1], maps[3])
+    np.testing.assert_allclose(maps[1], maps[0], rtol=2e-3)  # measured: 3e-4
+    assert (maps[1] != maps[0]).any() and (maps[1] >= 0).all()
 
 
 # ------------------------------------------------------------- what is opened, and how often

@@ -257,8 +257,8 @@ def test_the_table_of_the_main_job_has_the_columns_that_the_readme_shows(workpla
     assert printed[2].split()[:4] == row.split()[:4] == ["board", "padim", "ENS9", "42"]
 
 
-# tests/serving/test_export.py runs the other one, where tiled_ref is missing.
-PYTHON = [python for python in blocks("python") if python.mark != "test: exported"]
+# tests/serving/ runs the others: where tiled_ref is missing, and with frames of a camera.
+PYTHON = [python for python in blocks("python") if python.mark not in ("test: exported", "test: camera")]
 
 
 @pytest.mark.parametrize("python", PYTHON, ids=lambda b: b.where)

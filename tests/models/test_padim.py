@@ -11,6 +11,7 @@ from toys import Images, ThreeLayers
 
 from tiled_ref.models import padim
 from tiled_ref.models.maps import convolved, gaussian_blur, upsample_bilinear
+from tiled_ref.models.gaussians import unpack
 from tiled_ref.models.padim import Padim, batched_mahalanobis, channel_choice
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.gaussian import gaussian_taps, reflected
@@ -66,14 +67,18 @@ def test_a_number_of_channels_that_the_backbone_does_not_have_is_refused(n):
         Padim(ThreeLayers(), (64, 64), seed=1, device="cpu", n_channels=n)
 
 
+@pytest.mark.parametrize("store", padim.STORES)
 @pytest.mark.parametrize("n", [1, 3, 448])
-def test_any_number_of_channels_is_trained_as_seeded(pictures, n):
-    model = fitted(ThreeLayers(), pictures, n_channels=n)
+def test_any_number_of_channels_is_trained_as_seeded(pictures, n, store):
+    model = fitted(ThreeLayers(), pictures, n_channels=n, store=store)
     assert model.channels == channel_choice(42, n)
-    assert model.precision.shape == (256, n, n)
+    assert model.state()["factors"].dtype == padim.STORES[store]
+    assert model.factors.shape == (256, n * (n + 1) // 2)
     assert model.n_learnt(12) == 256 * (n + n * (n + 1) // 2)
     maps, _ = model.predict(pictures)
-    other = Padim(ThreeLayers(), (64, 64), seed=42, device="cpu", n_channels=n, impl="numpy")
+    other = Padim(
+        ThreeLayers(), (64, 64), seed=42, device="cpu", n_channels=n, store=store, impl="numpy"
+    )
     other.load_state(model.state())
     assert torch.equal(other.predict(pictures)[0], maps) and maps.max() > 0
 
@@ -99,7 +104,8 @@ def test_covariance_is_eq_1(pictures, monkeypatch):
         ]
         # Measured: 3e-8 for the mean, 1e-6 for Sigma times its inverse.
         np.testing.assert_allclose(model.mean[position], mu, atol=1e-6)
-        product = np.array(sigma) @ model.precision[position].double().numpy()
+        factor = unpack(model.factors[[position]].double())[0].numpy()
+        product = np.array(sigma) @ factor @ factor.T
         np.testing.assert_allclose(product, np.eye(d), atol=2e-5)
 
 
@@ -107,7 +113,8 @@ def test_distance_is_eq_2():
     """Eq. 2: M = sqrt((x - mu)^T Sigma^-1 (x - mu)), scalar loops on three points."""
     x = torch.tensor([[[1.0, 2.0], [0.0, 0.0], [3.0, -1.0]]])  # one position, three images
     mu = torch.tensor([[0.5, -1.0]])
-    inverse = torch.tensor([[[2.0, 0.5], [0.5, 1.0]]])
+    factor = torch.tensor([[[2.0, 0.5], [0.0, 1.0]]])
+    inverse = factor @ factor.mT
     expected = []
     for image in range(3):
         delta = [float(x[0, image, c] - mu[0, c]) for c in range(2)]
@@ -115,19 +122,14 @@ def test_distance_is_eq_2():
             delta[a] * float(inverse[0, a, b]) * delta[b] for a in range(2) for b in range(2)
         )
         expected.append(math.sqrt(square))
-    np.testing.assert_allclose(batched_mahalanobis(x, mu, inverse)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(batched_mahalanobis(x, mu, factor)[0], expected, rtol=1e-6)
 
 
 def test_distance_by_hand():
-    """Sigma^-1 = diag(1, 4), x - mu = (3, 2): sqrt(9 + 16) = 5."""
+    """U = diag(1, 2), x - mu = (3, 2): sqrt(9 + 16) = 5."""
     x = torch.tensor([[[3.0, 2.0]]])
-    inverse = torch.diag(torch.tensor([1.0, 4.0]))[None]
-    assert batched_mahalanobis(x, torch.zeros(1, 2), inverse) == 5
-
-
-def test_a_square_below_zero_counts_as_zero():
-    x = torch.tensor([[[1.0]]])
-    assert batched_mahalanobis(x, torch.zeros(1, 1), torch.tensor([[[-1e-9]]])) == 0
+    factor = torch.diag(torch.tensor([1.0, 2.0]))[None]
+    assert batched_mahalanobis(x, torch.zeros(1, 2), factor) == 5
 
 
 def test_blur_equals_a_scalar_loop_with_a_mirrored_border(rng):
@@ -193,11 +195,47 @@ def test_prediction_is_blurred_distance_and_its_maximum(tiny_backbone, pictures)
     assert maps.shape == (3, 64, 64) and maps.dtype == torch.float32
     assert torch.equal(scores, maps.flatten(1).max(1).values)
     x = padim.by_position(model.embed(pictures[:3]), torch.float64)
-    inverses = model.precision.double()
-    distance = batched_mahalanobis(x, model.mean.double(), inverses).T.reshape(3, 16, 16)
+    factors = unpack(model.factors.double())
+    distance = batched_mahalanobis(x, model.mean.double(), factors).T.reshape(3, 16, 16)
     enlarged = F.interpolate(distance[:, None], (64, 64), mode="bilinear")[:, 0]
     # Measured: 1.2e-5 relative, 4e-5 absolute; x^T A x of twelve images cancels.
     torch.testing.assert_close(maps.double(), gaussian_blur(enlarged, 4.0), rtol=1e-4, atol=0)
+
+
+def test_float16_halves_the_factors_and_changes_little(tiny_backbone, pictures):
+    exact, fewer = (fitted(tiny_backbone, pictures, store=store) for store in padim.STORES)
+    assert torch.equal(fewer.factors, exact.factors.half())
+    assert 2 * fewer.state()["factors"].nbytes == exact.state()["factors"].nbytes
+    # Measured: 2e-4 relative.
+    torch.testing.assert_close(
+        fewer.predict(pictures)[0], exact.predict(pictures)[0], rtol=1e-3, atol=0
+    )
+
+
+@pytest.mark.parametrize("store", padim.STORES)
+def test_images_that_are_all_alike_have_the_largest_factors(pictures, store):
+    """Sigma = eps I, so U = I / sqrt(eps): no entry of any is beyond 10, and float16 holds it."""
+    model = fitted(ThreeLayers(), pictures[:1].expand(4, -1, -1, -1), store=store, n_channels=3)
+    expected = torch.tensor([10.0, 0, 0, 10, 0, 10]).expand(256, 6)
+    torch.testing.assert_close(model.factors.float(), expected, rtol=1e-6, atol=0)
+    maps, _ = model.predict(pictures[:3])
+    assert (maps[0] == 0).all() and (maps[1:] > 0).all()
+
+
+def test_features_whose_factors_float16_cannot_keep_are_refused(pictures):
+    class Louder(ThreeLayers):
+        def __call__(self, images):
+            return [layer * 1e6 for layer in super().__call__(images)]
+
+    with pytest.raises(InputError, match="float16 cannot keep PaDiM's factors; use --store float3"):
+        fitted(Louder(), pictures, store="float16")
+    maps, _ = fitted(Louder(), pictures).predict(pictures)
+    assert maps.isfinite().all() and maps.max() > 0
+
+
+def test_another_store_is_refused():
+    with pytest.raises(InputError, match="store must be one of float32, float16, not 'int8'"):
+        Padim(ThreeLayers(), (64, 64), seed=1, device="cpu", store="int8")
 
 
 def test_what_is_unusual_scores_higher(tiny_backbone, pictures):

@@ -688,31 +688,39 @@ static void padim_embedding(Case *c) {
     free(out);
 }
 
-/* In place: the inverse of a symmetric positive definite matrix, by Gauss and Jordan. */
-static void invert(double *a, long n) {
-    for (long k = 0; k < n; k++) {
-        double pivot = a[k * n + k];
-        a[k * n + k] = 1;
-        for (long j = 0; j < n; j++) a[k * n + j] /= pivot;
-        for (long i = 0; i < n; i++) {
-            if (i == k) continue;
-            double factor = a[i * n + k];
-            a[i * n + k] = 0;
-            for (long j = 0; j < n; j++) a[i * n + j] -= factor * a[k * n + j];
+/* Of a covariance a (n x n): the triangle u with inverse(a) = u u^T, packed row by row. In a, C of
+   Cholesky takes the place of a, and its inverse that of C, row by row. */
+static void factor(double *a, long n, double *u) {
+    for (long i = 0; i < n; i++)
+        for (long j = 0; j <= i; j++) {
+            double sum = a[i * n + j];
+            for (long k = 0; k < j; k++) sum -= a[i * n + k] * a[j * n + k];
+            a[i * n + j] = i == j ? sqrt(sum) : sum / a[j * n + j];
         }
+    for (long i = 0; i < n; i++) {
+        for (long j = 0; j < i; j++) {
+            double sum = 0;
+            for (long k = j; k < i; k++) sum -= a[i * n + k] * a[k * n + j];
+            a[i * n + j] = sum / a[i * n + i];
+        }
+        a[i * n + i] = 1 / a[i * n + i];
     }
+    for (long i = 0; i < n; i++)
+        for (long j = i; j < n; j++) *u++ = a[j * n + i];
 }
 
 static void padim_parameters(Case *c) {
     Array *x = input(c, "embedding");
     long N = x->shape[0], D = x->shape[1], P = x->shape[2] * x->shape[3];
-    long shape[3] = {P, D, D}, less = 1;
-    double *mean = memory(P * D, sizeof(double)), *cov = memory(P * D * D, sizeof(double));
+    long size = D * (D + 1) / 2, shape[2] = {P, D}, packed[2] = {P, size}, less = 1;
+    double *mean = memory(P * D, sizeof(double)), *factors = memory(P * size, sizeof(double));
+    double *s = memory(D * D, sizeof(double));
 #if BUG == 24
     less = 0;
 #endif
     for (long p = 0; p < P; p++) {
-        double *m = mean + p * D, *s = cov + p * D * D;
+        double *m = mean + p * D;
+        memset(s, 0, (size_t)(D * D) * sizeof(double));
         for (long n = 0; n < N; n++)
             for (long i = 0; i < D; i++) m[i] += x->v[(n * D + i) * P + p] / (double)N;
         for (long n = 0; n < N; n++)
@@ -721,16 +729,17 @@ static void padim_parameters(Case *c) {
                     s[i * D + j] += (x->v[(n * D + i) * P + p] - m[i])
                                   * (x->v[(n * D + j) * P + p] - m[j]) / (double)(N - less);
         for (long i = 0; i < D; i++) s[i * D + i] += 0.01;
-        invert(s, D);
+        factor(s, D, factors + p * size);
     }
     write_npy(c, "mean", "<f4", 2, shape, mean);
-    write_npy(c, "precision", "<f4", 3, shape, cov);
+    write_npy(c, "factors", "<f4", 2, packed, factors);
     free(mean);
-    free(cov);
+    free(factors);
+    free(s);
 }
 
 static void padim_map(Case *c) {
-    Array *x = input(c, "embedding"), *mean = input(c, "mean"), *inverse = input(c, "precision");
+    Array *x = input(c, "embedding"), *mean = input(c, "mean"), *factors = input(c, "factors");
     Array *size = input(c, "size");
     long B = x->shape[0], D = x->shape[1], hf = x->shape[2], wf = x->shape[3], P = hf * wf;
     long H = (long)size->v[0], W = (long)size->v[1];
@@ -744,15 +753,17 @@ static void padim_map(Case *c) {
 #if BUG == 25
             q = p % wf * hf + p / wf;
 #endif
-            for (long i = 0; i < D; i++)
-                for (long j = 0; j < D; j++)
-                    square += (x->v[(b * D + i) * P + p] - mean->v[q * D + i])
-                            * inverse->v[(q * D + i) * D + j]
-                            * (x->v[(b * D + j) * P + p] - mean->v[q * D + j]);
+            for (long j = 0; j < D; j++) {
+                const double *u = factors->v + q * (D * (D + 1) / 2) + j;
+                double y = 0;
+                for (long i = 0; i <= j; i++, u += D - i)
+                    y += *u * (x->v[(b * D + i) * P + p] - mean->v[q * D + i]);
+                square += y * y;
+            }
 #if BUG == 26
-            distance[b * P + p] = fmax(square, 0);
+            distance[b * P + p] = square;
 #else
-            distance[b * P + p] = sqrt(fmax(square, 0));
+            distance[b * P + p] = sqrt(square);
 #endif
         }
     for (long b = 0; b < B; b++) {

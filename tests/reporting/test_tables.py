@@ -38,27 +38,54 @@ def record(table, **wanted):
 
 
 def test_mean_over_categories_and_spread_over_seeds_by_hand():
-    """Category a: 80, 84; b: 90, 98 for seeds 1, 2. Means of seeds: 85 and 91, so the mean is
-    88 and the standard deviation 6 / sqrt(2) = 4.243."""
-    table = {("a", 1): 0.80, ("a", 2): 0.84, ("b", 1): 0.90, ("b", 2): 0.98}
-    results = grid("folder", "ab", setups=["SM256"], seeds=(1, 2),
+    """Category a: 80, 84, 82; b: 90, 98, 94 for seeds 1, 2, 3. Means of seeds: 85, 91 and 88, so
+    the mean is 88 and the standard deviation sqrt((9 + 9) / 2) = 3."""
+    table = {("a", 1): 0.80, ("a", 2): 0.84, ("a", 3): 0.82,
+             ("b", 1): 0.90, ("b", 2): 0.98, ("b", 3): 0.94}  # fmt: skip
+    results = grid("folder", "ab", setups=["SM256"], seeds=(1, 2, 3),
                    value=lambda c, a, s, k: (table[c, k], 0.5))  # fmt: skip
     got = record(tables.means("folder", results), quantity="AUROC")
-    assert got["value"] == pytest.approx(88) and got["std"] == pytest.approx(6 / 2**0.5)
-    assert (got["seeds"], got["categories"]) == (2, 2)
+    assert got["value"] == pytest.approx(88) and got["std"] == pytest.approx(3)
+    assert (got["seeds"], got["categories"]) == (3, 2)
     cell = record(tables.by_category("folder", "padim", results), quantity="AUROC", category="b")
     assert cell["value"] == pytest.approx(94)
-    assert cell["std"] == pytest.approx(statistics.stdev([90, 98]))
+    assert cell["std"] == pytest.approx(statistics.stdev([90, 94, 98]))
+
+
+@pytest.mark.parametrize("n, sentence", [
+    (1, "One seed, 0: no spread is given."), (2, "Two seeds, 0, 1: no spread is given."),
+    (3, "Mean ± standard deviation (n - 1) over the seeds 0, 1, 2; "
+     "a number of fewer than three seeds has no spread."),
+])  # fmt: skip
+def test_every_table_of_numbers_over_seeds_has_their_spread_from_three_seeds_on(n, sentence):
+    """Metrics, training time and recall by size; the tables and the CSV."""
+    values = [0.9, 0.7, 0.8][:n]
+    results = grid("folder", "a", setups=["SM256"], seeds=range(n),
+                   value=lambda c, a, s, k: (values[k], values[k]))  # fmt: skip
+    defects = []
+    for r, value in zip(results, values):
+        r["seconds_train"] = 100 * value
+        found = np.full((1, len(FPRS)), value)
+        defects.append((r, {"area": np.array([9]), "recall": found}))
+    made = tables.all_tables(results, defects)
+    for table in made:
+        numbers = [r for r in table.records if r["quantity"] != "parameters"]
+        for number in numbers:
+            want = pytest.approx(statistics.stdev([100 * v for v in values])) if n > 2 else None
+            assert number["std"] == want, (table.name, number)
+            assert "± 10.0" in str(table.rows) if n > 2 else "±" not in str(table.rows)
+        assert not numbers or any(sentence in note for note in table.notes), table.name
+    assert len(made) == 5
 
 
 def test_a_seed_that_lacks_a_category_counts_for_the_mean_but_not_for_the_spread():
-    results = grid("folder", "ab", setups=["SM256"], seeds=(1, 2, 3))
-    results = [r for r in results if (r["category"], r["seed"]) != ("b", 3)]
-    for r, value in zip(results, (0.8, 0.9, 1.0, 0.6, 0.7)):
+    results = grid("folder", "ab", setups=["SM256"], seeds=(1, 2, 3, 4))
+    results = [r for r in results if (r["category"], r["seed"]) != ("b", 4)]
+    for r, value in zip(results, (0.8, 0.9, 0.7, 1.0, 0.6, 0.7, 0.5)):
         r["image_auroc"] = value
     got = record(tables.means("folder", results), quantity="AUROC")
-    assert got["value"] == pytest.approx((90 + 65) / 2)
-    assert got["std"] == pytest.approx(statistics.stdev([70, 80]))
+    assert got["value"] == pytest.approx((85 + 60) / 2)
+    assert got["std"] == pytest.approx(statistics.stdev([70, 80, 60]))
 
 
 def test_best_and_second_best_of_each_column_ties_alike():
@@ -187,7 +214,7 @@ def test_training_times_with_reused_layers_are_left_out():
     results = [results[0], results[0] | reused, results[1] | reused]
     made = {t.name: t for t in tables.all_tables(results)}
     assert [row[1].partition("<")[0] for row in made["table_04"].rows] == ["10.0", "-"]
-    assert made["table_04"].notes[-1].startswith("Cells that read layers")
+    assert made["table_04"].notes[-1].startswith("Times are missing")
     assert not any("read layers" in note for note in made["table_03"].notes)
 
 

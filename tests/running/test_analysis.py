@@ -15,7 +15,7 @@ from tiled_ref.running.cell import Options
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
 
-GIVEN = {"image": {"threshold": 0.5}, "pixel": {"threshold": 0.5}}
+GIVEN = {"min_area": 1, "image": {"threshold": 0.5}, "pixel": {"threshold": 0.5}}
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,6 @@ def test_heads_of_a_gpu_are_those_of_a_cpu(tiny_backbone, arch, monkeypatch):
     expected, features = head_by_head(ensemble, images[3:], locations)
     states = [ensemble.states[place] for place in locations]
     together, alone = ensemble.make_model(), ensemble.make_model()
-    alone._packs = False  # PaDiM's matrices whole, as on a GPU
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     # measured maximum: padim 9e-6, patchcore 2e-7 (relative)
     if arch == "patchcore":

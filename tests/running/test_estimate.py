@@ -43,7 +43,9 @@ def of_files(folder):
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("arch, switches", [
-    *((arch, {}) for arch in MODELS), ("padim", {"n_channels": 7}), ("patchcore", {"ratio": 0.3}),
+    *((arch, {}) for arch in MODELS), ("padim", {"n_channels": 7}),
+    ("padim", {"store": "float16"}), ("padim", {"n_channels": 7, "store": "float16"}),
+    ("patchcore", {"ratio": 0.3}),
     ("fastflow", {"kernels": "alternating"}),
 ])  # fmt: skip
 def test_bytes_are_those_on_the_disk(tiny_backbone, tmp_path, arch, switches, name):

@@ -41,7 +41,7 @@ def untrained_state(model):
     else:
         positions, d = grid[0] * grid[1], len(model.channels)
         own = {"mean": torch.empty(positions, d), "channels": torch.tensor(model.channels)}
-        own["packed"] = torch.empty(positions, d * (d + 1) // 2)
+        own["factors"] = torch.empty(positions, d * (d + 1) // 2)
     return own | {"grid": torch.tensor(grid)}
 
 

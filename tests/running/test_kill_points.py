@@ -73,8 +73,11 @@ def test_a_report_killed_at_every_rename_and_write_is_written_again(tmp_path):
     check(report_of(tmp_path, "report")["fresh"], RUN[:3], lambda torn: torn == [])
 
 
-def test_a_prediction_killed_at_any_moment_is_whole_or_says_that_it_is_partial(tmp_path):
-    seen = report_of(tmp_path, "predict")["fresh"]
+@pytest.mark.parametrize(
+    "kind", ["predict", pytest.param("watch", marks=pytest.mark.exhaustive)]
+)
+def test_a_prediction_killed_at_any_moment_is_whole_or_says_that_it_is_partial(tmp_path, kind):
+    seen = report_of(tmp_path, kind)["fresh"]
     check(seen, (*RUN[:3], "row"), ("whole", "partial").__contains__)
     assert sum(state == "whole" for _, state, _ in seen) < 4  # before the first change, at the end
 

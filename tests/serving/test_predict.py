@@ -1,6 +1,5 @@
 """A saved ensemble on new images: the table, the maps, the pictures, and what goes wrong."""
 
-import codecs
 import csv
 import io
 import json
@@ -22,7 +21,8 @@ from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.running.lock import OutputLock
 from tiled_ref.serving import predict
 from tiled_ref.serving.outputs import PredictOptions, enlarge, output_name
-from tiled_ref.serving.predict import Predictor, find_paths, predictions, run_predict
+from tiled_ref.serving.predict import Predictor, predictions, run_predict
+from tiled_ref.serving.sources import listed
 from tiled_ref.setups import SETUPS
 from tiled_ref.support.errors import InputError
 from tiled_ref.verdicts.thresholds import normalize
@@ -274,7 +274,7 @@ def test_outputs_are_never_inputs(saved, folder, tmp_path, capsys):
     shutil.copy(folder / "a.png", folder / "pictures/mine.png")
     assert predict(folder, folder) == [*wanted, "pictures/mine.png"]
     said = []
-    found = find_paths(folder, Mock(note=said.append), str(folder / "b"))
+    found = listed(folder, Mock(note=said.append), str(folder / "b"))
     assert not any("b" in path.parts for path in found)
     assert "1 folder" in said[0]  # also what is there of the user
     picture = next((folder / "pictures").glob("*_mask.png"))
@@ -306,56 +306,6 @@ def test_cells_are_no_formulas(ensemble, folder, tmp_path, monkeypatch):
     assert [row["path"] for row in table[:3]] == ["'-2.png", "'=1+1.png", "'@x.png"]
     assert {row["path"] for row in regions} <= {row["path"] for row in table} and regions
     assert all(float(row["score"]) > 0 for row in table)
-
-
-def test_a_folder_is_walked_in_order_without_hidden_files_and_linked_folders(folder):
-    (folder / ".hidden.png").write_text("")
-    (folder / "notes.txt").write_text("")
-    (folder / "b/loop").symlink_to(folder, target_is_directory=True)
-    (folder / "Z.JPG").write_text("")
-    (folder / "b/.git/x").mkdir(parents=True)
-    (folder / "b/.git/c.png").write_text("")
-    (folder / "c.GIF").write_text("")
-    said = []
-    found = find_paths(folder, Mock(note=said.append))
-    names = [str(path.relative_to(folder)) for path in found]
-    assert names == ["Z.JPG", "a.png", "c.GIF", "b/x.png", "b/y.png"]
-    assert said == [
-        "passed over 2 files and 2 folders (hidden, of another kind, or in the wrong place), such "
-        "as .hidden.png"
-    ]
-    find_paths(folder / "a.png", Mock(note=said.append))
-    shutil.rmtree(folder / "b")
-    (folder / "notes.txt").unlink()
-    find_paths(folder, Mock(note=said.append))
-    assert len(said) == 2 and said[1].startswith("passed over 1 file (hidden")
-
-
-def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
-    def paths(data):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-        return [os.fsencode(path) for path in find_paths("-")]
-
-    assert paths(b"a.png\nb c.png\r\n\n") == [b"a.png", b"b c.png"]
-    assert paths(b"a\nb.png\0c.png\0") == [b"a\nb.png", b"c.png"]
-    assert paths(b"\xff\xfe.png") == [b"\xff\xfe.png"]
-    assert paths("\ufeffü.png\r\nb.png\r\n".encode()) == ["ü.png".encode(), b"b.png"]
-    assert paths("\ufeffa\0b\0".encode()) == [b"a", b"b"]
-    assert paths(b"\n  \na.png\n\t\r\n") == [b"a.png"]
-    assert paths(b"\xff\xfea.png\n") == [b"\xff\xfea.png"]  # a name
-    for data in b"", b"\n\n", b" \r\n", b"\0\0", codecs.BOM_UTF8:
-        with pytest.raises(InputError, match="no paths on standard input"):
-            paths(data)
-    for code in "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be":
-        with pytest.raises(InputError, match="not UTF-8 but UTF-16 or UTF-32; convert it"):
-            paths("\ufeffü.png\nb.png".encode(code))
-    with open(os.devnull, "wb") as unreadable:
-        monkeypatch.setattr("sys.stdin", Mock(buffer=unreadable))
-        with pytest.raises(InputError, match="standard input cannot be read: "):
-            find_paths("-")
-    monkeypatch.setattr("sys.stdin", None)  # closed
-    with pytest.raises(InputError, match="no paths on standard input"):
-        find_paths("-")
 
 
 def test_odd_file_names_end_to_end(ensemble, folder, tmp_path, monkeypatch):
@@ -410,6 +360,10 @@ def test_an_ensemble_without_thresholds_says_so(ensemble, folder, tmp_path, caps
     assert run(*argv) == 0
     assert "has no thresholds: scores only, no verdicts and no pictures" in capsys.readouterr().err
     assert {row["verdict"] for row in rows(tmp_path / "out/predictions.csv")} == {""}
+    assert run(*argv, "--pixel-threshold", 1) == 2
+    assert "--pixel-threshold needs --threshold; give both" in capsys.readouterr().err
+    assert run(*argv, "--pixel-threshold", 1, "--threshold", 1) == 0
+    assert {row["verdict"] for row in rows(tmp_path / "out/predictions.csv")} != {""}
 
 
 def test_two_predictions_into_one_folder_are_refused(saved, folder, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The time left: of kinds of work, each by its own speed, by hand."""
 
 import io
+import re
 
 import pytest
 
@@ -61,8 +62,8 @@ def test_all_parts_are_one_line_with_the_time_of_all_and_what_is_left(now):
     """Images, then positions: 12 s for 6 of 10; of the 4 left a second takes
     (12 + 1) / 7 s."""
     stream = io.StringIO()
-    costs = {"fit": {None: ("images", 4.0), "inverses": ("inverses", 2.0)}}
-    run = shown({"images": 4.0, "inverses": 2.0, "predict": 4.0}, costs, stream)
+    costs = {"fit": {None: ("images", 4.0), "factors": ("factors", 2.0)}}
+    run = shown({"images": 4.0, "factors": 2.0, "predict": 4.0}, costs, stream)
     stage = run.stage("fit tile 1/2", "fit")
     for done, seconds in ((3, 4), (6, 4)):
         now[0] += seconds
@@ -70,10 +71,10 @@ def test_all_parts_are_one_line_with_the_time_of_all_and_what_is_left(now):
     assert stream.getvalue() == ""
     for done in (50, 100):
         now[0] += 2
-        stage(done, 100, "inverses")
+        stage(done, 100, "factors")
     assert stream.getvalue() == "fit tile 1/2: 6/6 in 12.0 s, 7.4 s left\n"
-    assert run.todo == {"images": 0, "inverses": 0, "predict": 4}
-    assert run.seen == {"images": (8, 4), "inverses": (4, 2)}
+    assert run.todo == {"images": 0, "factors": 0, "predict": 4}
+    assert run.seen == {"images": (8, 4), "factors": (4, 2)}
 
 
 def test_what_precedes_a_part_belongs_to_the_one_before(now):
@@ -95,3 +96,21 @@ def test_a_stage_of_no_plan_names_its_parts(now):
     assert stream.getvalue().splitlines() == [
         "fit: 6/6 in 0.0 s", "fit, coreset: 9/9 in 0.0 s",
     ]  # fmt: skip
+
+
+def test_a_total_that_is_not_known_is_not_shown(now):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    stage = Progress(stream=stream).stage("watch")
+    for done in range(3):
+        stage(done, None)
+        now[0] += 1
+    stage(2, 2)
+    shown_lines = re.split("[\\r\\n]+", stream.getvalue())
+    assert [line for line in shown_lines if line.strip()] == [
+        "watch: 0", "watch: 1", "watch: 2", "watch: 2/2 in 3.0 s",
+    ]  # fmt: skip
+    assert Progress(stream=io.StringIO()).stage("predict")(1, None) is None  # no line in a log

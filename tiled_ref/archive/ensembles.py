@@ -12,6 +12,7 @@ import torch
 from ..data.disk import printable
 from ..models import MODELS
 from ..models.backbone import channels_of
+from ..models.gaussians import factors_of_inverses
 from ..models.weights import tensors_digest
 from ..support.errors import InputError, shortened
 from ..support.files import beside, make_folder, remove_leftovers, replace_folder
@@ -109,7 +110,7 @@ class States(collections.abc.Mapping):
             return self._resident[location]
         file = self._files[location]
         state = read_tensors(file.path, file.tensors, file.sha256)
-        _check_state(self._model, state, file.path)
+        state = _checked_state(self._model, state, file.path)
         if file.bytes <= self._room:
             self._room -= file.bytes
             self._resident[location] = state
@@ -166,7 +167,7 @@ def _layout(model, rows=None):
     arch = next((name for name, kind in MODELS.items() if type(model) is kind), None)
     if arch == "padim":
         p, d = math.prod(_grid_of(model)), len(model.channels)
-        own = {"mean": ("float32", (p, d)), "packed": ("float32", (p, d * (d + 1) // 2))}
+        own = {"mean": ("float32", (p, d)), "factors": (model.store, (p, d * (d + 1) // 2))}
         return own | {"channels": ("int64", (d,)), "grid": ("int64", (2,))}
     if arch == "patchcore":
         channels = channels_of(model.backbone)
@@ -186,6 +187,8 @@ def _check_layout(manifest, model):
     recipe, wanted = manifest.recipe, _layout(model)
     for location, file in manifest.files.items() if wanted is not None else ():
         free = file.tensors.get("chosen", ("", ()))[1][:1]  # (vectors in the memory bank,)
+        if "packed" in file.tensors and "factors" in wanted:  # inverse covariances, until format 3
+            wanted["packed"] = wanted.pop("factors")
         for name in sorted({*wanted, *file.tensors}):
             if name not in wanted or name not in file.tensors:
                 has = "lacks" if name in wanted else "has"
@@ -202,8 +205,8 @@ def _check_layout(manifest, model):
                 )
 
 
-def _check_state(model, state, path):
-    """InputError for tensors that no fit of this model could have left."""
+def _checked_state(model, state, path):
+    """The state as the model takes it; InputError for tensors that no fit of it could have left."""
 
     def wrong(what):
         return InputError(f"the ensemble's file {printable(path)} holds {what}; {REMEDY}")
@@ -216,7 +219,7 @@ def _check_state(model, state, path):
             if not torch.equal(tensor.sort().values, torch.arange(len(tensor))):
                 raise wrong(f"no permutation in {name}")
     if _layout(model) is None:
-        return
+        return state
     if "grid" in state:
         grid = _grid_of(model)
         if state["grid"].tolist() != grid:
@@ -227,3 +230,9 @@ def _check_state(model, state, path):
             raise wrong("channels that the backbone does not have")
     if "bank" in state and not len(state["bank"]):
         raise wrong("an empty memory bank")
+    if "packed" in state:
+        try:
+            state["factors"] = factors_of_inverses(state.pop("packed"))
+        except torch.linalg.LinAlgError as error:
+            raise wrong("no inverse covariances in packed") from error
+    return state

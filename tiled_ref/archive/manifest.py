@@ -31,7 +31,7 @@ from .thresholds import (
 )
 
 FORMAT = "tiled-ref ensemble"
-FORMAT_VERSION = 3  # 2 had the thresholds in the manifest, and is read
+FORMAT_VERSION = 4  # read as well: 3, with PaDiM's inverse covariances; 2, with the thresholds
 MOST_BYTES = 1 << 40  # of a file
 OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
 BYTES_PER_PIXEL = {"fastflow": 56}  # least of a location, of what its flows see: two LayerNorms
@@ -166,7 +166,7 @@ def read_manifest(folder):
         age, what = older if version < 2 else ("a newer", "update tiled-ref")
         raise InputError(
             f"the ensemble in {name} was written by {age} version of tiled-ref (format {version}, "
-            f"this one reads 2 and {FORMAT_VERSION}); {what}"
+            f"this one reads 2 to {FORMAT_VERSION}); {what}"
         )
     schema.check(content, CONTENT, path, REMEDY)
     recipe = _checked_recipe(content, path)

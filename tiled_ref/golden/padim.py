@@ -90,12 +90,23 @@ def _parameters_cases():
 def _parameters(inputs):
     padim = _padim_of_embeddings()
     padim.fit(tensor(inputs["embedding"]))
-    return {"mean": padim.mean.numpy(), "precision": padim.precision.numpy()}
+    return {"mean": padim.mean.numpy(), "factors": padim.factors.numpy()}
+
+
+def _factor(covariance, invert=np.linalg.inv):
+    """U, upper triangular, with covariance^-1 = U U^T: (P, D, D) -> the same shape."""
+    return invert(np.linalg.cholesky(covariance)).swapaxes(1, 2)
+
+
+def _places(d, by_columns):
+    """Rows and columns of the upper triangle's entries in the order in which they are packed."""
+    return np.tril_indices(d)[::-1] if by_columns else np.triu_indices(d)
 
 
 def _parameters_formula(
-    inputs, less=1, epsilon=model.EPSILON, inverse=np.linalg.inv, centred=True, swapped=False
-):
+    inputs, less=1, epsilon=model.EPSILON, factor=_factor, centred=True, swapped=False,
+    by_columns=False,
+):  # fmt: skip
     x = inputs["embedding"].astype(np.float64)
     if swapped:
         x = x.swapaxes(2, 3)
@@ -104,15 +115,16 @@ def _parameters_formula(
     mean = x.mean(1)
     delta = x - mean[:, None] if centred else x
     covariance = delta.swapaxes(1, 2) @ delta / (n - less) + epsilon * np.eye(d)
-    return {"mean": mean, "precision": inverse(covariance)}
+    rows, cols = _places(d, by_columns)
+    return {"mean": mean, "factors": factor(covariance)[:, rows, cols]}
 
 
 PARAMETERS = Stage(
     "padim.parameters",
-    "mean and inverse covariance at every position",
+    "mean and factor of the inverse covariance at every position",
     "tiled_ref.models.padim.Padim.fit",
     "Defard et al. Eq. 1",
-    {"mean": close(1e-6, 1e-6), "precision": close(1e-4, 2e-3)},
+    {"mean": close(1e-6, 1e-6), "factors": close(1e-4, 1e-4)},
     _parameters_cases,
     _parameters,
     _parameters_formula,
@@ -121,11 +133,24 @@ PARAMETERS = Stage(
         Mistake("0.01 is not added to the diagonal", epsilon=1e-12),
         Mistake("0.001 is added to the diagonal instead of 0.01", epsilon=1e-3),
         Mistake("0.1 is added to the diagonal instead of 0.01", epsilon=0.1),
-        Mistake("the covariance is not inverted", inverse=lambda c: c),
+        Mistake(
+            "the covariance is not inverted: its own factor, transposed",
+            factor=lambda c: _factor(c, invert=lambda root: root),
+        ),
+        Mistake(
+            "the inverse covariance itself, not its factor (right in edition 2 of these files: "
+            "FORMAT.md, Editions)",
+            factor=np.linalg.inv,
+        ),
+        Mistake(
+            "the other factor: the inverse covariance is U^T U instead of U U^T",
+            factor=lambda c: np.linalg.cholesky(np.linalg.inv(c)).swapaxes(1, 2),
+        ),
+        Mistake("the triangle is packed column by column", by_columns=True),
         Mistake("the mean is not subtracted", centred=False),
         Mistake(
             "variances only: the covariance between channels is left out",
-            inverse=lambda c: np.linalg.inv(c * np.eye(c.shape[-1])),
+            factor=lambda c: _factor(c * np.eye(c.shape[-1])),
         ),
         Mistake("rows and columns of the positions are exchanged", swapped=True),
     ),
@@ -141,51 +166,48 @@ def _map_cases():
     ):
         draw = Numbers(f"padim.map/{name}")
         embedding = draw.uniform(n, d, *grid)
-        yield _map_case(name, embedding, *_gaussians(draw, grid[0] * grid[1], d), size, flags)
-    draw = Numbers("padim.map/below_zero")
-    mean, precision = _gaussians(draw, 4, 2)
-    precision[1] = -np.eye(2)
-    flags = ("below_zero", "smaller_than_radius")
-    yield _map_case("below_zero", draw.uniform(1, 2, 2, 2), mean, precision, (8, 8), flags)
-
-
-def _map_case(name, embedding, mean, precision, size, flags):
-    inputs = {"embedding": embedding, "mean": mean, "precision": precision}
-    return Case(name, {**inputs, "size": np.array(size, np.int64)}, flags)
+        mean, factors = _gaussians(draw, grid[0] * grid[1], d)
+        inputs = {"embedding": embedding, "mean": mean, "factors": factors}
+        yield Case(name, {**inputs, "size": np.array(size, np.int64)}, flags)
 
 
 def _gaussians(draw, n, d):
-    """Means float32 (n, d) and symmetric positive definite float32 (n, d, d)."""
-    root = draw.bell(n, d, d).astype(np.float64)
-    precision = 4 * (root @ root.swapaxes(1, 2)) + np.eye(d)  # exact in float64
-    return draw.uniform(n, d), precision.astype(np.float32)
+    """Means float32 (n, d) and packed factors float32 (n, d (d + 1) / 2), diagonals positive."""
+    factor = 2 * draw.bell(n, d, d)
+    factor = np.where(np.eye(d, dtype=bool), np.abs(factor) + 1, factor)
+    rows, cols = _places(d, by_columns=False)
+    return draw.uniform(n, d), factor[:, rows, cols].astype(np.float32)
 
 
 def _map(inputs):
     padim = _padim_of_embeddings(size_of(inputs))
     embedding = tensor(inputs["embedding"])
-    padim.mean, padim.precision = tensor(inputs["mean"]), tensor(inputs["precision"])
+    padim.mean, padim.factors = tensor(inputs["mean"]), tensor(inputs["factors"])
     padim.grid = tuple(embedding.shape[-2:])
     maps, _ = padim.predict(embedding)
     rows = embedding.permute(0, 2, 3, 1).flatten(1, 2)  # (B, P, D)
-    distances = gaussians.distances(rows, padim.mean, gaussians.pack(padim.precision))
+    distances = gaussians.distances(rows, padim.mean, padim.factors)
     return {"distances": distances.reshape(-1, *padim.grid), "map": maps.numpy()}
 
 
 def _map_formula(
-    inputs, root=True, centred=True, precise=True, column_major=False, how=None, **switches
-):
+    inputs, root=True, centred=True, precise=True, column_major=False, transposed=False,
+    by_columns=False, how=None, **switches,
+):  # fmt: skip
     x = inputs["embedding"].astype(np.float64)  # (B, D, hf, wf)
     n, d, hf, wf = x.shape
     mean = inputs["mean"].astype(np.float64).reshape(hf, wf, d)
-    precision = inputs["precision"].astype(np.float64).reshape(hf, wf, d, d)
+    factor, (rows, cols) = np.zeros((hf, wf, d, d)), _places(d, by_columns)
+    factor[..., rows, cols] = inputs["factors"].reshape(hf, wf, -1)
     if column_major:
         mean = mean.reshape(wf, hf, d).swapaxes(0, 1)
-        precision = precision.reshape(wf, hf, d, d).swapaxes(0, 1)
+        factor = factor.reshape(wf, hf, d, d).swapaxes(0, 1)
     delta = x.transpose(0, 2, 3, 1) - (mean if centred else 0)
     if not precise:
-        precision = np.broadcast_to(np.eye(d), precision.shape)
-    squares = np.maximum(0, np.einsum("nyxi,yxij,nyxj->nyx", delta, precision, delta))
+        factor = np.broadcast_to(np.eye(d), factor.shape)
+    if transposed:
+        factor = factor.swapaxes(2, 3)
+    squares = np.square(np.einsum("nyxi,yxij->nyxj", delta, factor)).sum(-1)
     distances = np.sqrt(squares) if root else squares
     maps = formulas.enlarge(distances, size_of(inputs), **switches)
     return {"distances": distances, "map": formulas.blur(maps, model.SIGMA, **(how or {}))}
@@ -204,6 +226,8 @@ MAP = Stage(
         Mistake("no square root: the squared Mahalanobis distance", root=False),
         Mistake("the mean is not subtracted", centred=False),
         Mistake("the Euclidean distance: the inverse covariance is left out", precise=False),
+        Mistake("U (x - mean) instead of U^T (x - mean)", transposed=True),
+        Mistake("the triangle is unpacked column by column", by_columns=True),
         Mistake(
             "rows and columns of the positions are exchanged (column-major order)",
             column_major=True,

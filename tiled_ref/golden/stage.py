@@ -88,7 +88,6 @@ FLAGS = {
     "negative": "negative values",
     "few_images": "as many images as the method can do with",
     "more_images_than_channels": "enough images for a covariance of full rank",
-    "below_zero": "rounding could make a square negative; it counts as zero",
     "several": "more than one image, which must not mix",
     "duplicates": "equal vectors; the first of them is taken",
     "start_included": "the random start is the first member of the coreset",

@@ -1,7 +1,9 @@
-"""Distances from Gaussians whose inverse covariances are kept as upper triangles.
+"""Distances from Gaussians that are kept as triangular factors of their inverse covariances.
 
-Half of a symmetric matrix is enough, and an ensemble's prediction is bound by reading it: nine
-locations of PaDiM hold 4096 matrices of 100 x 100 each.
+Sigma = C C^T (Cholesky), U = C^-T, so that Sigma^-1 = U U^T: a squared distance is a sum of
+squares, >= 0 however U is rounded. Its upper triangle has half as many numbers as Sigma^-1, and an
+ensemble's prediction is bound by reading them: nine locations of PaDiM hold 4096 factors of
+100 x 100 each.
 """
 
 import numpy as np
@@ -12,40 +14,65 @@ from ..support.errors import InputError
 
 LANES = 8
 POSITIONS = 128  # a thread's share at a time
+STORED = (np.dtype(np.float32), np.dtype(np.float16))  # types of factors
 
 
 def pack(matrices):
-    """The upper triangles, row by row: matrices (P, D, D), symmetric, any dtype ->
-    (P, D (D + 1) / 2)."""
+    """The upper triangles, row by row: matrices (P, D, D), any dtype -> (P, D (D + 1) / 2)."""
     rows, cols = torch.triu_indices(*matrices.shape[-2:], device=matrices.device)
     return matrices[..., rows, cols]
 
 
 def unpack(packed):
-    """The inverse of pack: packed (P, D (D + 1) / 2), any dtype -> (P, D, D)."""
+    """The upper triangular matrices of pack: (P, D (D + 1) / 2), any dtype -> (P, D, D)."""
     d = int((2 * packed.shape[1]) ** 0.5)
-    places = torch.empty(d, d, dtype=torch.int64, device=packed.device)
+    places = torch.zeros(d, d, dtype=torch.int64, device=packed.device)
     rows, cols = torch.triu_indices(d, d, device=packed.device)
-    places[rows, cols] = places[cols, rows] = torch.arange(len(rows), device=packed.device)
-    return packed.index_select(1, places.flatten()).view(len(packed), d, d)
+    places[rows, cols] = torch.arange(len(rows), device=packed.device)
+    return packed.index_select(1, places.flatten()).view(len(packed), d, d).triu()
 
 
-def mahalanobis(x, mean, packed):
+def factors_of(covariances):
+    """U with Sigma^-1 = U U^T, upper triangular: Sigma float64 (P, D, D) -> the same shape."""
+    roots = torch.linalg.cholesky(covariances)  # C
+    identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
+    return torch.linalg.solve_triangular(roots.mT, identity, upper=True)
+
+
+def factors_of_inverses(packed, chunk=32):
+    """Packed factors of packed Sigma^-1, in which ensembles before format 4 kept their Gaussians.
+
+    With rows and columns in reversed order, U is the lower triangular factor of Cholesky.
+
+    Parameters: packed float32 (P, D (D + 1) / 2); chunk, matrices at a time.
+    Returns float32 (P, D (D + 1) / 2). Raises torch.linalg.LinAlgError where one is not positive
+    definite.
+    """
+    out = torch.empty_like(packed)
+    for part, found in zip(packed.split(chunk), out.split(chunk)):
+        upper = unpack(part.double())
+        whole = upper + upper.triu(1).mT
+        found.copy_(pack(torch.linalg.cholesky(whole.flip(1, 2)).flip(1, 2)))
+    return out
+
+
+def mahalanobis(x, mean, factors):
     """Distance of every vector from the Gaussian of its position: the twin of
     `kernels/mahalanobis.pyx`.
 
     Defard et al. Eq. 2: M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)), with x_ij
-    = x[b, p], mu_ij = mean[p] and Sigma_ij^-1 = the symmetric matrix packed[p].
+    = x[b, p], mu_ij = mean[p] and Sigma_ij^-1 = U U^T, U the triangle factors[p]: the length of
+    U^T (x_ij - mu_ij).
 
-    Parameters: x float32 (B, P, D); mean float32 (P, D); packed float32 (P, D (D + 1) / 2), see
-    pack.
-    Returns float32 (B, P), >= 0; a square below zero (rounding) counts as zero.
+    Parameters: x float32 (B, P, D); mean float32 (P, D); factors float32 or float16
+    (P, D (D + 1) / 2), see pack.
+    Returns float32 (B, P), >= 0.
 
     Order of arithmetic
     -------------------
-    delta = x - mean in float32. With A the matrix, for i = 0, 1, ..., D - 1 in this order:
-    lane i mod 8 of eight float64 sums += delta_i (2 y_i + A_ii delta_i), in float64, then
-    y_j += A_ij delta_i in float32 for j > i, y starting at zero. The lanes are added as
+    delta = x - mean in float32, U converted to float32. For i = 0, 1, ..., D - 1 in this order
+    y_j += U_ij delta_i in float32 for j >= i, y starting at zero. Lane i mod 8 of eight float64
+    sums += y_i^2, in float64, in the same order. The lanes are added as
     ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). The root is rounded to float32.
     """
     delta = x - mean  # (B, P, D)
@@ -55,37 +82,35 @@ def mahalanobis(x, mean, packed):
     first = 0  # where row i starts
     with np.errstate(invalid="ignore", over="ignore"):
         for i in range(d):
-            row = packed[:, first : first + d - i]  # A_ii, A_i,i+1, ...
-            own = delta[..., i].astype(np.float64)
-            lanes[i % LANES] += own * (2.0 * y[..., i] + row[:, 0].astype(np.float64) * own)
-            y[..., i + 1 :] += row[:, 1:] * delta[..., i, None]
+            row = factors[:, first : first + d - i].astype(np.float32)  # U_ii, U_i,i+1, ...
+            y[..., i:] += row * delta[..., i, None]
+            lanes[i % LANES] += np.square(y[..., i], dtype=np.float64)
             first += d - i
         a, b, c, e = lanes[0::2] + lanes[1::2]
-        total = (a + b) + (c + e)
-        return np.sqrt(np.where(total < 0, 0.0, total)).astype(np.float32)
+        return np.sqrt((a + b) + (c + e)).astype(np.float32)
 
 
-def distances(x, mean, packed, impl="cython", threads=None):
+def distances(x, mean, factors, impl="cython", threads=None):
     """`mahalanobis` by the kernel or the twin.
 
-    Parameters: x, mean and packed, float32 NumPy arrays or CPU tensors, shapes as `mahalanobis`.
+    Parameters: x, mean and factors, NumPy arrays or CPU tensors, types and shapes as
+    `mahalanobis`.
     Returns float32 (B, P) NumPy array.
     Raises InputError for other shapes or dtypes, KernelNotBuiltError without the kernel.
     """
-    return distances_each([x], [mean], [packed], impl, threads)[0]
+    return distances_each([x], [mean], [factors], impl, threads)[0]
 
 
-def distances_each(xs, means, packeds, impl="cython", threads=None):
+def distances_each(xs, means, factors, impl="cython", threads=None):
     """`distances` for L models at once, which keeps the threads busy to the end.
 
-    Parameters: xs, means and packeds, L arrays float32 (B, P, D), (P, D) and
-    (P, D (D + 1) / 2).
+    Parameters: xs, means and factors, L arrays each, as of distances.
     Returns a list of L arrays float32 (B, P).
     Raises the errors of distances.
     """
     arrays.check_impl(impl)
     threads = arrays.thread_count(threads)
-    models = [_checked(*arrays) for arrays in zip(xs, means, packeds)]
+    models = [_checked(*arrays) for arrays in zip(xs, means, factors)]
     if impl == "numpy":
         return [mahalanobis(*arrays) for arrays in models]
     kernel = arrays.kernel("_mahalanobis").mahalanobis
@@ -93,10 +118,11 @@ def distances_each(xs, means, packeds, impl="cython", threads=None):
 
     def work(task):
         k, start = task
-        x, mean, packed = models[k]
+        x, mean, factors = models[k]
         scratch = np.empty((2, x.shape[2]), np.float32)
+        wide = np.empty(factors.shape[1], np.float32)
         stop = min(start + POSITIONS, len(mean))
-        kernel(x, mean, packed, found[k], *scratch, start, stop)
+        kernel(x, mean, factors.view(np.uint8), found[k], *scratch, wide, start, stop)
 
     tasks = ((k, start) for k, m in enumerate(models) for start in range(0, len(m[1]), POSITIONS))
     arrays.run_threads(work, tasks, threads)
@@ -104,15 +130,16 @@ def distances_each(xs, means, packeds, impl="cython", threads=None):
 
 
 def _checked(*given):
-    x, mean, packed = map(arrays.for_kernel, given)
+    x, mean, factors = map(arrays.for_kernel, given)
     fits = x.ndim == 3 and x.shape[2] > 0 and mean.shape == x.shape[1:]
-    if not fits or packed.shape != (len(mean), x.shape[2] * (x.shape[2] + 1) // 2):
+    if not fits or factors.shape != (len(mean), x.shape[2] * (x.shape[2] + 1) // 2):
         raise InputError(
-            "x, mean and packed must be (B, P, D), (P, D) and (P, D (D + 1) / 2), got "
-            f"{x.shape}, {mean.shape} and {packed.shape}"
+            "x, mean and factors must be (B, P, D), (P, D) and (P, D (D + 1) / 2), got "
+            f"{x.shape}, {mean.shape} and {factors.shape}"
         )
-    if any(array.dtype != np.float32 for array in (x, mean, packed)):
+    if {x.dtype, mean.dtype} != {STORED[0]} or factors.dtype not in STORED:
         raise InputError(
-            f"x, mean and packed must be float32, got {x.dtype}, {mean.dtype} and {packed.dtype}"
+            "x and mean must be float32 and factors float32 or float16, got "
+            f"{x.dtype}, {mean.dtype} and {factors.dtype}"
         )
-    return x, mean, packed
+    return x, mean, factors

@@ -23,13 +23,14 @@ from ..support.devices import on_cpu
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from .base import Model
-from .gaussians import distances_each, pack, unpack
+from .gaussians import distances_each, factors_of, pack, unpack
 from .maps import gaussian_blur, upsample_bilinear
 
 N_FEATURES = sum(CHANNELS.values())  # 64 + 128 + 256, layers 1 to 3 of ResNet-18
 D = 100  # channels drawn at random for ResNet-18, Defard et al. Sec. IV-B (PaDiM-R18-Rd100)
 EPSILON = 0.01  # eps of Defard et al. Eq. 1, its value in Sec. IV-B
 SIGMA = 4.0  # px, blur of the anomaly map, Defard et al. Sec. IV-B
+STORES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def channel_choice(seed, n=D, of=N_FEATURES):
@@ -46,46 +47,35 @@ class Padim(Model):
 
     Parameters: backbone, output_size and the options of `Model`; seed draws the channels.
     n_channels, D, the channels kept of all that the backbone has. impl, "cython" or "numpy": of
-    distances and blur on the CPU.
-    Raises InputError for less than one channel, or more than there are.
+    distances and blur on the CPU. store, a key of STORES: the type of the factors.
+    Raises InputError for less than one channel, or more than there are, and for another store.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
     mean : float32 (P, D)
-    precision : float32 (P, D, D), the inverse covariances; on a CPU only their upper triangles
-        are held, and the property makes them whole
+    factors : float32 or float16 (P, D (D + 1) / 2), packed triangles U with Sigma^-1 = U U^T, see
+        gaussians.py
     grid : (int, int), hf and wf
     """
 
     STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
-    INVERSE_CHUNK = {"cpu": 32, "cuda": 512}  # covariance matrices inverted at a time
+    FACTOR_CHUNK = {"cpu": 32, "cuda": 512}  # covariance matrices factored at a time
 
-    def __init__(self, backbone, output_size, *, n_channels=D, impl="cython", **options):
+    def __init__(
+        self, backbone, output_size, *, n_channels=D, store="float32", impl="cython", **options
+    ):
         super().__init__(backbone, output_size, **options)
         of = sum(channels_of(backbone).values())
         if n_channels not in range(1, of + 1):
             raise InputError(f"n_channels must be between 1 and {of}, not {n_channels!r}")
+        if store not in STORES:
+            raise InputError(f"store must be one of {', '.join(STORES)}, not {store!r}")
         self.channels = channel_choice(self.seed, n_channels, of)
-        self.impl = impl
-        self.mean = self.grid = None
-        self._packs = self.device.type == "cpu"
-        self._inverses = None  # (P, D (D + 1) / 2) on a CPU, (P, D, D) on a GPU
-
-    @property
-    def precision(self):
-        """Inverse covariances, float32 (P, D, D); None before fit."""
-        if self._packs and self._inverses is not None:
-            return unpack(self._inverses)
-        return self._inverses
-
-    @precision.setter
-    def precision(self, matrices):
-        """Takes matrices float32 (P, D, D), symmetric."""
-        self._inverses = pack(matrices) if self._packs else matrices
+        self.impl, self.store = impl, store
+        self.mean = self.factors = self.grid = None
 
     def n_learnt(self, n_images):
-        """Numbers kept after training: at every position a mean and the upper triangle of an
-        inverse covariance."""
+        """Numbers kept after training: at every position a mean and a triangle."""
         positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
         d = len(self.channels)
         return positions * (d + d * (d + 1) // 2)
@@ -116,7 +106,7 @@ class Padim(Model):
 
     @torch.no_grad()
     def fit(self, images, progress=None):
-        """Mean and inverse covariance at every position (Defard et al. Eq. 1).
+        """Mean and factor of the inverse covariance at every position (Defard et al. Eq. 1).
 
         Deviation D7: the sums are merged batch by batch in float64 (Chan, Golub, LeVeque 1979),
         so that memory does not grow with the number of images:
@@ -125,8 +115,8 @@ class Padim(Model):
         with n images seen before and m in the batch; Sigma = S / (n - 1) + eps I.
 
         Parameters: images and progress, see tiled_ref.models; progress counts images, then, as the
-        part "inverses", positions.
-        Raises InputError for fewer than two images.
+        part "factors", positions.
+        Raises InputError for fewer than two images, and for features that float16 cannot keep.
         """
         if len(images) < 2:
             raise InputError(
@@ -154,17 +144,22 @@ class Padim(Model):
                 progress(n, len(images))
         self.mean = mean.float()
         d = scatter.shape[-1]
-        shape = (len(scatter), d * (d + 1) // 2) if self._packs else scatter.shape
-        self._inverses = torch.empty(shape, device=self.device)
-        size, done = self.INVERSE_CHUNK.get(self.device.type, len(scatter)), 0
-        for chunk, out in zip(scatter.split(size), self._inverses.split(size)):
+        shape, dtype = (len(scatter), d * (d + 1) // 2), STORES[self.store]
+        self.factors = torch.empty(shape, dtype=dtype, device=self.device)
+        size, done = self.FACTOR_CHUNK.get(self.device.type, len(scatter)), 0
+        for chunk, out in zip(scatter.split(size), self.factors.split(size)):
             covariance = chunk.div_(n - 1)
             covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-            out.copy_(pack(inverse) if self._packs else inverse)
+            factors = factors_of(covariance)  # no entry is beyond 1 / sqrt(EPSILON)
+            if factors.diagonal(dim1=-2, dim2=-1).min() < torch.finfo(dtype).tiny:
+                raise InputError(
+                    f"the features vary so much that {self.store} cannot keep PaDiM's factors; "
+                    "use --store float32"
+                )
+            out.copy_(pack(factors))
             done += len(chunk)
             if progress:
-                progress(done, len(scatter), "inverses")
+                progress(done, len(scatter), "factors")
 
     @torch.no_grad()
     def head(self, features):
@@ -175,17 +170,17 @@ class Padim(Model):
         float32 (B,), the maximum of each map.
         """
         if on_cpu(self.device):
-            own = {"mean": self.mean, "packed": self._inverses}
+            own = {"mean": self.mean, "factors": self.factors}
             return self._maps(self._distances([own], features[0]))
         x = by_position(features[0], torch.float32)  # (P, B, D)
-        return self._maps(batched_mahalanobis(x, self.mean, self.precision).T)
+        return self._maps(batched_mahalanobis(x, self.mean, unpack(self.factors.float())).T)
 
     def _distances(self, states, embedding):
         """Float32 (L * B, P) of embedding (L * B, D, hf, wf) and L states, on the CPU."""
         rows = embedding.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         rows = rows.flatten(1, 2).numpy()  # (L * B, P, D)
-        means, packeds = ([state[name] for state in states] for name in ("mean", "packed"))
-        found = distances_each(np.split(rows, len(states)), means, packeds, impl=self.impl)
+        means, factors = ([state[name] for state in states] for name in ("mean", "factors"))
+        found = distances_each(np.split(rows, len(states)), means, factors, impl=self.impl)
         return torch.from_numpy(np.concatenate(found))
 
     def _maps(self, distances):
@@ -204,11 +199,10 @@ class Padim(Model):
         return torch.no_grad()(lambda features: self._maps(self._distances(states, features[0])))
 
     def state(self):
-        """The result of fit on the CPU: mean, packed (P, D (D + 1) / 2), the upper triangles of
-        precision, channels, grid."""
+        """The result of fit on the CPU: mean, factors, channels, grid."""
         return {
             "mean": self.mean.cpu(),
-            "packed": self._inverses if self._packs else pack(self._inverses).cpu(),
+            "factors": self.factors.cpu(),
             "channels": torch.tensor(self.channels),
             "grid": torch.tensor(self.grid),
         }
@@ -216,8 +210,7 @@ class Padim(Model):
     def load_state(self, state):
         """The inverse of state()."""
         self.mean = state["mean"].to(self.device)
-        packed = state["packed"].to(self.device)
-        self._inverses = packed if self._packs else unpack(packed)
+        self.factors = state["factors"].to(self.device)
         self.channels = state["channels"].tolist()
         self.grid = tuple(state["grid"].tolist())
 
@@ -234,12 +227,11 @@ def by_position(embedding, dtype, spare=0):
     return out
 
 
-def batched_mahalanobis(x, mean, precision):
+def batched_mahalanobis(x, mean, factors):
     """Distance of each vector from its position's Gaussian, as products batched over positions.
 
     Defard et al. Eq. 2: M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)), with
-    x = x (P, B, D), mu = mean (P, D), Sigma^-1 = precision (P, D, D), all float.
-    Returns (P, B) >= 0; a square below zero (rounding) counts as zero.
+    x = x (P, B, D), mu = mean (P, D), Sigma^-1 = U U^T, U = factors (P, D, D), all float.
+    Returns (P, B) >= 0.
     """
-    delta = x - mean[:, None]  # (P, B, D)
-    return (torch.bmm(delta, precision) * delta).sum(-1).clamp_min(0).sqrt()
+    return torch.bmm(x - mean[:, None], factors).square().sum(-1).sqrt()

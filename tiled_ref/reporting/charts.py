@@ -193,7 +193,7 @@ def defect_performance(collection):
             if line is not None:
                 at = np.linspace(math.log(x[0]), math.log(x[-1]), 60)
                 middle, half = line(at)
-                low, high = np.clip([middle - half, middle + half], 0, 100)
+                low, middle, high = np.clip([middle - half, middle, middle + half], 0, 100)
                 chart.band(np.exp(at), low, high, k)
                 chart.line(np.exp(at), middle, None, k)
             chart.points(x, y, setup, k, names)
@@ -201,9 +201,9 @@ def defect_performance(collection):
     if not drawn:
         return [], ["Figure 7 needs defective images with masks and their metrics."]
     title = "Performance against the size of defects"
-    note = "Mean over architectures and seeds, one point per category. " + (
-        "Lines: least squares in the logarithm of size, with its 95 % confidence band."
-        if drawn >= 3 else "A trend line needs three categories."
+    note = "Mean over architectures and seeds, one point per category." + (
+        " Lines: least squares in the logarithm of size, with its 95 % confidence band."
+        if drawn >= 3 else ""
     )  # fmt: skip
     return [Figure("figure_07_defect_size", title, svg.page(charts, 2, title, note))], []
 
@@ -289,7 +289,7 @@ def recall_figure(defects, dataset, category, arch):
     title = f"Recall by size of defect: {title_of(arch)} on {category or title_of(dataset)}"
     chart = svg.Chart(
         title, "side of a square of the defect's area in px", "mean recall in %", width=640,
-        log_x=True, y_range=(0, 104), x_range=(math.sqrt(edges[0]), math.sqrt(edges[-1])),
+        log_x=True, y_range=(0, 100), x_range=(math.sqrt(edges[0]), math.sqrt(edges[-1])),
         x_ticks=[math.sqrt(edge) for edge in edges],
         note=f"At a pixel FPR of {100 * REPORT_FPR:g} %. Defects per class: "
         + ", ".join(map(str, counts)),
@@ -320,7 +320,7 @@ def curves(cells, dataset, category, arch):
         if known:
             charts.append(svg.Chart(
                 title, x_label, y_label, width=400, height=380, x_range=(0, limit),
-                y_range=(0, 1.02),
+                y_range=(0, 1),
             ))  # fmt: skip
         for k, curve in known.items():
             charts[-1].line(*_until(curve, limit), label=cells[k][0]["setup"], series=k)

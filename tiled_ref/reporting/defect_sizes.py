@@ -12,7 +12,7 @@ import numpy as np
 
 from ..running.analysis import FPRS, REPORT_FPR
 from .results import grouped, select, setups_of, title_of
-from .table import Number, Table, escape, rank, value_cell
+from .table import Number, Table, escape, mean_std, rank, seeds_note, value_cell
 
 AREA_STEP = 4  # size classes of defects: twice the side, four times the area
 
@@ -28,8 +28,12 @@ def defect_sizes(dataset, arch, pairs):
         return None
     rows, records = [], []
     recalls, counts = zip(*(recall_by_area(setup, pairs, edges) for setup in setups))
+    spreads = [_spreads(setup, pairs, edges) for setup in setups]
     for k, (low, high) in enumerate(zip(edges[:-1], edges[1:])):
-        numbers = [Number(None if r[k] is None else 100 * r[k]) for r in recalls]
+        numbers = [
+            Number(None if r[k] is None else 100 * r[k], spread[k])
+            for r, spread in zip(recalls, spreads)
+        ]
         place = "defect size", dataset, arch, f"area {low} to {high - 1}"
         records += [
             number.record(*place, setup, f"recall at FPR {REPORT_FPR}", "%")
@@ -53,7 +57,8 @@ def _notes(everything, pairs, setups):
         "Mean recall of defects in percent: the part of a defect's pixels above the threshold "
         f"that {100 * REPORT_FPR:g} % of all normal pixels exceed. Areas are in pixels of the "
         "image files; the side is that of a square of the same area. Last row: the class from "
-        "which on the mean recall stays at 50 % or more.",
+        "which on the mean recall stays at 50 % or more. "
+        + seeds_note([result for result, _ in pairs]),
     ]
     if len(pairs) < len(everything):
         names = sorted({result["category"] for result, _ in pairs})
@@ -108,6 +113,16 @@ def recall_by_area(setup, pairs, edges):
         values.append(float(recall[chosen].mean(dtype=np.float64)) if chosen.any() else None)
         counts.append(int(max((chosen & (seeds == seed)).sum() for seed in np.unique(seeds))))
     return values, counts
+
+
+def _spreads(setup, pairs, edges):
+    """Standard deviation over seeds of a setup's recall per class, percent or None."""
+    seeds = grouped([result for result, _ in pairs if result["setup"] == setup], "seed")
+    of_seeds = [
+        recall_by_area(setup, [p for p in pairs if p[0]["seed"] == seed], edges)[0]
+        for (seed,) in seeds
+    ]
+    return [mean_std([100 * v for v in values if v is not None])[1] for values in zip(*of_seeds)]
 
 
 def _found_from(edges, values):

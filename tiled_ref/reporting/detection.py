@@ -1,52 +1,53 @@
-"""Detection and localisation (not in the paper): whose image is called anomalous, and whose defect
-has a mark on it."""
+"""Detection and localisation (not in the paper): which images are called anomalous, and which
+defects have a mark on them."""
 
 import numpy as np
 
 from .results import grouped, setups_of, title_of
-from .table import Number, Table, escape
+from .table import Number, Table, escape, mean_std, seeds_note
 
 GOOD = "good"
 NOTE = (
-    "Of each kind of defect: images called anomalous of all its images (detected); defects that a "
-    "mark overlaps of all its defects (localised); the part of the defects' pixels that is marked. "
-    "Of good images: those called anomalous, and those with a mark. Thresholds as the verdicts use "
-    "them; an image that is detected need not have its defect localised. First seed."
+    "Detected: images called anomalous, of all images of a kind of defect. Localised: defects that "
+    "a mark overlaps, of all its defects; an image that is detected need not have its defect "
+    "localised. Pixels: the marked part of the defects. Of good images: false alarms, images with "
+    "a mark, and the marked part of their pixels. Thresholds as the verdicts use them."
 )
+VERDICTS = {  # (label, whether called anomalous)
+    (0, False): ("ok", "normal"), (0, True): ("fp", "anomalous: false alarm"),
+    (1, False): ("fn", "normal: missed"), (1, True): ("ok", "anomalous"),
+}  # fmt: skip
 
 
 def detection(collection, dataset, arch):
-    """A Table, kinds of defects x setups; None without marks.
+    """A Table with a row for each kind of defect and setup; None without marks.
 
     Parameters: collection, a Collection.
     """
     found = collection.cells(dataset=dataset, arch=arch)
     found = [cell for cell in found if cell[1].mark_pixels is not None]
-    setups = setups_of([result for result, _ in found])
+    results = [result for result, _ in found]
     rows, records = [], []
-    for (category,) in grouped([result for result, _ in found], "category"):
+    for (category,) in grouped(results, "category"):
         images = collection.images(dataset, category)
-        cells = {  # the first seed of each setup
-            r["setup"]: a for r, a in reversed(found) if r["category"] == category
-        }
-        kinds = sorted(set(images.defects), key=lambda kind: (kind != GOOD, kind))
-        for kind in kinds:
-            counts = {s: count(images, a, kind) for s, a in cells.items()}
-            n_images, n_defects = next(iter(counts.values()))["of"]
-            texts = [_text(counts[s], kind) if s in counts else "" for s in setups]
-            of = [str(n_images), str(n_defects) if kind != GOOD else ""]
-            rows.append([f"{escape(category)}, {escape(kind)}", *of, *texts])
-            for setup, values in counts.items():
+        cells = [cell for cell in found if cell[0]["category"] == category]
+        for kind in sorted(set(images.defects), key=lambda kind: (kind != GOOD, kind)):
+            for setup in setups_of([result for result, _ in cells]):
+                counts = [count(images, a, kind) for r, a in cells if r["setup"] == setup]
+                name = f"{escape(category)}, {escape(kind)}" + " (false alarms)" * (kind == GOOD)
+                rows.append([name, setup, *_texts(counts, kind)])
+                place = "detection", dataset, arch, f"{category}, {kind}", setup
                 for quantity in ("detected", "localised", "marked"):
-                    number = Number(values[quantity])
-                    place = "detection", dataset, arch, f"{category}, {kind}", setup
+                    values = [one[quantity] for one in counts if one[quantity] is not None]
+                    number = Number(*mean_std(values), seeds=len(values))
                     records.append(number.record(*place, quantity, "%"))
     if not rows:
         return None
     return Table(
         f"detection_{dataset}_{arch}",
         f"Detection and localisation, {title_of(arch)} on {title_of(dataset)}",
-        ["category, kind", "images", "defects", *setups], rows, records, [NOTE],
+        ["category, kind", "setup", "images", "detected", "defects", "localised", "pixels"],
+        rows, records, [NOTE, seeds_note(results)],
     )  # fmt: skip
 
 
@@ -77,7 +78,46 @@ def count(images, analysis, kind):
     }  # fmt: skip
 
 
-def _text(values, kind):
-    (detected, touched), (n, m) = values["found"], values["of"]
-    text = f"{detected}/{n}, {touched}/{m}" if m else f"{detected}/{n}"
-    return text if values["marked"] is None else f"{text} ({values['marked']:.3g} %)"
+def _texts(counts, kind):
+    """The cells of a row behind its names; counts, dicts as of `count`, one per seed."""
+    n, m = counts[0]["of"]
+    detected, localised = (
+        _spread([one["found"][k] for one in counts], "g", f" of {total}") if total else "-"
+        for k, total in enumerate((n, m))
+    )
+    marked = [one["marked"] for one in counts if one["marked"] is not None]
+    pixels = _spread(marked, ".3g", " %") if marked else "-"
+    return [str(n), detected, "-" if kind == GOOD else str(m), localised, pixels]
+
+
+def _spread(values, form, unit):
+    """Mean and spread as text, of counts with one decimal, in the unit."""
+    numbers = [value for value in mean_std(values) if value is not None]
+    if form == "g":
+        numbers = [round(value, 1) for value in numbers]
+    return " ± ".join(f"{value:{form}}" for value in numbers) + unit
+
+
+def verdicts(images, analysis):
+    """What a cell says of each image, beside the truth: its verdict, then its marks.
+
+    Parameters: images, as Collection.images returns them; analysis, a CellAnalysis.
+    Returns a list of (kind, text): kind is "fn", missed; "fp", a false alarm; "nl", detected, but
+    no defect localised; or "ok".
+    """
+    said = []
+    for k, label in enumerate(images.labels.tolist()):
+        called, defects = bool(analysis.scores[k] >= analysis.threshold), images.region_image == k
+        kind, text = VERDICTS[label, called]
+        if analysis.mark_pixels is not None:
+            pixels, n = int(analysis.mark_pixels[k]), int(defects.sum())
+            found, marked = pixels > 0, f"{pixels:,} px marked" if pixels else "no mark"
+            if n:
+                found = touched = int((analysis.marked[defects] > 0).sum())
+                marked = f"{touched} of {n} defect{'s' * (n > 1)} localised"
+            if n and called and not found:
+                kind, text = "nl", "anomalous: detected, not localised"
+            elif called or found or n:
+                text += (", " if called == bool(found) else ", but ") + marked
+        said.append((kind, text))
+    return said

@@ -2,7 +2,8 @@
 
 Nothing is loaded from elsewhere. File names stay text and never become markup: the JSON that the
 page's program reads has no "<", and the program writes names through textContent. Pictures are
-small and drawn when they come into view, so that hundreds of them scroll smoothly.
+small, and an SVG filter colours the heat maps (`heat_filter`), so hundreds of them scroll smoothly
+and all of them can be printed.
 """
 
 import base64
@@ -20,18 +21,18 @@ from ..support.files import write_files
 from ..support.progress import bytes_text
 from . import paper
 from .collection import Collection
-from .detection import detection
+from .detection import detection, verdicts
 from .drawing import render, svg
 from .drawing.axes import MINUS
 from .figures import all_figures, figure_files
 from .results import archs_of, grouped, largest_peak, left_out, lost, setups_of, timed, title_of
-from .table import value_cell
+from .table import mean, mean_std, seeds_note, value_cell
 from .tables import all_tables, cell_number, table_files
 
 MAP_QUALITY = 80  # of the JPEG files of maps
 THRESHOLDS = {  # thresholds.MODES
     "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
-    "paper, so the verdicts are flattered; --validation split, none and folder are honest.",
+    "paper, so the verdicts are flattered.",
     "split": "Verdicts: the thresholds come from one half of the test images; metrics and "
     "pictures are of the other half.",
     "none": "Verdicts: the thresholds come from training images held out, without any defect.",
@@ -40,12 +41,12 @@ THRESHOLDS = {  # thresholds.MODES
 GALLERY_BYTES = 40 << 20  # of pictures in the page; images with the smallest errors are left out
 
 
-def write_report(out):
+def write_report(out, title="", date=""):
     """Write OUT/report/: tables, figures and report.html of all finished cells below OUT.
 
-    Parameters: out, Path.
-    Returns (path of report.html, notes): sentences on what is left out and why, but those below
-    the table that a run prints.
+    Parameters: out, Path; title and date, texts over the page, such as the part and today's.
+    Returns (path of report.html, notes): sentences for whoever runs it, on what is left out and
+    how to get it, but those below the table that a run prints.
     Raises InputError for files below OUT that are damaged or not of this program.
     """
     folder = out / "report"
@@ -59,16 +60,17 @@ def write_report(out):
             f"{path.relative_to(out)} has metrics but nothing for pictures of the same test "
             "images, so it appears in the tables only; run it again with --report."
         )
-    notes += differing_options(collection.results)
-    below = left_out(collection.results) + lost(collection.results)  # the run's table has them
-    text = page(collection, tables, figures, notes + below)
+    differing = differing_options(collection.results)
+    text = page(collection, tables, figures, differing, title, date)
     files = table_files(tables) | figure_files(figures) | {"report.html": text}
     write_files(folder, files)
-    return folder / "report.html", notes
+    return folder / "report.html", notes + differing
 
 
-def page(collection, tables, figures, notes):
-    """The text of report.html."""
+def page(collection, tables, figures, notes, title="", date=""):
+    """The text of report.html; the parameters as of `write_report`, notes for its readers."""
+    results = collection.results
+    notes = [seeds_note(results), *notes, *left_out(results), *lost(results)]
     charts, overview = {}, []
     for figure in figures:
         if isinstance(figure.data, bytes):
@@ -80,25 +82,60 @@ def page(collection, tables, figures, notes):
         else:
             charts.setdefault((figure.dataset, figure.category, figure.arch), []).append(chart)
     data = {
-        "summary": summary(collection.results),
-        "setups": setups_of(collection.results),
-        "archs": {arch: title_of(arch) for arch in archs_of(collection.results)},
-        "colors": render.colormap(np.arange(256)[None] / 255)[0].tolist(),
+        "summary": summary(results),
+        "setups": setups_of(results),
+        "archs": {arch: title_of(arch) for arch in archs_of(results)},
         "categories": gallery(collection, charts),
     }
     parts = {
-        "TITLE": "Tiled ensemble: results",
+        "TITLE": html.escape(title or "Tiled ensemble: results"),
+        "DATE": html.escape(date),
         "CSS": _asset("report.css"),
         "CHART_CSS": svg.style_sheet("[data-theme=dark] svg.chart"),
+        "FILTER": heat_filter(),
+        "BAR": color_bar(),
         "NOTES": "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes),
-        "OVERVIEW": "".join(overview) or "<p>None of them can be drawn from these cells.</p>",
-        "TABLES": "".join(map(table_html, tables)),
-        "FOOTER": f"tiled-ref {__version__}, {len(collection.results)} cells. The same numbers "
-        "are in full precision in tables.csv beside this file.",
+        "OVERVIEW": "".join(overview),
+        "DETECTION": "".join(table_html(t) for t in tables if t.name.startswith("detection")),
+        "TABLES": "".join(table_html(t) for t in tables if not t.name.startswith("detection")),
+        "FOOTER": f"tiled-ref {__version__}. The same numbers are in full precision in tables.csv "
+        "beside this file.",
         "DATA": script_json(data),
         "JS": _asset("report.js"),
     }
     return re.sub("@([A-Z_]+)@", lambda match: parts[match[1]], _asset("report.html"))
+
+
+def heat_filter():
+    """An SVG filter that makes of a grey map what `render.overlay` puts over an image: shade v gets
+    colour and opacity of the value v / 255."""
+    shades = np.arange(256) / 255
+    colors, part = render.colormap(shades[None])[0] / 255, render.opacity(shades)  # (256, 3)
+
+    def table(channel, values):
+        numbers = " ".join(f"{value:.4g}" for value in values)
+        return f'<feFunc{channel} type="table" tableValues="{numbers}"/>'
+
+    of_shade = "".join(map(table, "RGB", colors.T))
+    return (
+        '<svg class="filters" width="0" height="0" aria-hidden="true"><filter id="heat" '
+        'x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB">'
+        '<feColorMatrix values="0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 0 0 0"/>'
+        f'<feComponentTransfer result="part">{table("A", part)}</feComponentTransfer>'
+        f'<feComponentTransfer in="SourceGraphic">{of_shade}</feComponentTransfer>'
+        '<feComposite operator="in" in2="part"/></filter></svg>'
+    )
+
+
+def color_bar():
+    """The colour bar of the heat maps as HTML, the scale of `render.with_color_bar`."""
+    colors = ",".join(f"rgb({r},{g},{b})" for r, g, b in render.COLORS.tolist())
+    (value, text), = render.THRESHOLD
+    return (
+        f'<span class="scale"><span>anomaly</span><i style="background:linear-gradient(to right,'
+        f'{colors})"></i><span class="ends"><span>0</span><span style="left:{100 * value:g}%">'
+        f"{text}</span><span>1</span></span></span>"
+    )
 
 
 def _asset(name):
@@ -120,7 +157,7 @@ def script_json(data):
 def summary(results):
     """The summary table: headers, which columns are text, rows of [text, value to sort by]."""
     headers = ["data set", "category", "architecture", "setup", "seeds", "image AUROC",
-               "pixel AUROC", "AUPRO", "paper AUROC", "difference", "paper AUPRO", "difference",
+               "pixel AUROC", "AUPRO", "paper AUROC (difference)", "paper AUPRO (difference)",
                "parameters", "training", "test", "peak memory"]  # fmt: skip
     rows = []
     places = {name: k for k, name in enumerate(setups_of(results))}
@@ -135,22 +172,30 @@ def summary(results):
         }
         row += [[value_cell(number), number.value] for number in numbers.values()]
         for metric in ("image_auroc", "pixel_aupro"):
-            number = numbers[metric]
-            row.append(["-" if number.paper is None else f"{number.paper:.1f}", number.paper])
-            gap = number.difference
-            row.append(["-" if gap is None else f"{gap:+.1f}".replace("-", MINUS), gap])
+            paper_value, gap = numbers[metric].paper, numbers[metric].difference
+            text = "-" if paper_value is None else f"{paper_value:.1f}"
+            text += "" if gap is None else f" ({gap:+.1f})".replace("-", MINUS)
+            row.append([text, gap])
         n_parameters = group[0]["n_parameters"]
         row.append([f"{n_parameters / 1e6:.1f} M", n_parameters])
         for key in ("seconds_train", "seconds_test"):
             values = [r[key] for r in timed(group)]
-            seconds = sum(values) / len(values) if values else None
-            row.append(["-" if seconds is None else f"{seconds:.1f} s", seconds])
+            row.append([_seconds(values), mean(values) if values else None])
         peak = largest_peak(group)
         rows.append([*row, [bytes_text(peak), peak]])
-    if all(row[8][1] is None and row[10][1] is None for row in rows):  # nothing of the paper's
-        headers = headers[:8] + headers[12:]
-        rows = [row[:8] + row[12:] for row in rows]
+    if all(row[8][0] == row[9][0] == "-" for row in rows):  # nothing of the paper's
+        headers = headers[:8] + headers[10:]
+        rows = [row[:8] + row[10:] for row in rows]
     return {"headers": headers, "text": [1, 1, 1, 1] + [0] * (len(headers) - 4), "rows": rows}
+
+
+def _seconds(values):
+    """Mean and spread of seconds as text: one decimal below 100, none above."""
+    if not values:
+        return "-"
+    middle, std = mean_std(values)
+    digits = 1 if middle < 100 else 0
+    return f"{middle:,.{digits}f}" + ("" if std is None else f" ± {std:,.{digits}f}") + " s"
 
 
 def gallery(collection, charts):
@@ -191,9 +236,14 @@ def severity(labels, cells):
     """
     worst = np.full(len(labels), -np.inf)
     for analysis in (a for setups in cells.values() for a in setups.values()):
-        margin = (analysis.scores - analysis.threshold) / (np.ptp(analysis.scores) or 1.0)
-        worst = np.maximum(worst, np.where(labels > 0, -margin, margin))
+        worst = np.maximum(worst, _wrong(labels, analysis))
     return worst
+
+
+def _wrong(labels, analysis):
+    """How wrong each image's score is in one cell, see `severity`."""
+    margin = (analysis.scores - analysis.threshold) / (np.ptp(analysis.scores) or 1.0)
+    return np.where(labels > 0, -margin, margin)
 
 
 def _picture_bytes(images, cells):
@@ -210,29 +260,31 @@ def _fill(one, images, cells, kept):
             "name": images.names[k], "defect": images.defects[k], "label": int(images.labels[k]),
             "w": width, "h": height, "jpeg": _base64(images.jpegs[k]),
         }  # fmt: skip
-        if images.masks[k].any():
-            entry["mh"], entry["mw"] = images.masks[k].shape
-            entry["outline"] = outline(images.masks[k])
+        entry["truth"] = _outline(images.masks[k])
         one["images"].append(entry)
     for arch, setups in cells.items():
         for setup, analysis in setups.items():
             maps = (encoders.encode_jpeg(analysis.maps[k], MAP_QUALITY) for k in kept)
+            said = verdicts(images, analysis)
             one["cells"][arch][setup] = {
                 "threshold": analysis.threshold,
-                "low": float(analysis.scores.min()),
-                "high": float(analysis.scores.max()),
                 "scores": analysis.scores[kept].tolist(),
+                "wrong": _wrong(images.labels, analysis)[kept].tolist(),
+                "verdicts": [said[k] for k in kept],
                 "maps": [_base64(data) for data in maps],
+                "marks": [_outline(analysis.masks[k]) for k in kept],
             }
 
 
-def outline(mask):
-    """The outlines of a mask's regions as the d of an SVG path, in pixels of the mask."""
+def _outline(mask):
+    """The outlines of a mask's regions: [height, width, d of an SVG path in pixels of the mask]."""
     polygons = (polygon for region in render.contours(mask) for polygon in region.outline)
-    return "".join(
-        "M" + "L".join(f"{col} {row}" for row, col in polygon.tolist()) + "Z"
-        for polygon in polygons
-    )
+    paths = []
+    for polygon in polygons:
+        row, col = polygon[0].tolist()
+        steps = np.diff(polygon, axis=0).tolist()  # along one axis each
+        paths.append(f"M{col} {row}" + "".join(f"v{r}" if r else f"h{c}" for r, c in steps) + "z")
+    return [*mask.shape, "".join(paths)]
 
 
 def _base64(data):
@@ -248,8 +300,9 @@ def table_html(table):
     head = cells(table.headers, '<th scope="col">', "</th>")
     body = "".join(f"<tr>{cells(row, '<td>', '</td>')}</tr>" for row in table.rows)
     notes = cells(table.notes, '<p class="note">', "</p>")
+    shown = " open" * table.name.startswith("detection")
     return (
-        f"<details><summary>{html.escape(table.title)}</summary>"
+        f"<details{shown}><summary>{html.escape(table.title)}</summary>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
         f"</div>{notes}</details>"
     )
@@ -276,17 +329,17 @@ def differing_options(results):
     for key in ("weights", *(o.name for o in OPTIONS), "metric_size", "pixel_edition", "torch"):
         values = sorted({str(r.get(key, "older")) for r in results})
         if len(values) > 1:
-            notes.append(f"The cells differ in {key}: {', '.join(values)}.")
+            notes.append(f"The results differ in {key.replace('_', ' ')}: {', '.join(values)}.")
     for (arch,), mine in grouped(results, "arch").items():
         kinds = {
             json.dumps([r.get("batch_size"), r.get("switches")], sort_keys=True) for r in mine
         }
         if len(kinds) > 1:
-            notes.append(f"The cells of {title_of(arch)} differ in batch size or switches.")
+            notes.append(f"The results of {title_of(arch)} differ in batch size or settings.")
     if any(r["weights"] != "imagenet" for r in results) and any(
         paper.categories(r["dataset"]) for r in results
     ):
-        notes.append("Cells with random weights are not compared with the paper.")
+        notes.append("Results of random weights are not compared with the paper.")
     for mode in sorted({r["thresholds"]["mode"] for r in results if "thresholds" in r}):
         notes.append(THRESHOLDS[mode])
     return notes

@@ -53,7 +53,8 @@ def picture_grid(collection, dataset, arch):
     title = f"Heat maps and masks: {title_of(arch)} on {title_of(dataset)}"
     number = NUMBERS.get((dataset, arch))
     stem = "pictures" if number is None else f"figure_{number}_pictures"
-    return [Figure(stem, title, encoders.encode_png(out), dataset, None, arch)]
+    drawing = encoders.encode_png(_beside_bar(out, HEADER))
+    return [Figure(stem, title, drawing, dataset, None, arch)]
 
 
 def _grid_row(images, n, analyses):
@@ -71,7 +72,8 @@ def _grid_row(images, n, analyses):
             panels += [np.full((*shape, 3), 235, np.uint8)] * 2
         else:
             values = resized_map(analysis.maps[n], shape)
-            panels += [heat_overlay(picture, values), _white(values >= 0.5)]
+            mask = resizing.resize_mask(analysis.masks[n], shape)
+            panels += [render.overlay(picture, values), _white(mask)]
     return panels
 
 
@@ -104,7 +106,7 @@ def zoom_grid(cells, images, dataset, category, arch):
             _write_text(out, head, top - HEADER + 5, side + n * (ZOOM_PANEL + GAP))
         _place(out, row, top, side)
     title = f"A small defect in detail: {title_of(arch)} on {category}"
-    drawing = encoders.encode_png(out)
+    drawing = encoders.encode_png(_beside_bar(out, 2 * HEADER + step))
     return [Figure("figure_04_zoom", title, drawing, dataset, category, arch)]
 
 
@@ -124,8 +126,11 @@ def _zoom_rows(cells, images, number, full):
     for _, analysis in cells:
         values = resized_map(analysis.maps[window.image], full)
         zoomed = _seen(analysis.zooms[number], window, analysis.map_size) / 255
-        rows.append([heat_overlay(picture, values), heat_overlay(close, zoomed),
-                     _white(values >= 0.5), _white(zoomed >= 0.5)])  # fmt: skip
+        mask = resizing.resize_mask(analysis.masks[window.image], full)
+        near = analysis.masks[window.image]
+        near = _seen(near[window.within(near.shape)], window, near.shape)
+        rows.append([render.overlay(picture, values), render.overlay(close, zoomed),
+                     _white(mask), _white(near & (zoomed >= 0.5))])  # fmt: skip
     for row in rows:
         row[0], row[2] = _framed(row[0], window), _framed(row[2], window)
     return rows
@@ -173,20 +178,20 @@ def _white(mask):
     return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, 2)
 
 
-def heat_overlay(picture, values):
-    """A heat map over an image, through which the image shows where the map is low.
-
-    Parameters: picture uint8 (h, w, 3); values float (h, w), 0 to 1, 0.5 the threshold.
-    Returns uint8 (h, w, 3): the colour of each value mixed in by twice the value, at most 0.88.
-    """
-    part = np.clip(2 * values, 0, 0.88)[..., None]
-    return np.rint((1 - part) * picture + part * render.colormap(values)).astype(np.uint8)
-
-
 def resized_map(values, shape):
     """A kept map uint8 (h, w) at another size, bilinear: float64 (H, W) from 0 to 1, where 128
     and more become more than 0.5."""
     return resizing.resize_image(np.asarray(values), shape) / 255
+
+
+def _beside_bar(grid, top):
+    """A grid with the colour bar of its heat maps to its right, from the row `top` on."""
+    bar = render.with_color_bar(np.full((PANEL, 0, 3), 255, np.uint8))
+    height = max(len(grid), top + len(bar))
+    out = np.full((height, grid.shape[1] + bar.shape[1], 3), 255, np.uint8)
+    out[: len(grid), : grid.shape[1]] = grid
+    out[top : top + len(bar), grid.shape[1] :] = bar
+    return out
 
 
 def _place(out, panels, top, left):

@@ -19,8 +19,7 @@ DATASETS = {"mvtec": "MVTec AD", "visa": "VisA", "synthetic": "the built-in data
 TITLES = ARCHS | DATASETS
 LONGEST = 120  # characters; with what stands around it a name fits into 255, its temporary one too
 LEFT_OUT = (
-    "Cells that read layers of the backbone which another cell computed are not timed here; "
-    "--share-features off measures each cell alone."
+    "Times are missing where a run reused layers of the backbone that another one had computed."
 )
 
 

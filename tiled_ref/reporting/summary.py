@@ -4,6 +4,7 @@ from ..support.progress import bytes_text
 from .paper import paper_result
 from .results import grouped, largest_peak, left_out, lost, timed
 
+ALONE = " --share-features off measures each cell alone."
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
 
 
@@ -26,7 +27,8 @@ def result_table(results):
     if not any(row[7] for row in rows):  # no cell of the paper among them
         for row in (headers, *rows):
             del row[7:9]
-    return "\n\n".join([text_table(headers, rows, left=4), *left_out(results), *lost(results)])
+    not_timed = [sentence + ALONE for sentence in left_out(results)]
+    return "\n\n".join([text_table(headers, rows, left=4), *not_timed, *lost(results)])
 
 
 def text_table(headers, rows, left=1):

@@ -1,5 +1,6 @@
 """The form of a table: Markdown cells for people, a record per number for programs."""
 
+import math
 from dataclasses import dataclass, field
 
 from ..support.tables import csv_text
@@ -8,6 +9,7 @@ COLUMNS = (
     "table", "dataset", "architecture", "category", "setup", "quantity", "unit", "value", "std",
     "seeds", "categories", "rank", "paper", "paper_std", "difference", "difference_in_paper_stds",
 )  # fmt: skip
+SPREAD_SEEDS = 3  # fewer have no spread
 
 
 @dataclass
@@ -99,6 +101,36 @@ def _gap(number):
     if number.paper_std:
         text += f" ({number.difference / number.paper_std:+.1f} σ)"
     return text
+
+
+def mean(numbers):
+    """The mean of floats."""
+    return math.fsum(numbers) / len(numbers)
+
+
+def mean_std(numbers):
+    """Mean and standard deviation (n - 1) of numbers, one per seed; None of none, and of fewer than
+    SPREAD_SEEDS.
+
+    >>> mean_std([1.0, 2.0, 3.0]), mean_std([1.0, 2.0]), mean_std([])
+    ((2.0, 1.0), (1.5, None), (None, None))
+    """
+    middle, std = mean(numbers) if numbers else None, None
+    if len(numbers) >= SPREAD_SEEDS:
+        std = math.sqrt(math.fsum((n - middle) ** 2 for n in numbers) / (len(numbers) - 1))
+    return middle, std
+
+
+def seeds_note(results):
+    """A sentence on the seeds of results, and on what stands behind ±."""
+    seeds = sorted({r["seed"] for r in results})
+    names = ", ".join(map(str, seeds))
+    if len(seeds) < SPREAD_SEEDS:
+        return f"{'One seed' if len(seeds) == 1 else 'Two seeds'}, {names}: no spread is given."
+    return (
+        f"Mean ± standard deviation (n - 1) over the seeds {names}; "
+        "a number of fewer than three seeds has no spread."
+    )
 
 
 def rank(numbers):

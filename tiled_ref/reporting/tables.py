@@ -10,8 +10,6 @@ without a number. Standard deviations are over seeds, with n - 1, as the paper's
 three runs.
 """
 
-import math
-
 from . import paper
 from .defect_sizes import defect_sizes
 from .paper import PAPER_METRICS
@@ -28,7 +26,7 @@ from .results import (
     timed,
     title_of,
 )  # fmt: skip
-from .table import Number, Table, escape, pair_cell, rank
+from .table import Number, Table, escape, mean, mean_std, pair_cell, rank, seeds_note
 
 MEANS = {"mvtec": 1, "visa": 2}  # data set -> number of its table of means
 
@@ -131,7 +129,7 @@ def cell_number(dataset, arch, category, setup, metric, results):
     """Number of one cell over its seeds, in percent."""
     cells = select(results, arch=arch, category=category, setup=setup)
     values = [100 * r[metric] for r in cells if r[metric] is not None]
-    number = Number(*_mean_std(values), seeds=len(values), categories=1 if values else 0)
+    number = Number(*mean_std(values), seeds=len(values), categories=1 if values else 0)
     if _comparable(results):
         _beside(number, paper.printed(dataset, arch, category, setup, metric))
     return number
@@ -153,9 +151,9 @@ def mean_number(dataset, arch, setup, metric, names, results):
     if not table:
         return Number(complete=False)
     shared = set.intersection(*(set(seeds) for seeds in table.values()))
-    by_seed = [_mean([seeds[seed] for seeds in table.values()]) for seed in sorted(shared)]
+    by_seed = [mean([seeds[seed] for seeds in table.values()]) for seed in sorted(shared)]
     number = Number(
-        _mean([_mean(seeds.values()) for seeds in table.values()]), _mean_std(by_seed)[1],
+        mean([mean(seeds.values()) for seeds in table.values()]), mean_std(by_seed)[1],
         seeds=len({s for seeds in table.values() for s in seeds}),
         categories=len(table), complete=len(table) == len(names),
     )  # fmt: skip
@@ -166,7 +164,7 @@ def mean_number(dataset, arch, setup, metric, names, results):
         return number
     cells = [paper.printed(dataset, arch, name, setup, metric) for name in table]
     if None not in cells:
-        number.paper = 100 * _mean([cell.value for cell in cells])
+        number.paper = 100 * mean([cell.value for cell in cells])
     return number
 
 
@@ -180,18 +178,6 @@ def _beside(number, cell):
         number.paper_std = None if cell.std is None else 100 * cell.std
 
 
-def _mean(values):
-    return math.fsum(values) / len(values)
-
-
-def _mean_std(values):
-    """(mean, standard deviation with n - 1), None where there are too few values."""
-    if len(values) < 2:
-        return (values[0] if values else None), None
-    mean = _mean(values)
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-
-
 def _records(table, dataset, arch, category, setup, numbers):
     return [
         number.record(table or "", dataset, arch, category, setup, PAPER_METRICS[metric], "%")
@@ -202,14 +188,9 @@ def _records(table, dataset, arch, category, setup, numbers):
 def _notes(dataset, results, groups, names, archs):
     """Footnotes of a table of AUROC / AUPRO; groups, dicts as _ranked returns them."""
     numbers = [n for group in groups for pair in group.values() for n in pair.values()]
-    seeds = sorted({r["seed"] for r in results})
     notes = [
         "In percent. **Best** and *second best* of a comparison, as printed with one decimal. "
-        + (
-            f"± is the standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}."
-            if len(seeds) > 1
-            else f"One seed, {seeds[0]}, so there is no spread over seeds."
-        )
+        + seeds_note(results)
     ]
     theirs = paper.categories(dataset)
     if any(number.paper is not None for number in numbers):
@@ -228,7 +209,7 @@ def _notes(dataset, results, groups, names, archs):
         )
     if any(not number.complete and number.value is not None for number in numbers):
         notes.append(
-            f"† over fewer than the {len(names)} categories, so it is not ranked: some cells "
+            f"† over fewer than the {len(names)} categories, so it is not ranked: some results "
             "are missing or have no such metric."
         )
     return notes + lost(results, escape) + _slip_notes(dataset, archs)
@@ -237,13 +218,13 @@ def _notes(dataset, results, groups, names, archs):
 def _slip_notes(dataset, archs):
     """Footnotes on the paper's own slips that concern a table."""
     notes = []
-    for (data, arch, category, setup, metric), mean in paper.arithmetic_slips().items():
+    for (data, arch, category, setup, metric), true_mean in paper.arithmetic_slips().items():
         if data == dataset and arch in archs:
             cell = paper.printed(data, arch, category, setup, metric)
             notes.append(
                 f"The paper prints an average {PAPER_METRICS[metric]} of {100 * cell.value:.1f} "
                 f"for {title_of(arch)} {setup} (Table {cell.table}); the mean of the categories "
-                f"that it prints is {mean:.1f}."
+                f"that it prints is {true_mean:.1f}."
             )
     for data, arch, category, setup, metric in paper.impossible_values():
         if data == dataset and arch in archs:
@@ -267,7 +248,7 @@ def parameters(results):
     return _setup_table(
         3, "Parameters in millions", results, results, lambda r: r["n_parameters"] / 1e6,
         paper.paper_parameters, "million",
-        ["Below each number: the paper's. Switches of an architecture change its parameters."],
+        ["Below each number: the paper's. Variants of an architecture have other parameters."],
     )  # fmt: skip
 
 
@@ -282,6 +263,7 @@ def training_time(results):
             f"Measured on: {', '.join(devices)}. Below each number: the paper's, over all "
             "categories of MVTec AD and VisA on its GPU. Machines and numbers of images differ, so "
             "compare the rows of a column with one another.",
+            seeds_note(alone or results),
             *left_out(results),
         ],
     )  # fmt: skip
@@ -295,12 +277,15 @@ def _setup_table(number, title, results, measured, value, theirs, unit, notes):
         row = [setup]
         for arch in archs:
             chosen = select(measured, arch=arch, setup=setup)
+            runs = [[value(r) for r in rs] for rs in grouped(chosen, "seed").values()]
+            whole = [mean(run) for run in runs if len(run) == max(map(len, runs))]
             cell = Number(
-                _mean([value(r) for r in chosen]) if chosen else None,
-                seeds=len(grouped(chosen, "seed")), paper=theirs(arch, setup),
+                mean([value(r) for r in chosen]) if chosen else None, mean_std(whole)[1],
+                seeds=len(runs), paper=theirs(arch, setup),
                 categories=len(grouped(chosen, "dataset", "category")),
             )  # fmt: skip
             text = "-" if cell.value is None else f"{cell.value:,.1f}"
+            text += f" ± {cell.std:,.1f}" if cell.std else ""
             row.append(text + (f"<br><sub>paper {cell.paper:,.1f}</sub>" if cell.paper else ""))
             quantity = title.split(" in ")[0].lower()
             records.append(cell.record(number, "", arch, "", setup, quantity, unit))

@@ -173,7 +173,9 @@ def _feature_stages(layers, grid):
             "models.backbone.ResNet18Features", "He et al., CVPR 2016",
             f"{features.shape[2]} channels for every {stride} x {stride} px of each tile; the "
             "picture shows the root of their mean square.",
-            apart(colours.reshape(grid.rows, grid.cols, *colours.shape[1:])),
+            render.with_color_bar(
+                apart(colours.reshape(grid.rows, grid.cols, *colours.shape[1:])), *limits, (), ""
+            ),
         ))  # fmt: skip
     return stages
 
@@ -191,13 +193,16 @@ def _map_stages(photo, tile_maps, tile_scores, merged, smooth, recipe):
             "ensemble.each_location", "Rolih et al. Eq. 4",
             f"Predicted by {models}; image score {score:.4g}, the {recipe.score} of "
             f"{', '.join(f'{s:.4g}' for s in scores.flat)} (Eq. 5).",
-            apart(np.stack([[_heat(tile[0], low, high) for tile in row] for row in tile_maps])),
+            render.with_color_bar(
+                apart(np.stack([[_heat(tile[0], low, high) for tile in row] for row in tile_maps])),
+                low, high, (),
+            ),
         ),
         Stage(
             "merged-map", "The merged map", merged,
             "merging.untile_average", "Rolih et al. Sec. 3.3",
             f"Averaged where tiles overlap; colours from {low:.4g} to {high:.4g} in all maps.",
-            render.with_color_bar(_heat(merged, low, high), low, high),
+            render.with_color_bar(_heat(merged, low, high), low, high, ()),
         ),
         Stage(
             "seam-band", "The seam band", band,
@@ -211,7 +216,7 @@ def _map_stages(photo, tile_maps, tile_scores, merged, smooth, recipe):
             "smoothing.smooth_seams", "Rolih et al. Sec. 3.3",
             f"A Gaussian of {recipe.seam_sigma:g} px inside the band; the largest change is "
             f"{np.abs(smooth - merged).max():.3g}.",
-            render.with_color_bar(_heat(smooth, low, high), low, high),
+            render.with_color_bar(_heat(smooth, low, high), low, high, ()),
         ),
     ]  # fmt: skip
 

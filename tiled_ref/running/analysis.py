@@ -25,7 +25,7 @@ ARRAYS = {  # of analysis.npz, see CellAnalysis
     "recall": ("float32", "R", len(FPRS)), "fpr_thresholds": ("float64", len(FPRS)),
     "zooms": ("uint8", "pixels"), "zooms_shapes": ("int64", "Z", 2), "map_size": ("int64", 2),
     "digest": ("uint8", "text"), "identity?": ("uint8", "hex"),
-    "mark_pixels?": ("int64", "N"), "marked?": ("float32", "R"),
+    "mark_pixels?": ("int64", "N"), "marked?": ("float32", "R"), "masks?": ("bool", "N", "h", "w"),
     **{f"{name}?": ("float64", 2, name) for name in CURVES},
 }  # fmt: skip
 
@@ -40,6 +40,7 @@ class CellAnalysis:
     low: float  # least value of the raw maps
     high: float  # largest value of the raw maps
     maps: np.ndarray  # uint8 (N, h, w), block means as shades (`shade`)
+    masks: np.ndarray  # bool (N, h, w), blocks with a mark; in older files those at the threshold
     image_roc: metrics.Curve  # None where undefined, as the next two
     pixel_roc: metrics.Curve  # at most CURVE_POINTS points
     pro: metrics.Curve  # at most CURVE_POINTS points
@@ -64,6 +65,7 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds, iden
             analysis.threshold, analysis.pixel_threshold, analysis.low, analysis.high
         ]),
         "maps": analysis.maps,
+        "masks": analysis.masks,
         "recall": analysis.recall,
         "fpr_thresholds": analysis.fpr_thresholds,
         **stored_images.packed("zooms", analysis.zooms, np.uint8),
@@ -96,6 +98,7 @@ def load_analysis(folder):
     with stored_images.reading(folder / ANALYSIS, ARRAYS) as data:
         return CellAnalysis(
             data["scores"], *map(float, data["thresholds"]), data["maps"],
+            masks=data["masks"] if "masks" in data else data["maps"] >= 128,
             **{name: metrics.Curve(*data[name]) if name in data else None for name in CURVES},
             recall=data["recall"], fpr_thresholds=data["fpr_thresholds"],
             zooms=stored_images.unpacked("zooms", data), map_size=tuple(map(int, data["map_size"])),
@@ -113,10 +116,10 @@ def analyse(maps, scores, images, setup, options, thresholds):
     labels = np.array([sample.label for sample in category.test], np.uint8)
     low, high = value_range(maps)
 
-    def masks():
+    def truths():
         return images.masks(setup.image_size) if category.has_masks else [None] * len(labels)
 
-    normal, anomalous = histograms(zip(maps, masks(), labels), low, high)
+    normal, anomalous = histograms(zip(maps, truths(), labels), low, high)
     edges = low + (high - low) * (np.arange(BINS) / BINS)  # the lower ends of the bins
     pixel = thresholds["pixel"]
     pixel_threshold = high if pixel is None else pixel["threshold"]
@@ -126,18 +129,19 @@ def analyse(maps, scores, images, setup, options, thresholds):
     recall, zooms = np.zeros((0, len(FPRS)), np.float32), []
     if normal.any() and anomalous.any():
         pro, pixel_roc = metrics.pixel_curves(
-            lambda: zip(maps, masks()), CURVE_POINTS, impl=options.impl, threads=options.threads
+            lambda: zip(maps, truths()), CURVE_POINTS, impl=options.impl, threads=options.threads
         )
     if category.has_masks and labels.any():
         recall = region_recall(maps, images, fpr_thresholds, options)
         for window in stored_images.zoom_windows(images, options):
             detail = maps[window.image][window.within(setup.image_size)]
             zooms.append(shade(detail.astype(np.float64), dark, pixel_threshold, high))
-    mark_pixels, marked = marked_pixels(maps, images, thresholds, options)
+    mark_pixels, marked, masks = marked_pixels(maps, images, thresholds, options)
     small = (stored_images.reduce_mean(image_map) for image_map in maps)
     return CellAnalysis(
         scores, thresholds["image"]["threshold"], pixel_threshold, low, high,
         maps=np.stack([shade(values, dark, pixel_threshold, high) for values in small]),
+        masks=masks,
         image_roc=image_roc(scores, labels), pixel_roc=pixel_roc, pro=pro,
         recall=recall, fpr_thresholds=fpr_thresholds,
         zooms=zooms, map_size=tuple(setup.image_size), digest=images.digest,
@@ -238,11 +242,14 @@ def marked_pixels(maps, images, thresholds, options):
 
     Parameters: maps float32 (N, H, W); images, a CategoryImages; thresholds, see
     thresholds.find_thresholds; options, whose rules hold the region of interest.
-    Returns int64 (N,), pixels of each image in marks, and float32 (R,), the part of each defect's
-    pixels in marks, above 0 where the defect is localised; None twice without a pixel threshold.
+    Returns int64 (N,), pixels of each image in marks; float32 (R,), the part of each defect's
+    pixels in marks, above 0 where the defect is localised; None twice without a pixel threshold;
+    and bool (N, h, w), the marks at the size of kept maps.
     """
+    size = stored_images.reduced_size(maps[0].shape, stored_images.MAP_SIDE)
+    masks = np.zeros((len(maps), *size), bool)
     if thresholds["pixel"] is None:
-        return None, None
+        return None, None, masks
     pixels, parts = [], [np.zeros(0, np.float32)]
     for k, (image_map, sample) in enumerate(zip(maps, images.category.test)):
         large = enlarge(image_map, sample.read_size())
@@ -251,11 +258,12 @@ def marked_pixels(maps, images, thresholds, options):
             options.impl,
         ) > 0  # fmt: skip
         pixels.append(int(covered.sum()))
+        masks[k] = stored_images.reduce_any(covered, size)
         if sample.label and images.category.has_masks:
             regions = stored_images.regions_of(images.original_mask(k), options).ravel()
             hits, areas = np.bincount(regions, covered.ravel())[1:], np.bincount(regions)[1:]
             parts.append((hits / areas).astype(np.float32))
-    return np.array(pixels, np.int64), np.concatenate(parts)
+    return np.array(pixels, np.int64), np.concatenate(parts), masks
 
 
 def image_roc(scores, labels):

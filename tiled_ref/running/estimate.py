@@ -5,6 +5,7 @@ a cell times the numbers below, which a run corrects by what it measures (suppor
 `measured` by one tile location of each kind. README.md of this folder says how near they come.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -101,12 +102,12 @@ def _location_seconds(recipe, n_train, n_test, fresh):
     if arch == "padim":
         square = area / 16 * recipe.switches.get("n_channels", D) ** 2
         fit = {None: n_train * (look + 6e-10 * square) + 8e-9 * square}
-        fit["inverses"] = 3.7e-8 * square
+        fit["factors"] = 3.7e-8 * square
         head = 6e-8 * area + 2e-10 * square
     elif arch == "patchcore":
         patches = n_train * area / 64
         fit = {None: n_train * look + 1.8e-5 * patches}
-        fit["coreset"] = 1e-5 * patches + 1.5e-10 * patches**2
+        fit["coreset"] = 2e-5 * patches + 1e-10 * patches**2
         head = area / 64 * (2e-5 + 3.8e-10 * patches)
     elif arch in STEP:
         seen = recipe.switches.get("steps", 200) * min(recipe.batch_size, n_train)  # images
@@ -278,8 +279,10 @@ def disk_needs(estimates, options):
         temporary = max(
             temporary, part.temporary + max((cell.temporary for cell in part.cells), default=0)
         )
-    disks = {}
-    for folder, n_bytes in ((options.out, need), (tempfile.gettempdir(), temporary)):
+    disks, places = {}, [(options.out, need)]
+    with contextlib.suppress(FileNotFoundError):  # none can be written to; who needs one says so
+        places.append((tempfile.gettempdir(), temporary))
+    for folder, n_bytes in places:
         disks.setdefault(os.stat(folder).st_dev, [folder, 0])[1] += n_bytes
     return [(folder, n, shutil.disk_usage(folder).free) for folder, n in disks.values()]
 

@@ -1,1 +1,5 @@
 """A trained ensemble on new images."""
+
+from .predict import Predictor
+
+__all__ = ["Predictor"]

@@ -56,7 +56,7 @@ def run_calibrate(ensemble, saved, source, out, rules, options, progress=None):
 
     def predicted(samples):
         """(sample, score, map at the image's size) of each sample."""
-        for sample, image_map, score, error in rows_of(predictor, samples):
+        for sample, image_map, score, error in rows_of(predictor, [samples]):
             if error is not None:
                 raise error
             if not np.isfinite(image_map).all() or not np.isfinite(score):

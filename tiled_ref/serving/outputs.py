@@ -50,6 +50,14 @@ class PredictOptions:
     threads: int = None
     memory: str = None  # see `running.engine`; None keeps all models if they fit a budget
 
+    def check(self, thresholds):
+        """Raise InputError where pictures of all images are asked for, and no pixel threshold."""
+        if self.pictures == "all" and (thresholds is None or thresholds["pixel"] is None):
+            raise InputError(
+                "the ensemble has no threshold for pixels, so no masks can be drawn; train it with "
+                "--validation none, or use --pictures none"
+            )
+
 
 def output_name(index, path):
     """A name for the files of an image: unique by its number index, safe on any system; of a long
@@ -147,10 +155,9 @@ class ImageWriter:
         limits, mask = self.thresholds["pixel"], self.labels > 0
         values = normalize(self.large, limits["threshold"], limits["minimum"], limits["maximum"])
         self.large = self.labels = None
-        regions, caption = render.contours(mask, impl=self.options.impl), self._caption()
+        regions, caption = render.contours(mask, impl=self.options.impl), self.caption()
         heat = render.draw_contours(render.overlay(image, values), mask)
-        heat = render.with_color_bar(heat, 0, 1, [(0.5, "0.5 threshold")], "anomaly")
-        heat = render.with_caption(heat, caption)
+        heat = render.with_caption(render.with_color_bar(heat), caption)
         marked = render.draw_contours(image, mask)
         marked = render.label_regions(marked, regions, mask, LABELLED_REGIONS)
         marked = render.with_caption(marked, caption)
@@ -174,15 +181,17 @@ class ImageWriter:
                 file.write(data)
         return [self._region(k, region, values) for k, region in enumerate(regions, start=1)]
 
-    def _caption(self):
-        """What the picture says, as lines of text: the verdict, the marks, and their difference."""
-        verdict, n = self.found["verdict"], self.found["regions"]
-        marked = f"{n} mark{'s' * (n != 1)}, {self.found['anomalous_px']:,} px" if n else "no mark"
-        if (verdict == "anomalous") != (n > 0):
-            marked = f"but {marked}"
-        limit = self.thresholds["image"]["threshold"]
-        score = f"score {float(self.found['score']):.5g}, threshold {limit:.5g}"
-        return [f"{verdict}, {marked}", score, Path(self.sample.name).name]
+    def caption(self):
+        """Lines of text, once decided: verdict, marks and their difference; score; file name."""
+        verdict, n = self.found["verdict"] or "no verdict", self.found["regions"]
+        if n != "":
+            marked = f"{n} mark{'s' * (n != 1)}, {self.found['anomalous_px']:,} px"
+            differ = (verdict == "anomalous") != (n > 0)
+            verdict += f", {'but ' * differ}{marked if n else 'no mark'}"
+        score = f"score {float(self.found['score']):.5g}"
+        if self.thresholds:
+            score += f", threshold {self.thresholds['image']['threshold']:.5g}"
+        return [verdict, score, Path(self.sample.name).name]
 
     def _region(self, number, region, values):
         """A row of regions.csv."""
@@ -203,9 +212,15 @@ def with_given(thresholds, image=None, pixel=None, min_area=None):
 
     Parameters: thresholds, a dict or None; image and pixel, raw thresholds; min_area, pixels; None
     keeps what there is. Returns a new dict; None where no threshold is known.
+    Raises InputError for marks without an image threshold.
     """
     if thresholds is None:
         if image is None:
+            if pixel is not None:
+                raise InputError(
+                    "the ensemble has no thresholds, so --pixel-threshold needs --threshold; "
+                    "give both, or decide them by --calibrate"
+                )
             return None
         thresholds = {"mode": "given", "n_normal": 0, "n_anomalous": 0, "pixel": None}
     found = dict(thresholds)

@@ -1,6 +1,6 @@
 """A saved ensemble on any number of new images: maps and scores, a batch in memory at a time.
 
-    find_paths      a file, a folder with all below it, or a list on standard input
+    sources         which images: of a file, a folder, a list on standard input, a watched folder
     read_images     decoded and resized, uint8 (B, 3, H, W)
     Predictor       raw maps float32 (B, H, W) and scores float32 (B,)
     ImageWriter     verdict, rows of the tables, map and pictures (outputs.py)
@@ -8,32 +8,39 @@
 An image that cannot be read is an error in its own row; the others are scored.
 """
 
-import codecs
+import itertools
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..archive.ensembles import RESIDENT_BUDGET
 from ..data import reading
-from ..data.disk import IMAGE_ENDINGS, FileSample, passed_over, printable
+from ..data.disk import FileSample, printable
 from ..data.samples import NORMAL
 from ..running.engine import Engine
 from ..support.errors import InputError, one_line
 from ..support.files import make_folder
 from ..support.progress import Progress
-from .outputs import COLUMNS, REGION_COLUMNS, ImageWriter, clear, csv_table, is_output, output_name
+from .outputs import COLUMNS, REGION_COLUMNS, ImageWriter, clear, csv_table, output_name
+from .sources import Watch, arriving
 
 BATCH_BUDGET = 512 << 20  # bytes of decoded images, tile maps and merged maps of a batch
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # or UTF-32
 LARGEST_BATCH = 64  # images; more where the models are read again for every batch
 
 
 class Predictor(Engine):
-    """An Engine that chooses its memory mode and the number of images in a batch.
+    """What a camera or a service asks for every frame: an Engine that chooses its memory mode.
 
+        maps, scores = predictor.predict([frame])     frame uint8 (h, w, 3), RGB, of any size
+        (anomalous,) = ensemble.verdicts(scores)
+
+    `predict` resizes as in training. maps float32 (1, H, W) and scores float32 (1,) are raw;
+    several frames are a batch. README.md has the whole loop.
     Parameters: ensemble, a fitted or loaded TiledEnsemble; impl and threads, see
     `merging.untile_average`; memory, see `running.engine`: None keeps all models in memory where
-    they fit RESIDENT_BUDGET on a CPU, else one.
+    they fit RESIDENT_BUDGET on a CPU, else one; on a GPU choose "resident" where they fit.
+    Raises InputError where nothing was fitted; `predict`, for frames that `data.inputs` refuses.
     """
 
     def __init__(self, ensemble, impl="cython", threads=None, memory=None):
@@ -65,7 +72,7 @@ def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
     Yields (sample, map, score): map float32 (H, W) raw, score float, in the order of samples.
     Raises InputError where nothing was fitted or an image cannot be read.
     """
-    for sample, image_map, score, error in rows_of(Predictor(ensemble, impl, threads), samples):
+    for sample, image_map, score, error in rows_of(Predictor(ensemble, impl, threads), [samples]):
         if error is None:
             yield sample, image_map, score
         elif failed is None:
@@ -74,15 +81,17 @@ def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
             failed(sample, error)
 
 
-def rows_of(predictor, samples):
+def rows_of(predictor, groups):
     """Yield (sample, map, score, None), or (sample, None, None, error), of all samples in order.
 
-    Parameters: predictor, a Predictor; samples, a list of data.Sample. map float32 (H, W) and
-    score, a float, are raw; error, an InputError, is of an image that cannot be read.
+    Parameters: predictor, a Predictor; groups, lists of data.Sample, none of which waits for the
+    next group. map float32 (H, W) and score, a float, are raw; error, an InputError, is of an image
+    that cannot be read.
     """
     recipe, step = predictor.ensemble.recipe, predictor.batch
-    for start in range(0, len(samples), step):
-        batch, errors = samples[start : start + step], {}
+    batches = (group[k : k + step] for group in groups for k in range(0, len(group), step))
+    for batch in batches:
+        errors = {}
         images = reading.read_images(
             batch, recipe.setup.image_size, antialias=recipe.antialias, failed=errors.__setitem__
         )
@@ -97,105 +106,84 @@ def rows_of(predictor, samples):
                 yield sample, image_map, float(score), None
 
 
-def find_paths(source, progress=None, out=None):
-    """The image files that --predict names.
-
-    Parameters: source, str or path: a file; a folder, for its image files and those of all
-    folders below it, by name (links to folders are not followed); or "-", for the paths on
-    standard input (UTF-8, with or without a byte order mark), separated by NUL if there is one,
-    else by the ends of lines; progress, a Progress, notes how many files and folders of a folder
-    are passed over; out, a folder that is left out.
-    Returns a list of Path, at least one; whether they are images is found when they are read.
-    Raises InputError for a file or folder that is not there, and where there is no path.
-    """
-    if os.fspath(source) == "-":
-        try:
-            data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8) if sys.stdin else b""
-        except OSError as error:
-            raise InputError(f"--predict -: standard input cannot be read: {error}") from error
-        if data.startswith(UTF_16) and b"\0" in data:
-            raise InputError("--predict -: the list is not UTF-8 but UTF-16 or UTF-32; convert it")
-        names = data.split(b"\0") if b"\0" in data else data.splitlines()
-        paths = [Path(os.fsdecode(name)) for name in names if name.strip()]
-        if not paths:
-            raise InputError("--predict -: there are no paths on standard input")
-        return paths
-    source = Path(source)
-    if not source.is_dir():
-        if not os.path.lexists(source):
-            raise InputError(f"--predict {printable(source)}: there is no such file or folder")
-        return [source]
-    paths, passed = [], []
-    for folder, folders, names in os.walk(source, onerror=_unreadable):
-        below = [Path(folder, name) for name in folders]
-        left = [p for p in below if p.name.startswith(".") or os.path.realpath(p) == out]
-        passed += [path for path in below if path in left or path.is_symlink()]
-        folders[:] = sorted(path.name for path in below if path not in left)
-        for name in sorted(names):
-            wanted = name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
-            (paths if wanted else passed).append(Path(folder, name))
-    if not paths:
-        raise InputError(
-            f"the folder {printable(source)} holds no images ({', '.join(IMAGE_ENDINGS)})"
-        )
-    for note in passed_over(passed, source) if progress else ():
-        progress.note(note)
-    return paths
-
-
-def _unreadable(error):
-    raise InputError(
-        f"the folder {printable(error.filename)} cannot be read: {error.strerror}"
-    ) from error
-
-
 def run_predict(ensemble, source, out, options, progress=None):
     """Score images and write the outputs that the options ask for.
 
-    Parameters: ensemble, a TiledEnsemble; source, see `find_paths`; out, a folder, where an
-    earlier prediction is replaced; options, PredictOptions; progress, a Progress.
+    Parameters: ensemble, a TiledEnsemble; source, see `sources.arriving`, or a Watch; out, a
+    folder, where an earlier prediction is replaced; options, PredictOptions; progress, a Progress.
     Returns a dict of numbers of images: normal, anomalous, unknown (without thresholds), errors.
-    Until the last image is done, the rows are in predictions.partial.csv.
+    Until the last image is done, the rows are in predictions.partial.csv. A KeyboardInterrupt waits
+    for the image that is being written; a Watch keeps it, for that is how it ends.
     Raises InputError where there is nothing to predict, pictures are asked for without
-    thresholds, or a folder cannot be written.
+    thresholds, a folder cannot be written, or a watched one has gone.
     """
     progress = progress or Progress(quiet=True)
-    out, thresholds = Path(out), ensemble.thresholds
-    if options.pictures == "all" and (thresholds is None or thresholds["pixel"] is None):
-        raise InputError(
-            "the ensemble has no threshold for pixels, so no masks can be drawn; train it with "
-            "--validation none, or use --pictures none"
-        )
-    found = find_paths(source, progress, os.path.realpath(out))
-    paths = [path for path in found if not is_output(path)]
-    if not paths:
-        raise InputError(
-            f"--predict {printable(source)} names pictures of an earlier prediction; name images"
-        )
-    samples = [FileSample(printable(path), NORMAL, "", path) for path in paths]
+    out, watch = Path(out), isinstance(source, Watch)
+    options.check(ensemble.thresholds)
+    groups, total = _samples(source, progress, os.path.realpath(out))
     make_folder(out)
     clear(out)
     count = {"normal": 0, "anomalous": 0, "unknown": 0, "errors": 0}
-    stage = progress.stage(f"predict with {ensemble.recipe.arch} {ensemble.setup.name}")
-    stage(0, len(samples))
-    predictor = Predictor(ensemble, options.impl, options.threads, memory=options.memory)
+    what = f"watch {printable(source.folder)}" if watch else "predict"
+    stage = progress.stage(f"{what} with {ensemble.recipe.arch} {ensemble.setup.name}")
+    stage(0, total)
+    predictor = Predictor(ensemble, options.impl, options.threads, options.memory)
     with (
         csv_table(out / "predictions", COLUMNS) as write_row,
         csv_table(out / "regions", REGION_COLUMNS) as write_region,
     ):
-        for index, (sample, *found, failure) in enumerate(rows_of(predictor, samples), start=1):
-            writer = ImageWriter(sample, output_name(index, sample.path), ensemble, out, options)
-            try:
-                if failure is not None:
-                    raise failure
-                image = writer.decide(*found)
-            except InputError as error:  # of this image alone; a full disk ends the run
+
+        def record(sample, *found):
+            n = sum(count.values()) + 1
+            writer = ImageWriter(sample, output_name(n, sample.path), ensemble, out, options)
+            image, error = _decided(writer, *found)
+            if watch and source.has_changed(sample.path):
+                progress.note(f"{sample.name} changed or vanished before it was scored")
+                return
+            if error is None:
+                row, regions = writer.write(image)
+            else:
                 row, regions = writer.row(verdict="error", error=one_line(error)), []
                 print(f"tiled-ref: error: {one_line(error)}", file=sys.stderr, flush=True)
-            else:
-                row, regions = writer.write(image)
-            count[{"error": "errors", "": "unknown"}.get(row["verdict"], row["verdict"])] += 1
+            verdict = row["verdict"] or "unknown"
+            count["errors" if error else verdict] += 1
             write_row(row)
             write_region(*regions)
-            stage(index, len(samples))
+            stage(n, total)
+            if watch and error is None:
+                progress.note(f"{sample.name}: {', '.join(writer.caption()[:2])}")
+
+        try:
+            with ThreadPoolExecutor(1) as pool:  # an interrupt is raised in this thread alone
+                pool.submit(int).result()  # one that comes while a thread starts leaves it alone
+                for found in rows_of(predictor, groups):
+                    pool.submit(record, *found).result()
+        except KeyboardInterrupt as error:
+            if not watch:
+                raise
+            source.interrupt = error
+    if total is None:
+        stage(sum(count.values()), sum(count.values()))
     return count
+
+
+def _decided(writer, image_map, score, error):
+    """(image to draw, None), or (None, error) of this image alone: a full disk ends the run."""
+    try:
+        return (writer.decide(image_map, score), None) if error is None else (None, error)
+    except InputError as failure:
+        return None, failure
+
+
+def _samples(source, progress, out):
+    """The samples of a source in groups, and their number, None where it is not known before."""
+    if isinstance(source, Watch):
+        groups, total = source.arriving(out), None
+        progress.note(f"watch {printable(source.folder)} until an interrupt, such as Ctrl-C")
+    else:
+        groups = arriving(source, progress, out)
+        first = next(groups)  # without any, an earlier prediction stays
+        groups = itertools.chain([first], groups)
+        total = None if os.fspath(source) == "-" else len(first)
+    named = ([FileSample(printable(path), NORMAL, "", path) for path in paths] for paths in groups)
+    return named, total

@@ -100,7 +100,8 @@ class Progress:
 class Stage:
     """A part of a run. Parameters: progress and name as of Progress.stage; costs, {part: (kind of
     work, reference seconds)}. It is called as stage(done, total), by a part that counts something
-    else as stage(done, total, part). The line of its end is printed when all parts are done."""
+    else as stage(done, total, part); total is None while it is not known. The line of its end is
+    printed when all parts are done."""
 
     def __init__(self, progress, name, costs):
         self.progress, self.name, self.costs = progress, name, costs
@@ -110,7 +111,8 @@ class Stage:
 
     def __call__(self, done, total, part=None):
         progress, now = self.progress, time.monotonic()
-        share = done / total if total else 1.0
+        ended = total is not None and done >= total
+        share = done / total if total else float(ended)
         key, work = self.costs.get(part, (None, 0.0))
         self.key = key if done else self.key  # what precedes a part belongs to the one before
         if self.key is not None:
@@ -120,16 +122,16 @@ class Stage:
             return
         self.total = total if part is None or self.total is None else self.total
         name, left = f"{self.name}, {part}" if part else self.name, progress.left()
-        if left is None and 0 < done < total:
+        if left is None and 0 < share < 1:
             left = (now - self.started) / done * (total - done)
         eta = f", {duration(left)} left" if left and left >= 0.05 else ""
-        if done >= total and all(self.done.get(other, 0.0) >= 1 for other in self.costs):
+        if ended and all(self.done.get(other, 0.0) >= 1 for other in self.costs):
             if self.costs:
                 name, total = self.name, self.total
             progress.note(f"{name}: {total}/{total} in {duration(now - self.started)}{eta}")
         elif progress.live and now - self.redrawn >= progress.REDRAW_SECONDS:
             self.redrawn = now
-            progress.draw(f"{name}: {done}/{total}{eta}")
+            progress.draw(f"{name}: {done}{'' if total is None else f'/{total}'}{eta}")
 
 
 def bytes_text(count):

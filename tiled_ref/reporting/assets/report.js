@@ -2,7 +2,7 @@
 (() => {
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const state = {category: 0, arch: null, setup: null, verdict: "all", defect: "", fade: 25, truth: true,
+const state = {category: 0, arch: null, setup: null, verdict: "all", defect: "", fade: 50, lines: true,
   order: [], card: null, at: 0};
 const make = (tag, name, text) => {
   const node = document.createElement(tag);
@@ -62,108 +62,53 @@ const drawRows = () => {
 }
 
 // ------------------------------------------------------------------------------- pictures
-// A heat map is a grey JPEG, 128 the threshold, coloured here. Normal regions are transparent, so
-// that the image stays visible under the heat map.
-const colors = data.colors;  // 256 x [r, g, b]
-const greys = new Map();     // recently decoded heat maps, so that stepping back costs nothing
-const GREYS = 400;
-const decode = (source) => {
-  if (greys.has(source)) return greys.get(source);
-  const promise = new Promise((done, fail) => {
-    const image = new Image();
-    image.onload = () => {
-      const canvas = make("canvas");
-      canvas.width = image.naturalWidth;
-      canvas.height = image.naturalHeight;
-      const context = canvas.getContext("2d", {willReadFrequently: true});
-      context.drawImage(image, 0, 0);
-      done(context.getImageData(0, 0, canvas.width, canvas.height));
-    };
-    image.onerror = () => fail(new Error("a heat map cannot be decoded"));
-    image.src = "data:image/jpeg;base64," + source;
-  });
-  greys.set(source, promise);
-  if (greys.size > GREYS) greys.delete(greys.keys().next().value);
-  return promise;
-};
-const paint = (canvas, grey, color, alpha) => {
-  canvas.width = grey.width;
-  canvas.height = grey.height;
-  const context = canvas.getContext("2d");
-  const out = context.createImageData(grey.width, grey.height);
-  for (let k = 0; k < out.data.length; k += 4) {
-    const [r, g, b] = color(grey.data[k]);
-    out.data[k] = r; out.data[k + 1] = g; out.data[k + 2] = b;
-    out.data[k + 3] = alpha(grey.data[k]);
-  }
-  context.putImageData(out, 0, 0);
-};
-const WHITE = [255, 255, 255], BLACK = [0, 0, 0];
+// A heat map is a grey JPEG, 128 the threshold, coloured by the filter of that name.
 const category = () => data.categories[state.category];
 const cells = () => category() ? category().cells[state.arch] || {} : {};
 const cell = () => cells()[state.setup];
 
+const picture = (name) => {
+  const node = make("img", name);
+  node.alt = "";
+  return node;
+};
+const shape = (name, attributes) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const key in attributes) node.setAttribute(key, attributes[key]);
+  return node;
+};
+// One image; above it grey, which takes its colours, the heat map, the mask and the outlines.
 const stage = (image) => {
   const box = make("span", "stage");
   box.style.aspectRatio = image.w + " / " + image.h;
   box.style.setProperty("--ratio", String(image.w / image.h));
-  box.append(make("img"), make("canvas", "heat"), make("canvas", "mask"));
-  box.firstChild.alt = "";
-  if (image.outline) {
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("viewBox", "0 0 " + image.mw + " " + image.mh);
-    svg.setAttribute("preserveAspectRatio", "none");
-    for (let k = 0; k < 2; k++) {
-      const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-      path.setAttribute("d", image.outline);
-      svg.append(path);
-    }
-    box.append(svg);
-  }
+  box.lines = shape("svg", {viewBox: "0 0 1 1", preserveAspectRatio: "none"});
+  box.append(picture("photo"), box.lines);
+  box.firstChild.src = "data:image/jpeg;base64," + image.jpeg;
   return box;
 };
-const fill = async (box, image, map) => {
-  const [picture, heat, mask] = box.children;
-  if (!picture.src) picture.src = "data:image/jpeg;base64," + image.jpeg;
-  if (!map || box.map === map) return;
-  box.map = map;
-  const grey = await decode(map);
-  if (box.map !== map) return;  // another setup was chosen meanwhile
-  paint(heat, grey, (v) => colors[v], (v) => Math.min(225, 2 * v));
-  paint(mask, grey, (v) => (v >= 128 ? WHITE : BLACK), () => 255);
-};
-const empty = (box) => {
-  box.map = null;
-  box.firstChild.removeAttribute("src");
-  box.children[1].width = box.children[2].width = 0;
-};
-const verdictOf = (label, score, one) => {
-  const called = score >= one.threshold;
-  if (label) return called ? ["ok", "found"] : ["fn", "false negative"];
-  return called ? ["fp", "false positive"] : ["ok", "passed"];
-};
-// How wrong: above 0 an error, the distance from the threshold in units of the scores' range.
-const wrongness = (image, k, one) => {
-  const range = (one.high - one.low) || 1;
-  const margin = (one.scores[k] - one.threshold) / range;
-  return image.label ? -margin : margin;
-};
-
-const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    const card = entry.target;
-    card.seen = entry.isIntersecting;
-    if (card.seen) show(card); else empty(card.box);
+const fill = (box, image, one, k) => {
+  const path = (name, [height, width, d]) =>
+    shape("path", {class: name, d, transform: `scale(${1 / width} ${1 / height})`});
+  const truth = [path("line rim truth", image.truth), path("line truth", image.truth)];
+  if (!one) {  // the image alone
+    box.lines.replaceChildren(...truth);
+    return;
   }
-}, {rootMargin: "300px"});
-const show = (card) => {
-  const one = cell();
-  fill(card.box, card.image, one && one.maps[card.k]);
+  if (!box.heat) {
+    box.heat = picture("heat");
+    box.lines.before(make("span", "grey"), box.heat);
+  }
+  box.heat.src = "data:image/jpeg;base64," + one.maps[k];
+  const mask = shape("g", {class: "mask"});
+  mask.append(shape("rect", {width: 1, height: 1}), path("", one.marks[k]));
+  box.lines.replaceChildren(mask, path("line rim", one.marks[k]), path("line", one.marks[k]), ...truth);
 };
+const scoreOf = (one, k) => "score " + one.scores[k].toPrecision(4) + ", threshold " +
+  one.threshold.toPrecision(4);
 
 let cards = [];
 const buildCards = () => {
-  cards.forEach((card) => watcher.unobserve(card));
   const one = category();
   cards = one ? one.images.map((image, k) => {
     const card = make("button", "card");
@@ -178,7 +123,6 @@ const buildCards = () => {
       make("span", "soft", image.name));
     card.append(card.box, caption);
     card.onclick = () => openDetail(state.order.indexOf(card));
-    watcher.observe(card);
     return card;
   }) : [];
   const kinds = one ? [...new Set(one.images.map((image) => image.defect))].sort() : [];
@@ -196,35 +140,35 @@ const keep = {
   errors: (kind) => kind !== "ok",
   fn: (kind) => kind === "fn",
   fp: (kind) => kind === "fp",
+  nl: (kind) => kind === "nl",
   bad: (kind, image) => image.label === 1,
   good: (kind, image) => image.label === 0,
 };
 const drawGallery = () => {
   const one = cell();
   const found = [];
-  const counts = {ok: 0, fn: 0, fp: 0};
+  const counts = {ok: 0, fn: 0, fp: 0, nl: 0};
   for (const card of cards) {
     if (!one) continue;
-    const [kind, text] = verdictOf(card.image.label, one.scores[card.k], one);
+    const [kind, text] = one.verdicts[card.k];
     counts[kind]++;
     card.className = "card " + kind;
     card.verdict.className = "verdict " + kind;
     card.verdict.textContent = text;
-    card.score.textContent = "score " + one.scores[card.k].toPrecision(4) + ", threshold " +
-      one.threshold.toPrecision(4);
-    card.wrong = wrongness(card.image, card.k, one);
+    card.score.textContent = scoreOf(one, card.k);
+    card.wrong = one.wrong[card.k];
+    fill(card.box, card.image, one, card.k);
     if (keep[state.verdict](kind, card.image) &&
         (state.defect === "" || card.image.defect === state.defect)) found.push(card);
   }
   found.sort((a, b) => b.wrong - a.wrong || a.k - b.k);
   state.order = found;
   $("gallery").replaceChildren(...found);
-  found.filter((card) => card.seen).forEach(show);
   const left = category() && category().omitted;
-  $("count").textContent = !category() ? "No cell has pictures: run with --report." :
+  $("count").textContent = !category() ? "There are no pictures." :
     !one ? "This setup was not run here." :
-    "Images shown: " + found.length + " of " + cards.length + ". False negatives: " + counts.fn +
-    ", false positives: " + counts.fp + (left ? "; " + left + " further images, with smaller errors, " +
+    "Images shown: " + found.length + " of " + cards.length + ". Missed: " + counts.fn +
+    ", false alarms: " + counts.fp + ", detected, not localised: " + counts.nl + (left ? "; " + left + " further images, with smaller errors, " +
     "are left out to keep this file small" : "") + ".";
 };
 const drawCharts = () => {
@@ -275,16 +219,14 @@ const chooseCategory = (k) => {
 };
 const setFade = (value) => {
   state.fade = Math.min(100, Math.max(0, value));
-  // 0 the image, 25 the heat map over it, 50 the heat map alone, 100 the mask
-  const up = Math.min(1, state.fade / 25);
-  root.style.setProperty("--heat", String(state.fade <= 50 ? up : (100 - state.fade) / 50));
-  root.style.setProperty("--photo", String(Math.min(1, Math.max(0, 2 - state.fade / 25))));
+  // 0 the image in colour, 50 the heat map over it, 100 the mask
+  root.style.setProperty("--heat", String(Math.min(1, state.fade / 50)));
   root.style.setProperty("--mask", String(Math.max(0, state.fade - 50) / 50));
   $("fade").value = $("detail-fade").value = String(state.fade);
 };
-const setTruth = (on) => {
-  state.truth = on;
-  document.body.classList.toggle("no-truth", !on);
+const setLines = (on) => {
+  state.lines = on;
+  document.body.classList.toggle("no-lines", !on);
   $("truth").setAttribute("aria-pressed", String(on));
 };
 const setVerdict = (value) => {
@@ -298,9 +240,15 @@ $("verdict").onchange = () => setVerdict($("verdict").value);
 $("defect").onchange = () => { state.defect = $("defect").value; drawGallery(); };
 $("fade").oninput = () => setFade(Number($("fade").value));
 $("detail-fade").oninput = () => setFade(Number($("detail-fade").value));
-$("truth").onclick = () => setTruth(!state.truth);
+$("truth").onclick = () => setLines(!state.lines);
 
 // ------------------------------------------------------------------------ one picture, large
+const captionOf = (name, one, k) => {
+  const caption = make("span", "caption"), [kind, text] = one.verdicts[k];
+  caption.append(make("span", "", name), make("span", "verdict " + kind, text),
+    make("span", "soft", scoreOf(one, k)));
+  return caption;
+};
 const drawDetail = () => {
   const card = state.card;
   const at = state.order.indexOf(card);  // -1: with this setup the filters leave it out
@@ -308,9 +256,8 @@ const drawDetail = () => {
   const image = card.image;
   const one = cell();
   $("detail-name").textContent = image.name;
-  const [, text] = verdictOf(image.label, one.scores[card.k], one);
-  $("detail-facts").textContent = state.setup + ": " + text + ", score " +
-    one.scores[card.k].toPrecision(4) + " at a threshold of " + one.threshold.toPrecision(4) + ". " +
+  $("detail-facts").textContent = state.setup + ": " + one.verdicts[card.k][1] + ", " +
+    scoreOf(one, card.k) + ". " +
     (image.label ? "Defect: " + image.defect : "Normal image") + ", " + image.w + " x " + image.h +
     " px" + (at < 0 ? "" : ", picture " + (at + 1) + " of " + state.order.length) + ".";
   let large = $("large").firstChild;
@@ -323,16 +270,13 @@ const drawDetail = () => {
       button.type = "button";
       button.name = name;
       button.box = stage(image);
-      const caption = make("span", "caption");
-      const [kind, words] = verdictOf(image.label, cells()[name].scores[card.k], cells()[name]);
-      caption.append(make("span", "", name), make("span", "verdict " + kind, words));
-      button.append(button.box, caption);
+      button.append(button.box, captionOf(name, cells()[name], card.k));
       button.onclick = () => chooseSetup(name);
-      fill(button.box, image, cells()[name].maps[card.k]);
+      fill(button.box, image, cells()[name], card.k);
       return button;
     }));
   }
-  fill(large, image, one.maps[card.k]);
+  fill(large, image, one, card.k);
   [...$("strip").children].forEach((button) =>
     button.setAttribute("aria-pressed", String(button.name === state.setup)));
 };
@@ -358,12 +302,49 @@ $("previous").onclick = () => step(-1);
 $("next").onclick = () => step(1);
 $("detail").onclick = (event) => { if (event.target === $("detail")) $("detail").close(); };
 
+// ---------------------------------------------------------------------------------- print
+// On paper: every image with the heat maps of all setups, worst errors first; every chart and table.
+const sheet = (image, k, setups) => {
+  const box = make("div", "sheet");
+  box.style.setProperty("--n", String(Math.min(7, setups.length + 1)));
+  box.append(make("p", "", image.name + ", " + image.defect));
+  for (const [name, one] of [["image"], ...setups]) {
+    const cell = make("div");
+    cell.append(stage(image), one ? captionOf(name, one, k) : make("span", "caption", name));
+    fill(cell.firstChild, image, one, k);
+    box.append(cell);
+  }
+  return box;
+};
+const printed = (one, arch) => {
+  const setups = data.setups.filter((name) => name in one.cells[arch])
+    .map((name) => [name, one.cells[arch][name]]);
+  const worst = one.images.map((_, k) => Math.max(...setups.map(([, cell]) => cell.wrong[k])));
+  const order = [...worst.keys()].sort((a, b) => worst[b] - worst[a] || a - b);
+  const charts = make("div");
+  charts.innerHTML = one.charts[arch].join("");
+  return [make("h3", "", one.title + ", " + data.archs[arch]),
+    document.querySelector(".scale").cloneNode(true),
+    ...order.map((k) => sheet(one.images[k], k, setups)), charts];
+};
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  folded.forEach((node) => { node.open = true; });
+  $("print").replaceChildren(...data.categories.flatMap((one) =>
+    Object.keys(data.archs).filter((arch) => arch in one.cells).flatMap((arch) => printed(one, arch))));
+});
+addEventListener("afterprint", () => {
+  folded.forEach((node) => { node.open = false; });
+  $("print").replaceChildren();
+});
+
 // ------------------------------------------------------------------------------- keyboard
 const keys = {
   "[": () => stepSetup(-1), "]": () => stepSetup(1),
   "1": () => setFade(0), "2": () => setFade(50), "3": () => setFade(100),
   ",": () => setFade(state.fade - 10), ".": () => setFade(state.fade + 10),
-  o: () => setTruth(!state.truth),
+  o: () => setLines(!state.lines),
   n: () => setVerdict("fn"), p: () => setVerdict("fp"), e: () => setVerdict("all"),
   t: () => $("theme").onclick(),
 };
@@ -383,8 +364,8 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-setFade(25);
-setTruth(true);
+setFade(50);
+setLines(true);
 chooseCategory(0);
 root.dataset.ready = "yes";
 })();

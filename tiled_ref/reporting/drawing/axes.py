@@ -49,16 +49,21 @@ def log_ticks(low, high):
     return ticks if len(ticks) >= 3 else [tick for tick in linear_ticks(low, high) if tick > 0]
 
 
-def value_range(values, log):
-    """(low, high) of an axis that shows floats, with a little room; log, a logarithmic axis."""
+def value_range(values, log, most=math.inf):
+    """(low, high) of an axis that shows `values`, floats, with a little room, but not beyond
+    `most`; log, a logarithmic axis.
+
+    >>> value_range([90.0, 100.0], False, most=100)
+    (89.4, 100)
+    """
     if not values:
         return (1.0, 10.0) if log else (0.0, 1.0)
     low, high = min(values), max(values)
     if log:
         room = (high / low) ** 0.05 if high > low else 2.0
-        return low / room, high * room
+        return low / room, min(high * room, most)
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return (0.0 if 0 <= low <= 0.35 * high else low - room), high + room
+    return (0.0 if 0 <= low <= 0.35 * high else low - room), min(high + room, most)
 
 
 def scale(low, high, start, stop, log):

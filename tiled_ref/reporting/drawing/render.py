@@ -23,6 +23,7 @@ COLORS = np.array(
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, weights of red, green and blue
 LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one of the two is visible on any image
 BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
+THRESHOLD = ((0.5, "0.5 threshold"),)  # what a colour bar marks
 ROWS_AT_ONCE = 256  # rows blended at a time, so that a large picture needs little memory
 
 
@@ -39,12 +40,18 @@ def colormap(values):
     return table[np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)]
 
 
+def opacity(values):
+    """How much of its colour a value gets over an image: twice the value, 0 to 0.8; values float
+    (H, W)."""
+    return np.clip(2 * values, 0, 0.8)
+
+
 def overlay(image, values):
     """A heat map over an image, through which the image shows where the map is low.
 
     Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1, 0.5 the threshold.
     Returns uint8 (H, W, 3): the image's grey, in which no colour is taken for heat, and the colour
-    of each value mixed in by twice the value, at most 0.8.
+    of each value mixed in, see `opacity`.
     Raises InputError for other shapes or types.
     """
     image, values = _checked(image), np.asarray(values)
@@ -57,12 +64,12 @@ def overlay(image, values):
     for start in range(0, len(image), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         grey = image[rows] @ np.array(LUMA, np.float32)  # (rows, W)
-        part = np.clip(2 * values[rows], 0, 0.8)[:, :, None]
+        part = opacity(values[rows])[:, :, None]
         out[rows] = np.rint((1 - part) * grey[:, :, None] + part * colormap(values[rows]))
     return out
 
 
-def with_color_bar(picture, low=0.0, high=1.0, marks=(), title=""):
+def with_color_bar(picture, low=0.0, high=1.0, marks=THRESHOLD, title="anomaly"):
     """A picture with a colour bar to its right, numbers beside it.
 
     Parameters: picture uint8 (H, W, 3); low and high, values of the lowest and highest colour;

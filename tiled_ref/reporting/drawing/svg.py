@@ -46,9 +46,10 @@ class Chart:
 
     Parameters: title, x_label and y_label, plain text, units in the labels; width and height of
     the whole chart in pixels; x_range and y_range, (low, high) of the axes, by default those of
-    the data with a little room; log_x and log_y, logarithmic axes, whose values must be positive;
-    x_names, categories instead of numbers, item k at x = k; x_ticks, where the ticks of the x axis
-    are; whole_y, whole ticks alone, for counts; note, a line below the chart.
+    the data with a little room, for percentages ("%" in the label) 100 at most; log_x and log_y,
+    logarithmic axes, whose values must be positive; x_names, categories instead of numbers, item k
+    at x = k; x_ticks, where the ticks of the x axis are; whole_y, whole ticks alone, for counts;
+    note, a line below the chart.
     """
 
     def __init__(self, title, x_label, y_label, *, width=640, height=420, x_range=None,
@@ -155,8 +156,8 @@ class Chart:
         """The chart without the <svg> around it, its upper left corner at (0, 0)."""
         rows = self._legend_rows()
         top = (38 if self.title else 14) + 20 * len(rows)
-        y_range = self.y_range or value_range(self._ys, self.log_y)
-        x_range = self.x_range or value_range(self._xs, self.log_x)
+        y_range = self.y_range or value_range(self._ys, self.log_y, _most(self.y_label))
+        x_range = self.x_range or value_range(self._xs, self.log_x, _most(self.x_label))
         y_ticks = (log_ticks if self.log_y else linear_ticks)(*y_range)
         if self.whole_y:
             y_ticks = [tick for tick in y_ticks if tick == int(tick)]
@@ -236,7 +237,7 @@ def document(body, width, height, title=""):
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
         f'font-family="{FONT}"><title>{escape(title)}</title>'
-        f"<style>@media (prefers-color-scheme: dark){{{style_sheet()}}}</style>"
+        f"<style>@media screen and (prefers-color-scheme: dark){{{style_sheet()}}}</style>"
         f'<rect class="paper" width="{_n(width)}" height="{_n(height)}" fill="{LIGHT["paper"]}"/>'
         f"{body}</svg>\n"
     )
@@ -268,6 +269,10 @@ def page(charts, columns, title, note=""):
     parts.append(_text(note, 14, total - 8, TICK, "soft"))
     wide = max(columns * width, text_width(title, TITLE + 1) + 28, text_width(note, TICK) + 28)
     return document("".join(parts), wide, total, title)
+
+
+def _most(label):
+    return 100.0 if "%" in label else math.inf
 
 
 def _floats(values):
