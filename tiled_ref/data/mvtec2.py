@@ -29,7 +29,7 @@ from .disk import (
     printable,
     some_images,
 )
-from .samples import ANOMALOUS, NORMAL, Category
+from .samples import ANOMALOUS, NORMAL, Category, Evaluation
 
 PRIVATE = {  # images of an object in each of the two private splits
     "can": 321, "fabric": 314, "fruit_jelly": 255, "rice": 277, "sheet_metal": 142, "vial": 276,
@@ -38,6 +38,7 @@ PRIVATE = {  # images of an object in each of the two private splits
 CATEGORIES = tuple(PRIVATE)
 LIGHTING = {"test_private": "regular", "test_private_mixed": "mixed"}  # last word of a name
 REMEDY = "unpack the archive of MVTec AD 2 again"
+EVALUATION = Evaluation(fpr_limit=0.05, metric_size="original", deviations=3.0)
 LAYOUT = Layout(remedy=REMEDY, missing=REMEDY, suffixes=("_mask",), endings=(".png",))
 
 
@@ -86,7 +87,9 @@ def load(root, name):
     bad = tuple(FileSample(printable(path, root), ANOMALOUS, "bad", path, mask)
                 for path, mask in sorted(masks.items()))  # fmt: skip
     notes, place = passed_over(passed, base), str(base.resolve())
-    return Category("mvtec2", name, train, bad + good, True, validation, notes, place)
+    return Category(
+        "mvtec2", name, train, bad + good, True, validation, notes, place, EVALUATION
+    )
 
 
 def private(root, name):

@@ -52,6 +52,26 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How the images of a data set are scored unless an option says otherwise.
+
+    Parameters
+    ----------
+    fpr_limit : float
+        Of AUPRO, a fraction.
+    metric_size : {"setup", "original"}
+        The size of the pixel metrics: the setup's image size, or each image's own.
+    deviations : float or None
+        Pixel threshold: the mean of all pixels of the deciding normal images plus so many standard
+        deviations; None takes the rule of `thresholds.find_thresholds`.
+    """
+
+    fpr_limit: float = 0.3
+    metric_size: str = "setup"
+    deviations: float = None
+
+
+@dataclass(frozen=True)
 class Category:
     """One object or texture of a data set: what is trained on and what is tested on.
 
@@ -72,6 +92,7 @@ class Category:
         Sentences for people, such as how many files were passed over.
     folder : str
         Absolute path of the folder that it was read from; empty where there is none.
+    evaluation : Evaluation
     """
 
     dataset: str
@@ -82,3 +103,4 @@ class Category:
     validation: tuple = ()
     notes: tuple = ()
     folder: str = ""
+    evaluation: Evaluation = Evaluation()
