@@ -50,6 +50,12 @@ def untile(**options):
     return lambda case: lambda: merging.untile_average(case.maps, GRID, **options)
 
 
+def window(case):
+    twin, maps = merging.untile_window(case.maps, GRID, impl="numpy"), case.maps
+    assert (merging.untile_window(maps, GRID) == twin).all()
+    return lambda: merging.untile_window(maps, GRID, threads=1)
+
+
 def fold(case):
     n = case.maps.shape[2]
     count = F.fold(F.unfold(torch.ones(1, 1, 512, 512), 256, stride=128), 512, 256, stride=128)
@@ -69,6 +75,7 @@ UNTILE = {
     "numpy.copyto of half the bytes": (lambda case: copying(case.n_bytes // 2), None),
     "untile_average, 1 thread": (untile(threads=1), 0),
     "untile_average, 2 threads": (untile(threads=2), 0),
+    "untile_window, 1 thread": (window, None),
     "twin (NumPy)": (untile(impl="numpy"), 0),
     "torch fold / count": (fold, 1e-6),
     "anomalib's tiler": (anomalib_untile, 1e-6),

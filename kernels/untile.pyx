@@ -1,4 +1,5 @@
-# Untiling with overlap averaging; its twin is TileGrid.untile in tiled_ref/tiling.py.
+# Untiling with overlap averaging; its twin is TileGrid.untile in tiled_ref/tiling.py. At the end of
+# the file untiling with weights; its twin is TileGrid.untile_window.
 #
 # One pass over the image, row by row. A row of the image is cut where a tile starts or ends;
 # inside such a piece every pixel is covered by the same tiles, so their number is known
@@ -6,7 +7,7 @@
 # in pairs again, then comes one division: the bits are those of the specification. A pixel is
 # read once from each tile that covers it and written once.
 
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 ctypedef fused floating:
     float
@@ -22,6 +23,23 @@ cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
 
 
+cdef int check(Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_images, Py_ssize_t h, Py_ssize_t w,
+               Py_ssize_t H, Py_ssize_t W, Py_ssize_t n_out, Py_ssize_t stride_y,
+               Py_ssize_t stride_x, Py_ssize_t start, Py_ssize_t stop) except -1:
+    """Refuse sizes with which a kernel would leave its memory."""
+    if not (rows > 0 and cols > 0 and h > 0 and w > 0 and H > 0 and W > 0):
+        raise ValueError("untile: empty axis")
+    if not (0 < stride_y <= h and 0 < stride_x <= w):
+        raise ValueError("untile: stride not in 1..tile")
+    if H > (rows - 1) * stride_y + h or W > (cols - 1) * stride_x + w:
+        raise ValueError("untile: the tiles do not cover the image")
+    if H <= (rows - 1) * stride_y or W <= (cols - 1) * stride_x:
+        raise ValueError("untile: a tile lies outside the image")
+    if not (0 <= start <= stop <= n_images and n_out == n_images):
+        raise ValueError("untile: images out of range")
+    return 0
+
+
 def untile(const floating[:, :, :, :, ::1] tiles, floating[:, :, ::1] out,
            Py_ssize_t stride_y, Py_ssize_t stride_x, Py_ssize_t start, Py_ssize_t stop):
     """Average tiles (rows, cols, N, h, w) into out (N, H, W), images start to stop - 1.
@@ -35,16 +53,7 @@ def untile(const floating[:, :, :, :, ::1] tiles, floating[:, :, ::1] out,
     cdef Py_ssize_t n, y, x, left, right, i_first, i_last, j_first, j_last
     cdef Py_ssize_t u, at, length, n_rows, n_cols
 
-    if not (rows > 0 and cols > 0 and h > 0 and w > 0 and H > 0 and W > 0):
-        raise ValueError("untile: empty axis")
-    if not (0 < stride_y <= h and 0 < stride_x <= w):
-        raise ValueError("untile: stride not in 1..tile")
-    if H > (rows - 1) * stride_y + h or W > (cols - 1) * stride_x + w:
-        raise ValueError("untile: the tiles do not cover the image")
-    if H <= (rows - 1) * stride_y or W <= (cols - 1) * stride_x:
-        raise ValueError("untile: a tile lies outside the image")
-    if not (0 <= start <= stop <= n_images and out.shape[0] == n_images):
-        raise ValueError("untile: images out of range")
+    check(rows, cols, n_images, h, w, H, W, out.shape[0], stride_y, stride_x, start, stop)
 
     with nogil:
         for n in range(start, stop):
@@ -140,3 +149,41 @@ cdef int pairwise(const floating[:, :, :, :, ::1] tiles, Py_ssize_t n, Py_ssize_
     for k in range(length):
         out[k] = stack[0][k] / count
     return 0
+
+
+def untile_window(const floating[:, :, :, :, ::1] tiles, floating[:, :, ::1] out,
+                  const floating[:, ::1] weights_y, const floating[:, ::1] weights_x,
+                  Py_ssize_t stride_y, Py_ssize_t stride_x, Py_ssize_t start, Py_ssize_t stop):
+    """Add tiles (rows, cols, N, h, w), each weighted, into out (N, H, W), images start to stop - 1.
+
+    weights_y (rows, h) and weights_x (cols, w); a pixel's weight is the product of the two. The
+    tiles of a pixel are added row-major, which the loops over i and j keep.
+    """
+    cdef Py_ssize_t rows = tiles.shape[0], cols = tiles.shape[1], n_images = tiles.shape[2]
+    cdef Py_ssize_t h = tiles.shape[3], w = tiles.shape[4]
+    cdef Py_ssize_t H = out.shape[1], W = out.shape[2]
+    cdef Py_ssize_t n, i, j, u, height, width
+
+    check(rows, cols, n_images, h, w, H, W, out.shape[0], stride_y, stride_x, start, stop)
+    if weights_y.shape[0] != rows or weights_y.shape[1] != h:
+        raise ValueError("untile: weights of another number of rows")
+    if weights_x.shape[0] != cols or weights_x.shape[1] != w:
+        raise ValueError("untile: weights of another number of columns")
+
+    with nogil:
+        for n in range(start, stop):
+            memset(&out[n, 0, 0], 0, H * W * sizeof(floating))
+            for i in range(rows):
+                height = smaller(h, H - i * stride_y)
+                for u in range(height):
+                    for j in range(cols):
+                        width = smaller(w, W - j * stride_x)
+                        add_weighted(&tiles[i, j, n, u, 0], weights_y[i, u], &weights_x[j, 0],
+                                     &out[n, i * stride_y + u, j * stride_x], width)
+
+
+cdef void add_weighted(const floating* tile, floating weight, const floating* weights,
+                       floating* out, Py_ssize_t length) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(length):
+        out[k] = out[k] + (weight * weights[k]) * tile[k]

@@ -106,6 +106,22 @@ def test_score_is_the_mean_of_tile_scores_not_of_the_merged_map():
     scores = np.array([[[1], [2]], [[3], [6]]], np.float32)
     assert merge(maps, scores, Recipe(setup))[1] == 3
     assert merge(maps, scores, Recipe(setup, score="max"))[1] == 6
+    assert merge(maps, scores, Recipe(setup, score="top:2"))[1] == 4.5
+
+
+def test_the_recipe_chooses_how_maps_are_merged(tiny_backbone, images):
+    """Before the smoothing; here without any."""
+    recipe = Recipe(setup_of("ENS"), seam_width=0.0, merge="window")
+    maps = np.random.default_rng(0).random((3, 3, 2, 48, 48)).astype(np.float32)
+    found, _ = merge(maps, maps[..., 0, 0], recipe)
+    assert (found == merging.untile_window(maps, recipe.grid)).all()
+    assert (found != merging.untile_average(maps, recipe.grid)).any()
+
+
+@pytest.mark.parametrize("rule", ["top:0", "top:", "top:x", "top:-1", "top:1.5", "median", "top:٣"])
+def test_a_rule_of_scores_that_is_none_is_refused(rule):
+    with pytest.raises(InputError, match="score must be mean, max or top:K, such as top:3, not"):
+        Recipe("ENS9", score=rule)
 
 
 @pytest.mark.parametrize("kind", ["SM", "ST", "ENS"])
@@ -203,7 +219,7 @@ def test_states_may_be_kept_given_or_forgotten(tiny_backbone, images):
 def test_a_recipe_is_checked_field_by_field():
     setup = setup_of("ENS")
     for name, value, sentence in (
-        ("score", "median", "score must be one of mean, max, not 'median'"),
+        ("score", "median", "score must be mean, max or top:K, such as top:3, not 'median'"),
         ("seam_width", 1.5, "seam_width must be a number from 0 to 1, not 1.5"),
         ("seam_width", float("nan"), "seam_width must be a number"),
         ("seam_sigma", 0, "seam_sigma must be a positive number, at most the image's larger side"),

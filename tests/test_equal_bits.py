@@ -22,7 +22,7 @@ from toys import Images, toy_category, toy_images
 from trained import pictures, recomputed
 
 from tiled_ref.ensemble import LocationImages, TiledEnsemble, collect, merge
-from tiled_ref.merging import untile_average
+from tiled_ref.merging import untile_average, untile_window
 from tiled_ref.metrics import aupro, label_regions, pixel_auroc
 from tiled_ref.models import MODELS
 from tiled_ref.models.cached import CachedFeatures
@@ -78,6 +78,7 @@ def test_kernels_are_their_twins_with_any_number_of_threads(dtype):
         tile_maps = rng.standard_normal((tiles.rows, tiles.cols, 3, *tiles.tile_size)).astype(dtype)
         kernels = [
             lambda **how: untile_average(tile_maps, tiles, **how),
+            lambda **how: untile_window(tile_maps, tiles, **how),
             lambda **how: smooth_seams(maps, tiles, 0.3, 1.5, **how),
             lambda **how: blur_rows_and_columns(maps, 2.0, *some, **{"threads": 1, **how}),
             lambda **how: label_regions(maps > 0, **how),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from adversarial import layouts
 
+from tiled_ref import merging
 from tiled_ref.merging import untile_average
 from tiled_ref.metrics import aupro, auroc, label_regions
 from tiled_ref.models.gaussians import distances
@@ -26,7 +27,7 @@ from tiled_ref.support import arrays
 from tiled_ref.support.errors import InputError, KernelNotBuiltError
 from tiled_ref.tiling import TileGrid
 
-untile = arrays.kernel("_untile").untile
+untile, untile_window = (getattr(arrays.kernel("_untile"), n) for n in ("untile", "untile_window"))
 seam_blur = arrays.kernel("_seam_blur").seam_blur
 ranks = arrays.kernel("_aupro")
 
@@ -55,6 +56,17 @@ def out(*shape):
 def test_untile_refuses(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         untile(*arguments)
+    weights = out(2, 4)
+    with pytest.raises(ValueError, match=sentence):
+        untile_window(*arguments[:2], weights[: len(arguments[0])], weights, *arguments[2:])
+
+
+@pytest.mark.parametrize(
+    "y, x", [((1, 4), (2, 4)), ((2, 3), (2, 4)), ((2, 4), (3, 4)), ((2, 4), (2, 5))]
+)
+def test_untile_window_refuses_weights_of_another_shape(y, x):
+    with pytest.raises(ValueError, match="weights of another number of"):
+        untile_window(TILES, out(3, 6, 6), out(*y), out(*x), 2, 2, 0, 3)
 
 
 def blur(**changes):
@@ -260,6 +272,7 @@ def test_kernels_get_aligned_arrays_from_every_caller(monkeypatch):
             one = {key: made[layout] for key, made in every.items()}
             assert one["maps"].flags.aligned == (layout != "misaligned")
             untile_average(one["tiles"], grid)
+            merging.untile_window(one["tiles"], grid)
             smooth_seams(one["maps"], grid)
             gaussian_blur(torch.from_numpy(one["maps"].copy()), 1.0)
             auroc(one["scores"], labels)

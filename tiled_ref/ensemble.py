@@ -29,7 +29,7 @@ from .support.progress import Progress
 from .verdicts import thresholds
 from .verdicts.marks import locations_seen
 
-COMBINE = {"mean": merging.mean_scores, "max": merging.max_scores}
+UNTILE = {"mean": merging.untile_average, "window": merging.untile_window}
 
 
 def each_location(
@@ -158,18 +158,18 @@ def collect(predictions, grid, n):
 def merge(maps, scores, recipe, impl="cython", threads=None, roi=None):
     """From tile predictions to image predictions (Sec. 3.3): untile, smooth the seams, Eq. 5.
 
-    Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N); recipe, whose score,
+    Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N); recipe, whose merge, score,
     seam_width and seam_sigma count; impl and threads, see `merging`; roi bool (h, w), a region of
     interest: locations that see none of it are left out of the scores.
     Returns maps (N, H, W) and scores (N,).
     """
     if roi is not None:
         scores = scores[locations_seen(recipe.grid, roi)][None]
-    merged = merging.untile_average(maps, recipe.grid, impl=impl, threads=threads)
+    merged = UNTILE[recipe.merge](maps, recipe.grid, impl=impl, threads=threads)
     merged = smoothing.smooth_seams(
         merged, recipe.grid, recipe.seam_width, recipe.seam_sigma, impl, threads
     )
-    return merged, COMBINE[recipe.score](scores)
+    return merged, merging.image_scores(scores, recipe.score)
 
 
 class TiledEnsemble:

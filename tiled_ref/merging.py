@@ -1,8 +1,8 @@
 """Merging the predictions of the tile models (Sec. 3.3): maps are averaged where tiles
 overlap, scores over all tiles.
 
-`untile_average` has two implementations with equal bits: the specification,
-`TileGrid.untile`, and the kernel `kernels/untile.pyx`.
+`untile_average` and `untile_window` have two implementations with equal bits: the specifications,
+`TileGrid.untile` and `TileGrid.untile_window`, and the kernel `kernels/untile.pyx`.
 """
 
 import numpy as np
@@ -37,27 +37,52 @@ def untile_average(maps, grid, impl="cython", threads=None):
     sums in pairs again, then one division by their count, in the dtype of maps.
     Source: Sec. 3.3, "a pixel-wise averaging strategy is applied on overlapping regions".
     """
+    return _merged("untile", maps, grid, impl, threads)
+
+
+def untile_window(maps, grid, impl="cython", threads=None):
+    """Put tile maps together, each counting less towards its edges where tiles overlap.
+
+    Off by default (deviation D17): the paper takes the plain mean.
+    Parameters, Returns and Raises: as of `untile_average`.
+    Order of arithmetic and weights: see `TileGrid.untile_window`.
+    """
+    return _merged("untile_window", maps, grid, impl, threads)
+
+
+def _merged(name, maps, grid, impl, threads):
+    """Tile maps through the kernel, or the method of the grid, of this name."""
     arrays.check_impl(impl)
     threads = arrays.thread_count(threads)
     array = arrays.host_array(
-        "maps", maps, arrays.FLOATS, "use grid.untile(maps) on it, or move it with .cpu()"
+        "maps", maps, arrays.FLOATS, f"use grid.{name}(maps) on it, or move it with .cpu()"
     )
     if array.ndim != 5:
         raise InputError(
             f"maps must have the five axes (rows, cols, N, h, w), got shape {array.shape}"
         )
     if impl == "numpy":
-        return arrays.like(np.ascontiguousarray(grid.untile(array)), maps)
+        return arrays.like(np.ascontiguousarray(getattr(grid, name)(array)), maps)
     grid.check_tiles(array)
-    untile = arrays.kernel("_untile").untile
+    kernel = getattr(arrays.kernel("_untile"), name)
     array = arrays.for_kernel(array)
     out = np.empty((array.shape[2], *grid.image_size), array.dtype)
+    weights = grid.window_weights() if name == "untile_window" else ()
+    weights = [part.astype(out.dtype) for part in weights]
 
     def work(span):
-        untile(array, out, grid.stride[0], grid.stride[1], span[0], span[1])
+        kernel(array, out, *weights, *grid.stride, *span)
 
     arrays.run_threads(work, arrays.spans(array.shape[2], threads), threads)
     return arrays.like(out, maps)
+
+
+def image_scores(scores, rule="mean"):
+    """Image scores by a rule: "mean" (`mean_scores`, the paper's), "max" (`max_scores`) or "top:K"
+    (`top_scores`). Parameters, Returns and Raises: as there."""
+    if rule.startswith("top:"):
+        return top_scores(scores, int(rule[4:]))
+    return {"mean": mean_scores, "max": max_scores}[rule](scores)
 
 
 def mean_scores(scores):
@@ -73,11 +98,7 @@ def mean_scores(scores):
     one rounding to the dtype of scores.
     """
     array = _tile_scores(scores)
-    total = array[0, 0].astype(np.float64)  # (N,)
-    for tile in array.reshape(-1, array.shape[2])[1:]:
-        total += tile
-    count = array.shape[0] * array.shape[1]
-    return arrays.like((total / count).astype(array.dtype), scores)
+    return _mean(array.reshape(-1, array.shape[2]), scores)
 
 
 def max_scores(scores):
@@ -89,6 +110,31 @@ def max_scores(scores):
     """
     array = _tile_scores(scores)
     return arrays.like(array.max(axis=(0, 1)), scores)
+
+
+def top_scores(scores, k):
+    """Image score: the mean of the k largest scores of the tiles of the image (D16, a switch).
+
+    Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch; k, at least 1; all
+    tiles count where there are fewer.
+    Returns (N,), dtype and kind of scores. NaN if any tile's score is NaN.
+    Raises InputError for another shape or dtype.
+    Order of arithmetic: float64 sum from the largest on, one division, one rounding.
+
+    >>> top_scores(np.array([[[1.0], [5.0], [3.0]]]), 2)
+    array([4.])
+    """
+    array = _tile_scores(scores)
+    ordered = np.sort(array.reshape(-1, array.shape[2]), axis=0)[::-1][:k]
+    return _mean(ordered, scores)
+
+
+def _mean(tiles, scores):
+    """The mean of tiles (T, N), in the dtype and kind of scores."""
+    total = tiles[0].astype(np.float64)  # (N,)
+    for tile in tiles[1:]:
+        total += tile
+    return arrays.like((total / len(tiles)).astype(tiles.dtype), scores)
 
 
 def _tile_scores(scores):

@@ -5,6 +5,7 @@ the bits of an ensemble, declared once: the constructor of TiledEnsemble, the op
 command line, the identity of a result and the manifest of a saved ensemble derive from it.
 """
 
+import re
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -184,8 +185,10 @@ class Recipe:
         Keyword arguments of the architecture.
     antialias : bool
         Filter before shrinking images.
-    score : {"mean", "max"}
-        How tile scores become an image score (Eq. 5; "max" is the switch).
+    score : "mean", "max" or "top:K"
+        How tile scores become an image score (Eq. 5), see `merging.image_scores`.
+    merge : {"mean", "window"}
+        How tile maps are merged where they overlap: `merging.untile_average` or `untile_window`.
     seam_width, seam_sigma : float
         See `smoothing.smooth_seams`.
     precision : {"float32", "bfloat16", "float16"}
@@ -203,8 +206,14 @@ class Recipe:
     batch_size: int = None
     switches: dict = field(default_factory=dict)
     score: str = _option(
-        "mean", "the method", "score an image by the mean or the maximum of its tile scores",
-        choices=("mean", "max"),
+        "mean", "the method",
+        "score an image by the mean, the maximum or the mean of the K highest of its tile scores",
+        wanted="mean, max or top:K, such as top:3", metavar="mean|max|top:K",
+        fits=lambda rule: re.fullmatch("mean|max|top:[1-9][0-9]{0,8}", rule) is not None,
+    )  # fmt: skip
+    merge: str = _option(
+        "mean", "the method", choices=("mean", "window"),
+        text="merge maps where tiles overlap by their mean, or weighted less towards tile edges",
     )  # fmt: skip
     seam_width: float = _option(
         0.1, "the method", "smooth this fraction of a tile on each side of a seam",

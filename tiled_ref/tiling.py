@@ -175,6 +175,45 @@ class TileGrid:
             bands.append(join(pieces, -1))  # (..., bottom - top, W)
         return join(bands, -2)
 
+    def untile_window(self, tiles):
+        """Put tiles together, weighting each where they overlap: less towards its edges.
+
+        The specification of `merging.untile_window`, for any device. On each axis a tile's weight
+        is a triangle, 1/2, 3/2, ..., 3/2, 1/2, divided by the sum of those of the tiles that
+        cover the pixel; its weight at a pixel is the product of the two.
+        Parameters, Returns and Raises: as of `untile`.
+        Order of arithmetic: the weights of an axis in float64, rounded to the dtype of the tiles;
+        then 0 + weight * tile, tile after tile, row-major, in that dtype. Where one tile covers a
+        pixel its weight is 1.
+        """
+        self.check_tiles(tiles)
+        shape, weights = (*tiles.shape[2:-2], *self.image_size), self.window_weights()
+        if isinstance(tiles, torch.Tensor):
+            out = tiles.new_zeros(shape)
+            weights = [torch.from_numpy(part).to(out) for part in weights]
+        else:
+            out = np.zeros(shape, tiles.dtype)
+            weights = [part.astype(out.dtype) for part in weights]
+        for i, j in self.locations():
+            rows, cols = self.window(i, j)
+            height, width = rows.stop - rows.start, cols.stop - cols.start
+            weight = weights[0][i, :height, None] * weights[1][j, :width]  # (height, width)
+            out[..., rows, cols] += weight * tiles[i, j][..., :height, :width]
+        return out
+
+    def window_weights(self):
+        """The weights of `untile_window` on the two axes: float64 (rows, h) and (cols, w)."""
+        weights = []
+        for n, tile, stride in zip((self.rows, self.cols), self.tile_size, self.stride):
+            place = np.arange(tile) + 0.5
+            triangle = np.minimum(place, tile - place)
+            at = stride * np.arange(n)[:, None] + np.arange(tile)  # pixels of each tile
+            total = np.zeros((n - 1) * stride + tile)
+            for pixels in at:
+                total[pixels] += triangle
+            weights.append(triangle / total[at])
+        return weights
+
     def scaled(self, factor):
         """The same grid on a feature map that is `factor` times smaller, a whole number >= 1.
 

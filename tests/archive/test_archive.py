@@ -72,7 +72,7 @@ def test_a_loaded_ensemble_predicts_the_same_bits(fitted, tmp_path, tiny_backbon
 
 def test_the_manifest_says_what_is_in_the_files(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["format_version"] == 4 and manifest["setup"]["kind"] == "ENS"
+    assert manifest["format_version"] == 5 and manifest["setup"]["kind"] == "ENS"
     assert manifest["versions"]["torch"] == torch.__version__
     assert [entry["location"] for entry in manifest["files"]] == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert manifest["files"][0]["tensors"]["factors"] == ["float32", [64, 5050]]
@@ -169,8 +169,8 @@ def edited(folder, *keys, value=None, drop=False):
 
 MANIFESTS = [
     (("format",), "else", "entry format is 'else', not one of \"tiled-ref ensemble\""),
-    (("format_version",), 5, "a newer version of tiled-ref .format 5, .* 2 to 4.; update"),
-    (("format_version",), 1, "an older version of tiled-ref .format 1, .* 2 to 4.; train it"),
+    (("format_version",), 6, "a newer version of tiled-ref .format 6, .* 2 to 5.; update"),
+    (("format_version",), 1, "an older version of tiled-ref .format 1, .* 2 to 5.; train it"),
     (("format_version",), 0, "format_version is 0"),
     (("format_version",), 10**4000, "its entry format_version is 1000"),
     (("format_version",), -(10**4000), "its entry format_version is -1000"),

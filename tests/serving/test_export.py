@@ -113,7 +113,9 @@ def in_process(ensemble, images):
 
 
 @pytest.mark.parametrize(
-    "options", [{"score": "max"}, {"seam_width": 0.0}, {"seam_width": 0.3, "seam_sigma": 9.0}]
+    "options",
+    [{"score": "max"}, {"score": "top:2"}, {"merge": "window"}, {"seam_width": 0.0},
+     {"seam_width": 0.3, "seam_sigma": 9.0}],
 )
 def test_the_recipe_decides_score_and_smoothing(tiny_backbone, options):
     ensemble, images = trained(GRIDS["ENS"], "padim", tiny_backbone, **options)

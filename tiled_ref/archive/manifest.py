@@ -31,7 +31,8 @@ from .thresholds import (
 )
 
 FORMAT = "tiled-ref ensemble"
-FORMAT_VERSION = 4  # read as well: 3, with PaDiM's inverse covariances; 2, with the thresholds
+# Read as well: 4, merged by the mean; 3, with PaDiM's inverse covariances; 2, with the thresholds.
+FORMAT_VERSION = 5
 MOST_BYTES = 1 << 40  # of a file
 OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
 BYTES_PER_PIXEL = {"fastflow": 56}  # least of a location, of what its flows see: two LayerNorms
@@ -73,7 +74,7 @@ CONTENT = {
     "versions": schema.named(schema.text(), most=100),
     "files": schema.each(FILE, 1, MOST_TILES),
 } | {
-    option.name + "?" * (option.name == "precision"): schema.rule(  # older ensembles have none
+    option.name + "?" * (option.name in ("merge", "precision")): schema.rule(  # newer than format 2
         option.metadata["wanted"], functools.partial(is_allowed, option)
     )
     for option in OPTIONS

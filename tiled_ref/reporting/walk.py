@@ -14,7 +14,7 @@ from .. import merging, smoothing
 from ..data import encoders, reading, resizing
 from ..data import images as image_data
 from ..data.samples import NORMAL
-from ..ensemble import COMBINE, Forgotten, LocationImages, TiledEnsemble, collect
+from ..ensemble import UNTILE, Forgotten, LocationImages, TiledEnsemble, collect
 from ..models.backbone import FEATURE_STRIDE
 from ..running.category_images import CategoryImages
 from ..support.errors import InputError
@@ -29,6 +29,7 @@ MAX_SIDE = 1024  # px, pictures are reduced to this
 OVERVIEW_SIDE, PER_ROW = 200, 6  # of the overview: px, height of its pictures; pictures in a row
 TITLE = 22  # px, height of the line above each of them
 PAPER = np.uint8(255)  # grey level between tiles
+MERGED = {"mean": "Averaged", "window": "Weighted, less towards the edges of a tile,"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     everything = np.concatenate([image[None], others])  # (1 + V, 3, H, W)
     found = ensemble.each_location(train, everything, Forgotten(), progress=progress)
     tile_maps, tile_scores = collect(found, grid, len(everything))
-    merged = merging.untile_average(tile_maps, grid, impl=options.impl, threads=options.threads)
+    merged = UNTILE[recipe.merge](tile_maps, grid, impl=options.impl, threads=options.threads)
     smooth = smoothing.smooth_seams(
         merged, grid, recipe.seam_width, recipe.seam_sigma, options.impl, options.threads
     )
@@ -183,7 +184,7 @@ def _feature_stages(layers, grid):
 def _map_stages(photo, tile_maps, tile_scores, merged, smooth, recipe):
     """tile_maps (rows, cols, 1, h, w), merged and smooth (H, W) are the walked image's, which is
     the first in tile_scores (rows, cols, 1 + V)."""
-    scores, score = tile_scores[:, :, 0], COMBINE[recipe.score](tile_scores)[0]
+    scores, score = tile_scores[:, :, 0], merging.image_scores(tile_scores, recipe.score)[0]
     band = smoothing.seam_mask(recipe.grid, recipe.seam_width)  # (H, W)
     low, high = float(tile_maps.min()), float(tile_maps.max())  # of the colours of all maps
     models = "one model" if scores.size == 1 else f"{scores.size} models"
@@ -200,8 +201,9 @@ def _map_stages(photo, tile_maps, tile_scores, merged, smooth, recipe):
         ),
         Stage(
             "merged-map", "The merged map", merged,
-            "merging.untile_average", "Rolih et al. Sec. 3.3",
-            f"Averaged where tiles overlap; colours from {low:.4g} to {high:.4g} in all maps.",
+            f"merging.{UNTILE[recipe.merge].__name__}", "Rolih et al. Sec. 3.3",
+            f"{MERGED[recipe.merge]} where tiles overlap; colours from {low:.4g} to {high:.4g} in "
+            "all maps.",
             render.with_color_bar(_heat(merged, low, high), low, high, ()),
         ),
         Stage(

@@ -50,11 +50,15 @@ class Program(torch.nn.Module):
         are thresholds, verdict bool (1,)."""
         grid = self.recipe.grid
         maps, scores = map(torch.stack, zip(*self.models.found(image)))  # (T, 1, h, w), (T, 1)
-        merged = grid.untile(maps.unflatten(0, (grid.rows, grid.cols)))  # (1, H, W)
+        untile = grid.untile if self.recipe.merge == "mean" else grid.untile_window
+        merged = untile(maps.unflatten(0, (grid.rows, grid.cols)))  # (1, H, W)
         if self.band is not None:
             merged = torch.where(self.band, convolved(merged, self.recipe.seam_sigma), merged)
         scores = scores[self.seen].double()
-        score = (scores.mean(0) if self.recipe.score == "mean" else scores.amax(0)).float()
+        if self.recipe.score != "mean":
+            k = int(self.recipe.score[4:] or 1)  # of "max", or "top:K"
+            scores = scores.sort(dim=0, descending=True).values[:k]
+        score = scores.mean(0).float()
         if self.threshold is None:
             return merged, score
         return merged, score, score.double() >= self.threshold
