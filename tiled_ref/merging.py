@@ -113,7 +113,7 @@ def max_scores(scores):
 
 
 def top_scores(scores, k):
-    """Image score: the mean of the k largest scores of the tiles of the image (D16, a switch).
+    """Image score: the mean of the k largest scores of an image (deviation D16, a switch).
 
     Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch; k, at least 1; all
     tiles count where there are fewer.
