@@ -20,7 +20,7 @@ DEBUG = os.environ.get("TILED_REF_DEBUG", "0") == "1"
 SANITIZE = os.environ.get("TILED_REF_SANITIZE", "")
 
 ROOMS = (
-    "archive", "data", "golden", "models", "models.search", "reporting", "reporting.drawing",
+    "archive", "data", "golden", "metrics", "models", "models.search", "reporting", "reporting.drawing",
     "running", "serving", "support", "verdicts",
 )  # fmt: skip
 DIRECTIVES = {

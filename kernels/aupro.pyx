@@ -1,5 +1,5 @@
 # Regions and exact ranks: the parts of AUPRO and pixel AUROC that touch every pixel. Their
-# twins are `label_mask` and `rank_pixels` of tiled_ref/metrics.py;
+# twins are `label_mask` and `rank_pixels` of tiled_ref/metrics/;
 # tiled_ref/support/pixel_ranking.py calls what is here.
 #
 # Nothing here adds floating-point numbers. Scores are only compared; what is counted are

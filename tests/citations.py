@@ -28,7 +28,7 @@ DEFAULTS = {
     "coreset": ("Roth", "Roth"),
     "fastflow": ("Dinh", "Yu"),
     "reverse_distillation": ("Deng", "Deng"),
-    "metrics": ("Bergmann", "Bergmann"),
+    "areas": ("Bergmann", "Bergmann"),
     "numbers": ("Steele", "Steele"),
     "filter": ("Higham", "Higham"),
     "neighbours": ("Higham", "Higham"),

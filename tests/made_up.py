@@ -23,6 +23,7 @@ def made_up_result(dataset="mvtec", category="screw", arch="padim", setup="ENS9"
     result = dict.fromkeys(RESULT_COLUMNS) | {
         "dataset": dataset, "category": category, "arch": arch, "setup": setup, "seed": seed,
         "image_auroc": 0.9, "pixel_auroc": 0.97, "pixel_aupro": 0.8,
+        "fpr_limit": 0.3,
         "n_parameters": 2_782_784 * named.n_models, "n_models": named.n_models,
         "n_train": 6, "n_test": 8, "seconds_train": 10.0, "seconds_test": 2.0,
         "seconds_score": 1.0, "peak_memory_bytes": 1 << 30, "weights": "imagenet",

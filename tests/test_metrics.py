@@ -14,6 +14,7 @@ import torch
 from adversarial import FLOATS, layouts, maps_and_masks
 
 from tiled_ref import metrics
+from tiled_ref.metrics import areas
 from tiled_ref.metrics import (
     UndefinedMetricError,
     aupro,
@@ -191,7 +192,7 @@ def test_kernels_equal_specification(dtype, monkeypatch):
         expected = aupro(maps, masks, limit, impl="numpy")
         expected_roc = pixel_auroc(maps, masks, impl="numpy")
         monkeypatch.setattr(pixel_ranking, "SORTED_AT_ONCE", (2**21, 1, 500)[seed % 3])
-        monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", (2**18, 1, 7)[seed // 3 % 3])
+        monkeypatch.setattr(areas, "PIXELS_AT_ONCE", (2**18, 1, 7)[seed // 3 % 3])
         assert aupro(maps, masks, limit, threads=threads) == expected, seed
         assert pixel_auroc(maps, masks, threads=threads) == expected_roc, seed
         order = np.random.default_rng(seed).permutation(len(maps))

@@ -42,6 +42,7 @@ USED = {
     "--seam-sigma": [*TILES, "--seam-sigma", "1.5"],
     "--antialias": ["--antialias"],
     "--metric-size": ["--metric-size", "original"],
+    "--fpr-limit": ["--fpr-limit", "0.05"],
     "--validation": ["--validation", "split"],
     "--percentile": ["--validation", "none", "--percentile", "95"],
     "--false-alarms": ["--false-alarms", "0.5"],
@@ -146,7 +147,7 @@ NUMERIC = [  # all options that take a value, but for names and paths
 
 def test_every_number_of_the_command_line_is_among_them():
     assert {"--seed", "--image-size", "--seam-sigma", "--share-features", "--steps"} < set(NUMERIC)
-    assert len(NUMERIC) == 35
+    assert len(NUMERIC) == 36
 
 
 @pytest.mark.parametrize("option", NUMERIC)

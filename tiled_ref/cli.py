@@ -221,9 +221,11 @@ def _method(add):
         help="cut tiles of N or HEIGHTxWIDTH pixels (default: the setup's size)")
     add("--stride", type=option_types.size, metavar="SIZE",
         help="start a tile every N or HEIGHTxWIDTH pixels (default: the setup's stride)")
-    add("--metric-size", default="setup", choices=METRIC_SIZES, metavar="|".join(METRIC_SIZES),
+    add("--metric-size", choices=METRIC_SIZES, metavar="|".join(METRIC_SIZES),
         help="compute pixel metrics at the setup's image size or at each image's own "
-        "(default setup)")
+        "(default setup; original for mvtec2)")
+    add("--fpr-limit", type=option_types.limit, metavar="X",
+        help="compute AUPRO up to this false positive rate (default 0.3; 0.05 for mvtec2)")
     add("--validation", choices=MODES, metavar="|".join(MODES),
         help="set thresholds on the test images, as in the paper; on one half of them, and compute "
         "the metrics on the other; on a held-out tenth of the training images; or on the normal "
@@ -636,7 +638,8 @@ def _prepare(args, progress):
     options = Options(
         out=args.out, device=device, memory=args.memory or "low", impl=args.impl,
         threads=args.threads, weights=weights.kind, weights_digest=weights.digest,
-        metric_size=args.metric_size, validation=args.validation, rules=_rules(args),
+        metric_size=args.metric_size, fpr_limit=args.fpr_limit, validation=args.validation,
+        rules=_rules(args),
         share_features=args.share_features, save=args.save, report=args.report, ranks=args.ranks,
         native=native,
         resume=args.resume or args.ranks.restarts > 0 or (WHERE_SAME if args.report else False),

@@ -19,7 +19,7 @@ RESULT = {
     "dataset": "mvtec", "category": "screw", "arch": "padim", "setup": "ENS9", "seed": 42,
     "image_auroc": 0.7043, "pixel_auroc": 0.98, "pixel_aupro": 0.9211, "weights": "imagenet",
     "n_parameters": 25_045_056, "seconds_train": 12.34, "seconds_test": 5.0,
-    "peak_memory_bytes": 3 << 29,
+    "peak_memory_bytes": 3 << 29, "fpr_limit": 0.3, "seg_f1": 0.4,
 }  # fmt: skip
 
 
@@ -41,6 +41,24 @@ def test_table_shows_ours_beside_the_papers():
 def test_columns_of_the_paper_are_left_out_where_it_has_no_such_cell():
     for change in ({"dataset": "synthetic"}, {"setup": "ENS-1024-256-256"}, {"weights": "random"}):
         assert "paper" not in summary.result_table([RESULT | change])
+
+
+def test_aupro_with_another_limit_is_named_and_not_compared():
+    header, _, row = summary.result_table([RESULT | {"fpr_limit": 0.05}]).splitlines()
+    assert "AUPRO@0.05" in header and "SegF1" not in header
+    assert "69.4/-" in row and "+1.0/-" in row
+    both = summary.result_table([RESULT, RESULT | {"fpr_limit": 0.05}])
+    assert "AUPRO@0.05, 0.3" in both
+
+
+def test_mvtec_ad_2_shows_its_segf1():
+    header, _, row = summary.result_table(
+        [RESULT | {"dataset": "mvtec2", "category": "can", "fpr_limit": 0.05}]
+    ).splitlines()
+    assert [cell.strip() for cell in cells(header)][4:8] == [
+        "image AUROC", "pixel AUROC", "AUPRO@0.05", "SegF1",
+    ]  # fmt: skip
+    assert " 40.0 " in row and "paper" not in header
 
 
 def test_several_seeds_get_a_mean():

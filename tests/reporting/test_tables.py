@@ -141,6 +141,24 @@ def test_random_weights_and_other_data_are_compared_with_nothing():
                 assert "paper" not in table.rows[0][1]
 
 
+def test_another_limit_of_aupro_is_named_and_stands_beside_no_number_of_the_paper():
+    results = [r | {"fpr_limit": 0.05} for r in grid("visa", ["pcb3"])]
+    for table in tables.all_tables(results):
+        if table.name not in ("table_03", "table_04"):
+            assert table.title.startswith(("AUROC / AUPRO@0.05", "Table")), table.title
+            assert "AUROC / AUPRO@0.05 o" in table.title
+            for r in table.records:
+                assert (r["paper"] is None) == (r["quantity"] == "AUPRO@0.05"), r
+
+
+def test_mvtec_ad_2_has_a_third_number_segf1():
+    results = [r | {"fpr_limit": 0.05, "seg_f1": 0.25} for r in grid("mvtec2", ["can", "rice"])]
+    (means,) = [t for t in tables.all_tables(results) if t.name == "table_mean_mvtec2"]
+    assert means.title == "AUROC / AUPRO@0.05 / SegF1 on MVTec AD 2, mean over 2 categories"
+    assert means.rows[0][1].endswith("/ **25.0**")
+    assert record(means, setup="ENS9", quantity="SegF1")["value"] == 25
+
+
 def test_tables_carry_the_papers_numbers_and_forms():
     archs = list(ARCHS)
     results = grid("mvtec", ["screw", "leather"], archs, list(SETUPS)) + grid("visa", ["pcb3"])

@@ -3,6 +3,7 @@
 import csv
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from unittest.mock import ANY
 
 import numpy as np
@@ -11,6 +12,7 @@ from toys import toy_category
 
 from tiled_ref import metrics
 from tiled_ref.data import reading
+from tiled_ref.data.samples import Evaluation
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models.padim import Padim
 from tiled_ref.running import cell, pieces
@@ -52,6 +54,10 @@ def test_metrics_are_those_of_merged_maps_and_mean_scores(tiny_backbone):
     assert result["image_auroc"] == metrics.auroc(scores, labels)
     assert result["pixel_aupro"] == metrics.aupro(maps, masks)
     assert result["pixel_auroc"] == metrics.pixel_auroc(maps, masks)
+    assert result["image_f1_max"] == metrics.image_f1_max(scores, labels)
+    assert result["pixel_f1_max"] == metrics.pixel_f1_max(maps, masks)
+    threshold = result["thresholds"]["pixel"]["threshold"]
+    assert result["seg_f1"] == metrics.seg_f1(maps, masks, threshold)
     assert 0.5 < result["pixel_auroc"] <= 1  # a bright square is found, even by random weights
     assert (result["n_train"], result["n_test"], result["n_models"]) == (6, 8, 9)
     assert result["n_parameters"] == 9 * 2_782_784
@@ -97,6 +103,20 @@ def test_metrics_at_the_original_size(tiny_backbone):
     small, original = run(tiny_backbone, SM), run(tiny_backbone, SM, metric_size="original")
     assert small["pixel_aupro"] != original["pixel_aupro"]
     assert small["image_auroc"] == original["image_auroc"]
+
+
+def test_a_data_set_says_how_it_is_scored_and_options_replace_that(tiny_backbone):
+    """Small maps of a large image, so that both the size and the limit show."""
+    category = replace(toy_category(), evaluation=Evaluation(0.05, "original"))
+    own, usual = run(tiny_backbone, SM, category), run(tiny_backbone, SM)
+    asked = run(tiny_backbone, SM, category, metric_size="setup", fpr_limit=0.3)
+    facts = [(r["fpr_limit"], r["metric_size"]) for r in (own, usual, asked)]
+    assert facts == [(0.05, "original"), (0.3, "setup"), (0.3, "setup")]
+    numbers = [[r[name] for name in cell.METRICS] for r in (own, usual, asked)]
+    assert numbers[2] == numbers[1] and numbers[0][2] != numbers[1][2]
+    assert own["pixel_aupro"] == run(
+        tiny_backbone, SM, metric_size="original", fpr_limit=0.05
+    )["pixel_aupro"]  # fmt: skip
 
 
 def test_the_largest_score_is_a_switch(tiny_backbone):
@@ -202,8 +222,8 @@ def test_a_foreign_metrics_json_is_named(tiny_backbone, tmp_path):
 def test_options_say_what_the_paper_does_by_default():
     recipe = Recipe("ENS9")
     assert (recipe.score, recipe.seam_width, recipe.seam_sigma) == ("mean", 0.1, 2.0)
-    assert (Options().metric_size, recipe.antialias) == ("setup", False)
-    assert cell.METRIC_SIZES[0] == "setup"
+    assert (Options().metric_size, Options().fpr_limit, recipe.antialias) == (None, None, False)
+    assert toy_category().evaluation == Evaluation(0.3, "setup", None)
 
 
 def test_all_locations_at_once_give_the_same_metrics_and_files(tiny_backbone, tmp_path):

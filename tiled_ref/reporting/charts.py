@@ -13,11 +13,10 @@ from ..support.schema import check, each, maybe, number, read_json, text
 from .defect_sizes import area_edges, recall_by_area, shared_categories
 from .drawing import svg
 from .figure import Figure
-from .results import archs_of, grouped, largest_peak, select, setups_of, title_of
+from .results import archs_of, aupro_name, grouped, largest_peak, select, setups_of, title_of
 
 PIPELINE = "pipeline.json"
 PIPELINE_KEYS = ("arch", "setup", "device", "latency_ms", "images_per_second")
-PRO_LIMIT = 0.3
 # Two-sided 95 % points of Student's t with 1 to 30 degrees of freedom.
 T_95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -67,7 +66,7 @@ def resolution(collection):
     for where, results in grouped(collection.results, "dataset", "category", "arch").items():
         series = _by_resolution(results)
         if any(len(points) > 1 for points in series.values()):
-            figures.append(_resolution_figure(series, *where))
+            figures.append(_resolution_figure(series, aupro_name(results), *where))
     if figures:
         return figures, []
     return [], ["Figure 6 needs a kind of setup at several --image-size in the same --out."]
@@ -93,19 +92,19 @@ def kind_of(result):
     return f"{kind}, tile {max(result['tile_size'])}, stride {max(result['stride'])}"
 
 
-def _resolution_figure(series, dataset, category, arch):
+def _resolution_figure(series, aupro, dataset, category, arch):
     sides = sorted({side for points in series.values() for side in points})
     charts = [
         svg.Chart("", "resolution in px", label, width=520, height=360, log_x=True, x_ticks=sides,
                   x_range=(min(sides) / 1.12, max(sides) * 1.12))
-        for label in ("AUPRO in %", "peak memory in GiB")
+        for label in (f"{aupro} in %", "peak memory in GiB")
     ]  # fmt: skip
     for k, (kind, points) in enumerate(series.items()):
         for at, chart in enumerate(charts):
             known = [(side, pair[at]) for side, pair in points.items() if pair[at] is not None]
             if known:
                 chart.line(*zip(*known), label=kind, series=k, marks=True)
-    title = f"AUPRO and memory against resolution: {title_of(arch)} on {category}"
+    title = f"{aupro} and memory against resolution: {title_of(arch)} on {category}"
     drawing = svg.page(charts, 2, title)
     return Figure("figure_06_resolution", title, drawing, dataset, category, arch)
 
@@ -178,7 +177,7 @@ def defect_performance(collection):
     charts, drawn = [], 0
     for key, title, label in (
         ("image_auroc", "Detection", "image AUROC in %"),
-        ("pixel_aupro", "Localisation", "AUPRO in %"),
+        ("pixel_aupro", "Localisation", f"{aupro_name(collection.results)} in %"),
     ):
         chart = svg.Chart(
             title, "mean anomalous part of a defective image in %", label, log_x=True, width=560
@@ -306,12 +305,12 @@ def curves(cells, dataset, category, arch):
 
     Parameters: cells, pairs (result, CellAnalysis).
     """
-    charts = []
+    charts, up_to = [], max(result["fpr_limit"] for result, _ in cells)
     for key, title, x_label, y_label, limit in (
         ("image_roc", "Images: ROC", "false positive rate of images", "true positive rate", 1.0),
         ("pixel_roc", "Pixels: ROC", "false positive rate of pixels", "true positive rate",
-         PRO_LIMIT),
-        ("pro", "Regions: PRO", "false positive rate of pixels", "per-region overlap", PRO_LIMIT),
+         up_to),
+        ("pro", "Regions: PRO", "false positive rate of pixels", "per-region overlap", up_to),
     ):  # fmt: skip
         known = {
             k: getattr(analysis, key) for k, (_, analysis) in enumerate(cells)

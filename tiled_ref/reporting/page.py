@@ -25,7 +25,17 @@ from .detection import detection, verdicts
 from .drawing import render, svg
 from .drawing.axes import MINUS
 from .figures import all_figures, figure_files
-from .results import archs_of, grouped, largest_peak, left_out, lost, setups_of, timed, title_of
+from .results import (
+    archs_of,
+    aupro_name,
+    grouped,
+    largest_peak,
+    left_out,
+    lost,
+    setups_of,
+    timed,
+    title_of,
+)  # fmt: skip
 from .table import mean, mean_std, seeds_note, value_cell
 from .tables import all_tables, cell_number, table_files
 
@@ -157,7 +167,8 @@ def script_json(data):
 def summary(results):
     """The summary table: headers, which columns are text, rows of [text, value to sort by]."""
     headers = ["data set", "category", "architecture", "setup", "seeds", "image AUROC",
-               "pixel AUROC", "AUPRO", "paper AUROC (difference)", "paper AUPRO (difference)",
+               "pixel AUROC", aupro_name(results), "SegF1", "paper AUROC (difference)",
+               "paper AUPRO (difference)",
                "parameters", "training", "test", "peak memory"]  # fmt: skip
     rows = []
     places = {name: k for k, name in enumerate(setups_of(results))}
@@ -168,7 +179,7 @@ def summary(results):
         row += [[setup, places[setup]], [str(len(group)), len(group)]]
         numbers = {
             metric: cell_number(dataset, arch, category, setup, metric, group)
-            for metric in ("image_auroc", "pixel_auroc", "pixel_aupro")
+            for metric in ("image_auroc", "pixel_auroc", "pixel_aupro", "seg_f1")
         }
         row += [[value_cell(number), number.value] for number in numbers.values()]
         for metric in ("image_auroc", "pixel_aupro"):
@@ -183,9 +194,10 @@ def summary(results):
             row.append([_seconds(values), mean(values) if values else None])
         peak = largest_peak(group)
         rows.append([*row, [bytes_text(peak), peak]])
-    if all(row[8][0] == row[9][0] == "-" for row in rows):  # nothing of the paper's
-        headers = headers[:8] + headers[10:]
-        rows = [row[:8] + row[10:] for row in rows]
+    drop = [9, 10] if all(row[9][0] == row[10][0] == "-" for row in rows) else []  # of the paper
+    drop += [8] if all(r["dataset"] != "mvtec2" for r in results) else []
+    for row in (headers, *rows):
+        row[:] = [cell for k, cell in enumerate(row) if k not in drop]
     return {"headers": headers, "text": [1, 1, 1, 1] + [0] * (len(headers) - 4), "rows": rows}
 
 
@@ -326,7 +338,8 @@ def cell_html(text):
 def differing_options(results):
     """Sentences on the options in which the cells differ."""
     notes = []
-    for key in ("weights", *(o.name for o in OPTIONS), "metric_size", "pixel_edition", "torch"):
+    own = "metric_size", "fpr_limit", "pixel_edition", "torch"
+    for key in ("weights", *(o.name for o in OPTIONS), *own):
         values = sorted({str(r.get(key, "older")) for r in results})
         if len(values) > 1:
             notes.append(f"The results differ in {key.replace('_', ' ')}: {', '.join(values)}.")

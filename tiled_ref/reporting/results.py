@@ -15,7 +15,11 @@ ARCHS = {  # in the order of the paper's columns
     "fastflow": "FastFlow",
     "reverse_distillation": "Reverse Distillation",
 }
-DATASETS = {"mvtec": "MVTec AD", "visa": "VisA", "synthetic": "the built-in data set"}
+DATASETS = {
+    "mvtec": "MVTec AD", "visa": "VisA", "mvtec2": "MVTec AD 2",
+    "synthetic": "the built-in data set",
+}  # fmt: skip
+PAPER_LIMIT = 0.3  # of the paper's AUPRO
 TITLES = ARCHS | DATASETS
 LONGEST = 120  # characters; with what stands around it a name fits into 255, its temporary one too
 LEFT_OUT = (
@@ -26,6 +30,31 @@ LEFT_OUT = (
 def title_of(name):
     """The title of an architecture or data set; of one that the paper lacks its name."""
     return TITLES.get(name, name)
+
+
+def aupro_name(results):
+    """AUPRO as text, with the limit of the false positive rate of results where it is not the paper's.
+
+    >>> aupro_name([{"fpr_limit": 0.3}]), aupro_name([{"fpr_limit": 0.05}])
+    ('AUPRO', 'AUPRO@0.05')
+    """
+    limits = sorted({r["fpr_limit"] for r in results})
+    return "AUPRO" if limits in ([], [PAPER_LIMIT]) else f"AUPRO@{', '.join(map(str, limits))}"
+
+
+def table_metrics(results):
+    """The metrics of a table of results of one data set: entry of a result -> name."""
+    names = {"image_auroc": "AUROC", "pixel_aupro": aupro_name(results)}
+    is_mvtec2 = {r["dataset"] for r in results} == {"mvtec2"}
+    return names | ({"seg_f1": "SegF1"} if is_mvtec2 else {})
+
+
+def comparable(results, metric="image_auroc"):
+    """Whether the paper's numbers of a metric may stand beside those of results."""
+    return all(
+        r["weights"] == "imagenet" and (metric != "pixel_aupro" or r["fpr_limit"] == PAPER_LIMIT)
+        for r in results
+    )
 
 
 def select(results, **wanted):

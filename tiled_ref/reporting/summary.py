@@ -2,10 +2,10 @@
 
 from ..support.progress import bytes_text
 from .paper import paper_result
-from .results import grouped, largest_peak, left_out, lost, timed
+from .results import aupro_name, comparable, grouped, largest_peak, left_out, lost, timed
 
 ALONE = " --share-features off measures each cell alone."
-METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
+METRICS = ("image_auroc", "pixel_auroc", "pixel_aupro", "seg_f1")
 
 
 def result_table(results):
@@ -22,11 +22,13 @@ def result_table(results):
         rows.extend(_row(result, str(result["seed"])) for result in group)
         if len(group) > 1:
             rows.append(_row(_mean(group), f"mean of {len(group)}"))
-    headers = ["category", "arch", "setup", "seed", *METRICS.values()]
-    headers += ["paper AUROC/AUPRO", "difference", "params", "train", "test", "peak memory"]
-    if not any(row[7] for row in rows):  # no cell of the paper among them
-        for row in (headers, *rows):
-            del row[7:9]
+    headers = ["category", "arch", "setup", "seed", "image AUROC", "pixel AUROC"]
+    headers += [aupro_name(results), "SegF1", "paper AUROC/AUPRO", "difference"]
+    headers += ["params", "train", "test", "peak memory"]
+    drop = [8, 9] if not any(row[8] for row in rows) else []  # no cell of the paper among them
+    drop += [7] if all(result["dataset"] != "mvtec2" for result in results) else []
+    for row in (headers, *rows):
+        row[:] = [cell for k, cell in enumerate(row) if k not in drop]
     not_timed = [sentence + ALONE for sentence in left_out(results)]
     return "\n\n".join([text_table(headers, rows, left=4), *not_timed, *lost(results)])
 
@@ -63,11 +65,12 @@ def _mean(group):
 def _row(result, seed):
     paper = difference = ""
     cell = paper_result(result["dataset"], result["arch"], result["category"], result["setup"])
-    if cell and result["weights"] == "imagenet":
+    if cell and comparable([result]):
         ours = result["image_auroc"], result["pixel_aupro"]
+        cell = cell if comparable([result], "pixel_aupro") else (cell[0], None)
         paper = "/".join(map(percent, cell))
         difference = "/".join(
-            "-" if mine is None else f"{100 * (mine - theirs):+.1f}"
+            "-" if None in (mine, theirs) else f"{100 * (mine - theirs):+.1f}"
             for mine, theirs in zip(ours, cell)
         )
     times = [

@@ -16,6 +16,7 @@ from .paper import PAPER_METRICS
 from .results import (
     archs_of,
     categories_of,
+    comparable,
     datasets_of,
     file_name,
     grouped,
@@ -23,6 +24,7 @@ from .results import (
     lost,
     select,
     setups_of,
+    table_metrics,
     timed,
     title_of,
 )  # fmt: skip
@@ -75,10 +77,11 @@ def means(dataset, results):
     for setup in setups_of(results):
         rows.append([setup] + [pair_cell(columns[arch][setup].values()) for arch in archs])
         for arch in archs:
-            records += _records(number, dataset, arch, paper.AVERAGE, setup, columns[arch][setup])
+            cells = columns[arch][setup]
+            records += _records(number, dataset, arch, paper.AVERAGE, setup, cells, results)
     count = f"{len(names)} categor{'y' if len(names) == 1 else 'ies'}"
     return _table(
-        number, f"mean_{dataset}", f"AUROC / AUPRO on {title_of(dataset)}, mean over {count}",
+        number, f"mean_{dataset}", f"{_metrics(results)} on {title_of(dataset)}, mean over {count}",
         ["setup", *map(title_of, archs)], rows, records,
         _notes(dataset, results, columns.values(), names, archs),
     )  # fmt: skip
@@ -97,10 +100,10 @@ def by_category(dataset, arch, results):
         text = "*average*" if category == paper.AVERAGE else escape(category)
         rows.append([text] + [pair_cell(row[setup].values()) for setup in setups])
         for setup in setups:
-            records += _records(number, dataset, arch, category, setup, row[setup])
+            records += _records(number, dataset, arch, category, setup, row[setup], results)
     return _table(
         number, f"categories_{dataset}_{arch}",
-        f"AUROC / AUPRO of {title_of(arch)} on {title_of(dataset)}", ["category", *setups],
+        f"{_metrics(results)} of {title_of(arch)} on {title_of(dataset)}", ["category", *setups],
         rows, records, _notes(dataset, results, [row for _, row in by_name], names, [arch]),
     )  # fmt: skip
 
@@ -114,10 +117,10 @@ def _ranked(dataset, arch, category, names, results):
         return cell_number(dataset, arch, category, setup, metric, results)
 
     cells = {
-        setup: {metric: number(setup, metric) for metric in PAPER_METRICS}
+        setup: {metric: number(setup, metric) for metric in table_metrics(results)}
         for setup in setups_of(results)
     }  # fmt: skip
-    for metric in PAPER_METRICS:
+    for metric in table_metrics(results):
         numbers = [cell[metric] for cell in cells.values()]
         numbers = [n for n in numbers if n.value is not None and n.complete]
         if len(numbers) > 1:
@@ -130,7 +133,7 @@ def cell_number(dataset, arch, category, setup, metric, results):
     cells = select(results, arch=arch, category=category, setup=setup)
     values = [100 * r[metric] for r in cells if r[metric] is not None]
     number = Number(*mean_std(values), seeds=len(values), categories=1 if values else 0)
-    if _comparable(results):
+    if comparable(results, metric):
         _beside(number, paper.printed(dataset, arch, category, setup, metric))
     return number
 
@@ -157,7 +160,7 @@ def mean_number(dataset, arch, setup, metric, names, results):
         seeds=len({s for seeds in table.values() for s in seeds}),
         categories=len(table), complete=len(table) == len(names),
     )  # fmt: skip
-    if not _comparable(results):
+    if not comparable(results, metric):
         return number
     if set(table) == set(paper.categories(dataset)):
         _beside(number, paper.printed(dataset, arch, paper.AVERAGE, setup, metric))
@@ -168,25 +171,26 @@ def mean_number(dataset, arch, setup, metric, names, results):
     return number
 
 
-def _comparable(results):
-    return all(r["weights"] == "imagenet" for r in results)
-
-
 def _beside(number, cell):
     if cell is not None:
         number.paper = 100 * cell.value
         number.paper_std = None if cell.std is None else 100 * cell.std
 
 
-def _records(table, dataset, arch, category, setup, numbers):
+def _metrics(results):
+    return " / ".join(table_metrics(results).values())
+
+
+def _records(table, dataset, arch, category, setup, numbers, results):
+    names = table_metrics(results)
     return [
-        number.record(table or "", dataset, arch, category, setup, PAPER_METRICS[metric], "%")
+        number.record(table or "", dataset, arch, category, setup, names[metric], "%")
         for metric, number in numbers.items()
     ]
 
 
 def _notes(dataset, results, groups, names, archs):
-    """Footnotes of a table of AUROC / AUPRO; groups, dicts as _ranked returns them."""
+    """Footnotes of a table of metrics; groups, dicts as _ranked returns them."""
     numbers = [n for group in groups for pair in group.values() for n in pair.values()]
     notes = [
         "In percent. **Best** and *second best* of a comparison, as printed with one decimal. "
@@ -198,7 +202,7 @@ def _notes(dataset, results, groups, names, archs):
         if any(number.paper_std for number in numbers):
             text += "; in brackets the difference in units of the paper's standard deviation"
         notes.append(text + ".")
-    elif theirs and not _comparable(results):
+    elif theirs and not comparable(results):
         notes.append(
             "The backbone had random weights, so nothing is compared with the paper's numbers."
         )

@@ -41,13 +41,16 @@ class CategoryImages:
     Parameters: category, a data.Category; antialias, as of setups.Recipe; sizes (H, W) that will
     be requested, so that an image is decoded once for all of them.
     Attributes: plan, a thresholds.Plan chosen by options.validation; category, the plan's: the
-    images to train on and to predict; antialias.
+    images to train on and to predict; antialias; metric_size and fpr_limit, those of the options
+    or the data set's own.
     """
 
     def __init__(self, category, options, progress, antialias=False, sizes=()):
         self.plan = thresholds.plan(category, options.validation)
         self.category, self.antialias = self.plan.category, antialias
         self._given, self._options = category, options
+        self.metric_size = options.metric_size or category.evaluation.metric_size
+        self.fpr_limit = options.fpr_limit or category.evaluation.fpr_limit
         self._progress, self._expected = progress, tuple(sizes)
         self._images = {}  # (split, size) -> images of plan.category
         self._masks = {}
@@ -136,7 +139,7 @@ class CategoryImages:
         has none of its pixels. Raises InputError for a mask that is missing or cannot be read.
         """
         if size not in self._defects:
-            found, resizes = {}, self._options.metric_size == "setup"
+            found, resizes = {}, self.metric_size == "setup"
 
             def seen(sample, mask):
                 regions = regions_of(mask, self._options)

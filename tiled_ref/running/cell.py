@@ -34,6 +34,7 @@ from .processes import Ranks, Share
 from .rows import Rows, merge_rows
 
 METRIC_SIZES = ("setup", "original")
+METRICS = results.METRICS
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Options:
     device: torch.device = torch.device("cpu")
     weights: str = "imagenet"  # or "random"; copied into every result, as is the next
     weights_digest: str = None  # weights.tensors_digest
-    metric_size: str = "setup"  # or "original", pixel metrics at the images' own (deviation D6)
+    metric_size: str = None  # of METRIC_SIZES (deviation D6); None, as the next: the data set's own
+    fpr_limit: float = None  # of AUPRO, a fraction
     impl: str = "cython"
     threads: int = None
     resume: bool = False  # reuse finished cells, continue unfinished ones; or pieces.WHERE_SAME
@@ -183,33 +185,39 @@ def _score(ensemble, images, maps, scores, options, progress):
     ensemble.roi = options.rules.roi
     if images.reported is not images:
         maps, scores = Rows(maps, images.plan.reported), scores[images.plan.reported]
-    result = score_predictions(maps, scores, images.reported, setup, options, progress)
+    pixel = ensemble.thresholds["pixel"]
+    result = score_predictions(
+        maps, scores, images.reported, setup, options, progress, pixel and pixel["threshold"]
+    )
     stage(len(category.test), len(category.test))
     for note in thresholds.describe(ensemble.thresholds), *thresholds.doubts(ensemble.thresholds):
         progress.note(f"{progress.title}: {note}")
     return maps, scores, result
 
 
-def score_predictions(maps, scores, images, setup, options, progress):
-    """Image AUROC, pixel AUROC and AUPRO of raw maps and scores.
-    Parameters: maps float32 (N, H, W); scores float32 (N,); images, a CategoryImages; setup.
-    Returns a dict of image_auroc, pixel_auroc, pixel_aupro: fractions, or None where a metric
-    is undefined (without both kinds of test images, or without masks); progress notes why.
+def score_predictions(maps, scores, images, setup, options, progress, threshold=None):
+    """The metrics of raw maps and scores.
+
+    Parameters: maps float32 (N, H, W); scores float32 (N,); images, a CategoryImages; setup;
+    threshold of the pixels, of SegF1, or None.
+    Returns a dict of METRICS: fractions, or None where a metric is undefined (without both kinds of
+    test images, or without masks); progress notes why.
     """
     title = f"{images.category.name} {setup.name}"
     labels = np.array([sample.label for sample in images.category.test])
-    result = {"image_auroc": None, "pixel_auroc": None, "pixel_aupro": None}
+    result = dict.fromkeys(METRICS)
     if not 0 < labels.sum() < len(labels):
         kind = "normal" if labels.any() else "defective"
         progress.note(f"{title}: no metrics, because the test set has no {kind} images")
         return result
     result["image_auroc"] = metrics.auroc(scores, labels)
+    result["image_f1_max"] = metrics.image_f1_max(scores, labels)
     if not images.category.has_masks:
         progress.note(f"{title}: no pixel metrics, because the defective images have no masks")
         return result
 
     def pairs():
-        if options.metric_size == "setup":
+        if images.metric_size == "setup":
             yield from zip(maps, images.masks(setup.image_size))
             return
         for image_map, sample in zip(maps, images.category.test):
@@ -220,11 +228,16 @@ def score_predictions(maps, scores, images, setup, options, progress):
             yield image_map, mask
 
     try:
-        pixel = metrics.pixel_metrics(pairs, impl=options.impl, threads=options.threads)
+        pixel = metrics.pixel_metrics(
+            pairs, images.fpr_limit, options.impl, options.threads, threshold
+        )
     except metrics.UndefinedMetricError as error:  # every defect vanished in the resizing
         progress.note(f"{title}: no pixel metrics: {error}")
         return result
-    return result | {"pixel_auroc": pixel.pixel_auroc, "pixel_aupro": pixel.aupro}
+    return result | {
+        "pixel_auroc": pixel.pixel_auroc, "pixel_aupro": pixel.aupro,
+        "pixel_f1_max": pixel.f1_max, "seg_f1": pixel.seg_f1,
+    }  # fmt: skip
 
 
 def _keep(result, ensemble, pieces, maps, scores, images, options, progress):

@@ -20,9 +20,12 @@ from .analysis import is_complete
 from .category_images import LOST
 from .pieces import RESULT, identity_in, remove_pieces
 
+METRICS = (
+    "image_auroc", "pixel_auroc", "pixel_aupro", "image_f1_max", "pixel_f1_max", "seg_f1",
+)  # fmt: skip
+OLDER = {"fpr_limit": 0.3} | dict.fromkeys(METRICS[3:])  # of a metrics.json that lacks them
 RESULT_COLUMNS = (
-    "dataset", "category", "arch", "setup", "seed",
-    "image_auroc", "pixel_auroc", "pixel_aupro",
+    "dataset", "category", "arch", "setup", "seed", *METRICS[:3], "fpr_limit", *METRICS[3:],
     "n_parameters", "n_models", "n_train", "n_test",
     "seconds_train", "seconds_test", "peak_memory_bytes", "peak_reserved_bytes",
     "weights", "impl", "device",
@@ -30,7 +33,8 @@ RESULT_COLUMNS = (
 PAIR = whole(1), whole(1)
 SCHEMA = {  # of metrics.json; entries that older versions lack may be missing
     **dict.fromkeys(("dataset", "category", "arch", "setup", "impl", "device"), text()),
-    **dict.fromkeys(("image_auroc", "pixel_auroc", "pixel_aupro"), maybe(number(0, 1))),
+    **dict.fromkeys(METRICS[:3], maybe(number(0, 1))), "fpr_limit?": number(0, 1),
+    **dict.fromkeys([f"{name}?" for name in METRICS[3:]], maybe(number(0, 1))),
     **dict.fromkeys(("n_parameters", "n_models", "n_train", "n_test"), whole()),
     **dict.fromkeys(("seconds_train", "seconds_test", "seconds_score?"), number(0)),
     **dict.fromkeys(("peak_memory_bytes", "peak_reserved_bytes"), maybe(whole())),
@@ -65,7 +69,8 @@ def cell_identity(recipe, images, options):
         "tile_size": list(setup.tile_size),
         "stride": list(setup.stride),
         **recipe.values(),
-        "metric_size": options.metric_size,
+        "metric_size": images.metric_size,
+        "fpr_limit": images.fpr_limit,
         "validation": images.plan.mode,
         "percentile": options.rules.percentile,
         "false_alarms": options.rules.false_alarms,
@@ -171,7 +176,7 @@ def read_result(path):
     digest = result.pop("digest", None)
     if (digest or "identity" in result) and digest != json_digest(result):
         raise damaged(path, "its digest is not that of its content", remedy)
-    return result
+    return OLDER | result
 
 
 def write_results_csv(out):

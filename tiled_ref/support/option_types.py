@@ -77,6 +77,9 @@ percentile = functools.partial(
 share = functools.partial(
     parse, kind=float, wanted="a share of at least 0 and below 1", fits=lambda r: 0 <= r < 1
 )
+limit = functools.partial(
+    parse, kind=float, wanted="a rate of at least 1e-9 and at most 1", fits=lambda r: 1e-9 <= r <= 1
+)
 threshold = functools.partial(
     parse, kind=float, wanted="a finite number", fits=lambda x: abs(x) <= 3e38  # of float32
 )

@@ -1,4 +1,4 @@
-"""Image AUROC, pixel AUROC and AUPRO, exact, and their curves.
+"""Image AUROC, pixel AUROC and AUPRO, exact, their curves, and all pixel metrics of a set.
 
 The file opens with both metrics as a reader expects them. Below stands the same in integers: the
 area as an exact fraction, rounded once, so that its bits depend neither on the order of the images
@@ -17,23 +17,22 @@ from fractions import Fraction
 
 import numpy as np
 
-from .support import arrays, pixel_ranking
-from .support.errors import InputError
+from ..support import arrays, pixel_ranking
+from ..support.errors import InputError
+from .f1 import by_label, f1_max_of, seg_f1_of
+from .regions import UndefinedMetricError, label_mask, label_regions
 
-LABELS = (*arrays.MASKS, np.dtype(np.int32), np.dtype(np.int64))
 PIXELS_AT_ONCE = 2**18  # of a ranking, added up
-
-
-class UndefinedMetricError(InputError):
-    """A metric was asked for that needs both normal and anomalous examples."""
 
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """What `pixel_metrics` returns, as fractions: aupro and pixel_auroc."""
+    """What `pixel_metrics` returns, as fractions."""
 
-    aupro: float
-    pixel_auroc: float
+    aupro: float  # see there
+    pixel_auroc: float  # see there
+    f1_max: float  # pixel_f1_max
+    seg_f1: float = None  # None without a threshold
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,7 @@ def auroc(scores, labels):
     >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
     0.875
     """
-    scores = arrays.host_array("scores", scores, arrays.FLOATS)
-    labels = arrays.host_array("labels", labels, LABELS)
-    if scores.ndim != 1 or scores.shape != labels.shape:
-        raise InputError(
-            f"scores and labels must have one axis of equal length, got shapes {scores.shape} "
-            f"and {labels.shape}"
-        )
-    arrays.refuse_nan("scores", scores)
-    normal, anomalous = np.sort(scores[labels == 0]), scores[labels != 0]
+    normal, anomalous = by_label(scores, labels)
     if not normal.size or not anomalous.size:
         raise UndefinedMetricError(
             "AUROC needs at least one normal and one anomalous score, got "
@@ -236,25 +227,43 @@ def pixel_auroc(maps, masks, impl="cython", threads=None):
     return _pixel_auroc(_ranking(walk, impl, threads, "pixel AUROC"))
 
 
-def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None):
-    """AUPRO and pixel AUROC of a set that is given image by image.
+def pixel_f1_max(maps, masks, impl="cython", threads=None):
+    """The largest F1 of all pixels of the set at any threshold, see `image_f1_max`.
+
+    Parameters: maps and masks, (N, H, W); they, Returns and Raises as of `aupro`.
+    """
+    walk = pixel_ranking.walk_arrays(maps, masks)
+    return f1_max_of(_ranking(walk, impl, threads, "pixel F1")[3][:, 1])
+
+
+def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None, threshold=None):
+    """AUPRO, pixel AUROC, F1-max and SegF1 of a set that is given image by image.
 
     Parameters
     ----------
     pairs : callable without arguments
         pairs() returns a fresh iterator over (map, mask) of one image each, the same images
         in the same order each time: map (H, W) float32 or float64, mask (H, W) bool or
-        uint8, sizes may differ from image to image. It is called twice. Each thread holds
-        images of about two million pixels, and there are 16 bytes for every anomalous pixel.
+        uint8, sizes may differ from image to image. It is called twice, with a threshold once
+        more. Each thread holds images of about two million pixels, and there are 16 bytes for
+        every anomalous pixel.
     fpr_limit, impl, threads
         See `aupro`. With impl="numpy" all pixels are held at once.
+    threshold : float, optional
+        Of SegF1, see `seg_f1`.
 
-    Returns PixelMetrics, bit-identical to `aupro` and `pixel_auroc` on the same images as arrays.
+    Returns PixelMetrics, bit-identical to `aupro`, `pixel_auroc`, `pixel_f1_max` and `seg_f1` on
+    the same images as arrays.
     Raises: as `aupro`.
     """
     limit = _limit(fpr_limit)
     ranking = _ranking(pixel_ranking.walk_pairs(pairs), impl, threads, "AUPRO")
-    return PixelMetrics(_aupro(ranking, limit), _pixel_auroc(ranking))
+    return PixelMetrics(
+        _aupro(ranking, limit),
+        _pixel_auroc(ranking),
+        f1_max_of(ranking[3][:, 1]),
+        None if threshold is None else seg_f1_of(pairs(), threshold),
+    )
 
 
 def pixel_curves(pairs, max_points, impl="cython", threads=None):
@@ -282,87 +291,6 @@ def pixel_curves(pairs, max_points, impl="cython", threads=None):
         return Curve(np.r_[0, fpr[kept], 1], np.r_[0, height[kept], 1])
 
     return curve(covered / covered[-1]), curve((last + 1) / regions.size)
-
-
-def label_regions(masks, impl="cython", threads=None):
-    """Number the regions of a set of masks: 8-connected, never across images.
-
-    Parameters
-    ----------
-    masks : (N, H, W) bool or uint8, NumPy or CPU torch, anomalous where not 0
-
-    Returns
-    -------
-    (N, H, W) int32, kind of masks: 0 for normal pixels, else the region's number. The
-    numbers run from 1 to R through the whole set, in the order of the regions' first pixels
-    (images first, then rows, then columns), as scipy.ndimage.label counts.
-
-    Raises
-    ------
-    InputError
-        Another shape or dtype, or an image of 2**31 - 1 pixels or more.
-    KernelNotBuiltError
-        impl="cython" where the kernel is not built.
-    """
-    arrays.check_impl(impl)
-    threads = arrays.thread_count(threads)
-    array = pixel_ranking.mask_array("masks", masks)
-    if array.ndim != 3:
-        raise InputError(f"masks must be (N, H, W), got shape {array.shape}")
-    if impl == "cython":
-        return arrays.like(pixel_ranking.label_regions(array, threads), masks)
-    out, n = np.zeros(array.shape, np.int32), 0
-    for mask, labels in zip(array, out):
-        labels[:], found = label_mask(mask)
-        labels[labels > 0] += n
-        n += found
-    return arrays.like(out, masks)
-
-
-def label_mask(mask):
-    """Number the regions of one mask: the twin of the labels of `kernels/aupro.pyx`.
-
-    Two passes over the runs, a run being a stretch of anomalous pixels in one row: join the
-    runs that touch (corners included), then number the joined ones in row-major order.
-
-    Parameters: mask (H, W) bool or uint8.
-    Returns int32 (H, W), 0 for normal pixels, and the number of regions.
-    Raises InputError for 2**31 - 1 pixels or more.
-    """
-    pixel_ranking.check_countable(mask)
-    height, width = mask.shape
-    padded = np.zeros((height, width + 2), np.int8)
-    padded[:, 1:-1] = mask != 0
-    change = np.diff(padded, axis=1)
-    row, start = np.nonzero(change == 1)
-    stop = np.nonzero(change == -1)[1]  # row-major as well, so run k ends there
-
-    parent = list(range(row.size))
-
-    def root(run):
-        while parent[run] != run:
-            run = parent[run]
-        return run
-
-    by_row = np.searchsorted(row, np.arange(height + 1))
-    for y in range(1, height):
-        above = range(by_row[y - 1], by_row[y])
-        here = range(by_row[y], by_row[y + 1])
-        for run in here:
-            for other in above:
-                if start[other] <= stop[run] and stop[other] >= start[run]:
-                    a, b = root(other), root(run)
-                    parent[max(a, b)] = min(a, b)
-
-    numbers, found = np.zeros(row.size, np.int32), 0
-    labels = np.zeros((height, width), np.int32)
-    for run in range(row.size):
-        if root(run) == run:
-            found += 1
-            numbers[run] = found
-        numbers[run] = numbers[root(run)]
-        labels[row[run], start[run] : stop[run]] = numbers[run]
-    return labels, found
 
 
 def _ranking(walk, impl, threads, what, limit=None):

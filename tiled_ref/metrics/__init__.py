@@ -1,0 +1,23 @@
+"""How good scores and maps are: AUROC, AUPRO, F1-max and SegF1, exact."""
+
+from .areas import (
+    Curve,
+    PixelMetrics,
+    aupro,
+    auroc,
+    pixel_auroc,
+    pixel_curves,
+    pixel_f1_max,
+    pixel_metrics,
+    plain_aupro,
+    plain_auroc,
+    rank_pixels,
+)
+from .f1 import image_f1_max, plain_f1_max, seg_f1
+from .regions import UndefinedMetricError, label_mask, label_regions
+
+__all__ = [
+    "Curve", "PixelMetrics", "UndefinedMetricError", "aupro", "auroc", "image_f1_max",
+    "label_mask", "label_regions", "pixel_auroc", "pixel_curves", "pixel_f1_max",
+    "pixel_metrics", "plain_aupro", "plain_auroc", "plain_f1_max", "rank_pixels", "seg_f1",
+]  # fmt: skip
