@@ -59,8 +59,8 @@ def by_label(scores, labels):
 
 
 def f1_max_of(false_positives):
-    """The largest F1, of false_positives int (P,), the normal scores at or above each anomalous one:
-    a threshold between two anomalous scores finds no more of them. UndefinedMetricError for P = 0.
+    """The largest F1, of false_positives int (P,), the normal scores at or above each anomalous
+    one: a threshold between two of them finds no more. UndefinedMetricError for P = 0.
     """
     fp = np.sort(false_positives).astype(np.int64)  # from the highest anomalous score on
     if not fp.size:
@@ -92,8 +92,8 @@ def seg_f1(maps, masks, threshold):
 
 
 def seg_f1_of(pairs, threshold):
-    """`seg_f1` of pairs, an iterable of (map, mask), (H, W) each, one in memory at a time; errors as
-    there, UndefinedMetricError among them."""
+    """`seg_f1` of pairs, an iterable of (map, mask), (H, W) each, one in memory at a time; errors
+    as there, UndefinedMetricError among them."""
     found = right = anomalous = 0
     for k, (image, mask) in enumerate(pairs):
         arrays.refuse_nan("maps", image, k)

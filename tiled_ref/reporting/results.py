@@ -33,7 +33,7 @@ def title_of(name):
 
 
 def aupro_name(results):
-    """AUPRO as text, with the limit of the false positive rate of results where it is not the paper's.
+    """AUPRO as text, with its limit in the results where that is not the paper's.
 
     >>> aupro_name([{"fpr_limit": 0.3}]), aupro_name([{"fpr_limit": 0.05}])
     ('AUPRO', 'AUPRO@0.05')
