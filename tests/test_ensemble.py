@@ -10,7 +10,8 @@ from toys import toy_images
 
 from tiled_ref import merging, smoothing
 from tiled_ref.data.images import normalize
-from tiled_ref.ensemble import Forgotten, LocationImages, TiledEnsemble, merge
+from tiled_ref.data.tiles import LocationImages
+from tiled_ref.ensemble import Forgotten, TiledEnsemble, merge
 from tiled_ref.models import padim
 from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.errors import InputError

@@ -21,7 +21,8 @@ from adversarial import FLOATS, grid, layouts, same_bits, values
 from toys import Images, toy_category, toy_images
 from trained import pictures, recomputed
 
-from tiled_ref.ensemble import LocationImages, TiledEnsemble, collect, merge
+from tiled_ref.data.tiles import LocationImages
+from tiled_ref.ensemble import TiledEnsemble, collect, merge
 from tiled_ref.merging import untile_average, untile_window
 from tiled_ref.metrics import aupro, label_regions, pixel_auroc
 from tiled_ref.models import MODELS

@@ -36,6 +36,7 @@ USED = {
     "--image-size": ["--image-size", "40x48"],
     "--tile-size": [*TILES, "--tile-size", "32x24"],
     "--stride": [*TILES, "--stride", "24"],
+    "--groups": [*TILES, "--groups", "2x1"],
     "--score": [*TILES, "--score", "top:3"],
     "--merge": [*TILES, "--merge", "window"],
     "--seam-width": [*TILES, "--seam-width", "0.2"],
@@ -147,7 +148,7 @@ NUMERIC = [  # all options that take a value, but for names and paths
 
 def test_every_number_of_the_command_line_is_among_them():
     assert {"--seed", "--image-size", "--seam-sigma", "--share-features", "--steps"} < set(NUMERIC)
-    assert len(NUMERIC) == 36
+    assert len(NUMERIC) == 37
 
 
 @pytest.mark.parametrize("option", NUMERIC)

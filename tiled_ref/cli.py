@@ -221,6 +221,9 @@ def _method(add):
         help="cut tiles of N or HEIGHTxWIDTH pixels (default: the setup's size)")
     add("--stride", type=option_types.size, metavar="SIZE",
         help="start a tile every N or HEIGHTxWIDTH pixels (default: the setup's stride)")
+    add("--groups", type=option_types.size, metavar="RxC",
+        help="let blocks of R x C neighbouring tile locations share one model, trained on their "
+        "tiles as separate images (default 1x1, one model per location)")
     add("--metric-size", choices=METRIC_SIZES, metavar="|".join(METRIC_SIZES),
         help="compute pixel metrics at the setup's image size or at each image's own "
         "(default setup; original for mvtec2)")
@@ -615,7 +618,7 @@ def _prepare(args, progress):
     if native:  # any that has such tiles, until that of the images is known
         size = tuple(max(512, side) for side in args.tile_size or (512, 512))
     setups = [
-        SETUPS[name].with_sizes(size, args.tile_size, args.stride)
+        SETUPS[name].with_sizes(size, args.tile_size, args.stride, args.groups)
         for name in _expand(args.setup, SETUPS)
     ]
     chosen = {o.name: value for o in OPTIONS if (value := getattr(args, o.name)) is not None}

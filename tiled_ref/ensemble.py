@@ -17,13 +17,12 @@ import torch
 from . import merging, smoothing
 from .archive import ensembles
 from .archive.manifest import read_manifest
-from .data.images import normalize
 from .data.inputs import as_images, as_samples
-from .data.reading import forget_pages
+from .data.tiles import LocationImages, OneAfterTheOther
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
 from .setups import Recipe
-from .support.devices import to_device, to_host
+from .support.devices import to_host
 from .support.errors import InputError
 from .support.progress import Progress
 from .verdicts import thresholds
@@ -58,28 +57,37 @@ def each_location(
 
     Yields
     ------
-    (location, rows, maps, scores) per batch: rows a slice of range(M), maps float32 (B, h, w)
-    and scores float32 (B,) on the host, B the length of rows.
+    (place, rows, maps, scores) per batch: place a location of `recipe.grid`, one of those of the
+    model (`Setup.inputs`); rows a slice of range(M), maps float32 (B, h, w) and scores float32
+    (B,) on the host, B the length of rows.
     """
     progress = progress or Progress(quiet=True)
-    setup, order = recipe.setup, list(recipe.setup.models)
+    setup, order, places = recipe.setup, list(recipe.setup.models), recipe.grid.locations()
+
+    def inputs(images):
+        """{place: the images as the model of the location sees them there}"""
+        return {place: LocationImages(images, setup.input_grid, tiles, device)
+                for place, tiles in setup.inputs(location).items()}  # fmt: skip
+
     for location in order if locations is None else locations:
-        where = f" tile {order.index(location) + 1}/{len(order)}" if len(order) > 1 else ""
+        kind = "tile" if len(order) == len(places) else "group"
+        where = f" {kind} {order.index(location) + 1}/{len(order)}" if len(places) > 1 else ""
         if location in states:
             model = model or recipe.model(network, device)
             model.load_state(states[location])
         else:
             model = None  # the last one goes before the next one comes
             model = recipe.model(network, device)
-            tiles = LocationImages(train, setup.input_grid, setup.models[location], device)
+            tiles = OneAfterTheOther(list(inputs(train).values()))
             model.fit(tiles, progress.stage(f"fit{where}", "fit"))  # Eq. 3
             states[location] = model.state()
-        tiles = LocationImages(test, setup.input_grid, setup.models[location], device)
-        stage = progress.stage(f"predict{where}", "predict")
-        for rows in slices(len(test), recipe.batch_size):
-            maps, scores = model.predict(tiles[rows])  # Eq. 4
-            yield location, rows, *to_host(maps, scores)
-            stage(rows.stop, len(test))
+        for place, tiles in inputs(test).items():
+            where = f" tile {places.index(place) + 1}/{len(places)}" if len(places) > 1 else ""
+            stage = progress.stage(f"predict{where}", "predict")
+            for rows in slices(len(test), recipe.batch_size):
+                maps, scores = model.predict(tiles[rows])  # Eq. 4
+                yield place, rows, *to_host(maps, scores)
+                stage(rows.stop, len(test))
 
 
 def slices(n, step):
@@ -103,44 +111,6 @@ class Forgotten(collections.abc.MutableMapping):
 
     def __len__(self):
         return 0
-
-
-class LocationImages:
-    """The input of a model: the tiles of one location, cut, normalised and padded on demand.
-
-    Parameters
-    ----------
-    images : uint8 (N, 3, H, W), NumPy array, memory map or CPU tensor
-        Resized images in host memory.
-    grid : TileGrid
-        The grid of the input, for SM one tile.
-    locations : list of (int, int)
-        The locations whose tiles make a batch: one for SM and ENS, all for ST.
-    device : torch.device
-
-    `len(self)` is N; `self[indices]`, for a list of ints or a slice, is float32
-    (T * B, 3, h, w) on the device, tile-major, T the number of locations. The zero padding of
-    tiles that stick out of the image is applied after normalisation.
-    """
-
-    def __init__(self, images, grid, locations, device):
-        grid.check_image(images)
-        self.images = images
-        self.grid = grid
-        self.locations = locations
-        self.device = device
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, indices):
-        tiles = []
-        for location in self.locations:
-            rows, cols = self.grid.window(*location)
-            part = to_device(self.images[:, :, rows, cols][indices], self.device)
-            tiles.append(self.grid.pad_tile(normalize(part)))
-        forget_pages(self.images)
-        return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
 
 
 def collect(predictions, grid, n):
@@ -262,7 +232,10 @@ class TiledEnsemble:
         """Numbers that are really kept: those of the backbone once, for each location what its
         model learns from n_images, statistics included."""
         backbone = sum(p.numel() for p in self.backbone.parameters())
-        return backbone + self.make_model().n_learnt(n_images) * self.setup.n_models
+        model, setup = self.make_model(), self.setup
+        return backbone + sum(
+            model.n_learnt(n_images * len(setup.inputs(place))) for place in setup.models
+        )
 
     def make_model(self, **overrides):
         """A fresh model for any location, see `Recipe.model`."""

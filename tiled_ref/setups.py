@@ -6,7 +6,7 @@ command line, the identity of a result and the manifest of a saved ensemble deri
 """
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -36,11 +36,14 @@ class Setup:
         Height and width of a tile in pixels; equals image_size for SM. Eq. 1: h^t, w^t.
     stride : (int, int)
         Distance in pixels between the starts of neighbouring tiles. Eq. 1: s_h, s_w.
+    groups : (int, int)
+        For ENS, the rows and columns of neighbouring tile locations that share a model; (1, 1), one
+        model per location, is the paper's. Blocks at the bottom and right may be smaller.
 
     Raises
     ------
     InputError
-        For sizes that make no grid (see TileGrid) or an unknown kind.
+        For sizes that make no grid (see TileGrid), an unknown kind, and groups of another kind.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Setup:
     image_size: tuple
     tile_size: tuple
     stride: tuple
+    groups: tuple = (1, 1)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -55,6 +59,11 @@ class Setup:
         self.input_grid  # noqa: B018  an impossible grid is refused here, not in mid-run
         if self.kind == "SM" and self.tile_size != self.image_size:
             raise InputError("an SM setup has no tiles: its tile size is its image size")
+        if min(self.groups) < 1 or (self.kind != "ENS" and self.groups != (1, 1)):
+            raise InputError(
+                f"groups of {self.groups} locations: they must be at least 1x1, and an "
+                f"{self.kind} setup with one model has none; use an ENS setup"
+            )
 
     @property
     def input_grid(self):
@@ -71,15 +80,41 @@ class Setup:
     @property
     def models(self):
         """The models, as a dict: location (i, j) in `ensemble_grid` -> list of the locations in
-        `input_grid` whose tiles the model sees. One tile each for SM and ENS, all for ST.
+        `input_grid` whose tiles the model sees. One tile each for SM and ENS, all for ST; with
+        groups those of a block, under its first.
 
         >>> SETUPS["ENS4"].models
         {(0, 0): [(0, 0)], (0, 1): [(0, 1)], (1, 0): [(1, 0)], (1, 1): [(1, 1)]}
         >>> SETUPS["ST4"].models
         {(0, 0): [(0, 0), (0, 1), (1, 0), (1, 1)]}
         """
-        tiles = self.input_grid.locations()
-        return {tile: [tile] for tile in tiles} if self.kind == "ENS" else {(0, 0): tiles}
+        grid, (down, across) = self.input_grid, self.groups
+        if self.kind != "ENS":
+            return {(0, 0): grid.locations()}
+        groups = {}
+        for i, j in grid.locations():
+            groups.setdefault((i - i % down, j - j % across), []).append((i, j))
+        return groups
+
+    def inputs(self, location):
+        """What the model of a location, a key of `models`, predicts: a dict, place in
+        `ensemble_grid` -> the locations in `input_grid` whose tiles are one input.
+
+        All tiles of an image are one input of an ST model, whose features are untiled; of an ENS
+        model each tile is one.
+
+        >>> SETUPS["ST4"].inputs((0, 0))
+        {(0, 0): [(0, 0), (0, 1), (1, 0), (1, 1)]}
+        >>> SETUPS["ENS4"].with_sizes(groups=(1, 2)).inputs((1, 0))
+        {(1, 0): [(1, 0)], (1, 1): [(1, 1)]}
+        """
+        tiles = self.models[location]
+        return {tile: [tile] for tile in tiles} if self.kind == "ENS" else {location: tiles}
+
+    @property
+    def group_size(self):
+        """The most inputs that a model has of an image: 1 but for groups."""
+        return max(len(self.inputs(location)) for location in self.models)
 
     @property
     def n_tiles(self):
@@ -96,12 +131,12 @@ class Setup:
         """Models trained: one per tile location for ENS, else 1 (Eq. 3)."""
         return len(self.models)
 
-    def with_sizes(self, image_size=None, tile_size=None, stride=None):
+    def with_sizes(self, image_size=None, tile_size=None, stride=None, groups=None):
         """The same kind of setup with other sizes, named after them.
 
         Returns a Setup, this one where nothing changes. image_size, tile_size, stride are
-        (height, width) in pixels; None keeps this setup's own. For SM the tile follows the
-        image. Where only the tile is given, the stride becomes the tile size if it was the tile
+        (height, width) in pixels, groups (rows, cols); None keeps its own. For SM the tile follows
+        the image. Where only the tile is given, the stride becomes the tile size if it was the tile
         size before, half of it if it was half; where neither is, it stays.
         """
         image = tuple(image_size or self.image_size)
@@ -117,11 +152,16 @@ class Setup:
             ratio = [t // s for t, s in zip(self.tile_size, self.stride)]
             own = [max(1, t // r) for t, r in zip(tile, ratio)] if tile_size else self.stride
             step = tuple(stride or own)
-        if (image, tile, step) == (self.image_size, self.tile_size, self.stride):
+        groups, name = tuple(groups or self.groups), self.name.partition("-groups-")[0]
+        sizes = image, tile, step
+        if (*sizes, groups) == (self.image_size, self.tile_size, self.stride, self.groups):
             return self
-        parts = [image] if self.kind == "SM" else [image, tile, step]
-        name = self.kind + "-" + "-".join(_side(p) for p in parts)
-        return replace(self, name=name, image_size=image, tile_size=tile, stride=step)
+        if sizes != (self.image_size, self.tile_size, self.stride):
+            parts = [image] if self.kind == "SM" else sizes
+            name = self.kind + "-" + "-".join(_side(p) for p in parts)
+        if groups != (1, 1):
+            name += "-groups-{}x{}".format(*groups)
+        return Setup(name, self.kind, *sizes, groups)
 
 
 def _side(size):
@@ -270,7 +310,7 @@ class Recipe:
 
     def model(self, network, device, **overrides):
         """A fresh model for any location, seeded; overrides, keyword arguments for this one."""
-        tiled_input = len(self.setup.models[0, 0]) > 1
+        tiled_input = len(self.setup.inputs((0, 0))[0, 0]) > 1
         return MODELS[self.arch](
             network,
             self.grid.tile_size,

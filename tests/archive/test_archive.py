@@ -184,7 +184,7 @@ MANIFESTS = [
     (("setup", "image_size"), [64], r"entry setup.image_size is \[64\], not a list of 2 values"),
     (("setup", "image_size"), [10**7, 64], r"entry setup.image_size\[0\] is 10000000, not"),
     (("setup", "tile_size"), [128, 128], "its setup is impossible: the tile's height of 128 px"),
-    (("setup", "stride"), [1, 1], "lists 4 files, the setup has 1089 locations"),
+    (("setup", "stride"), [1, 1], "lists 4 files, the setup has 1089 models"),
     (("setup", "stride"), [0, 1], r"entry setup.stride\[0\] is 0"),
     (("setup",), {"name": "x", "kind": "SM", "image_size": [1 << 15] * 2,
                   "tile_size": [1 << 15] * 2, "stride": [1 << 15] * 2}, "too many pixels"),

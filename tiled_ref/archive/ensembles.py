@@ -41,7 +41,7 @@ def save_ensemble(folder, ensemble):
     new = beside(folder, "new")
     try:
         make_folder(new)
-        for location in ensemble.grid.locations():
+        for location in ensemble.setup.models:
             write_tensors(new / location_name(location), ensemble.states[location])
         write_manifest(new, ensemble)
         replace_folder(new, folder)

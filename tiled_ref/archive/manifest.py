@@ -31,7 +31,7 @@ from .thresholds import (
 )
 
 FORMAT = "tiled-ref ensemble"
-# Read as well: 4, merged by the mean; 3, with PaDiM's inverse covariances; 2, with the thresholds.
+# Read as well: 4, without groups; 3, with PaDiM's inverse covariances; 2, with the thresholds.
 FORMAT_VERSION = 5
 MOST_BYTES = 1 << 40  # of a file
 OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
@@ -46,6 +46,7 @@ SETUP = {
     "image_size": (_side, _side),
     "tile_size": (_side, _side),
     "stride": (_side, _side),
+    "groups?": (schema.whole(1, MOST_TILES), schema.whole(1, MOST_TILES)),
 }
 FILE = {
     "location": (_count, _count),
@@ -96,7 +97,7 @@ def write_manifest(folder, ensemble, *, category=None, versions=None, identity=N
     Raises InputError where a file is missing or cannot be read, or the manifest not written.
     """
     files = []
-    for location in ensemble.grid.locations():
+    for location in ensemble.setup.models:
         path = Path(folder, location_name(location))
         tensors = layout(path)
         size, digest = path.stat().st_size, file_digest(path)
@@ -184,7 +185,8 @@ def read_manifest(folder):
 
 def _checked_recipe(content, path):
     """The Recipe of a manifest whose entries have been checked one by one."""
-    sizes = (tuple(content["setup"][key]) for key in ("image_size", "tile_size", "stride"))
+    keys = "image_size", "tile_size", "stride", "groups"
+    sizes = (tuple(content["setup"].get(key, (1, 1))) for key in keys)
     try:
         setup = Setup(content["setup"]["name"], content["setup"]["kind"], *sizes)
     except InputError as error:
@@ -204,13 +206,13 @@ def _checked_recipe(content, path):
 
 def _checked_files(content, recipe, path):
     """Location -> StateFile of a manifest whose entries have been checked one by one."""
-    grid = recipe.grid
-    if len(content) != grid.rows * grid.cols:
-        what = f"it lists {len(content)} files, the setup has {grid.rows * grid.cols} locations"
+    models = recipe.setup.models
+    if len(content) != len(models):
+        what = f"it lists {len(content)} files, the setup has {len(models)} models"
         raise schema.damaged(path, what, REMEDY)
     least = BYTES_PER_PIXEL.get(recipe.arch, 0) * math.prod(recipe.setup.tile_size)
     files = {}
-    for expected, entry in zip(grid.locations(), content):
+    for expected, entry in zip(models, content):
         if entry["location"] != list(expected):
             what = f"it lists {entry['location']} in the place of {expected}"
             raise schema.damaged(path, what, REMEDY)

@@ -88,8 +88,9 @@ def kind_of(result):
     """The kind of setup of a result, in words."""
     if result["tile_size"] == result["image_size"]:
         return "single model"
-    kind = "tiled ensemble" if result["n_models"] > 1 else "tiled input"
-    return f"{kind}, tile {max(result['tile_size'])}, stride {max(result['stride'])}"
+    kind = "tiled ensemble" if result["setup"].startswith("ENS") else "tiled input"
+    groups = "".join(result["setup"].partition("-groups-")[1:]).replace("-", " ")
+    return f"{kind}, tile {max(result['tile_size'])}, stride {max(result['stride'])}{groups}"
 
 
 def _resolution_figure(series, aupro, dataset, category, arch):

@@ -14,7 +14,8 @@ from .. import merging, smoothing
 from ..data import encoders, reading, resizing
 from ..data import images as image_data
 from ..data.samples import NORMAL
-from ..ensemble import UNTILE, Forgotten, LocationImages, TiledEnsemble, collect
+from ..data.tiles import LocationImages
+from ..ensemble import UNTILE, Forgotten, TiledEnsemble, collect
 from ..models.backbone import FEATURE_STRIDE
 from ..running.category_images import CategoryImages
 from ..support.errors import InputError

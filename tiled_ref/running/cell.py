@@ -94,7 +94,7 @@ def run_cell(recipe, images, backbone, options, progress=None):
         with Pieces(
             folder, identity, options.resume, save=options.save,
             hold=options.memory == "resident", network=backbone, note=progress.note,
-            joins=not share.opens,
+            joins=not share.opens, places={m: list(setup.inputs(m)) for m in setup.models},
         ) as pieces:  # fmt: skip
             share.opened("ready")
             train = images.images("train", setup.image_size)
@@ -139,7 +139,7 @@ def _finish(ensemble, images, pieces, identity, peak, options, progress):
     merged = time.perf_counter()
     maps, scores, scored = _score(ensemble, images, maps, scores, options, progress)
     seconds_score = time.perf_counter() - merged
-    seconds_train, seconds_predict, reused = pieces.costs(grid.locations())
+    seconds_train, seconds_predict, reused = pieces.costs(recipe.setup.models)
     device, on_gpu = options.device, options.device.type == "cuda"
     result = {
         "dataset": category.dataset,

@@ -56,14 +56,19 @@ class Resident:
 
     def __init__(self, ensemble, states, joint=True):
         self.recipe, self.device = ensemble.recipe, ensemble.device
-        self.locations = list(ensemble.setup.models)
+        setup, self.locations = ensemble.setup, self.recipe.grid.locations()
+        owners = {place: model for model in setup.models for place in setup.inputs(model)}
         self.joint, self.heads = None, [ensemble.make_model()]
         if joint and self.device.type == "cpu" and hasattr(self.heads[0], "joint_head"):
-            self.joint = self.heads[0].joint_head([states[place] for place in self.locations])
+            known = {location: states[location] for location in setup.models}
+            self.joint = self.heads[0].joint_head([known[owners[p]] for p in self.locations])
             return
-        self.heads += [ensemble.make_model() for _ in self.locations[1:]]
-        for location, model in zip(self.locations, self.heads):
+        models = dict(zip(setup.models, [*self.heads, *(
+            ensemble.make_model() for _ in range(setup.n_models - 1)
+        )]))  # fmt: skip
+        for location, model in models.items():
             model.load_state(states[location])
+        self.heads = [models[owners[place]] for place in self.locations]
 
     def predict(self, images, progress=None):
         """Yield (location, rows, maps (b, h, w), scores (b,)), on the host, rows a slice.

@@ -62,9 +62,10 @@ def cell_estimate(recipe, model, n_train, n_test, options, fresh=1.0):
     """
     setup, n_models = recipe.setup, recipe.setup.n_models
     area, grid = math.prod(setup.image_size), recipe.grid
+    n_places = grid.rows * grid.cols
     fit, predict = _location_seconds(recipe, n_train, n_test, fresh)
     seconds = {
-        "fit": fit, "predict": {None: predict}, "predict all": {None: predict * n_models},
+        "fit": fit, "predict": {None: predict}, "predict all": {None: predict * n_places},
         "merge": {None: MERGE * n_test * setup.n_tiles * math.prod(setup.tile_size)},
         "score": {None: SCORE * n_test * area},
         "analyse": {None: ANALYSE * n_test * area * options.report},
@@ -74,28 +75,29 @@ def cell_estimate(recipe, model, n_train, n_test, options, fresh=1.0):
                for part, cost in parts.items()}
         for kind, parts in seconds.items()
     }  # fmt: skip
-    times = {"fit": n_models, "predict": n_models, "predict all": 0}
+    times = {"fit": n_models, "predict": n_places, "predict all": 0}
     work = {
         key: times.get(kind, 1) * cost / options.ranks.size
         for kind, parts in costs.items() if kind != "predict all" for key, cost in parts.values()
     }  # fmt: skip
-    state = state_bytes(model, n_train)
-    maps = 4 * n_test * (n_models * math.prod(grid.tile_size) + area)
+    n_seen = n_train * setup.group_size
+    state = state_bytes(model, n_seen)
+    maps = 4 * n_test * (n_places * math.prod(grid.tile_size) + area)
     held = 0 if options.save else state * (1 if options.memory == "low" else n_models)
-    features = FEATURES * n_train * setup.tile_pixels // n_models if recipe.arch in STEP else 0
+    features = FEATURES * n_seen * setup.tile_pixels // n_places if recipe.arch in STEP else 0
     return CellEstimate(
         recipe, costs, work, saved=state * n_models,
-        pieces=maps + held + SMALL * (n_models + 1 + n_test * options.report),
+        pieces=maps + held + SMALL * (n_places + 1 + n_test * options.report),
         temporary=features if features > FEATURE_BUDGET else 0,
-        memory=_memory(recipe, n_train, state, options) + PROCESS,
+        memory=_memory(recipe, n_seen, state, options) + PROCESS,
     )  # fmt: skip
 
 
 def _location_seconds(recipe, n_train, n_test, fresh):
     """Reference seconds of a location: {part of the training: seconds}, of its prediction."""
-    setup, arch = recipe.setup, recipe.arch
-    pixels = setup.tile_pixels // setup.n_models  # of an image, that a model sees
-    n_tiles = setup.n_tiles // setup.n_models
+    setup, arch, n_places = recipe.setup, recipe.arch, recipe.grid.rows * recipe.grid.cols
+    pixels = setup.tile_pixels // n_places  # of an input of a model
+    n_tiles, n_train = setup.n_tiles // n_places, n_train * setup.group_size
     look = fresh * (TILE * n_tiles + LOOK * pixels) + (1 - fresh) * READ * pixels
     area, head = math.prod(recipe.grid.tile_size), 0.3 * look
     fit = {None: n_train * look}
@@ -119,7 +121,8 @@ def _location_seconds(recipe, n_train, n_test, fresh):
 def _memory(recipe, n_train, state, options):
     """Bytes at the peak of training a location, of its state's bytes, beside the process."""
     setup, arch = recipe.setup, recipe.arch
-    pixels, area = setup.tile_pixels // setup.n_models, math.prod(recipe.grid.tile_size)
+    area = math.prod(recipe.grid.tile_size)
+    pixels = setup.tile_pixels // (recipe.grid.rows * recipe.grid.cols)
     batch = min(recipe.batch_size, n_train)
     if arch == "padim":
         d = recipe.switches.get("n_channels", D)
@@ -206,7 +209,7 @@ def measured(estimates, backbone, options):
     train[0].read_image()  # the first takes longer
     for cell in estimates[0].cells:
         recipe, setup = cell.recipe, cell.recipe.setup
-        pixels = setup.tile_pixels // setup.n_models
+        pixels = setup.group_size * setup.tile_pixels // (recipe.grid.rows * recipe.grid.cols)
         kind = recipe.arch, recipe.grid.tile_size, pixels, repr(recipe.switches)
         if kind not in found:
             started, n = time.perf_counter(), max(2, min(len(train), MEASURED // pixels))

@@ -54,18 +54,21 @@ class Pieces:
     results.cell_identity; resume, keep the pieces of an unfinished run (WHERE_SAME: of the same
     identity); save, keep the states until the end; hold, keep them in memory as well; network,
     whose counts of shared layers, if any, are recorded; note(text) reports an unfinished run and
-    pieces that are damaged; joins, another process has opened the cell, so nothing is removed.
+    pieces that are damaged; joins, another process has opened the cell, so nothing is removed;
+    places, location of a model -> the locations that it predicts, by default itself.
     Raises InputError on resuming a run of another identity, and for a folder that is not writable.
     Attribute: ensemble_folder, where the states are until the ensemble is published.
     """
 
     def __init__(
         self, folder, identity, resume=False, *, save=False, hold=False, network=None,
-        note=lambda text: None, joins=False,
+        note=lambda text: None, joins=False, places=None,
     ):  # fmt: skip
         self.folder = None if folder is None else Path(folder)
         self._save, self._hold, self._network, self._note = save, hold, network, note
         self._mark = identity.get("identity", "")
+        self._places = places or {}
+        self._owner = {place: model for model, of in self._places.items() for place in of}
         self._states = {}  # location -> state
         self._fit = {}  # location -> seconds of training, digest of the state's file or None
         self._written = set()  # locations whose state is on the disk and has been compared
@@ -126,7 +129,7 @@ class Pieces:
         self._files.close()
 
     def missing(self, locations, everything=False):
-        """Yield the locations that are not done, or everything, and start the clock of each."""
+        """Yield the models' locations that are not done, or all, and start the clock of each."""
         for location in locations:
             if everything or not self.is_done(location):
                 self._lap()
@@ -134,10 +137,11 @@ class Pieces:
                 yield location
 
     def is_done(self, location):
-        """Whether a location has predicted and, if the ensemble is saved, its state is there."""
+        """Whether a model has predicted and, if the ensemble is saved, its state is there."""
+        places = self._places.get(location, [location])
         if self.folder is None:
-            return location in self._done
-        if self._result(location) is None or self._trained(location) is None:
+            return self._done.keys() >= set(places)
+        if self._trained(location) is None or None in map(self._result, places):
             return False
         return not self._save or location in self
 
@@ -232,10 +236,12 @@ class Pieces:
             all_maps.close()
             mark = {"digest": _finished(digest, done)}
             write_tensors(self._path("scores", location, "npz"), done | mark)
-            if not self._save:
-                del self[location]
-            self._lap()
         self._done[location] = done
+        model = self._owner.get(location, location)
+        if self.folder is not None:
+            if not self._save and self._done.keys() >= set(self._places.get(model, [location])):
+                del self[model]
+            self._lap()
 
     def new_maps(self, name, shape):
         """Room for float32 maps of this shape: a RowFile of the name, or an array in memory."""
@@ -284,13 +290,13 @@ class Pieces:
 
     def costs(self, locations):
         """Seconds of training, of prediction, and the part of the backbone's layers that was
-        reused, 0 to 1, of all locations, earlier processes included."""
+        reused, 0 to 1, of the models of all locations, earlier processes included."""
         fit, predict, total = 0.0, 0.0, np.zeros(2)
         for location in locations:
-            done = self._result(location)
             fit += self._trained(location)[0]
-            predict += float(done["seconds"])
-            total += done["layers"]
+            for done in map(self._result, self._places.get(location, [location])):
+                predict += float(done["seconds"])
+                total += done["layers"]
         return fit, predict, float(total[1] / total[0]) if total[0] else 0.0
 
     def publish(self):

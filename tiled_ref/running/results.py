@@ -38,7 +38,7 @@ SCHEMA = {  # of metrics.json; entries that older versions lack may be missing
     **dict.fromkeys(("n_parameters", "n_models", "n_train", "n_test"), whole()),
     **dict.fromkeys(("seconds_train", "seconds_test", "seconds_score?"), number(0)),
     **dict.fromkeys(("peak_memory_bytes", "peak_reserved_bytes"), maybe(whole())),
-    **dict.fromkeys(("image_size", "tile_size", "stride"), PAIR),
+    **dict.fromkeys(("image_size", "tile_size", "stride", "groups?"), PAIR),
     **dict.fromkeys(
         [f"{name}?" for field, (total, _) in LOST.items() for name in (field, total)],
         maybe(whole()),
@@ -68,6 +68,7 @@ def cell_identity(recipe, images, options):
         "image_size": list(setup.image_size),
         "tile_size": list(setup.tile_size),
         "stride": list(setup.stride),
+        "groups": list(setup.groups),
         **recipe.values(),
         "metric_size": images.metric_size,
         "fpr_limit": images.fpr_limit,

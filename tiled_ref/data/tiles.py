@@ -1,0 +1,66 @@
+"""What a model sees: tiles of images, cut, normalised and padded when they are asked for."""
+
+import itertools
+
+import torch
+
+from ..support.devices import to_device
+from .images import normalize
+from .reading import forget_pages
+
+
+class LocationImages:
+    """The input of a model: the tiles of one location, cut, normalised and padded on demand.
+
+    Parameters
+    ----------
+    images : uint8 (N, 3, H, W), NumPy array, memory map or CPU tensor
+        Resized images in host memory.
+    grid : TileGrid
+        The grid of the input, for SM one tile.
+    locations : list of (int, int)
+        The locations whose tiles make a batch: one for SM and ENS, all for ST.
+    device : torch.device
+
+    `len(self)` is N; `self[indices]`, for a list of ints or a slice, is float32
+    (T * B, 3, h, w) on the device, tile-major, T the number of locations. The zero padding of
+    tiles that stick out of the image is applied after normalisation.
+    """
+
+    def __init__(self, images, grid, locations, device):
+        grid.check_image(images)
+        self.images = images
+        self.grid = grid
+        self.locations = locations
+        self.device = device
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        tiles = []
+        for location in self.locations:
+            rows, cols = self.grid.window(*location)
+            part = to_device(self.images[:, :, rows, cols][indices], self.device)
+            tiles.append(self.grid.pad_tile(normalize(part)))
+        forget_pages(self.images)
+        return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
+
+
+class OneAfterTheOther:
+    """The inputs of the locations that share a model, as separate images: parts, a list of
+    LocationImages, all of the first before those of the second; used like them."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __len__(self):
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, indices):
+        n = len(self.parts[0])
+        if len(self.parts) == 1:
+            return self.parts[0][indices]
+        numbers = range(len(self))[indices] if isinstance(indices, slice) else indices
+        runs = itertools.groupby(numbers, key=lambda number: number // n)
+        return torch.cat([self.parts[part][[k % n for k in run]] for part, run in runs])
