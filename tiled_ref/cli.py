@@ -57,8 +57,9 @@ from .support.errors import InputError, KernelNotBuiltError, one_line, out_of_me
 from .support.files import make_folder
 from .support.progress import Progress, duration
 from .support.streams import guarded_streams
+from .verdicts.deciding import MODES
 from .verdicts.marks import read_roi
-from .verdicts.thresholds import MODES, Rules, describe, doubts
+from .verdicts.thresholds import Rules, describe, doubts
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
 IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
@@ -239,7 +240,8 @@ def _method(add):
         "scores (default 100, the maximum)")
     add("--false-alarms", type=option_types.share, metavar="RATE",
         help="set the pixel threshold so that at most this share of the normal images has a mark "
-        "(default: the best F1 where masks decide, otherwise 0)")
+        "(default: the best F1 where masks decide, otherwise 0; for mvtec2, whose normal images "
+        "decide, the mean of their pixels plus 3 standard deviations)")
     add("--min-area", type=option_types.pixels, metavar="PX",
         help="mark regions of at least PX pixels of the image (default 1)")
     add("--roi", type=Path, metavar="MASK",

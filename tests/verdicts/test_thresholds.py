@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 from toys import toy_category
 
+from tiled_ref.archive.thresholds import check_thresholds
+from tiled_ref.data import mvtec2
+from tiled_ref.data.samples import Evaluation
 from tiled_ref.reporting.page import THRESHOLDS
 from tiled_ref.support.errors import InputError
+from tiled_ref.verdicts.deciding import MODES, plan
 from tiled_ref.verdicts.marks import enlarge, marks
 from tiled_ref.verdicts.thresholds import (
-    MODES,
     Rules,
     allowed_alarms,
     describe,
+    deviation_threshold,
     doubts,
     f1_threshold,
     false_alarm_threshold,
@@ -21,7 +25,6 @@ from tiled_ref.verdicts.thresholds import (
     normalize,
     percentile_threshold,
     pixel_statistics,
-    plan,
     thresholds_of,
 )
 
@@ -259,6 +262,61 @@ def test_the_pixel_threshold_is_the_smallest_at_which_few_enough_normal_images_a
     assert found["rule"] == "false_alarms" and found["false_alarms"] == rate
     below = np.nextafter(np.float32(found["threshold"]), np.float32(-np.inf))
     assert alarms(found["threshold"]) <= rate * 17 < alarms(below)
+
+
+@pytest.mark.parametrize("sizes", [[(5, 4)] * 6, [(9, 11), (3, 2), (5, 4)] * 2])
+def test_mean_and_deviation_are_those_of_all_pixels_of_the_normal_images(rng, sizes):
+    """NumPy's on the concatenation of the maps, each at its image's own size."""
+    maps, scores, _ = predictions(rng)
+    maps += 1000 * np.arange(6, dtype=np.float32)[:, None, None]
+    chosen = np.array([1, 2, 5])
+    found = thresholds_of(
+        "folder", maps, scores, np.zeros(6), chosen, size_of=sizes.__getitem__, deviations=3.0
+    )
+    pixels = np.concatenate([enlarge(maps[k], sizes[k]).ravel() for k in chosen]).astype(float)
+    part = found["pixel"]
+    assert part["threshold"] == pytest.approx(pixels.mean() + 3 * pixels.std(), rel=1e-12)
+    assert (part["rule"], part["deviations"], part["f1"]) == ("deviations", 3.0, None)
+    assert (part["minimum"], part["maximum"]) == (maps[chosen].min(), maps[chosen].max())
+    said = f"{part['threshold']:.5g} (mean of all pixels of 3 normal images plus 3 standard dev"
+    assert said in describe(found)
+    check_thresholds(found, "thresholds.json")
+
+
+def test_deviations_by_hand():
+    """Of 1 3 5 7 the mean is 4 and the variance (9 + 1 + 1 + 9) / 4 = 5; of one value, 0."""
+    arrays = [np.array([[1.0]], np.float32), np.array([3.0, 5.0, 7.0])]
+    assert deviation_threshold(arrays, 2) == pytest.approx(4 + 2 * 5**0.5, rel=1e-15)
+    assert deviation_threshold([np.array([2.5])], 3) == 2.5
+
+
+def test_deviations_are_of_the_region_of_interest_and_give_way_to_false_alarms_and_masks(rng):
+    maps, scores, masks = predictions(rng)
+    normal, roi = np.zeros(6), rng.random((5, 4)) < 0.5
+
+    def part(labels, **rules):
+        return thresholds_of(
+            "folder", maps, scores, labels, np.arange(6), lambda: masks, Rules(**rules),
+            deviations=2.0,
+        )["pixel"]  # fmt: skip
+
+    inside = maps[:, roi].astype(float)
+    assert part(normal, roi=roi)["threshold"] == pytest.approx(inside.mean() + 2 * inside.std())
+    assert part(normal, false_alarms=0.0)["rule"] == "false_alarms"
+    assert part(np.arange(6) % 2)["rule"] == "f1"  # --validation same-as-test
+    maps[0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        part(normal)
+
+
+def test_a_category_says_how_many_deviations(rng):
+    """So does MVTec AD 2, and no other data set."""
+    maps, scores, _ = predictions(rng)
+    category = replace(toy_category(6, 3, 0, side=5), validation=toy_category(3, side=5).train)
+    for evaluation, rule in ((mvtec2.EVALUATION, "deviations"), (Evaluation(), "false_alarms")):
+        made = plan(replace(category, evaluation=evaluation))
+        found = find_thresholds(made, maps, scores)
+        assert found["pixel"]["rule"] == rule and found["n_normal"] == 3
 
 
 def test_a_given_rate_decides_before_masks_do(rng):

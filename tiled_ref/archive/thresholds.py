@@ -10,17 +10,18 @@ import numpy as np
 from ..support import schema
 from ..support.files import atomic_write, remove_leftovers
 from ..support.option_types import SIDES
-from ..verdicts.thresholds import MODES
+from ..verdicts.deciding import MODES
 from .tensors import REMEDY
 
 THRESHOLDS, MANIFEST = "thresholds.json", "manifest.json"
 FORMAT, FORMAT_VERSION = "tiled-ref thresholds", 1
 LARGEST_AREA = 1 << 28  # of an image, pixels
 PART = {
-    "rule": schema.one_of("f1", "percentile", "false_alarms", "given"),
+    "rule": schema.one_of("f1", "percentile", "false_alarms", "deviations", "given"),
     "percentile": schema.maybe(schema.number(0, 100)),
     "f1": schema.maybe(schema.number(0, 1)),
     **{f"{name}?": schema.number(0, 1) for name in ("false_alarms", "precision", "recall")},
+    "deviations?": schema.number(0),
     "threshold": schema.number(),
     "minimum": schema.number(),
     "maximum": schema.number(),

@@ -62,8 +62,8 @@ class Evaluation:
     metric_size : {"setup", "original"}
         The size of the pixel metrics: the setup's image size, or each image's own.
     deviations : float or None
-        Pixel threshold: the mean of all pixels of the deciding normal images plus so many standard
-        deviations; None takes the rule of `thresholds.find_thresholds`.
+        Where only normal images decide, the pixel threshold is the mean of all their pixels plus so
+        many standard deviations; None allows false alarms instead, see `find_thresholds`.
     """
 
     fpr_limit: float = 0.3

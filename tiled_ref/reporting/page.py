@@ -40,7 +40,7 @@ from .table import mean, mean_std, seeds_note, value_cell
 from .tables import all_tables, cell_number, table_files
 
 MAP_QUALITY = 80  # of the JPEG files of maps
-THRESHOLDS = {  # thresholds.MODES
+THRESHOLDS = {  # deciding.MODES
     "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
     "paper, so the verdicts are flattered.",
     "split": "Verdicts: the thresholds come from one half of the test images; metrics and "

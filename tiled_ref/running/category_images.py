@@ -11,7 +11,7 @@ from ..data import reading
 from ..data.disk import counted
 from ..data.images import resize_mask
 from ..support.errors import InputError
-from ..verdicts import thresholds
+from ..verdicts import deciding
 from .stored_images import regions_of
 
 IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, more than that in a file
@@ -40,13 +40,13 @@ class CategoryImages:
 
     Parameters: category, a data.Category; antialias, as of setups.Recipe; sizes (H, W) that will
     be requested, so that an image is decoded once for all of them.
-    Attributes: plan, a thresholds.Plan chosen by options.validation; category, the plan's: the
+    Attributes: plan, a deciding.Plan chosen by options.validation; category, the plan's: the
     images to train on and to predict; antialias; metric_size and fpr_limit, those of the options
     or the data set's own.
     """
 
     def __init__(self, category, options, progress, antialias=False, sizes=()):
-        self.plan = thresholds.plan(category, options.validation)
+        self.plan = deciding.plan(category, options.validation)
         self.category, self.antialias = self.plan.category, antialias
         self._given, self._options = category, options
         self.metric_size = options.metric_size or category.evaluation.metric_size

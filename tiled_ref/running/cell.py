@@ -53,7 +53,7 @@ class Options:
     save: bool = False  # keep the trained ensemble in the cell's folder
     native: bool = False  # every category at the size of its images, which must agree
     report: bool = False  # write analysis.npz of the cell and images.npz of its category
-    validation: str = None  # images that decide the thresholds, see thresholds.plan
+    validation: str = None  # images that decide the thresholds, see deciding.plan
     rules: thresholds.Rules = field(default_factory=thresholds.Rules)  # of thresholds and marks
     memory: str = "low"  # one of engine.MEMORY_MODES
     share_features: int = shared_layers.BUDGET  # bytes on disk for shared layers; 0 shares none

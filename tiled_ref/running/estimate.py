@@ -151,7 +151,7 @@ class CategoryEstimate:
 def category_estimate(category, recipes, backbone, options, shares):
     """The estimate of the cells of a category.
 
-    Parameters: category, of a thresholds.Plan; recipes, of its cells; backbone, a ResNet18Features;
+    Parameters: category, of a deciding.Plan; recipes, of its cells; backbone, a ResNet18Features;
     options, a cell.Options; shares, whether its cells share layers.
     Returns CategoryEstimate.
     """

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from ..support.errors import InputError, one_line, out_of_memory
 from ..support.progress import bytes_text, duration
-from ..verdicts import thresholds
+from ..verdicts import deciding
 from .category_images import CategoryImages
 from .estimate import category_estimate
 from .results import gather_results
@@ -77,7 +77,7 @@ class Sweep:
 
     def estimate(self, entry):
         """The CategoryEstimate of a Planned category. Raises InputError where it cannot be run."""
-        category = thresholds.plan(entry.load(), self.options.validation).category
+        category = deciding.plan(entry.load(), self.options.validation).category
         recipes = self.recipes_of(entry)
         return category_estimate(category, recipes, self.backbone, self.options, self._shares)
 

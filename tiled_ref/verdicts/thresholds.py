@@ -1,26 +1,20 @@
-"""From raw scores to verdicts: which images decide the thresholds, and what they decide.
+"""From raw scores to verdicts: thresholds, and how they are decided.
 
-Metrics are computed on raw maps and scores; rank metrics need no normalisation. The paper's
-validation set is its test set, so its thresholds have seen the images they are used on.
-`same-as-test` does the same; `split` is honest, at the price of half of the test set; `none`
-does without any defective image, and so does `folder`, with images that the data set has for it.
+Metrics are computed on raw maps and scores; rank metrics need no normalisation.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from ..data.disk import counted
-from ..data.samples import NORMAL, Category
+from ..data.samples import NORMAL
 from ..support.errors import InputError
 from .marks import check_marks, enlarge, mark_value, marks
 
-MODES = ("same-as-test", "split", "none", "folder")
-HELD_OUT = 0.1  # of the training images for "none", one at least
 LEAST_F1, LEAST_IMAGES = 0.3, 20  # below which thresholds are doubtful
-SEED = 0  # of the choice of images; the same for all seeds of a run
 
 
 def f1_threshold(scores, labels):
@@ -157,86 +151,6 @@ def _finite(image_map):
     return image_map
 
 
-# ------------------------------------------------------------- the images that decide
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The use of a category's images: training, test, thresholds.
-
-    Parameters
-    ----------
-    mode : str, one of MODES
-    category : data.Category
-        What is trained on, and what is predicted: test images, after them held-out training
-        images or validation images.
-    deciding, reported : int64 (n,)
-        Ascending indices into category.test: the images that decide the thresholds, and those
-        that the metrics are of.
-    """
-
-    mode: str
-    category: Category
-    deciding: np.ndarray
-    reported: np.ndarray
-
-
-def plan(category, mode=None):
-    """Choose the images that decide the thresholds.
-
-    Parameters: category, a data.Category; mode, "same-as-test", all test images, which the metrics
-    are of as well (the paper); "split", a half of the test images, drawn from every kind of defect,
-    and the metrics are of the other half; "none", a tenth of the training images, which the
-    models are then not trained on, and no defective image; "folder", category.validation; None,
-    "folder" where the category has such images, else "same-as-test".
-    Returns Plan.
-    Raises InputError for an unknown mode, or fewer images than it needs.
-    """
-    n = len(category.test)
-    everything = np.arange(n)
-    mode = mode or ("folder" if category.validation else "same-as-test")
-    rng = np.random.default_rng(SEED)
-    if mode == "same-as-test":
-        return Plan(mode, category, everything, everything)
-    if mode == "split":
-        kinds = {}
-        for k, sample in enumerate(category.test):
-            kinds.setdefault((sample.label, sample.defect), []).append(k)
-        order = {0: [], 1: []}  # by label; dealt out in turn, so that halves differ by one
-        for (label, _), members in sorted(kinds.items()):
-            order[label] += rng.permutation(members).tolist()
-        deciding = np.array(sorted(order[0][::2] + order[1][::2]), np.int64)
-        reported = np.setdiff1d(everything, deciding)
-        if not reported.size:
-            raise InputError(
-                f"--validation split needs at least two test images, {category.name} has {n}; "
-                "use --validation same-as-test or none"
-            )
-        return Plan(mode, category, deciding, reported)
-    kept, extra = category.train, category.validation
-    if mode == "folder":
-        if not extra:
-            raise InputError(
-                "--validation folder uses the images in validation/good, but "
-                f"{category.name} has none; add normal images there, or use another --validation"
-            )
-    elif mode != "none":
-        raise InputError(f"validation must be one of {', '.join(MODES)}, not {mode!r}")
-    else:
-        if len(kept) < 2:
-            raise InputError(
-                "--validation none holds out a tenth of the training images, but "
-                f"{category.name} has only {len(kept)}; add images, or use another --validation"
-            )
-        order = rng.permutation(len(kept))
-        n_extra = max(1, round(HELD_OUT * len(kept)))
-        extra, kept = (
-            tuple(category.train[k] for k in sorted(part)) for part in np.split(order, [n_extra])
-        )
-    wider = replace(category, train=kept, test=category.test + extra)
-    return Plan(mode, wider, np.arange(n, n + len(extra)), everything)
-
-
 @dataclass(frozen=True)
 class Rules:
     """How thresholds are decided, and what counts as a mark; see `marks`.
@@ -248,7 +162,7 @@ class Rules:
         defective image decides.
     false_alarms : float or None
         The share of normal images that may have a mark, 0 <= rate < 1: the pixel threshold. None
-        takes the best F1 where masks decide, else 0.
+        takes the best F1 where masks decide, else the category's deviations, without those 0.
     min_area : int
         Pixels of the image that a mark has at least.
     roi : bool (h, w) or None
@@ -266,14 +180,16 @@ def find_thresholds(plan, maps, scores, masks=None, rules=None):
 
     With defective images among them, the image threshold has the best F1; without, it is a
     percentile of the normal scores. The pixel threshold has the best F1 where defective images
-    with masks decide; else it lets at most a share of the normal images have a mark.
+    with masks decide; else it is `deviation_threshold` of the normal images where the category's
+    evaluation says so and rules give no false_alarms; else it lets at most a share of the normal
+    images have a mark.
 
-    Parameters: plan, a Plan; maps (N, H, W) float32, array or rows.RowFile, merged and smoothed,
+    Parameters: plan, a deciding.Plan; maps (N, H, W) float32, array or rows.RowFile, merged and smoothed,
     of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all masks,
     bool (H, W), in order; None where defective images have none; rules, a Rules.
     Returns a dict of JSON values: mode, n_normal, n_anomalous, min_area, and under "image" and
-    "pixel" rule ("f1", "percentile" or "false_alarms"), percentile, false_alarms (a share), f1,
-    precision, recall (of the deciding images), threshold, minimum, maximum. "pixel" is None where
+    "pixel" rule ("f1", "percentile", "false_alarms" or "deviations"), percentile, false_alarms (a
+    share), deviations, f1, precision, recall (of the deciding images), threshold, minimum, maximum. "pixel" is None where
     there is neither a mask nor a normal image.
     Raises InputError for a map or score that is not finite, a percentile out of range, and a
     region of interest of another size than an image.
@@ -282,15 +198,18 @@ def find_thresholds(plan, maps, scores, masks=None, rules=None):
     labels = np.array([sample.label for sample in samples])
     return thresholds_of(
         plan.mode, maps, scores, labels, plan.deciding, masks, rules,
-        lambda k: samples[k].read_size(),
+        lambda k: samples[k].read_size(), plan.category.evaluation.deviations,
     )  # fmt: skip
 
 
-def thresholds_of(mode, maps, scores, labels, deciding, masks=None, rules=None, size_of=None):
+def thresholds_of(
+    mode, maps, scores, labels, deciding, masks=None, rules=None, size_of=None, deviations=None
+):
     """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending.
 
     Parameters: mode; maps (N, H, W) and scores (N,) float; masks, rules, Returns: see
-    `find_thresholds`; size_of(k), the size (h, w) of image k, by default that of its map.
+    `find_thresholds`; size_of(k), the size (h, w) of image k, by default that of its map;
+    deviations, see data.Evaluation.
     Raises InputError as there.
     """
     rules, mine = rules or Rules(), scores[deciding]
@@ -311,7 +230,10 @@ def thresholds_of(mode, maps, scores, labels, deciding, masks=None, rules=None, 
         pixel = pixel_statistics(pairs)
     elif chosen:
         sized = ((maps[k], size_of(k) if size_of else maps[k].shape) for k in chosen)
-        pixel = _false_alarm_part(sized, len(chosen), rules)
+        if deviations is not None and rules.false_alarms is None:
+            pixel = _deviation_part(sized, deviations, rules)
+        else:
+            pixel = _false_alarm_part(sized, len(chosen), rules)
     return {
         "mode": mode,
         "n_normal": int((~anomalous).sum()),
@@ -326,19 +248,58 @@ def _false_alarm_part(sized, n, rules):
     """The entries of `find_thresholds` for n maps of normal images, each with its image's size."""
     rate = rules.false_alarms or 0.0
     most = allowed_alarms(rate, n) + 1  # the largest that have to be known
-    values, low, high = [], np.inf, -np.inf
-    for image_map, size in sized:
-        low, high = min(low, float(_finite(image_map).min())), max(high, float(image_map.max()))
-        check_marks(size, rules.min_area, rules.roi)
-        large = enlarge(image_map, size)
+    values, limits = [], {}
+    for large in _enlarged(sized, rules, limits):
         if len(values) < most or marks(large, values[0], rules.min_area, rules.roi).any():
             values.append(mark_value(large, rules.min_area, rules.roi))
             values = sorted(values)[-most:]
     return {
         "rule": "false_alarms", "percentile": None, "false_alarms": rate, "f1": None,
-        "threshold": false_alarm_threshold(values, most - 1),
-        "minimum": low + 0.0, "maximum": high + 0.0,
+        "threshold": false_alarm_threshold(values, most - 1), **limits,
     }  # fmt: skip
+
+
+def _deviation_part(sized, deviations, rules):
+    """The entries of `find_thresholds` for maps of normal images, each with its image's size."""
+    limits = {}
+    inside = ... if rules.roi is None else rules.roi
+    pixels = (large[inside] for large in _enlarged(sized, rules, limits))
+    threshold = deviation_threshold(pixels, deviations)
+    return {
+        "rule": "deviations", "percentile": None, "deviations": deviations, "f1": None,
+        "threshold": threshold, **limits,
+    }  # fmt: skip
+
+
+def deviation_threshold(arrays, deviations):
+    """Mean of the values of all arrays plus so many standard deviations (of the population: n).
+
+    Parameters: arrays, an iterable of float arrays of any shape, finite, at least one value.
+    Returns a Python float, computed in float64, an array in memory at a time: mean and sum of
+    squared deviations of the values so far and of the next array are merged (Chan, Golub,
+    LeVeque, 1979).
+
+    >>> deviation_threshold([np.array([1.0, 3.0]), np.array([5.0, 7.0])], 2.0)  # 4 + 2 sqrt(5)
+    8.47213595499958
+    """
+    n, mean, squares = 0, 0.0, 0.0
+    for values in arrays:
+        values = np.asarray(values, np.float64)
+        own, n = values.mean(), n + values.size
+        squares += ((values - own) ** 2).sum()
+        squares += (own - mean) ** 2 * values.size * (n - values.size) / n
+        mean += (own - mean) * values.size / n
+    return float(mean + deviations * math.sqrt(squares / n))
+
+
+def _enlarged(sized, rules, limits):
+    """Yield each map at its image's size; limits, a dict, keeps minimum and maximum of the maps."""
+    for image_map, size in sized:
+        low, high = float(_finite(image_map).min()) + 0.0, float(image_map.max()) + 0.0
+        limits["minimum"] = min(low, limits.get("minimum", low))
+        limits["maximum"] = max(high, limits.get("maximum", high))
+        check_marks(size, rules.min_area, rules.roi)
+        yield enlarge(image_map, size)
 
 
 def doubts(thresholds):
@@ -388,6 +349,9 @@ def _rule(part, n):
         rate = part["false_alarms"]
         how = f"at most {rate:.2%} of {counted(n, 'normal image')} reach it; no rate below "
         how += f"{1 / n:.2%} can be promised"
+    elif part["rule"] == "deviations":
+        how = f"mean of all pixels of {counted(n, 'normal image')} plus {part['deviations']:g} "
+        how += "standard deviations"
     elif part["rule"] == "given":
         how = "given"
     else:
