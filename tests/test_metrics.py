@@ -212,10 +212,10 @@ def test_rankings_of_kernels_and_specification_are_the_same(dtype):
         maps, masks = maps_and_masks(seed)
         with np.errstate(over="ignore"):
             walk = pixel_ranking.walk_arrays(maps.astype(dtype), masks)
-        normals, areas, regions, ranks = metrics.rank_pixels(walk)
+        normals, areas, regions, ranks, scores = metrics.rank_pixels(walk)
         kernel = pixel_ranking.rank_pixels(walk, 1)
         assert kernel[0] == normals and np.array_equal(kernel[1], areas)
-        tables = [np.column_stack(part) for part in ((regions, ranks), kernel[2:])]
+        tables = [np.column_stack(part) for part in ((regions, ranks, scores), kernel[2:])]
         one, other = (table[np.lexsort(table.T)] for table in tables)
         assert np.array_equal(one, other), seed
 

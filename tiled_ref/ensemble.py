@@ -18,6 +18,7 @@ from . import merging, smoothing
 from .archive import ensembles
 from .archive.manifest import read_manifest
 from .data.inputs import as_images, as_samples
+from .data.reading import allocate, forget_pages
 from .data.tiles import LocationImages, OneAfterTheOther
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
@@ -28,6 +29,7 @@ from .support.progress import Progress
 from .verdicts import thresholds
 from .verdicts.marks import locations_seen
 
+TILE_BUDGET = 512 << 20  # bytes of tile maps in memory
 UNTILE = {"mean": merging.untile_average, "window": merging.untile_window}
 
 
@@ -114,14 +116,16 @@ class Forgotten(collections.abc.MutableMapping):
 
 
 def collect(predictions, grid, n):
-    """What `each_location` yields for n images, in any order, as two arrays.
+    """The predictions that `each_location` yields for n images, in any order, as two arrays.
 
-    Returns tile maps float32 (rows, cols, n, h, w) and tile scores float32 (rows, cols, n).
+    Returns tile maps float32 (rows, cols, n, h, w), beyond TILE_BUDGET in a temporary file, and
+    tile scores float32 (rows, cols, n).
     """
-    tile_maps = np.empty((grid.rows, grid.cols, n, *grid.tile_size), np.float32)
+    tile_maps = allocate((grid.rows, grid.cols, n, *grid.tile_size), TILE_BUDGET, np.float32)
     tile_scores = np.empty((grid.rows, grid.cols, n), np.float32)
     for location, rows, maps, scores in predictions:
         tile_maps[location][rows], tile_scores[location][rows] = maps, scores
+        forget_pages(tile_maps)
     return tile_maps, tile_scores
 
 

@@ -24,7 +24,7 @@ def seam_mask(grid, width=0.1):
     Raises InputError for another width.
     Source: Sec. 3.3, "10% of the tile width on each side of the seam".
     """
-    rows, cols = _bands(grid, width)
+    rows, cols = bands(grid, width)
     return rows[:, None] | cols[None, :]
 
 
@@ -65,13 +65,13 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
             f"maps must be (N, {grid.image_size[0]}, {grid.image_size[1]}) for this grid, "
             f"got shape {array.shape}"
         )
-    rows, cols = _bands(grid, width)
+    rows, cols = bands(grid, width)
     blurred = blur_rows_and_columns(array, sigma, rows, cols, impl, threads, most=1)
     return arrays.like(blurred, maps)
 
 
-def _bands(grid, width):
-    """Band rows bool (H,) and band columns bool (W,)."""
+def bands(grid, width):
+    """Band rows bool (H,) and band columns bool (W,) of `seam_mask`; InputError as there."""
     try:
         width = float(width)
     except (TypeError, ValueError, OverflowError):

@@ -27,7 +27,7 @@ ROOMS = {
     "golden": "ensemble setups verdicts metrics smoothing merging models "
     "models.search data tiling support",
     "reporting.drawing": "metrics data support",
-    "running": "ensemble archive verdicts metrics models data support",
+    "running": "ensemble archive verdicts smoothing metrics merging models data tiling support",
     "serving": "running archive verdicts smoothing metrics models data reporting.drawing "
     "support",
     "reporting": "running ensemble setups verdicts smoothing merging models data "

@@ -14,8 +14,9 @@ from ..support.errors import InputError
 from .resizing import resize_image, resize_mask
 from .samples import NORMAL
 
-BUDGET = 2 * 2**30  # bytes of images held in memory; a larger array is a temporary file
+BUDGET = 256 << 20  # bytes of images held in memory; a larger array is a temporary file
 MAX_THREADS = 8  # decoding; each thread holds one image at its original size
+AT_ONCE = 256 << 20  # bytes of images that are decoded at once, but at least one image
 
 
 def read_images(samples, size, **options):
@@ -42,7 +43,7 @@ def read_images_at(
     folder lacks the space.
     """
     samples = list(samples)
-    arrays = [_allocate((len(samples), 3, *size), budget) for size in sizes]
+    arrays = [allocate((len(samples), 3, *size), budget) for size in sizes]
 
     def read(k):
         try:
@@ -61,7 +62,7 @@ def read_images_at(
             images[k] = pixels.transpose(2, 0, 1)
             forget_pages(images)
 
-    _each(read, len(samples), progress)
+    _each(read, len(samples), 3 * max(map(math.prod, sizes)), progress)
     return arrays
 
 
@@ -84,7 +85,7 @@ def read_masks(samples, size, seen=None):
             seen(sample, mask)
         masks[anomalous[n]] = resize_mask(mask, size)
 
-    _each(read, len(anomalous))
+    _each(read, len(anomalous), 8 * math.prod(size))  # with the numbers of their regions
     return masks
 
 
@@ -113,12 +114,15 @@ def forget_pages(images):
         images._mmap.madvise(mmap.MADV_DONTNEED)
 
 
-def _allocate(shape, budget):
-    """An uninitialised uint8 array: in memory, or beyond the budget in a file that has no name
-    (where the system allows that) and vanishes with its last user."""
-    n_bytes = math.prod(shape)
+def allocate(shape, budget, dtype=np.uint8):
+    """Returns an uninitialised array of a shape and dtype: in memory, or beyond the budget, bytes,
+    in a file without a name (where the system allows that) that vanishes with its last user.
+
+    Raises InputError if the temporary folder lacks the space.
+    """
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if n_bytes <= budget:
-        return np.empty(shape, np.uint8)
+        return np.empty(shape, dtype)
     folder = tempfile.gettempdir()
     try:
         free = shutil.disk_usage(folder).free
@@ -128,7 +132,7 @@ def _allocate(shape, budget):
             # Reserve the space now: a full disk would kill the process in mid-run.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
-            return np.memmap(file, np.uint8, "w+", shape=shape)
+            return np.memmap(file, dtype, "w+", shape=shape)
     except OSError as error:
         raise InputError(
             f"the temporary folder {folder} cannot hold the images, {n_bytes:,} bytes "
@@ -137,10 +141,12 @@ def _allocate(shape, budget):
         ) from error
 
 
-def _each(function, n, progress=None):
-    """function(k) for k in range(n), in threads; the first failure in order is raised."""
+def _each(function, n, n_bytes, progress=None):
+    """function(k) for k in range(n), in threads, each of which holds n_bytes; the first failure in
+    order is raised."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    with ThreadPoolExecutor(min(MAX_THREADS, len(cores) or os.cpu_count() or 1)) as pool:
+    most = min(MAX_THREADS, len(cores) or os.cpu_count() or 1, max(1, AT_ONCE // n_bytes))
+    with ThreadPoolExecutor(most) as pool:
         futures = [pool.submit(function, k) for k in range(n)]
         try:
             for done, future in enumerate(futures, start=1):

@@ -121,9 +121,10 @@ def rank_pixels(walk):
     """The ranking of a set of images: the twin of the ranks of `kernels/aupro.pyx`.
 
     Parameters: walk, see `pixel_ranking.walk_arrays`.
-    Returns (N, areas, regions, ranks): the number of normal pixels; the pixels of each region,
-    int (R,); and of the anomalous pixels, in any order, their region, int (A,) from 0, and u and
-    v, int (A, 2): the normal pixels above the pixel's score, and those at or above it.
+    Returns (N, areas, regions, ranks, scores): the number of normal pixels; the pixels of each
+    region, int (R,); and of the anomalous pixels, in any order, their region, int (A,) from 0, and u and
+    v, int (A, 2): the normal pixels above the pixel's score, and those at or above it; and their
+    scores, float (A,).
     Raises InputError for NaN.
     """
     normal, scores, regions, areas = [np.empty(0, np.float32)], [], [np.empty(0, np.int32)], []
@@ -138,12 +139,13 @@ def rank_pixels(walk):
     normal, scores = np.sort(np.concatenate(normal)), np.concatenate([normal[0], *scores])
     u = normal.size - np.searchsorted(normal, scores, "right")
     v = normal.size - np.searchsorted(normal, scores, "left")
-    return normal.size, np.array(areas, int), np.concatenate(regions), np.stack([u, v], axis=1)
+    ranks = np.stack([u, v], axis=1)
+    return normal.size, np.array(areas, int), np.concatenate(regions), ranks, scores
 
 
 def _aupro(ranking, fpr_limit):
     """The area under the PRO curve up to a limit, a Fraction, divided by the limit."""
-    normals, areas, regions, ranks = ranking
+    normals, areas, regions, ranks, _ = ranking
     limit = fpr_limit * normals  # l
     sizes, group = np.unique(areas, return_inverse=True)  # regions of one size count alike
     risen, ranks_of_risen, rising = np.zeros((3, sizes.size), np.int64)
@@ -168,7 +170,7 @@ def _aupro(ranking, fpr_limit):
 
 def _pixel_auroc(ranking):
     """The area under the whole ROC curve: the mean of N - (u + v) / 2, divided by N."""
-    normals, _, regions, ranks = ranking
+    normals, _, regions, ranks, _ = ranking
     pairs = 2 * normals * regions.size
     return (pairs - int(ranks.sum(dtype=np.int64))) / pairs
 
@@ -236,6 +238,27 @@ def pixel_f1_max(maps, masks, impl="cython", threads=None):
     return f1_max_of(_ranking(walk, impl, threads, "pixel F1")[3][:, 1])
 
 
+def best_threshold(pairs, impl="cython", threads=None):
+    """The pixel threshold with the best F1, value >= threshold being anomalous.
+
+    Parameters: pairs, impl and threads as of `pixel_metrics`, called twice.
+    Returns (threshold, f1, precision, recall), floats: threshold is the smallest of the best, the
+    value of an anomalous pixel; lowered to the next one it would add normal pixels only.
+    Raises: as `aupro`, but for sets without a normal pixel.
+    """
+    walk = pixel_ranking.walk_pairs(pairs)
+    ranking = _ranking(walk, impl, threads, "pixel F1", needs_normal=False)
+    *_, ranks, scores = ranking
+    order = np.argsort(scores, kind="stable")
+    scores, fp = scores[order], ranks[order, 1].astype(np.int64)
+    first = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))  # of each distinct score
+    tp, fp = scores.size - first, fp[first]
+    f1 = 2 * tp / (tp + fp + scores.size)
+    k = int(np.argmax(f1))
+    precision, recall = tp[k] / (tp[k] + fp[k]), tp[k] / scores.size
+    return float(scores[first[k]]) + 0.0, float(f1[k]), float(precision), float(recall)  # no -0.0
+
+
 def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None, threshold=None):
     """AUPRO, pixel AUROC, F1-max and SegF1 of a set that is given image by image.
 
@@ -276,7 +299,7 @@ def pixel_curves(pairs, max_points, impl="cython", threads=None):
     Raises: as `aupro`.
     """
     walk = pixel_ranking.walk_pairs(pairs)
-    normals, areas, regions, ranks = _ranking(walk, impl, threads, "the PRO curve")
+    normals, areas, regions, ranks, _ = _ranking(walk, impl, threads, "the PRO curve")
     sizes = areas[regions]
     order = np.lexsort((sizes, ranks.sum(axis=1, dtype=np.int64)))  # best first
     u, v = ranks[order].T
@@ -293,10 +316,11 @@ def pixel_curves(pairs, max_points, impl="cython", threads=None):
     return curve(covered / covered[-1]), curve((last + 1) / regions.size)
 
 
-def _ranking(walk, impl, threads, what, limit=None):
+def _ranking(walk, impl, threads, what, limit=None, needs_normal=True):
     """The ranking of a set; with a limit on the FPR pixels that rise beyond it may be missing.
 
-    Raises UndefinedMetricError, naming `what`, without anomalous or without normal pixels.
+    Raises UndefinedMetricError, naming `what`, without anomalous pixels or, where it needs_normal,
+    without normal ones.
     """
     arrays.check_impl(impl)
     threads = arrays.thread_count(threads)
@@ -304,7 +328,7 @@ def _ranking(walk, impl, threads, what, limit=None):
         rank_pixels(walk) if impl == "numpy" else pixel_ranking.rank_pixels(walk, threads, limit)
     )
     normals, areas, *_ = ranking
-    if not areas.size or not normals:
+    if not areas.size or (needs_normal and not normals):
         kind, remedy = (
             ("anomalous", "the masks are empty") if not areas.size
             else ("normal", "the masks cover everything")

@@ -14,8 +14,8 @@ from ..support.errors import InputError
 from ..verdicts import deciding
 from .stored_images import regions_of
 
-IMAGE_BUDGET = 4 << 30  # bytes of decoded images kept in memory, more than that in a file
-MASK_BUDGET = 1 << 30  # bytes of resized masks kept in memory, more than that read every time
+IMAGE_BUDGET = reading.BUDGET  # bytes of decoded images kept in memory, more than that in a file
+MASK_BUDGET = 128 << 20  # bytes of resized masks kept in memory, more than that read every time
 NAMED, SIZES = 3, 8  # images in a warning, sizes in an error
 LOST = {  # a count of metrics.json that calls for a warning: the total it is a part of, and why
     "n_defects_vanished": (
@@ -145,8 +145,10 @@ class CategoryImages:
                 regions = regions_of(mask, self._options)
                 n = int(regions.max())
                 resized = resize_mask(regions, size) if resizes else regions
-                left = np.bincount(resized.ravel(), minlength=n + 1)[1:]  # pixels of each
-                found[sample.name] = n, int((left == 0).sum())
+                left = np.zeros(n + 1, bool)  # whether there is a pixel of each
+                for row in resized:  # an index of all pixels at once would take 8 bytes for each
+                    left[row] = True
+                found[sample.name] = n, n - int(left[1:].sum())
 
             stage = self._progress.stage("read masks at {}x{}".format(*size), "masks")
             for _ in self.masks(size, seen):

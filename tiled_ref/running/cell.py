@@ -181,6 +181,7 @@ def _score(ensemble, images, maps, scores, options, progress):
     ensemble.thresholds = thresholds.find_thresholds(
         images.plan, maps, scores, rules=options.rules,
         masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
+        impl=options.impl, threads=options.threads,
     )  # fmt: skip
     ensemble.roi = options.rules.roi
     if images.reported is not images:

@@ -6,12 +6,14 @@
                 an image are one batch of the backbone
 """
 
+import numpy as np
 import torch
 
 from ..data.images import normalize
 from ..data.reading import forget_pages
-from ..ensemble import collect, merge, slices
+from ..ensemble import collect, slices
 from ..support.devices import to_device, to_host
+from .rows import merge_rows
 
 MEMORY_MODES = ("low", "resident")
 
@@ -43,8 +45,12 @@ class Engine:
         else:
             found = self.ensemble.each_location(None, images, model=self.model)
         recipe = self.ensemble.recipe
-        predictions = collect(found, recipe.grid, len(images))
-        return merge(*predictions, recipe, self.impl, self.threads, self.ensemble.roi)
+        maps, scores = collect(found, recipe.grid, len(images))
+        out = np.empty((len(images), *recipe.grid.image_size), np.float32)
+        return out, merge_rows(
+            [maps[location] for location in recipe.grid.locations()], scores, recipe, out,
+            impl=self.impl, threads=self.threads, roi=self.ensemble.roi,
+        )  # fmt: skip
 
 
 class Resident:

@@ -5,11 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..ensemble import merge, slices
+from ..ensemble import UNTILE, merge, slices
+from ..merging import image_scores
+from ..smoothing import bands
+from ..support import arrays
 from ..support.errors import InputError
 from ..support.files import beside, read_at, sync_folder, write_at
+from ..support.gaussian import blur_rows_and_columns, radius_of
+from ..tiling import TileGrid
+from ..verdicts.marks import locations_seen
 
-MERGE_BUDGET = 256 << 20  # bytes of tile maps in memory while they are merged
+MERGE_BUDGET = 128 << 20  # bytes of tile maps in memory while they are merged
 OUT_REMEDY = "choose another --out or make room, and go on with --resume"
 
 
@@ -124,7 +130,8 @@ class Rows:
 def merge_rows(
     maps, scores, recipe, out, *, impl="cython", threads=None, roi=None, progress=None
 ):
-    """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET.
+    """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET; of
+    an image that is larger a strip at a time, with the same bits.
 
     Parameters
     ----------
@@ -142,6 +149,13 @@ def merge_rows(
     grid, n = recipe.grid, scores.shape[2]
     per_image = grid.rows * grid.cols * 4 * grid.tile_size[0] * grid.tile_size[1]
     merged_scores = []
+    if per_image > MERGE_BUDGET:
+        for k in range(n):
+            out[k : k + 1] = merge_strips(maps, k, recipe, impl, threads)[None]
+            if progress:
+                progress(k + 1, n)
+        seen = ... if roi is None else locations_seen(grid, roi)
+        return image_scores(scores[seen].reshape(1, -1, n), recipe.score)
     for rows in slices(n, max(1, MERGE_BUDGET // per_image)):
         tiles = np.stack([location[rows] for location in maps])  # (rows * cols, B, h, w)
         tiles = tiles.reshape(grid.rows, grid.cols, *tiles.shape[1:])
@@ -150,3 +164,33 @@ def merge_rows(
         if progress:
             progress(rows.stop, n)
     return np.concatenate(merged_scores)
+
+
+def merge_strips(maps, k, recipe, impl="cython", threads=None):
+    """Returns the merged, smoothed map of image k, float32 (H, W); few tile maps are in memory.
+
+    Parameters: maps, recipe, impl, threads as of `merge_rows`; k. The rows of a strip are merged
+    from all tiles that cover them and the rows near by that the Gaussian reads, so their bits are
+    those of the whole image.
+    """
+    grid, out = recipe.grid, np.empty(recipe.grid.image_size, np.float32)
+    (height, width), (h, w), down = grid.image_size, grid.tile_size, grid.stride[0]
+    band_rows, band_cols = bands(grid, recipe.seam_width)
+    near, sigma = radius_of(recipe.seam_sigma), recipe.seam_sigma
+    threads = arrays.thread_count(threads)
+    step = max(h, MERGE_BUDGET // (4 * grid.cols * h * w) * down)
+    for start in range(0, height, step):
+        stop = min(height, start + step)
+        top, bottom = max(0, start - near), min(height, stop + near)  # with what is read near by
+        first, last = max(0, -(-(top - h + 1) // down)), min(grid.rows - 1, (bottom - 1) // down)
+        tiles = np.stack([maps[i * grid.cols + j][k] for i in range(first, last + 1)
+                          for j in range(grid.cols)])  # fmt: skip
+        part = TileGrid((min(last * down + h, height) - first * down, width), (h, w), grid.stride)
+        merged = UNTILE[recipe.merge](
+            tiles.reshape(part.rows, part.cols, 1, h, w), part, impl=impl, threads=threads
+        )[:, top - first * down : bottom - first * down]
+        smooth = blur_rows_and_columns(
+            merged, sigma, band_rows[top:bottom], band_cols, impl, threads, max(grid.image_size)
+        )
+        out[start:stop] = smooth[0, start - top : stop - top]
+    return out

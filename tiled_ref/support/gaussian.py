@@ -33,13 +33,18 @@ def gaussian_taps(sigma, dtype=np.float64, most=SIDES[-1]):
         sigma = math.nan
     if not (0 < sigma <= most and sigma * sigma > 0):
         raise InputError(f"sigma must be a positive number of pixels, at most {most}, not {sigma}")
-    radius = int(4.0 * sigma + 0.5)
+    radius = radius_of(sigma)
     weights = [math.exp(-(k * k) / (2.0 * sigma * sigma)) for k in range(radius + 1)]
     total = 0.0
     for weight in reversed(weights[1:]):
         total += 2.0 * weight
     total += weights[0]
     return np.array([weight / total for weight in weights], dtype=dtype)
+
+
+def radius_of(sigma):
+    """Pixels on each side of the centre that a Gaussian of this sigma weighs."""
+    return int(4.0 * sigma + 0.5)
 
 
 def reflected(n, radius):

@@ -28,7 +28,7 @@ def rank_pixels(walk, threads, limit=None):
     everything is done again with all pixels.
 
     Parameters: walk, see `walk_arrays`; threads, int; limit, Fraction of the normal pixels.
-    Returns (N, areas, regions, ranks), see `metrics.rank_pixels`.
+    Returns (N, areas, regions, ranks, scores), see `metrics.rank_pixels`.
     Raises InputError for NaN, an image of 2**31 - 1 pixels or more, or walks that differ.
     """
     low, part = (-np.inf, 1.0) if limit is None else _score_beyond(walk, limit)
@@ -45,7 +45,7 @@ def rank_pixels(walk, threads, limit=None):
     if part < 1 and int(counts.sum(dtype=np.int64)) - scores.size < limit * normals:
         return rank_pixels(walk, threads)
     arrays.kernel("_aupro").rank(scores, counts)
-    return normals, areas, regions, counts[:-1].reshape(-1, 2)
+    return normals, areas, regions, counts[:-1].reshape(-1, 2), scores
 
 
 def _score_beyond(walk, limit):
@@ -120,8 +120,20 @@ def _count(walk, threads, low, part, n_pixels, scores):
             kernel.tally(scores, every, counts)
         return sum(image.size for _, image, _ in batch)
 
-    batches = _batches(walk(), SORTED_AT_ONCE / part)
+    batches = _batches(_slabs(walk()), SORTED_AT_ONCE / part)
     return sum(arrays.run_threads(visit, batches, threads)), counts
+
+
+def _slabs(items):
+    """The images, those of more than SORTED_AT_ONCE pixels in slabs of so many."""
+    for k, image, mask in items:
+        if image.size <= SORTED_AT_ONCE:
+            yield k, image, mask
+            continue
+        arrays.refuse_nan("maps", image, k)
+        pixels = image.reshape(-1)
+        for start in range(0, pixels.size, SORTED_AT_ONCE):
+            yield k, pixels[start : start + SORTED_AT_ONCE], None
 
 
 def _batches(items, most):

@@ -12,8 +12,12 @@ import numpy as np
 from ..data.disk import counted
 from ..data.samples import NORMAL
 from ..support.errors import InputError
+from ..metrics import UndefinedMetricError, best_threshold
+from ..metrics.f1 import at_least
 from .marks import check_marks, enlarge, mark_value, marks
 
+FOUND = "threshold", "f1", "precision", "recall"
+AT_ONCE = 1 << 20  # values that are added up
 LEAST_F1, LEAST_IMAGES = 0.3, 20  # below which thresholds are doubtful
 
 
@@ -111,27 +115,30 @@ def false_alarm_threshold(values, allowed):
     return float(np.nextafter(ordered[allowed], np.float32(np.inf)))
 
 
-def pixel_statistics(pairs):
+def pixel_statistics(pairs, impl="cython", threads=None):
     """Threshold and range of the pixels of a set of maps with defects.
 
-    Memory: a sorted copy of all pixels and their masks, 5 bytes a pixel of float32 maps.
-
-    Parameters: pairs, an iterable of (map, mask): map (H, W) float, finite; mask (H, W) bool or
-    uint8, anomalous where not 0, or None for a normal image.
+    Parameters: pairs() returns a fresh iterator over (map, mask): map (H, W) float, finite; mask
+    (H, W) bool or uint8, anomalous where not 0, or None for a normal image; impl and threads, see
+    `metrics.aupro`.
     Returns a dict: threshold and f1 as of `f1_threshold`, precision, recall, and minimum and
     maximum, floats; without an anomalous pixel f1, precision and recall are None.
     Raises InputError for no pixel at all, or a map that is not finite.
     """
-    scores, anomalous = [], []
-    for image_map, mask in pairs:
-        scores.append(np.ravel(_finite(image_map)))
-        if mask is not None:
-            anomalous.append(scores[-1][np.ravel(mask) != 0])
-    if not scores:
-        raise InputError("a threshold needs at least one image")
-    scores = np.concatenate(scores)
-    scores.sort()
-    return _f1_part(scores, np.concatenate([scores[:0], *anomalous]))
+    limits = {}
+
+    def walk():
+        for image_map, mask in pairs():
+            _note_limits(image_map, limits)
+            yield image_map, np.zeros(image_map.shape, bool) if mask is None else mask
+
+    try:
+        found = best_threshold(walk, impl, threads)
+    except UndefinedMetricError as error:  # there is no anomalous pixel
+        if not limits:
+            raise InputError("a threshold needs at least one image") from error
+        found = limits["maximum"], None, None, None
+    return {"rule": "f1", "percentile": None} | dict(zip(FOUND, found)) | limits
 
 
 def _f1_part(ranked, anomalous):
@@ -143,6 +150,13 @@ def _f1_part(ranked, anomalous):
         called = ranked.size - int(np.searchsorted(ranked, threshold))
         part |= {"precision": found / called, "recall": found / anomalous.size}
     return part | {"minimum": float(ranked[0]) + 0.0, "maximum": float(ranked[-1]) + 0.0}
+
+
+def _note_limits(image_map, limits):
+    """Keep minimum and maximum of the maps in limits, a dict."""
+    low, high = float(_finite(image_map).min()) + 0.0, float(image_map.max()) + 0.0
+    limits["minimum"] = min(low, limits.get("minimum", low))
+    limits["maximum"] = max(high, limits.get("maximum", high))
 
 
 def _finite(image_map):
@@ -175,7 +189,7 @@ class Rules:
     roi: np.ndarray = None
 
 
-def find_thresholds(plan, maps, scores, masks=None, rules=None):
+def find_thresholds(plan, maps, scores, masks=None, rules=None, impl="cython", threads=None):
     """Thresholds and ranges of image scores and pixels, from the images that decide.
 
     With defective images among them, the image threshold has the best F1; without, it is a
@@ -184,13 +198,14 @@ def find_thresholds(plan, maps, scores, masks=None, rules=None):
     evaluation says so and rules give no false_alarms; else it lets at most a share of the normal
     images have a mark.
 
-    Parameters: plan, a deciding.Plan; maps (N, H, W) float32, array or rows.RowFile, merged and smoothed,
-    of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all masks,
-    bool (H, W), in order; None where defective images have none; rules, a Rules.
+    Parameters: plan, a deciding.Plan; maps (N, H, W) float32, array or rows.RowFile, merged and
+    smoothed, of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all
+    masks, bool (H, W), in order; None where defective images have none; rules, a Rules; impl and
+    threads, see `metrics.aupro`.
     Returns a dict of JSON values: mode, n_normal, n_anomalous, min_area, and under "image" and
     "pixel" rule ("f1", "percentile", "false_alarms" or "deviations"), percentile, false_alarms (a
-    share), deviations, f1, precision, recall (of the deciding images), threshold, minimum, maximum. "pixel" is None where
-    there is neither a mask nor a normal image.
+    share), deviations, f1, precision, recall (of the deciding images), threshold, minimum,
+    maximum. "pixel" is None where there is neither a mask nor a normal image.
     Raises InputError for a map or score that is not finite, a percentile out of range, and a
     region of interest of another size than an image.
     """
@@ -198,18 +213,19 @@ def find_thresholds(plan, maps, scores, masks=None, rules=None):
     labels = np.array([sample.label for sample in samples])
     return thresholds_of(
         plan.mode, maps, scores, labels, plan.deciding, masks, rules,
-        lambda k: samples[k].read_size(), plan.category.evaluation.deviations,
+        lambda k: samples[k].read_size(), plan.category.evaluation.deviations, impl, threads,
     )  # fmt: skip
 
 
 def thresholds_of(
-    mode, maps, scores, labels, deciding, masks=None, rules=None, size_of=None, deviations=None
-):
+    mode, maps, scores, labels, deciding, masks=None, rules=None, size_of=None, deviations=None,
+    impl="cython", threads=None,
+):  # fmt: skip
     """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending.
 
     Parameters: mode; maps (N, H, W) and scores (N,) float; masks, rules, Returns: see
     `find_thresholds`; size_of(k), the size (h, w) of image k, by default that of its map;
-    deviations, see data.Evaluation.
+    deviations, see data.Evaluation; impl and threads, see `metrics.aupro`.
     Raises InputError as there.
     """
     rules, mine = rules or Rules(), scores[deciding]
@@ -226,8 +242,11 @@ def thresholds_of(
     pixel, chosen = None, deciding[~anomalous].tolist()
     if anomalous.any() and masks is not None and rules.false_alarms is None:
         known = set(deciding.tolist())
-        pairs = ((maps[k], mask) for k, mask in enumerate(masks()) if k in known)
-        pixel = pixel_statistics(pairs)
+
+        def pairs():
+            return ((maps[k], mask) for k, mask in enumerate(masks()) if k in known)
+
+        pixel = pixel_statistics(pairs, impl, threads)
     elif chosen:
         sized = ((maps[k], size_of(k) if size_of else maps[k].shape) for k in chosen)
         if deviations is not None and rules.false_alarms is None:
@@ -264,7 +283,7 @@ def _deviation_part(sized, deviations, rules):
     limits = {}
     inside = ... if rules.roi is None else rules.roi
     pixels = (large[inside] for large in _enlarged(sized, rules, limits))
-    threshold = deviation_threshold(pixels, deviations)
+    threshold = float(at_least(deviation_threshold(pixels, deviations), np.float32))
     return {
         "rule": "deviations", "percentile": None, "deviations": deviations, "f1": None,
         "threshold": threshold, **limits,
@@ -283,8 +302,9 @@ def deviation_threshold(arrays, deviations):
     8.47213595499958
     """
     n, mean, squares = 0, 0.0, 0.0
-    for values in arrays:
-        values = np.asarray(values, np.float64)
+    parts = (np.ravel(values) for values in arrays)
+    for values in (part[k : k + AT_ONCE] for part in parts for k in range(0, part.size, AT_ONCE)):
+        values = values.astype(np.float64)
         own, n = values.mean(), n + values.size
         squares += ((values - own) ** 2).sum()
         squares += (own - mean) ** 2 * values.size * (n - values.size) / n
@@ -295,9 +315,7 @@ def deviation_threshold(arrays, deviations):
 def _enlarged(sized, rules, limits):
     """Yield each map at its image's size; limits, a dict, keeps minimum and maximum of the maps."""
     for image_map, size in sized:
-        low, high = float(_finite(image_map).min()) + 0.0, float(image_map.max()) + 0.0
-        limits["minimum"] = min(low, limits.get("minimum", low))
-        limits["maximum"] = max(high, limits.get("maximum", high))
+        _note_limits(image_map, limits)
         check_marks(size, rules.min_area, rules.roi)
         yield enlarge(image_map, size)
 
