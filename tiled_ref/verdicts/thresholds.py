@@ -184,13 +184,13 @@ def find_thresholds(plan, maps, scores, masks=None, rules=None):
     evaluation says so and rules give no false_alarms; else it lets at most a share of the normal
     images have a mark.
 
-    Parameters: plan, a deciding.Plan; maps (N, H, W) float32, array or rows.RowFile, merged and smoothed,
-    of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all masks,
-    bool (H, W), in order; None where defective images have none; rules, a Rules.
+    Parameters: plan, a deciding.Plan; maps (N, H, W) float32, array or rows.RowFile, merged and
+    smoothed, of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all
+    masks, bool (H, W), in order; None where defective images have none; rules, a Rules.
     Returns a dict of JSON values: mode, n_normal, n_anomalous, min_area, and under "image" and
     "pixel" rule ("f1", "percentile", "false_alarms" or "deviations"), percentile, false_alarms (a
-    share), deviations, f1, precision, recall (of the deciding images), threshold, minimum, maximum. "pixel" is None where
-    there is neither a mask nor a normal image.
+    share), deviations, f1, precision, recall (of the deciding images), threshold, minimum,
+    maximum. "pixel" is None where there is neither a mask nor a normal image.
     Raises InputError for a map or score that is not finite, a percentile out of range, and a
     region of interest of another size than an image.
     """
