@@ -434,6 +434,8 @@ def _submission(args, categories, recipes):
             "pixel counts; leave it out")  # fmt: skip
     if os.path.realpath(args.submission) == os.path.realpath(args.out):
         raise InputError("--submission and --out are one folder; choose two")
+    for entry in categories:
+        entry.load()  # raises InputError for what is missing of it
     root = _roots(args.dataset, args.root)["mvtec2"]
     return Submission(args.submission, root, [entry.name for entry in categories])
 

@@ -163,7 +163,7 @@ class Submission:
     def _is_whole(self, item):
         """Whether the files of an image are as the record, an item of its images, says."""
         key, digests = item
-        sample = self.images[key.partition("/")[0]].get(key)
+        sample = self.images.get(key.partition("/")[0], {}).get(key)
         try:
             return sample is not None and digests == _digests(sample, *map(_read, self.files(key)))
         except InputError:
