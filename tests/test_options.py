@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from toys import toy_category, write_category
+from toys import only_mvtec2, toy_category, write_category, write_mvtec2
 
 from tiled_ref import cli
 from tiled_ref.data.disk import nfc
@@ -67,6 +67,7 @@ USED = {
     "--export": [*LOAD[:2], "--export", "parts.pt2"],
     "--pictures": [*LOAD, "--pictures", "all"],
     "--save-maps": [*LOAD, "--save-maps", "npy"],
+    "--submission": ["--submission", "SUBMISSION", "--dataset", "mvtec2", "--root", "mvtec2"],
     "--allow-version-change": [*LOAD, "--allow-version-change"],
     "--out": ["--out", "elsewhere"],
     "--impl": ["--impl", "numpy"],
@@ -93,6 +94,7 @@ def workplace(tmp_path_factory):
     write_category(base / "parts", category, "{}", "train")
     argv = ["--dataset", "folder", "--root", str(base / "parts"), *SMALL, "--save", "--quiet"]
     assert cli.main([*argv, "--out", str(base / "kept")]) == 0
+    write_mvtec2(base / "mvtec2", "can", 1, (48, 48))
     (base / "white.png").write_bytes(encode_png(np.ones((48, 48), bool)))
     return base
 
@@ -109,11 +111,13 @@ def test_the_list_has_every_option():
 def test_every_option_runs(option, workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     saved = str(workplace / "kept/folder/parts/padim/SM-48/seed42/ensemble")
-    used = [saved if word == "SAVED" else word for word in USED[option]]
+    places = {"SAVED": saved, "SUBMISSION": str(tmp_path / "maps/submission")}
+    used = [places.get(word, word) for word in USED[option]]
+    only_mvtec2(monkeypatch, {"can": 1})
     argv = ["--weights", "random", "--device", "cpu"]
     argv += [] if "--export" in used else ["--out", str(tmp_path)]
     if "--load" not in used and "--list" not in used:
-        argv += ["--dataset", "folder", "--root", "parts", *SMALL]
+        argv += ["--dataset", "folder", *SMALL, *([] if "--root" in used else ["--root", "parts"])]
     monkeypatch.setattr(sources, "time", Mock(sleep=Mock(side_effect=KeyboardInterrupt)))
     assert cli.main([*argv, *used]) == (130 if "--watch" in used else 0)
     out, err = capsys.readouterr()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tiled_ref.archive.thresholds import write_thresholds
 from tiled_ref.data import Category, Sample
+from tiled_ref.data.mvtec2 import PRIVATE
 from tiled_ref.support.progress import Progress
 
 
@@ -68,6 +69,32 @@ def write_category(root, category, name="{:03d}", train="train/good"):
                 path = Path(root, file)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
+
+
+def write_mvtec2(root, name, n_private, size):
+    """Write an object of noise in the layout of MVTec AD 2: 4 normal images, 2 of every other
+    labelled kind, n_private of either private split, of size (h, w)."""
+    rng = np.random.default_rng(len(name))
+    parts = {"train/good": 4, "validation/good": 2, "test_public/good": 2, "test_public/bad": 2}
+    files = [f"{part}/{k:03d}_regular.png" for part, n in parts.items() for k in range(n)]
+    for split, word in (("test_private", "regular"), ("test_private_mixed", "mixed")):
+        files += [f"{split}/{k:03d}_{word}.png" for k in range(n_private)]
+    pictures = {file: rng.integers(0, 255, (*size, 3), dtype=np.uint8) for file in files}
+    for k in range(2):
+        mask = 255 * np.eye(*size, dtype=np.uint8)
+        pictures[f"test_public/ground_truth/bad/{k:03d}_regular_mask.png"] = mask
+    for file, pixels in pictures.items():
+        path = Path(root, name, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def only_mvtec2(monkeypatch, counts):
+    """As if MVTec AD 2 had these objects alone, with so many images in either private split."""
+    for name in {*PRIVATE} - {*counts}:
+        monkeypatch.delitem(PRIVATE, name)
+    for name, n in counts.items():
+        monkeypatch.setitem(PRIVATE, name, n)
 
 
 def toy_images(n=6, side=96):

@@ -50,6 +50,7 @@ from .serving.export import check_file, export
 from .serving.outputs import MAPS, PICTURES, PredictOptions, with_given
 from .serving.predict import run_predict
 from .serving.sources import Watch
+from .serving.submission import Submission
 from .setups import OPTIONS, SETUPS, Recipe, is_allowed
 from .support import arrays, option_types
 from .support.devices import device_name, resolve_device
@@ -335,6 +336,10 @@ def _serving(add):
         "of all or of none (default anomalous)")
     add("--save-maps", choices=MAPS, metavar="|".join(MAPS),
         help="keep the raw anomaly map of every image, in float32")
+    add("--submission", type=Path, metavar="DIR",
+        help="with --dataset mvtec2: keep the ensembles as --save does, predict test_private and "
+        "test_private_mixed of all objects, and write the files that the evaluation server asks "
+        "for to DIR and DIR.tar.gz")
     add("--allow-version-change", action="store_true",
         help="load an ensemble that another minor version of torch trained")
 
@@ -382,10 +387,11 @@ def run(args):
             f"{ranks.size} processes share them; leave it out"
         )
     sweep = Sweep(categories, recipes, backbone, options, progress, args.debug)
+    submission = _submission(args, categories, recipes) if ranks.is_main else None
     with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
         if ranks.is_main:  # the others wait for it before they write
             plan = list(filter(None, sweep.estimates))
-            needs = disk_needs(plan, options)
+            needs = disk_needs(plan, options, submission.needs() if submission else ())
             for line in _plan_lines(plan, needs):
                 progress.note(line)
             sweep.share_within(check_disk(needs))
@@ -406,7 +412,52 @@ def run(args):
             if not ranks.is_main:
                 return 0
             results, failures = gather(sweep, of_all)
-        return _report(args, results, failures, progress)
+        status = _report(args, results, failures, progress)
+        if submission is None or status:
+            return status
+        return _submit(submission, args, results, backbone, options, progress)
+
+
+def _submission(args, categories, recipes):
+    """The Submission of --submission, None without it. Raises InputError where something that it
+    needs is missing or an option does not go with it."""
+    if args.submission is None:
+        return None
+    if args.dataset != ["mvtec2"]:
+        raise InputError("--submission is for MVTec AD 2 alone; give --dataset mvtec2")
+    if len(recipes) > 1:
+        raise InputError(
+            f"a submission is of one ensemble of each object, not of {len(recipes)}; give one "
+            "--setup, one --arch and one --seed"
+        )
+    if args.validation not in (None, "folder"):
+        raise InputError(
+            f"--validation {args.validation} does not go with --submission, whose thresholds come "
+            "from validation/good; leave it out"
+        )
+    _refuse(args.given & {"--roi", "--min-area"}, "does not go with --submission, where every "
+            "pixel counts; leave it out")  # fmt: skip
+    if os.path.realpath(args.submission) == os.path.realpath(args.out):
+        raise InputError("--submission and --out are one folder; choose two")
+    for entry in categories:
+        entry.load()  # raises InputError for what is missing of it
+    root = _roots(args.dataset, args.root)["mvtec2"]
+    return Submission(args.submission, root, [entry.name for entry in categories])
+
+
+def _submit(submission, args, results, backbone, options, progress):
+    """Write the submission of a run; returns the exit status. Raises InputError."""
+    cells = {}
+    for result in results:
+        parts = (result[key] for key in ("dataset", "category", "arch", "setup"))
+        folder = Path(args.out, *parts, f"seed{result['seed']}", "ensemble")
+        cells[result["category"]] = folder, result["identity"]
+    load = functools.partial(TiledEnsemble.load, backbone=backbone, device=options.device)
+    how = PredictOptions(impl=args.impl, threads=args.threads, memory=args.memory)
+    progress.todo.clear()  # of the training
+    archive = submission.write(cells, load, how, progress, options.resume)
+    print(f"\nSubmission: {printable(archive)}, {archive.stat().st_size:,} bytes")
+    return 0
 
 
 def estimate_run(args):
@@ -416,7 +467,11 @@ def estimate_run(args):
     recipes, categories, backbone, options = _prepare(args, progress)
     sweep = Sweep(categories, recipes, backbone, options, progress)
     plan = [sweep.estimate(entry) for entry in sweep.plan]
-    needs, times = disk_needs(plan, options), measured(plan, backbone, options)
+    submission, more = _submission(args, categories, recipes), ()
+    if submission:
+        submission.add_work(plan)
+        more = submission.needs()
+    needs, times = disk_needs(plan, options, more), measured(plan, backbone, options)
     print("\n".join(_plan_lines(plan, needs, times)))
     check_disk(needs)
     return 0
@@ -455,6 +510,7 @@ def _report(args, results, failures, progress):
 NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
     "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi", "--title",
+    "--submission",
 }  # fmt: skip
 ALWAYS = {
     "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet",
@@ -644,9 +700,8 @@ def _prepare(args, progress):
         out=args.out, device=device, memory=args.memory or "low", impl=args.impl,
         threads=args.threads, weights=weights.kind, weights_digest=weights.digest,
         metric_size=args.metric_size, fpr_limit=args.fpr_limit, validation=args.validation,
-        rules=_rules(args),
-        share_features=args.share_features, save=args.save, report=args.report, ranks=args.ranks,
-        native=native,
+        rules=_rules(args), share_features=args.share_features, report=args.report,
+        ranks=args.ranks, native=native, save=args.save or args.submission is not None,
         resume=args.resume or args.ranks.restarts > 0 or (WHERE_SAME if args.report else False),
     )  # fmt: skip
     return recipes, categories, backbone, options

@@ -15,7 +15,7 @@ import pytest
 from printed import compare, shown
 from readme import BENCH, PAGES, block, blocks, commands, name_of, readme
 from sources import ROOT, SOURCES
-from toys import toy_category
+from toys import only_mvtec2, toy_category, write_mvtec2
 
 from tiled_ref import cli
 from tiled_ref.data.encoders import encode_png
@@ -127,6 +127,8 @@ def workplace(tmp_path, monkeypatch):
         csv.writer(file).writerows([["object", "split", "label", "image", "mask"], *rows])
     (tmp_path / "photo.png").write_bytes(encode_png(bad[0].read_image()))
     write(tmp_path / "new", bad)
+    write_mvtec2(tmp_path / "MVTEC2", "can", 2, (64, 64))
+    only_mvtec2(monkeypatch, {"can": 2})
     small = {
         name: replace(
             setup,
@@ -180,6 +182,7 @@ OTHERS = {
     "tests/port/build.py": ({}, 0),
     "tests/port/build.py 26": ({}, 1),
     "torchrun": ({}, 0),
+    "tiled_ref.data.drawn_mvtec2": ({"--counts": "--objects=can", "MVTEC2": "drawn"}, 0),
 }
 
 

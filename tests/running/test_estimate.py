@@ -1,6 +1,7 @@
 """The plan of a run, before its first image: bytes exact, the disk large enough, sizes agreed."""
 
 import io
+import itertools
 import json
 import math
 import shutil
@@ -185,6 +186,23 @@ def test_what_is_on_the_disk_already_is_not_needed_again(parts, monkeypatch, cap
     (folder / "partial").mkdir(parents=True)
     (folder / "partial" / "x").write_bytes(bytes(1000))
     assert before - disk_needs([part], options)[0][1] == 1000
+
+
+@pytest.mark.parametrize("disks", [*itertools.product((1, 2, 3), repeat=3)])
+def test_the_last_disk_is_that_of_the_temporary_folder(tmp_path, monkeypatch, disks):
+    """Whatever lies on one disk: what else is written, OUT and TMPDIR."""
+    places = dict(zip(("more", str(tmp_path), estimate.tempfile.gettempdir()), disks))
+    part = SimpleNamespace(cells=[], temporary=4)
+    fake = SimpleNamespace(stat=lambda path: SimpleNamespace(st_dev=places[str(path)]))
+    monkeypatch.setattr(estimate, "os", fake)
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    needs = disk_needs([part], Options(out=tmp_path), [("more", 10)])
+    assert [places[str(folder)] for folder, *_ in needs][-1] == disks[2]
+    more, _, temporary = disks
+    assert {places[str(folder)]: n for folder, n, _ in needs} == {
+        disk: 10 * (disk == more) + 4 * (disk == temporary) for disk in {*disks}
+    }
+    assert estimate.check_disk(needs) == 96 - 10 * (more == temporary)
 
 
 def test_what_does_not_fit_into_memory_needs_the_temporary_folder(tmp_path, monkeypatch):

@@ -40,25 +40,35 @@ def write_objects(root, objects=CATEGORIES, side=256, counts=False):
         for part, n in IMAGES.items():
             for k in range(n):
                 sample = next(bad if part.endswith("bad") else normal)
-                _write(Path(root, name, part, f"{k:03d}_regular.png"), sample, side)
-        private = [*good[::2], *bad]
+                _write_sample(Path(root, name, part, f"{k:03d}_regular.png"), sample, side)
+        private = [_encoded(sample, side) for sample in (*good[::2], *bad)]
         for split, lighting in LIGHTING.items():
             for k in range(PRIVATE[name] if counts else DRAWN):
                 file = Path(root, name, split, f"{k:03d}_{lighting}.png")
-                _write(file, private[k % len(private)], side, labelled=False)
+                _write({file: private[k % len(private)]})
 
 
-def _write(path, sample, side, labelled=True):
-    files = {path: resize_image(sample.read_image(), (side, side), antialias=True)}
-    if labelled and sample.label:
+def _encoded(sample, side):
+    return encode_png(resize_image(sample.read_image(), (side, side), antialias=True))
+
+
+def _write_sample(path, sample, side):
+    files = {path: _encoded(sample, side)}
+    if sample.label:
         mask = sample.read_mask()
         small = np.zeros((side, side), bool)  # no defect is lost, however small
         small[tuple(i * side // n for i, n in zip(mask.nonzero(), mask.shape))] = True
-        files[path.parent.parent / "ground_truth" / "bad" / f"{path.stem}_mask.png"] = small
-    for file, pixels in files.items():
+        files[path.parent.parent / "ground_truth" / "bad" / f"{path.stem}_mask.png"] = (
+            encode_png(small)
+        )
+    _write(files)
+
+
+def _write(files):
+    for file, data in files.items():
         make_folder(file.parent)
         with atomic_write(file, "wb") as target:
-            target.write(encode_png(pixels))
+            target.write(data)
 
 
 def main(argv=None):

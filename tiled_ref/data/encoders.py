@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from ..support.errors import InputError
 
+SAMPLE_FORMAT, FLOAT = 339, 3  # a tag of TIFF 6.0 and its value for IEEE floating point
+
 
 def encode_png(array):
     """A picture as the bytes of a PNG file, without loss.
@@ -26,11 +28,17 @@ def encode_jpeg(array, quality=90):
 
 
 def encode_tiff(array):
-    """A map, float32 (H, W), as the bytes of a TIFF file, without loss; InputError otherwise."""
+    """A map, float32 or float16 (H, W), as the bytes of a TIFF file, without loss; InputError
+    otherwise."""
     array = np.asarray(array)
-    if array.dtype != np.float32 or array.ndim != 2 or not array.size:
-        raise InputError(f"a TIFF map must be float32 (H, W), not {array.dtype} {array.shape}")
-    return _encode(np.ascontiguousarray(array), "TIFF")
+    if array.dtype not in (np.float32, np.float16) or array.ndim != 2 or not array.size:
+        raise InputError(
+            f"a TIFF map must be float32 or float16 (H, W), not {array.dtype} {array.shape}"
+        )
+    array = np.ascontiguousarray(array)
+    if array.dtype == np.float16:  # for Pillow whole numbers, whose tag says that they are not
+        return _encode(array.view(np.uint16), "TIFF", tiffinfo={SAMPLE_FORMAT: FLOAT})
+    return _encode(array, "TIFF")
 
 
 def decode_bytes(data):

@@ -265,9 +265,9 @@ def _seconds(progress, work):
     return progress.left()
 
 
-def disk_needs(estimates, options):
-    """[(folder, bytes that the run writes at most, bytes free)] of the file systems of OUT and of
-    TMPDIR, one where they are the same."""
+def disk_needs(estimates, options, more=()):
+    """[(folder, bytes that the run writes at most, bytes free)] of the file systems of more,
+    [(folder, bytes)], of OUT and of TMPDIR, the last one; one entry where they are the same."""
     need = kept = temporary = 0
     for part in estimates:
         for cell in part.cells:
@@ -282,11 +282,13 @@ def disk_needs(estimates, options):
         temporary = max(
             temporary, part.temporary + max((cell.temporary for cell in part.cells), default=0)
         )
-    disks, places = {}, [(options.out, need)]
+    disks, places = {}, [*more, (options.out, need)]
     with contextlib.suppress(FileNotFoundError):  # none can be written to; who needs one says so
         places.append((tempfile.gettempdir(), temporary))
     for folder, n_bytes in places:
-        disks.setdefault(os.stat(folder).st_dev, [folder, 0])[1] += n_bytes
+        disk = os.stat(folder).st_dev
+        first, before = disks.pop(disk, (folder, 0))
+        disks[disk] = first, before + n_bytes  # the last place's is the last one
     return [(folder, n, shutil.disk_usage(folder).free) for folder, n in disks.values()]
 
 
@@ -309,9 +311,9 @@ def check_disk(needs):
         if need > free:
             raise InputError(
                 f"the run writes up to {need:,} bytes to the disk of {folder}, of which {free:,} "
-                "are free (maps and states of a cell, ensembles with --save, images and features "
-                "that do not fit into memory); make room, choose another --out or TMPDIR, or "
-                "smaller images"
+                "are free (maps and states of a cell, ensembles with --save, a submission, images "
+                "and features that do not fit into memory); make room, choose another --out or "
+                "TMPDIR, or smaller images"
             )
     _, need, free = needs[-1]
     return free - need
