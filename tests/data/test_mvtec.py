@@ -1,11 +1,15 @@
 """MVTec AD: the layout of the archive, and the error for any other."""
 
+import shutil
+
 import numpy as np
 import pytest
 from _data_files import touch, write_image, write_mask
+from toys import toy_category, write_category
 
 from tiled_ref.data import DATASETS, mvtec
 from tiled_ref.support.errors import InputError
+from tiled_ref.verdicts.deciding import plan
 
 
 @pytest.fixture
@@ -131,6 +135,37 @@ def test_a_layout_that_does_not_fit_is_refused(root, mistake, says):
     for part in says:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_none_of_the_fifteen_is_a_category_with_a_note(root):
+    """By its name where some of the fifteen are there, else by itself; misspelt ones are listed."""
+    known = mvtec.categories(root)
+    write_category(root / "bracket", toy_category())
+    assert mvtec.categories(root) == known
+    category = mvtec.load(root, "bracket")
+    assert (len(category.train), len(category.test), category.has_masks) == (6, 8, True)
+    note = "bracket is none of the 15 categories of MVTec AD; it is read like them"
+    assert category.notes[0] == note and not category.validation
+    assert note not in mvtec.load(root, known[0]).notes
+    with pytest.raises(InputError, match=f"no category 'brackets' .*{known[0]}.*bracket"):
+        mvtec.load(root, "brackets")
+    for name in known:
+        shutil.rmtree(root / name)
+    write_category(root / "anvil", toy_category())
+    assert mvtec.categories(root) == ("anvil", "bracket")
+
+
+def test_validation_images_decide_the_thresholds(root):
+    """MVTec LOCO has them; elsewhere than in good they are asked about."""
+    name = mvtec.categories(root)[0]
+    good = root / name / "validation" / "good"
+    shutil.copytree(root / name / "train" / "good", good)
+    category = mvtec.load(root, name)
+    assert len(category.validation) == len(category.train)
+    assert plan(category).mode == "folder"
+    next(good.iterdir()).rename(good.parent / "a.png")
+    with pytest.raises(InputError, match="outside of good/"):
+        mvtec.load(root, name)
 
 
 def test_an_unknown_category_lists_the_known_ones(root):

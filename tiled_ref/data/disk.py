@@ -350,3 +350,21 @@ def printable(path, root=None):
     """A path, relative to root if given, as text with "/"; bytes that are no UTF-8 become \\xNN."""
     text = (Path(path) if root is None else Path(path).relative_to(root)).as_posix()
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def validation_samples(folder, base, passed, layout):
+    """The samples of folder/good, a tuple, () without it.
+
+    Parameters: folder, path that may not exist; base, path that their names are relative to;
+    passed, a list that takes what is passed over; layout, a text of what is expected.
+    Raises InputError for images elsewhere in the folder, and an empty folder/good.
+    """
+    if not os.path.lexists(folder):
+        return ()
+    good = kinds(folder).get(GOOD)
+    if images(folder, passed, [good]):
+        raise InputError(
+            f"the folder {folder} holds images outside of good/, so it is not known whether they "
+            f"are normal; {layout}"
+        )
+    return normal_samples(some_images(good, "fill or remove it", passed), base) if good else ()

@@ -22,6 +22,7 @@ from .disk import (
     passed_over,
     printable,
     some_images,
+    validation_samples,
 )
 from .samples import GOOD, Category
 
@@ -66,7 +67,7 @@ def load(root, name, mask_folder=None):
     train = normal_samples(_train(base / "train", passed), base)
     truth, notes = _truth(base, mask_folder, passed)
     test = defect_samples(base / "test", truth, base, passed, TEST)
-    validation = _validation(base / "validation", base, passed)
+    validation = validation_samples(base / "validation", base, passed, LAYOUT)
     has_masks = truth is not None or not any(sample.label for sample in test)
     notes = (*notes, *passed_over(passed, base))
     place = str(bases[name].resolve())
@@ -143,16 +144,3 @@ def _truth(base, name, passed):
         f"masks: --masks {shlex.quote(key)} takes it"
         for key in alike
     ]
-
-
-def _validation(folder, base, passed):
-    """The samples of folder/good, none without it."""
-    if not os.path.lexists(folder):
-        return ()
-    good = kinds(folder).get(GOOD)
-    if images(folder, passed, [good]):
-        raise InputError(
-            f"the folder {folder} holds images outside of good/, so it is not known whether they "
-            f"are normal; {LAYOUT}"
-        )
-    return normal_samples(some_images(good, "fill or remove it", passed), base) if good else ()

@@ -7,6 +7,8 @@ Bergmann, Batzner, Fauser, Sattlegger, Steger, "The MVTec Anomaly Detection Data
                       test/good/000.png
                       test/<defect>/000.png
                       ground_truth/<defect>/000_mask.png
+
+Other folders of the root in this layout, such as a part of one's own, are categories too.
 """
 
 from ..support.errors import InputError
@@ -21,6 +23,7 @@ from .disk import (
     normal_samples,
     passed_over,
     some_images,
+    validation_samples,
 )
 from .samples import GOOD, Category
 
@@ -29,17 +32,19 @@ CATEGORIES = (
     "pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper",
 )  # fmt: skip
 REMEDY = "unpack the archive of MVTec AD again"
+EXPECTED = "expected are <root>/<category>/train/good and <root>/<category>/test/<defect>"
 LAYOUT = Layout(remedy=REMEDY, missing=REMEDY, suffixes=("_mask",), endings=(".png",))
 
 
 def categories(root):
-    """The categories of MVTec AD whose folder is under root, in the data set's order.
+    """The categories of MVTec AD whose folder is under root, in the data set's order; where there
+    is none, the others, sorted.
 
     Raises InputError if the root does not exist or holds none.
     """
     root = check_root(root, "mvtec")
     present = folders(root)
-    found = tuple(name for name in CATEGORIES if name in present)
+    found = tuple(name for name in CATEGORIES if name in present) or _others(present)
     if not found:
         hint = "name the folder that holds the categories"
         if "train" in present:
@@ -48,20 +53,34 @@ def categories(root):
     return found
 
 
+def _others(present):
+    """The folders, of a dict name -> path, with a folder train/good, as a tuple of names."""
+    return tuple(
+        name for name, path in present.items()
+        if name not in CATEGORIES and (path / "train" / GOOD).is_dir()
+    )  # fmt: skip
+
+
 def load(root, name):
     """One category, sorted by kind of defect, then file name.
 
-    Parameters: root, path of the data set; name, one of categories(root).
-    Returns Category.
+    Parameters: root, path of the data set; name, one of categories(root) or another folder in
+    their layout.
+    Returns Category; validation/good, which MVTec AD does not have, decides the thresholds.
     Raises InputError for an unknown category (lists the known ones), a missing or empty
     folder, a name that looks like good, and images and masks that do not match one to one.
     """
     root = check_root(root, "mvtec")
-    check_category(name, categories(root), root)
+    others = _others(folders(root))
+    check_category(name, tuple(dict.fromkeys((*categories(root), *others))), root)
     base, passed = root / name, []
     good = kinds(base / "train").get(GOOD, base / "train" / GOOD)
     passed += images(base / "train", passed, [good])
     train = normal_samples(some_images(good, REMEDY, passed), root)
     test = defect_samples(base / "test", base / "ground_truth", root, passed, LAYOUT)
+    validation = validation_samples(base / "validation", root, passed, EXPECTED)
     notes, place = passed_over(passed, base), str(base.resolve())
-    return Category("mvtec", name, train, test, has_masks=True, notes=notes, folder=place)
+    if name in others:
+        own = f"{name} is none of the {len(CATEGORIES)} categories of MVTec AD; it is read like them"
+        notes = (own, *notes)
+    return Category("mvtec", name, train, test, True, validation, notes, place)

@@ -122,9 +122,9 @@ def rank_pixels(walk):
 
     Parameters: walk, see `pixel_ranking.walk_arrays`.
     Returns (N, areas, regions, ranks, scores): the number of normal pixels; the pixels of each
-    region, int (R,); and of the anomalous pixels, in any order, their region, int (A,) from 0, and u and
-    v, int (A, 2): the normal pixels above the pixel's score, and those at or above it; and their
-    scores, float (A,).
+    region, int (R,); and of the anomalous pixels, in any order, their region, int (A,) from 0, u
+    and v, int (A, 2): the normal pixels above the pixel's score, and those at or above it, and
+    their scores, float (A,).
     Raises InputError for NaN.
     """
     normal, scores, regions, areas = [np.empty(0, np.float32)], [], [np.empty(0, np.int32)], []

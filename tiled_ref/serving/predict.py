@@ -39,7 +39,8 @@ class Predictor(Engine):
     several frames are a batch. README.md has the whole loop.
     Parameters: ensemble, a fitted or loaded TiledEnsemble; impl and threads, see
     `merging.untile_average`; memory, see `running.engine`: None keeps all models in memory where
-    they fit RESIDENT_BUDGET on a CPU, else one; on a GPU choose "resident" where they fit.
+    they fit RESIDENT_BUDGET on a CPU, and the tiles of an image BATCH_BUDGET, else one; on a GPU
+    choose "resident" where they fit.
     Raises InputError where nothing was fitted; `predict`, for frames that `data.inputs` refuses.
     """
 
@@ -49,6 +50,7 @@ class Predictor(Engine):
             first = ensemble.states[ensemble.grid.locations()[0]]
             n_bytes = sum(tensor.nbytes for tensor in first.values())
             fits = n_bytes * ensemble.setup.n_models <= RESIDENT_BUDGET
+            fits &= 12 * ensemble.setup.tile_pixels <= BATCH_BUDGET  # all tiles are one batch
             memory = "resident" if fits and ensemble.device.type == "cpu" else "low"
         super().__init__(ensemble, memory, impl=impl, threads=threads)
 
