@@ -992,7 +992,7 @@ MUTANTS = [
      "tests/data/test_folder.py::test_the_folder_of_the_masks_can_be_named"),
     ("tiled_ref/data/folder.py", "passed += images(base, passed,", "images(base, passed,",
      "tests/data/test_folder.py::test_what_is_passed_over_is_counted_in_one_note"),
-    ("tiled_ref/data/folder.py", "if images(folder, passed, [good]):\n        raise InputError(\n"
+    ("tiled_ref/data/disk.py", "if images(folder, passed, [good]):\n        raise InputError(\n"
      '            f"the folder {folder} holds images outside of good/',
      "if images(folder, []):\n        raise InputError(\n"
      '            f"the folder {folder} holds images outside of good/',

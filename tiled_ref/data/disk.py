@@ -353,7 +353,7 @@ def printable(path, root=None):
 
 
 def validation_samples(folder, base, passed, layout):
-    """The samples of folder/good, a tuple, () without it.
+    """Returns the samples of folder/good, a tuple, () without it.
 
     Parameters: folder, path that may not exist; base, path that their names are relative to;
     passed, a list that takes what is passed over; layout, a text of what is expected.

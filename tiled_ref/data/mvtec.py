@@ -37,8 +37,8 @@ LAYOUT = Layout(remedy=REMEDY, missing=REMEDY, suffixes=("_mask",), endings=(".p
 
 
 def categories(root):
-    """The categories of MVTec AD whose folder is under root, in the data set's order; where there
-    is none, the others, sorted.
+    """Returns the categories of MVTec AD whose folder is under root, in the data set's order; where
+    there is none, the others, sorted.
 
     Raises InputError if the root does not exist or holds none.
     """
@@ -81,6 +81,6 @@ def load(root, name):
     validation = validation_samples(base / "validation", root, passed, EXPECTED)
     notes, place = passed_over(passed, base), str(base.resolve())
     if name in others:
-        own = f"{name} is none of the {len(CATEGORIES)} categories of MVTec AD; it is read like them"
-        notes = (own, *notes)
+        n = len(CATEGORIES)
+        notes = (f"{name} is none of the {n} categories of MVTec AD; it is read like them", *notes)
     return Category("mvtec", name, train, test, True, validation, notes, place)
