@@ -11,6 +11,7 @@ The walk of the data, for 512/256/128 (ENS9), N training and M test images:
     auroc, pixel_metrics          metrics.json, a row of results.csv
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from .rows import Rows, merge_rows
 
 METRIC_SIZES = ("setup", "original")
 METRICS = results.METRICS
+LARGE = 1 << 24  # pixels of an image
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _score(ensemble, images, maps, scores, options, progress):
     ensemble.thresholds = thresholds.find_thresholds(
         images.plan, maps, scores, rules=options.rules,
         masks=(lambda: images.masks(setup.image_size)) if category.has_masks else None,
-        impl=options.impl, threads=options.threads,
+        impl=options.impl, threads=_threads(setup, options),
     )  # fmt: skip
     ensemble.roi = options.rules.roi
     if images.reported is not images:
@@ -230,7 +232,7 @@ def score_predictions(maps, scores, images, setup, options, progress, threshold=
 
     try:
         pixel = metrics.pixel_metrics(
-            pairs, images.fpr_limit, options.impl, options.threads, threshold
+            pairs, images.fpr_limit, options.impl, _threads(setup, options), threshold
         )
     except metrics.UndefinedMetricError as error:  # every defect vanished in the resizing
         progress.note(f"{title}: no pixel metrics: {error}")
@@ -239,6 +241,11 @@ def score_predictions(maps, scores, images, setup, options, progress, threshold=
         "pixel_auroc": pixel.pixel_auroc, "pixel_aupro": pixel.aupro,
         "pixel_f1_max": pixel.f1_max, "seg_f1": pixel.seg_f1,
     }  # fmt: skip
+
+
+def _threads(setup, options):
+    """Threads that rank pixels: each holds a map and a mask, of large images only one does."""
+    return options.threads if math.prod(setup.image_size) <= LARGE else 1
 
 
 def _keep(result, ensemble, pieces, maps, scores, images, options, progress):

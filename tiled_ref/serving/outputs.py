@@ -153,14 +153,20 @@ class ImageWriter:
     def _draw(self, image):
         """Write the pictures; returns the rows of regions.csv."""
         limits, mask = self.thresholds["pixel"], self.labels > 0
+        self.labels = None
         values = normalize(self.large, limits["threshold"], limits["minimum"], limits["maximum"])
-        self.large = self.labels = None
+        self.large = None
         regions, caption = render.contours(mask, impl=self.options.impl), self.caption()
-        heat = render.draw_contours(render.overlay(image, values), mask)
-        heat = render.with_caption(render.with_color_bar(heat), caption)
+        rows = [self._region(k, region, values) for k, region in enumerate(regions, start=1)]
+        self._keep("mask.png", encoders.encode_png(mask))
+        heat = render.overlay(image, values)
+        del values  # of a large image every array counts
+        heat = render.with_color_bar(render.draw_contours(heat, mask))
+        self._keep("overlay.png", encoders.encode_png(render.with_caption(heat, caption)))
+        del heat
         marked = render.draw_contours(image, mask)
         marked = render.label_regions(marked, regions, mask, LABELLED_REGIONS)
-        marked = render.with_caption(marked, caption)
+        self._keep("contours.png", encoders.encode_png(render.with_caption(marked, caption)))
         shapes = {
             "path": self.sample.name,
             "image_size": list(mask.shape),
@@ -171,15 +177,12 @@ class ImageWriter:
                 for r in regions
             ],
         }
-        for suffix, data in (
-            ("mask.png", encoders.encode_png(mask)),
-            ("overlay.png", encoders.encode_png(heat)),
-            ("contours.png", encoders.encode_png(marked)),
-            ("regions.json", json.dumps(shapes).encode()),
-        ):
-            with atomic_write(self.out / "pictures" / f"{self.name}_{suffix}", "wb") as file:
-                file.write(data)
-        return [self._region(k, region, values) for k, region in enumerate(regions, start=1)]
+        self._keep("regions.json", json.dumps(shapes).encode())
+        return rows
+
+    def _keep(self, suffix, data):
+        with atomic_write(self.out / "pictures" / f"{self.name}_{suffix}", "wb") as file:
+            file.write(data)
 
     def caption(self):
         """Lines of text, once decided: verdict, marks and their difference; score; file name."""

@@ -68,8 +68,10 @@ def normalize(values, threshold, minimum, maximum):
     if maximum == minimum:
         shifted = np.sign(values - threshold) * 0.5
     else:
-        shifted = (values - threshold) / (maximum - minimum)
-    return np.clip(shifted + 0.5, 0, 1).astype(values.dtype)
+        shifted = values - threshold
+        shifted /= maximum - minimum
+    shifted += 0.5
+    return np.clip(shifted, 0, 1).astype(values.dtype, copy=False)
 
 
 def percentile_threshold(scores, percentile):

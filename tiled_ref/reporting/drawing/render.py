@@ -278,12 +278,11 @@ def _polygons(labels):
     """
     inside = np.pad(labels != 0, 1)  # pixel (r, c) is inside[r + 1, c + 1]
     here, above, left = inside[1:, 1:], inside[:-1, 1:], inside[1:, :-1]
-    east = here & ~above  # [r, c]: the side from corner (r, c) to (r, c + 1)
-    west = above & ~here
-    south = left & ~here  # the side between corners (r, c) and (r + 1, c)
-    north = here & ~left
     starts, ends, directions = [], [], []
-    for direction, sides in enumerate((east, south, west, north)):
+    # East, south, west, north, [r, c]: the side from corner (r, c) to (r, c + 1), or to (r + 1, c).
+    pairs = (here, above), (left, here), (above, here), (here, left)
+    for direction, (inner, outer) in enumerate(pairs):
+        sides = inner & ~outer
         lines = sides if direction in (0, 2) else sides.T
         first, last = _runs(lines)  # (runs, 2) each: line, corner
         if direction in (1, 3):
