@@ -264,8 +264,13 @@ def test_a_link_in_the_place_of_a_file_is_refused(copy):
 def test_a_submission_of_nobody_is_refused(copy):
     record = copy / "sub.json"
     record.rename(copy / "kept")
-    with pytest.raises(InputError, match="submission .*sub without its sub.json; move it away"):
-        Submission(copy / "sub", copy / "root", SMALL)
+    for kept in ("sub.tar.gz", "sub"):  # the files alone, then the archive alone
+        (copy / kept).rename(copy / "aside")
+        with pytest.raises(InputError, match="sub without its sub.json; move it away"):
+            Submission(copy / "sub", copy / "root", SMALL)
+        if kept == "sub":  # an empty one was made
+            (copy / "sub").rmdir()
+        (copy / "aside").rename(copy / kept)
     for text in ("{}", "[", '{"format": "mine", "objects": {}}'):
         record.write_text(text)
         with pytest.raises(InputError, match="sub.json is damaged or was not written by this"):
