@@ -1,10 +1,12 @@
 """A submission to the server of MVTec AD 2: its files, what is refused before, stops and scales."""
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import struct
 import tarfile
 from types import SimpleNamespace
 
@@ -50,15 +52,38 @@ def done(tmp_path_factory):
         yield base
 
 
+@pytest.fixture(scope="module")
+def load(tiny_backbone):
+    """TiledEnsemble.load with the backbone that --weights random made."""
+    return functools.partial(TiledEnsemble.load, backbone=tiny_backbone)
+
+
 @pytest.fixture
 def copy(done, tmp_path):
     """A copy of it all to spoil."""
     return shutil.copytree(done, tmp_path / "copy")
 
 
+def read_map(path):
+    """An uncompressed TIFF of one floating-point channel of 16 bits, by the tags of TIFF 6.0."""
+    data, tags = path.read_bytes(), {}
+    assert data[:4] == b"II*\0"
+    (start,) = struct.unpack_from("<I", data, 4)
+    for at in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        tag, kind, count = struct.unpack_from("<HHI", data, at)
+        if kind in (3, 4):
+            layout = f"<{count}{'HI'[kind - 3]}"
+            far = struct.calcsize(layout) > 4
+            at = struct.unpack_from("<I", data, at + 8)[0] if far else at + 8
+            tags[tag] = struct.unpack_from(layout, data, at)
+    assert [tags[tag] for tag in (258, 259, 339)] == [(16,), (1,), (3,)]
+    assert tags.get(277, (1,)) == (1,)
+    strips = b"".join(data[at : at + n] for at, n in zip(tags[273], tags[279]))
+    return np.frombuffer(strips, "<f2").reshape(tags[257][0], tags[256][0])
+
+
 def check_submission(folder, root, counts):
     """The rules of SPEC.md, section 11."""
-    tifffile = pytest.importorskip("tifffile")
     expected = {}
     for name, n in counts.items():
         for split, word in (("test_private", "regular"), ("test_private_mixed", "mixed")):
@@ -71,7 +96,7 @@ def check_submission(folder, root, counts):
     for file, source in expected.items():
         width, height = Image.open(source).size
         if file.endswith(".tiff"):
-            found = tifffile.imread(folder / file)
+            found = read_map(folder / file)
             assert found.dtype == np.float16 and np.isfinite(found).all()
         else:
             found = np.array(Image.open(folder / file))
@@ -93,12 +118,20 @@ def digests(base):
     }
 
 
-@pytest.mark.optional
 def test_it_satisfies_the_rules_of_the_server(done):
     check_submission(done / "sub", done / "root", SMALL)
 
 
 @pytest.mark.optional
+def test_tifffile_reads_the_same_bits(done):
+    """The reader of the server's checker."""
+    tifffile = pytest.importorskip("tifffile")
+    for path in (done / "sub").rglob("*.tiff"):
+        found = tifffile.imread(path)
+        assert found.dtype == np.float16 and found.ndim == 2
+        assert (found.view(np.uint16) == read_map(path).view(np.uint16)).all()
+
+
 @pytest.mark.exhaustive
 def test_it_satisfies_the_rules_with_the_official_counts(done, tmp_path, monkeypatch):
     only_mvtec2(monkeypatch, OFFICIAL)
@@ -116,12 +149,10 @@ def ensembles(base):
     }
 
 
-@pytest.mark.optional
-def test_the_files_are_the_maps_and_what_reaches_the_threshold(done):
-    tifffile = pytest.importorskip("tifffile")
+def test_the_files_are_the_maps_and_what_reaches_the_threshold(done, load):
     marked = 0
     for name, folder in ensembles(done).items():
-        ensemble = TiledEnsemble.load(folder)
+        ensemble = load(folder)
         stored = json.loads((folder / "thresholds.json").read_text())["thresholds"]
         assert stored["mode"] == "folder" and stored["pixel"]["rule"] == "deviations"
         paths = sorted((done / "root" / name).glob("test_private*/*.png"))
@@ -130,7 +161,7 @@ def test_the_files_are_the_maps_and_what_reaches_the_threshold(done):
         for path, image_map in zip(paths, maps):
             large = enlarge(image_map, SIZES[name])
             key = path.relative_to(done / "root").with_suffix("")
-            kept = tifffile.imread(done / f"sub/anomaly_images/{key}.tiff")
+            kept = read_map(done / f"sub/anomaly_images/{key}.tiff")
             assert (kept.view(np.uint16) == large.astype(np.float16).view(np.uint16)).all()
             mask = np.array(Image.open(done / f"sub/anomaly_images_thresholded/{key}.png"))
             assert ((mask == 255) == (large >= np.float32(stored["pixel"]["threshold"]))).all()
@@ -183,14 +214,16 @@ def test_what_is_missing_is_named_before_the_training(copy, capsys, path, words)
     assert digests(copy) == before and not (copy / "new/mvtec2").exists()
 
 
-def test_an_image_or_a_threshold_that_goes_later_is_named_before_anything_is_packed(copy):
+def test_an_image_or_a_threshold_that_goes_later_is_named_before_anything_is_packed(
+    copy, load
+):
     made = Submission(copy / "sub", copy / "root", SMALL)
     cells = {name: (folder, "0" * 64) for name, folder in ensembles(copy).items()}
     before = digests(copy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(submission, "read_manifest", lambda _: SimpleNamespace(thresholds=None))
         with pytest.raises(InputError, match="can/.*has no pixel threshold; decide one with"):
-            made.write(cells, TiledEnsemble.load, HOW, Notes())
+            made.write(cells, load, HOW, Notes())
     assert digests(copy) == before
     gone = copy / "sub/anomaly_images/can/test_private/003_regular.tiff"
     gone.unlink()
@@ -231,8 +264,13 @@ def test_a_link_in_the_place_of_a_file_is_refused(copy):
 def test_a_submission_of_nobody_is_refused(copy):
     record = copy / "sub.json"
     record.rename(copy / "kept")
-    with pytest.raises(InputError, match="submission .*sub without its sub.json; move it away"):
-        Submission(copy / "sub", copy / "root", SMALL)
+    for kept in ("sub.tar.gz", "sub"):  # the files alone, then the archive alone
+        (copy / kept).rename(copy / "aside")
+        with pytest.raises(InputError, match="sub without its sub.json; move it away"):
+            Submission(copy / "sub", copy / "root", SMALL)
+        if kept == "sub":  # an empty one was made
+            (copy / "sub").rmdir()
+        (copy / "aside").rename(copy / kept)
     for text in ("{}", "[", '{"format": "mine", "objects": {}}'):
         record.write_text(text)
         with pytest.raises(InputError, match="sub.json is damaged or was not written by this"):
@@ -250,14 +288,14 @@ def test_a_finished_one_is_packed_again_without_a_prediction(copy, monkeypatch):
 
 
 def test_stopped_at_any_write_and_resumed_it_has_the_bits_of_one_without_a_stop(
-    copy, monkeypatch
+    copy, load, monkeypatch
 ):
     """Whatever was there before: nothing, or files of another ensemble."""
     cells = {
         name: (folder, json.loads((folder.parent / "metrics.json").read_text())["identity"])
         for name, folder in ensembles(copy).items()
     }
-    loaded = {folder: TiledEnsemble.load(folder) for folder, _ in cells.values()}
+    loaded = {folder: load(folder) for folder, _ in cells.values()}
     monkeypatch.setattr(predict.Predictor, "batch", 4)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     write, expected, n_stops = submission.atomic_write, digests(copy), 0
@@ -296,25 +334,33 @@ def test_stopped_at_any_write_and_resumed_it_has_the_bits_of_one_without_a_stop(
     assert n_stops >= 5
 
 
-def test_files_of_another_ensemble_or_threshold_and_changed_ones_are_made_anew(copy):
+def test_files_of_another_ensemble_or_threshold_and_changed_ones_are_made_anew(copy, load):
     """Each alone: the identity, the threshold, a file's content, an image."""
     expected, record = digests(copy), json.loads((copy / "sub.json").read_text())
     loads = []
 
-    def load(folder):
+    def loading(folder):
         loads.append(folder.parts[-5])
-        return TiledEnsemble.load(folder)
+        return load(folder)
 
-    def resumed():
+    def resumed(resume=True):
         cells = {
             name: (folder, record["objects"][name]["identity"])
             for name, folder in ensembles(copy).items()
         }
         made = Submission(copy / "sub", copy / "root", SMALL)
         loads.clear()
-        made.write(cells, load, HOW, Notes(), resume=True)
+        made.write(cells, loading, HOW, Notes(), resume)
         return list(loads)
 
+    assert resumed() == []
+    assert resumed(False) == ["can", "rice"] and digests(copy) == expected  # without --resume
+
+    made = Submission(copy / "sub", copy / "root", SMALL)
+    with pytest.raises(ZeroDivisionError):  # before the first image
+        made.write({"can": (ensembles(copy)["can"], "0" * 64)}, lambda _: 1 / 0, HOW, Notes(), True)
+    left = {path.parts[-3] for path in (copy / "sub").rglob("*.*")}
+    assert left == {"rice"} and resumed() == ["can"] and digests(copy) == expected
     for key, value in (("identity", "0" * 64), ("threshold", 1.0)):
         other = json.loads(json.dumps(record))
         other["objects"]["rice"][key] = value
@@ -331,7 +377,7 @@ def test_files_of_another_ensemble_or_threshold_and_changed_ones_are_made_anew(c
 # ------------------------------------------------------------------------------------- scales
 
 
-def scaled_run(copy, monkeypatch, factors):
+def scaled_run(copy, load, monkeypatch, factors):
     """Notes of a submission whose k-th map of rice is multiplied by 2^factors[k], and its maps."""
     folder = ensembles(copy)["rice"]
     stored = json.loads((folder / "thresholds.json").read_text())["thresholds"]
@@ -348,25 +394,23 @@ def scaled_run(copy, monkeypatch, factors):
     made, notes = Submission(copy / "sub", copy / "root", SMALL), Notes()
     made.record = {}
     monkeypatch.setattr(made, "_pack", lambda: None)
-    made.write({"rice": (folder, "0" * 64)}, TiledEnsemble.load, HOW, notes)
+    made.write({"rice": (folder, "0" * 64)}, load, HOW, notes)
     files = sorted((copy / "sub/anomaly_images/rice").rglob("*.tiff"))
     masks = sorted((copy / "sub/anomaly_images_thresholded/rice").rglob("*.png"))
-    tifffile = pytest.importorskip("tifffile")
     return (
         [note for note in notes.notes if "times 2^" in note],
-        np.stack([tifffile.imread(path) for path in files]).astype(np.float64),
+        np.stack([read_map(path) for path in files]).astype(np.float64),
         np.stack([np.array(Image.open(path)) for path in masks]),
     )
 
 
-@pytest.mark.optional
 @pytest.mark.parametrize("factors", [(20,) * 6, (-30,) * 6, (0, 0, 0, 0, 18, 0)])
 def test_maps_beyond_float16_are_rescaled_by_one_power_of_two_and_it_is_said(
-    copy, monkeypatch, factors
+    copy, load, monkeypatch, factors
 ):
     """Too large, too small, and one that does not fit after four that did."""
-    _, plain, masks = scaled_run(copy, monkeypatch, (0,) * 6)
-    notes, maps, found = scaled_run(copy, monkeypatch, factors)
+    _, plain, masks = scaled_run(copy, load, monkeypatch, (0,) * 6)
+    notes, maps, found = scaled_run(copy, load, monkeypatch, factors)
     exponent = int(notes[-1].partition("2^")[2].partition(",")[0])
     assert len(notes) == 1 and notes[0].startswith("rice: maps are stored times 2^")
     assert maps.max() < 65504 and maps.max() > 2**6
@@ -377,7 +421,7 @@ def test_maps_beyond_float16_are_rescaled_by_one_power_of_two_and_it_is_said(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_map_that_is_not_finite_names_its_image(copy, monkeypatch, value):
+def test_a_map_that_is_not_finite_names_its_image(copy, load, monkeypatch, value):
     genuine = predict.rows_of
 
     def rows_of(predictor, groups):
@@ -388,7 +432,7 @@ def test_a_map_that_is_not_finite_names_its_image(copy, monkeypatch, value):
     made = Submission(copy / "sub", copy / "root", SMALL)
     cells = {name: (folder, "0" * 64) for name, folder in ensembles(copy).items()}
     with pytest.raises(InputError, match="map of .*can/test_private/.*regular.png is not finite"):
-        made.write(cells, TiledEnsemble.load, HOW, Notes())
+        made.write(cells, load, HOW, Notes())
 
 
 # --------------------------------------------------------------------------------- the estimate
