@@ -510,7 +510,7 @@ def _report(args, results, failures, progress):
 NOT_EXPLAINED = {
     "--save", "--resume", "--report", "--memory", "--validation", "--percentile", "--metric-size",
     "--share-features", "--estimate", "--false-alarms", "--min-area", "--roi", "--title",
-    "--submission",
+    "--submission", "--fpr-limit",
 }  # fmt: skip
 ALWAYS = {
     "--load", "--allow-version-change", "--weights", "--device", "--precision", "--quiet",

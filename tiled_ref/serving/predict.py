@@ -100,6 +100,7 @@ def rows_of(predictor, groups):
         read = [k for k in range(len(batch)) if k not in errors]
         if read:
             found = zip(*predictor.predict(images[read] if errors else images))
+        del images  # before an image is drawn at its own size
         for k, sample in enumerate(batch):
             if k in errors:
                 yield sample, None, None, errors[k]
