@@ -707,6 +707,10 @@ MUTANTS = [
      "tests/running/test_large.py::test_a_large_image_is_ranked_in_slabs"),
     ("tiled_ref/metrics/areas.py", "scores[first[k]]", "scores[first[k] - 1]",
      "tests/verdicts/test_thresholds.py::test_no_other_threshold_is_better_and_the_smallest_of_the_best_is_taken"),
+    ("tiled_ref/data/mvtec.py", "or _others(present)", "or ()",
+     "tests/data/test_mvtec.py::test_a_folder_that_is_none_of_the_fifteen_is_a_category_with_a_note"),
+    ("tiled_ref/data/mvtec.py", 'validation_samples(base / "validation", root, passed, EXPECTED)', "()",
+     "tests/data/test_mvtec.py::test_validation_images_decide_the_thresholds"),
     # tiled_ref/reporting/walk.py
     ("tiled_ref/reporting/walk.py", "mask = smooth[0] >= threshold", "mask = smooth[0] > threshold",
      "tests/reporting/test_walk.py::test_the_mask_holds_the_threshold_itself"),
