@@ -711,6 +711,8 @@ MUTANTS = [
      "tests/data/test_mvtec.py::test_a_folder_that_is_none_of_the_fifteen_is_a_category_with_a_note"),
     ("tiled_ref/data/mvtec.py", 'validation_samples(base / "validation", root, passed, EXPECTED)', "()",
      "tests/data/test_mvtec.py::test_validation_images_decide_the_thresholds"),
+    ("tiled_ref/models/search/neighbours.py", "{id(item): item for item in items}.items()", "enumerate(items)",
+     "tests/test_groups.py::test_models_of_a_group_are_in_memory_once"),
     # tiled_ref/reporting/walk.py
     ("tiled_ref/reporting/walk.py", "mask = smooth[0] >= threshold", "mask = smooth[0] > threshold",
      "tests/reporting/test_walk.py::test_the_mask_holds_the_threshold_itself"),

@@ -100,6 +100,16 @@ def test_saved_resident_and_exported_groups_predict_alike(tiny_backbone, images,
     np.testing.assert_allclose(program[0].numpy(), maps[:1], rtol=1e-4, atol=1e-5)
 
 
+def test_models_of_a_group_are_in_memory_once(tiny_backbone, images):
+    """Of a resident ensemble: PaDiM's factors, PatchCore's bank and what searches it."""
+    ensemble = TiledEnsemble(PAIRS, "patchcore", backbone=tiny_backbone).fit(images)
+    banks = ensemble.make_model()._banks(
+        [ensemble.states[m]["bank"] for m in PAIRS.models for _ in PAIRS.inputs(m)]
+    )
+    for parts in (banks.banks, banks.moments, banks.indexes):
+        assert (len(parts), len({id(part) for part in parts})) == (9, 4)
+
+
 def timeless(result):
     return {k: v for k, v in result.items() if "seconds" not in k and "memory" not in k}
 

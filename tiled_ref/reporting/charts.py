@@ -88,7 +88,8 @@ def kind_of(result):
     """The kind of setup of a result, in words."""
     if result["tile_size"] == result["image_size"]:
         return "single model"
-    kind = "tiled ensemble" if result["setup"].startswith("ENS") else "tiled input"
+    is_ensemble = result["n_models"] > 1 or result["setup"].startswith("ENS")
+    kind = "tiled ensemble" if is_ensemble else "tiled input"
     groups = "".join(result["setup"].partition("-groups-")[1:]).replace("-", " ")
     return f"{kind}, tile {max(result['tile_size'])}, stride {max(result['stride'])}{groups}"
 

@@ -166,6 +166,14 @@ class NearestIndex:
             )  # fmt: skip
 
 
+def once_each(function, items):
+    """Returns function(item) of all items, a list; of items that are one object it is called once
+    and gives one object."""
+    alike = {id(item): item for item in items}.items()
+    results = {key: function(item) for key, item in alike}
+    return [results[id(item)] for item in items]
+
+
 class Banks:
     """The banks of L models, searched together.
 
@@ -175,13 +183,13 @@ class Banks:
 
     def __init__(self, banks, device, impl):
         self.impl = impl
-        self.banks = [bank.to(device) for bank in banks]
-        self.moments = [Moments(bank) for bank in self.banks]
+        self.banks = once_each(lambda bank: bank.to(device), banks)
+        self.moments = once_each(Moments, self.banks)
 
     @functools.cached_property
     def indexes(self):
         """A NearestIndex of every bank."""
-        return [NearestIndex(bank) for bank in self.banks]
+        return once_each(NearestIndex, self.banks)
 
     def __len__(self):
         return len(self.banks)
