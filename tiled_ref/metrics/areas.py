@@ -145,7 +145,7 @@ def rank_pixels(walk):
 
 def _aupro(ranking, fpr_limit):
     """The area under the PRO curve up to a limit, a Fraction, divided by the limit."""
-    normals, areas, regions, ranks, _ = ranking
+    normals, areas, regions, ranks = ranking
     limit = fpr_limit * normals  # l
     sizes, group = np.unique(areas, return_inverse=True)  # regions of one size count alike
     risen, ranks_of_risen, rising = np.zeros((3, sizes.size), np.int64)
@@ -170,7 +170,7 @@ def _aupro(ranking, fpr_limit):
 
 def _pixel_auroc(ranking):
     """The area under the whole ROC curve: the mean of N - (u + v) / 2, divided by N."""
-    normals, _, regions, ranks, _ = ranking
+    normals, _, regions, ranks = ranking
     pairs = 2 * normals * regions.size
     return (pairs - int(ranks.sum(dtype=np.int64))) / pairs
 
@@ -247,8 +247,7 @@ def best_threshold(pairs, impl="cython", threads=None):
     Raises: as `aupro`, but for sets without a normal pixel.
     """
     walk = pixel_ranking.walk_pairs(pairs)
-    ranking = _ranking(walk, impl, threads, "pixel F1", needs_normal=False)
-    *_, ranks, scores = ranking
+    *_, ranks, scores = _ranking(walk, impl, threads, "pixel F1", for_threshold=True)
     order = np.argsort(scores, kind="stable")
     scores, fp = scores[order], ranks[order, 1].astype(np.int64)
     first = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))  # of each distinct score
@@ -299,7 +298,7 @@ def pixel_curves(pairs, max_points, impl="cython", threads=None):
     Raises: as `aupro`.
     """
     walk = pixel_ranking.walk_pairs(pairs)
-    normals, areas, regions, ranks, _ = _ranking(walk, impl, threads, "the PRO curve")
+    normals, areas, regions, ranks = _ranking(walk, impl, threads, "the PRO curve")
     sizes = areas[regions]
     order = np.lexsort((sizes, ranks.sum(axis=1, dtype=np.int64)))  # best first
     u, v = ranks[order].T
@@ -316,10 +315,11 @@ def pixel_curves(pairs, max_points, impl="cython", threads=None):
     return curve(covered / covered[-1]), curve((last + 1) / regions.size)
 
 
-def _ranking(walk, impl, threads, what, limit=None, needs_normal=True):
-    """The ranking of a set; with a limit on the FPR pixels that rise beyond it may be missing.
+def _ranking(walk, impl, threads, what, limit=None, for_threshold=False):
+    """The ranking of a set, for_threshold with the scores, else they go now; with a limit on the
+    FPR pixels that rise beyond it may be missing.
 
-    Raises UndefinedMetricError, naming `what`, without anomalous pixels or, where it needs_normal,
+    Raises UndefinedMetricError, naming `what`, without anomalous pixels or, but for a threshold,
     without normal ones.
     """
     arrays.check_impl(impl)
@@ -328,7 +328,7 @@ def _ranking(walk, impl, threads, what, limit=None, needs_normal=True):
         rank_pixels(walk) if impl == "numpy" else pixel_ranking.rank_pixels(walk, threads, limit)
     )
     normals, areas, *_ = ranking
-    if not areas.size or (needs_normal and not normals):
+    if not areas.size or not (normals or for_threshold):
         kind, remedy = (
             ("anomalous", "the masks are empty") if not areas.size
             else ("normal", "the masks cover everything")
@@ -336,7 +336,7 @@ def _ranking(walk, impl, threads, what, limit=None, needs_normal=True):
         raise UndefinedMetricError(
             f"{what} needs normal and anomalous pixels, and there is no {kind} one: {remedy}"
         )
-    return ranking
+    return ranking if for_threshold else ranking[:4]
 
 
 def _limit(fpr_limit):
