@@ -10,7 +10,7 @@ import stat
 import sys
 from pathlib import Path
 
-from ..support.errors import InputError, KernelNotBuiltError
+from ..support.errors import InputError, one_line
 from ..support.files import atomic_write
 from ..support.streams import guarded_streams
 from .bundle import Bundle
@@ -77,8 +77,8 @@ def main(arguments=None):
     run = {"export": run_export, "check": run_check, "archive": run_archive}[options.command]
     try:
         return run(options)
-    except (InputError, KernelNotBuiltError) as error:
-        print(f"tiled_ref.golden: error: {error}", file=sys.stderr)
+    except (InputError, ImportError) as error:  # torch or a kernel may be missing
+        print(f"tiled_ref.golden: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -1,5 +1,6 @@
 """The report of a check, as text and as JSON."""
 
+from ..support.errors import one_line
 from .bundle import FORMAT_VERSION, json_number
 
 FIRST = 4  # values shown side by side
@@ -109,12 +110,13 @@ def as_text(found, extra, bundle):
     if unchecked(found, bundle):
         lines.append(f"not checked: {', '.join(unchecked(found, bundle))}")
     if extra:
-        lines.append(f"FAIL, {len(extra)} files are no outputs of the bundle: {', '.join(extra)}")
+        names = ", ".join(map(one_line, extra))
+        lines.append(f"FAIL, {len(extra)} files are no outputs of the bundle: {names}")
     failing = first_failing(found)
     if failing is None and not extra:
         lines.append(
-            f"OK: all {len(found)} stages agree with {bundle.folder} (edition {bundle.edition}, "
-            f"SHA-256 {bundle.digest})"
+            f"OK: all {len(found)} stages agree with {one_line(bundle.folder)} (edition "
+            f"{bundle.edition}, SHA-256 {bundle.digest})"
         )
     if failing:
         lines.append(f"FIRST FAILING STAGE: {failing.name} ({failing.title})")
@@ -150,7 +152,7 @@ def _largest(results):
 def _output_lines(result):
     head = f"  {result.case}/{result.output}"
     if result.verdict is None:
-        return [f"{head}: {result.status}: {result.message}"]
+        return [f"{head}: {result.status}: {one_line(result.message)}"]
     verdict = result.verdict
     lines = [f"{head}, allowed: {result.rule}"]
     for name, array in (("reference", result.reference), ("port", result.port)):
