@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import port_outputs
 import pytest
 from printed import compare, shown
 from readme import BENCH, PAGES, block, blocks, commands, name_of, readme
@@ -19,6 +20,7 @@ from toys import only_mvtec2, toy_category, write_mvtec2
 
 from tiled_ref import cli
 from tiled_ref.data.encoders import encode_png
+from tiled_ref.golden.__main__ import REFERENCE
 from tiled_ref.setups import SETUPS
 
 COMMANDS = list(commands())
@@ -177,6 +179,7 @@ def test_the_programs_commands_run_on_small_data(workplace, capsys):
 # Commands of the README besides run.py -> (words to replace by others, exit status).
 OTHERS = {
     "tests/fuzz.py": ({"6000": "20"}, 0),
+    "tiled_ref.golden archive": ({}, 0),
     "tiled_ref.golden check": ({}, 0),
     "tiled_ref.golden export": ({}, 0),
     "tests/port/build.py": ({}, 0),
@@ -220,7 +223,7 @@ def test_the_other_commands_run(words, replaced, status, workplace, request):
     if "tests/port/build.py" in words and shutil.which(os.environ.get("CC", "cc")) is None:
         pytest.skip("no C compiler")
     if "check" in words:
-        shutil.copytree(ROOT / "tiled_ref" / "golden" / "reference", workplace / "ports" / "mine")
+        port_outputs.write(REFERENCE, workplace / "ports" / "mine")
     if words[-1] == "imagenet":  # those beside the repository, so that nothing is downloaded
         replaced = {"imagenet": str(request.getfixturevalue("official_weights"))}
     before = {path.name for path in workplace.iterdir()}

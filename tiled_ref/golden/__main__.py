@@ -1,17 +1,20 @@
-"""python -m tiled_ref.golden: write golden files, or check a port against them."""
+"""python -m tiled_ref.golden: write golden files, or check a port against them.
+
+Checking and archiving need NumPy alone; export, and naming a known mistake, need torch too.
+"""
 
 import argparse
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 
-from ..support.errors import InputError, KernelNotBuiltError
+from ..support.errors import InputError, one_line
 from ..support.files import atomic_write
 from ..support.streams import guarded_streams
-from . import genuine, tiny
 from .bundle import Bundle
 from .checker import check
-from .export import export
 from .report import as_json, as_text, first_failing
 
 REFERENCE = Path(__file__).with_name("reference")
@@ -39,9 +42,11 @@ def build_parser():
         "folder", metavar="DIR", help="the port's outputs, <stage>/<case>.out.<name>.npy"
     )
     two.add_argument(
-        "--reference",
-        metavar="DIR",
-        help="the bundle to compare with; default: the one in the package",
+        "--expect-sha256",
+        metavar="HEX",
+        type=str.lower,
+        help="refuse any other reference: the SHA-256 of its archive, which the command archive "
+        "prints",
     )
     two.add_argument(
         "--stage",
@@ -50,7 +55,18 @@ def build_parser():
         metavar="STAGE",
         help="compare these stages only; padim stands for all that start with padim.",
     )
-    two.add_argument("--json", metavar="FILE", help="write the report to a JSON file too")
+    two.add_argument(
+        "--json", metavar="FILE", help="write the report to a JSON file too; - prints it instead"
+    )
+    three = commands.add_parser("archive", help="write a bundle as one ZIP file, byte for byte")
+    three.add_argument("file", metavar="FILE.zip", help="where to; an earlier one is replaced")
+    for command in (two, three):
+        command.add_argument(
+            "--reference",
+            metavar="DIR|ZIP",
+            default=REFERENCE,
+            help="another bundle than the one in the package",
+        )
     return parser
 
 
@@ -58,15 +74,19 @@ def build_parser():
 def main(arguments=None):
     """Run a command line; returns the exit status: 0 all is well, 1 a port differs, 2 wrong use."""
     options = build_parser().parse_args(arguments)
+    run = {"export": run_export, "check": run_check, "archive": run_archive}[options.command]
     try:
-        return run_export(options) if options.command == "export" else run_check(options)
-    except (InputError, KernelNotBuiltError) as error:
-        print(f"tiled_ref.golden: error: {error}", file=sys.stderr)
+        return run(options)
+    except (InputError, ImportError) as error:  # torch or a kernel may be missing
+        print(f"tiled_ref.golden: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
 def run_export(options):
     """The command export; returns 0."""
+    from . import genuine, tiny
+    from .export import export
+
     if options.weights is None:
         source, command = tiny, "python -m tiled_ref.golden export DIR"
     else:
@@ -84,22 +104,57 @@ def run_export(options):
 def run_check(options):
     """The command check; returns 0 where everything agrees, else 1."""
     folder = Path(options.folder)
+    if options.json not in (None, "-"):
+        _refuse_irregular(options.json)
     if not folder.is_dir():
         raise InputError(
             f"there is no folder {folder}; name the one your port wrote its outputs to"
         )
-    bundle = Bundle(options.reference or REFERENCE)
+    bundle = Bundle(options.reference)
+    if options.expect_sha256 not in (None, bundle.digest):
+        raise InputError(
+            f"the reference {bundle.folder} has the SHA-256 {bundle.digest}, not the one that "
+            "--expect-sha256 demands; get the edition that you mean, or demand this one"
+        )
     chosen = [name for names in options.stage or [] for name in names]
-    stages = {stage.name: stage for stage in tiny.stages()}
+    stages, why = _known_stages()
     found, extra = check(folder, bundle, stages, chosen)
-    status = 0 if first_failing(found) is None else 1
-    sys.stdout.write(as_text(found, extra, bundle))
-    if options.json:
-        report = as_json(found, extra, bundle, folder, status)
-        text = json.dumps(report, indent=1, allow_nan=False)
+    status = 1 if first_failing(found) or extra else 0
+    report = as_json(found, extra, bundle, folder, status)
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    sys.stdout.write(text if options.json == "-" else as_text(found, extra, bundle))
+    if status and why:
+        print(f"tiled_ref.golden: no known mistake was looked for: {why}", file=sys.stderr)
+    if options.json not in (None, "-"):
         with atomic_write(options.json) as file:
-            file.write(text + "\n")
+            file.write(text)
     return status
+
+
+def _known_stages():
+    """({name: Stage}, ""); without torch ({}, why)."""
+    try:
+        from . import tiny
+    except ImportError as error:
+        return {}, error
+    return {stage.name: stage for stage in tiny.stages()}, ""
+
+
+def run_archive(options):
+    """The command archive; returns 0."""
+    _refuse_irregular(options.file)
+    bundle = Bundle(options.reference)
+    data = bundle.archive
+    with atomic_write(options.file, "wb") as file:
+        file.write(data)
+    print(f"{options.file}: {len(bundle.paths())} files, SHA-256 {bundle.digest}")
+    return 0
+
+
+def _refuse_irregular(path):
+    """InputError where a path is there and is no regular file: a link, a device, a folder."""
+    if not path or os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise InputError(f"{path or 'an empty name'} is not a regular file; name one, or a new one")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Reading a bundle of golden files, without trusting it; FORMAT.md describes its files."""
 
+import io
 import json
 import re
+import zipfile
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..support.errors import InputError
+from ..support.errors import InputError, shortened
 from . import npy
 from .compare import Compare
 from .stage import File
@@ -14,6 +17,7 @@ from .stage import File
 FORMAT = "tiled-ref golden files"
 FORMAT_VERSION = 1  # of the bundle's layout; a reader refuses a newer one
 EDITION = 3  # of the cases and their outputs; FORMAT.md says what each edition changed
+DOCUMENTS = ("FORMAT.md", "cases.txt", "manifest.schema.json", "report.schema.json")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -29,33 +33,78 @@ def json_number(value):
     return value
 
 
+def pack(files):
+    """The bytes of a ZIP archive of files, {path: bytes}: stored, sorted and without times, so
+    that the same files give the same bytes on every machine."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path, data in sorted(files.items()):
+            info = zipfile.ZipInfo(path)
+            info.create_system, info.external_attr = 3, 0o644 << 16  # Unix, on Windows too
+            archive.writestr(info, data)
+    return buffer.getvalue()
+
+
+def unpack(path):
+    """The files, {path: bytes}, of an archive that `pack` has made; InputError for any other."""
+    data, files = npy.read_bytes(path), {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+            if sum(i.file_size for i in infos) < len(data):  # nothing unpacks to gigabytes
+                files = {i.filename: archive.read(i) for i in infos}
+    except Exception as error:  # zipfile raises BadZipFile, RuntimeError, struct.error and others
+        raise InputError(f"{path} is no ZIP archive ({shortened(error)}); get it again") from error
+    if pack(files) != data:
+        raise InputError(
+            f"{path} has not the bytes that python -m tiled_ref.golden archive FILE.zip gives "
+            "these files; get it again, or unpack it and name the folder"
+        )
+    return files
+
+
 class Bundle:
     """A bundle on disk.
 
-    Parameters: folder.
-    Attributes: folder; manifest, a dict; digest, the manifest's SHA-256.
+    Parameters: folder, or a file that the command archive has written.
+    Attributes: folder; manifest, a dict.
     Raises InputError, naming the file, where the folder or the manifest is missing, damaged,
     of a newer format, or names files outside the folder.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        self._packed = unpack(folder) if self.folder.is_file() else None
+        if self._packed is None and not self.folder.is_dir():
             raise InputError(f"there is no folder {self.folder}; export a bundle to it first")
         self.file = self.folder / "manifest.json"
-        if not self.file.is_file():
+        if not (self.file.is_file() if self._packed is None else "manifest.json" in self._packed):
             raise InputError(
-                f"the folder {self.folder} has no manifest.json, so it is no bundle of golden "
-                "files; export one with python -m tiled_ref.golden export DIR"
+                f"{self.folder} has no manifest.json, so it is no bundle of golden files; export "
+                "one with python -m tiled_ref.golden export DIR"
             )
-        data = npy.read_bytes(self.file)
-        self.digest = npy.sha256(data)
+        self._manifest_bytes = self._read("manifest.json")
         try:
-            self.manifest = json.loads(data.decode("utf-8"))
+            self.manifest = json.loads(self._manifest_bytes.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"not complete JSON: {error}") from error
         self._check()
+        if self._packed is not None and set(self._packed) != self.paths():
+            raise self._damaged("its archive holds other files than it names")
         self._arrays, self._inputs = {}, {}
+
+    @cached_property
+    def archive(self):
+        """The bytes of the bundle's ZIP archive (see pack), which holds what paths() names. Raises
+        InputError where a file is missing or has not the SHA-256 of the manifest."""
+        files = {path: self._verified(entry) for path, entry in self._entries().items()}
+        files |= {name: self._read(name) for name in DOCUMENTS}
+        return pack(files | {"manifest.json": self._manifest_bytes})
+
+    @cached_property
+    def digest(self):
+        """The archive's SHA-256, also where the bundle is a folder: of all that is in it."""
+        return npy.sha256(self.archive)
 
     @property
     def edition(self):
@@ -85,14 +134,31 @@ class Bundle:
             for name, entry in case["outputs"].items()
         }
 
-    def paths(self):
-        """Every path that the manifest names, a set."""
+    def _entries(self):
+        """{path: entry} of every file that the manifest names."""
         entries = [e for tensors in self.manifest["models"].values() for e in tensors.values()]
         entries += self.outputs().values()
         for stage in self.stages:
             for case in stage["cases"]:
                 entries += case["inputs"].values()
-        return {entry["path"] for entry in entries if "path" in entry}
+        return {e["path"]: e for e in entries if "path" in e and "values" not in e}
+
+    def paths(self):
+        """The path of every file of the bundle, a set."""
+        return {"manifest.json", *DOCUMENTS, *self._entries()}
+
+    def _read(self, path):
+        return npy.read_bytes(self.path(path)) if self._packed is None else self._packed[path]
+
+    def _verified(self, entry):
+        """The bytes of an entry's file. InputError where it is missing or has another SHA-256."""
+        data = self._read(entry["path"])
+        if npy.sha256(data) != entry["sha256"]:
+            raise InputError(
+                f"{self.path(entry['path'])} has not the SHA-256 that {self.file} states; the "
+                "reference has been changed or damaged, get or export it again"
+            )
+        return data
 
     def array(self, entry):
         """The array of an entry of the manifest, or the bytes of a file that is no array. Raises
@@ -102,12 +168,7 @@ class Bundle:
         file = self.path(entry["path"])
         if file in self._arrays:
             return self._arrays[file]
-        data = npy.read_bytes(file)
-        if npy.sha256(data) != entry["sha256"]:
-            raise InputError(
-                f"{file} has not the SHA-256 that {self.file} states; the reference has been "
-                "changed or damaged, get or export it again"
-            )
+        data = self._verified(entry)
         if "bytes" in entry:
             return data
         array = npy.decode(data, file)

@@ -16,8 +16,8 @@ EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a
 def likely_causes(stage, results, bundle, cases):
     """Sentences that name likely causes.
 
-    Parameters: stage, a Stage; results, its list of Result; bundle, the reference; cases,
-    the manifest's cases by name.
+    Parameters: stage, a Stage, or None where its mistakes cannot be computed; results, its list
+    of Result; bundle, the reference; cases, the manifest's cases by name.
     Returns list of str, the likeliest first; empty where nothing can be said.
 
     A known mistake explains an output that differs where its numbers are within EXPLAINED of the
@@ -30,7 +30,7 @@ def likely_causes(stage, results, bundle, cases):
     if not bad:
         return _absent(results)
     ranked = []
-    for place, mistake in enumerate(stage.mistakes):
+    for place, mistake in enumerate(stage.mistakes if stage else ()):
         wrong = _mistaken(stage, mistake, bundle, cases)
         left = [_left(wrong(r), r) for r in bad]
         n = sum(part <= EXPLAINED for part in left)

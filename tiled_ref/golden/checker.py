@@ -1,12 +1,13 @@
 """Comparing what a port computed with a bundle: every output of every case by its class."""
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..support.errors import InputError
 from . import npy
-from .bundle import Bundle, output_path
+from .bundle import output_path
 from .causes import likely_causes
 from .compare import Compare, Verdict, compare
 
@@ -44,16 +45,20 @@ class StageResult:
         """Whether something was compared and everything is equal."""
         return all(r.ok for r in self.results) and any(r.reference.size for r in self.results)
 
+    @property
+    def left_out(self):
+        """Whether the port wrote none of its outputs."""
+        return all(r.status == "missing" for r in self.results)
+
 
 def check(port_folder, bundle, stages, chosen=None):
     """Compare a port's folder with a bundle.
 
     Parameters
     ----------
-    port_folder : Path, an existing folder with <stage>/<case>.out.<name>.npy. Small outputs
-        may lie in its manifest.json instead, as in a bundle
+    port_folder : Path, an existing folder with <stage>/<case>.out.<name>.npy
     bundle : Bundle, the reference
-    stages : {name: Stage}, for the likely causes
+    stages : {name: Stage}, whose known mistakes are likely causes
     chosen : list of str, optional
         Names of stages, or of models ("padim" for padim.embedding and so on); default: all.
 
@@ -62,25 +67,47 @@ def check(port_folder, bundle, stages, chosen=None):
     list of StageResult, in the order of the bundle; extra, sorted paths of the .npy files in
     the port's folder that are no array of the bundle.
 
-    Raises InputError for an unknown stage or a damaged reference.
+    Raises InputError for an unknown stage, a damaged reference, and a port that is the reference.
     """
+    outputs = {output_path(*names) for names in bundle.outputs()}
+    _refuse_the_reference(port_folder, bundle, outputs)
     found = []
-    port = _Port(port_folder)
     for stage in _choose(bundle, chosen):
         result = StageResult(stage["name"], stage["title"])
         for case in stage["cases"]:
             for name, entry in case["outputs"].items():
                 reference = bundle.array(entry)
                 one = Result(case["name"], name, Compare.from_json(entry["compare"]), reference)
-                _compare_output(one, port, stage["name"])
+                _compare_output(one, port_folder / output_path(stage["name"], one.case, name))
                 result.results.append(one)
-        if not result.ok and stage["name"] in stages:
+        if not result.ok:
             cases = {case["name"]: case for case in stage["cases"]}
-            result.causes = likely_causes(stages[stage["name"]], result.results, bundle, cases)
+            result.causes = likely_causes(stages.get(stage["name"]), result.results, bundle, cases)
         found.append(result)
-    known = bundle.paths() | {output_path(*names) for names in bundle.outputs()}
-    present = (p.relative_to(port_folder).as_posix() for p in port_folder.rglob("*.npy"))
-    return found, sorted(path for path in present if path not in known)
+    files = [*port_folder.rglob("*.npy"), *port_folder.glob("*/*.npy")]  # the latter follows links
+    return found, sorted({file.relative_to(port_folder).as_posix() for file in files} - outputs)
+
+
+def _refuse_the_reference(folder, bundle, outputs):
+    """InputError where a port's folder holds a file of the reference under a name that is not an
+    output's, or an output that is, or links to, one of the reference's files."""
+    files = (bundle.path(path) for path in bundle.paths())
+    theirs = {_identity(file) for file in files if os.path.isfile(file)}
+    for path in sorted(bundle.paths() | outputs):
+        file = folder / path
+        if os.path.lexists(file) and (path not in outputs or _identity(file) in theirs):
+            raise InputError(
+                f"{file} belongs to the reference, whose files prove nothing about a port; give "
+                "the port's outputs a folder of their own"
+            )
+
+
+def _identity(file):
+    try:
+        status = os.stat(file)
+    except OSError:  # a link to nothing
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _choose(bundle, chosen):
@@ -99,36 +126,17 @@ def _is(name, word):
     return name == word or name.startswith(f"{word}.")
 
 
-class _Port:
-    """The outputs of a port: files, and small ones in its own manifest where it has one."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.bundle = Bundle(folder) if (folder / "manifest.json").is_file() else None
-        self.entries = self.bundle.outputs() if self.bundle else {}
-
-    def output(self, *names):
-        """The array, or None; InputError where a file is there and cannot be read."""
-        file = self.folder / output_path(*names)
-        if file.is_file():
-            return npy.read(file)
-        entry = self.entries.get(names, {})
-        return self.bundle.array(entry) if "values" in entry else None
-
-
-def _compare_output(result, port, stage):
-    """Fill in the port's array, the status, and the message or verdict."""
-    names, reference = (stage, result.case, result.output), result.reference
-    file = port.folder / output_path(*names)
+def _compare_output(result, file):
+    """Fill in the port's array, which lies in a file, the status, and the message or verdict."""
+    if not os.path.isfile(file):
+        result.status, result.message = "missing", f"there is no file {file}"
+        return
     try:
-        result.port = port.output(*names)
+        array = result.port = npy.read(file)
     except InputError as error:
         result.status, result.message = "unreadable", str(error)
         return
-    if result.port is None:
-        result.status, result.message = "missing", f"there is no file {file}"
-        return
-    array = result.port
+    reference = result.reference
     if array.shape != reference.shape or (array.dtype.kind == "f") != (reference.dtype.kind == "f"):
         result.status = "shape"
         result.message = (

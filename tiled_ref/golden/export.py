@@ -14,13 +14,12 @@ from .. import __version__
 from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
 from . import npy
-from .bundle import EDITION, FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
+from .bundle import DOCUMENTS, EDITION, FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
 from .compare import compare, differences, ulps_apart
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
 INLINE = 64  # arrays of at most so many numbers are in the manifest and have no file
-DOCUMENTS = ("FORMAT.md", "manifest.schema.json", "report.schema.json")
 
 
 def export(folder, stages, models, command):
@@ -73,7 +72,7 @@ def _export(folder, stages, models, command):
         "models": entries,
         "stages": listed,
     }
-    for name in DOCUMENTS:
+    for name in set(DOCUMENTS) - {"cases.txt"}:
         files[name] = (resources.files(__package__) / "reference" / name).read_bytes()
     cases = [_case_text(stage["name"], case) for stage in listed for case in stage["cases"]]
     files["cases.txt"] = "".join(cases).encode()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..support.errors import InputError
+from ..support.errors import InputError, shortened
 
 DTYPES = {
     "|b1": "bool",
@@ -69,9 +69,8 @@ def decode(data, path):
             raise ValueError(f"version {version[0]}.{version[1]} instead of 1.0")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
     except Exception as error:  # NumPy raises ValueError, SyntaxError, TokenError and others
-        text = " ".join(str(error).split())
         raise InputError(
-            f"{path} is not a .npy file of version 1.0 ({text}); write it again"
+            f"{path} is not a .npy file of version 1.0 ({shortened(error)}); write it again"
         ) from error
     if dtype.str not in DTYPES:
         raise InputError(
@@ -84,10 +83,13 @@ def decode(data, path):
     start = buffer.tell()
     if len(data) - start != count * dtype.itemsize:
         raise InputError(
-            f"{path} has {len(data) - start} bytes of numbers where its header promises "
-            f"{count * dtype.itemsize}; it is incomplete, write it again"
+            f"{path} has {len(data) - start} bytes of numbers, which is not what its header "
+            f"promises, {dtype.str} of shape {shortened(shape)}; write it again"
         )
-    return np.frombuffer(data, dtype, count, start).reshape(shape)
+    try:
+        return np.frombuffer(data, dtype, count, start).reshape(shape)
+    except (ValueError, OverflowError) as error:  # 71 axes, two negative sides, 0 x 2^70
+        raise InputError(f"{path} states the shape {shortened(shape)}; write it again") from error
 
 
 def read(path):

@@ -1,5 +1,6 @@
 """The report of a check, as text and as JSON."""
 
+from ..support.errors import one_line
 from .bundle import FORMAT_VERSION, json_number
 
 FIRST = 4  # values shown side by side
@@ -32,8 +33,15 @@ def _is_vacuous(reference):
 
 
 def first_failing(found):
-    """The first StageResult that is not ok, or None."""
-    return next((stage for stage in found if not stage.ok), None)
+    """The first StageResult that is not ok, one that is not left out if there is one; or None."""
+    failing = [stage for stage in found if not stage.ok]
+    return min(failing, key=lambda stage: stage.left_out, default=None)
+
+
+def unchecked(found, bundle):
+    """Names of the bundle's stages that were not compared."""
+    names = {stage.name for stage in found}
+    return [stage["name"] for stage in bundle.stages if stage["name"] not in names]
 
 
 def as_json(found, extra, bundle, port_folder, status):
@@ -51,6 +59,7 @@ def as_json(found, extra, bundle, port_folder, status):
         "likely_cause": failing.causes[0] if failing and failing.causes else None,
         "counts": count(found),
         "extra_files": extra,
+        "stages_not_checked": unchecked(found, bundle),
         "stages": [
             {
                 "name": stage.name,
@@ -98,17 +107,18 @@ def as_text(found, extra, bundle):
         f"{counts['vacuous']} that are empty or one number throughout; {counts['missing']} "
         f"missing, {counts['unreadable']} unreadable"
     )
+    if unchecked(found, bundle):
+        lines.append(f"not checked: {', '.join(unchecked(found, bundle))}")
     if extra:
-        shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
-        lines.append(
-            f"{len(extra)} files are not part of the bundle and were not compared: {shown}"
-        )
+        names = ", ".join(map(one_line, extra))
+        lines.append(f"FAIL, {len(extra)} files are no outputs of the bundle: {names}")
     failing = first_failing(found)
-    if failing is None:
+    if failing is None and not extra:
         lines.append(
-            f"OK: all {len(found)} stages agree with {bundle.folder} (edition {bundle.edition})"
+            f"OK: all {len(found)} stages agree with {one_line(bundle.folder)} (edition "
+            f"{bundle.edition}, SHA-256 {bundle.digest})"
         )
-    else:
+    if failing:
         lines.append(f"FIRST FAILING STAGE: {failing.name} ({failing.title})")
         if failing.causes:
             lines.append(f"LIKELY CAUSE: {failing.causes[0]}")
@@ -117,7 +127,8 @@ def as_text(found, extra, bundle):
 
 def _stage_lines(place, stage):
     lines = ["", f"{place}  {stage.name}: {stage.title}"]
-    failed = [r for r in stage.results if not r.ok]
+    missing = [f"{r.case}/{r.output}" for r in stage.results if r.status == "missing"]
+    failed = [r for r in stage.results if not r.ok and r.status != "missing"]
     for result in failed[:3] or _largest(stage.results):
         lines += _output_lines(result)
     if len(failed) > 3:
@@ -125,7 +136,9 @@ def _stage_lines(place, stage):
     if stage.ok:
         lines.append(f"  OK, {len(stage.results)} outputs")
         return lines
-    lines.append(f"  FAIL, {len(failed)} of {len(stage.results)} outputs")
+    if missing:
+        lines.append(f"  missing: {', '.join(missing)}")
+    lines.append(f"  FAIL, {len(failed) + len(missing)} of {len(stage.results)} outputs")
     lines += [f"  likely cause: {cause}" for cause in stage.causes[:3]]
     return lines
 
@@ -139,7 +152,7 @@ def _largest(results):
 def _output_lines(result):
     head = f"  {result.case}/{result.output}"
     if result.verdict is None:
-        return [f"{head}: {result.status}: {result.message}"]
+        return [f"{head}: {result.status}: {one_line(result.message)}"]
     verdict = result.verdict
     lines = [f"{head}, allowed: {result.rule}"]
     for name, array in (("reference", result.reference), ("port", result.port)):
