@@ -316,7 +316,7 @@ class TiledEnsemble:
             )
         self.thresholds = thresholds.thresholds_of(
             "given", maps, scores, (labels != 0).astype(int), np.arange(len(scores)),
-            None if masks is None else lambda: masks, rules, lambda k: samples[k].read_size(),
+            masks, rules, lambda k: samples[k].read_size(),
         )  # fmt: skip
         return self
 

@@ -49,6 +49,12 @@ def build_parser():
         "prints",
     )
     two.add_argument(
+        "--arithmetic",
+        choices=("float32", "tf32", "float16", "bfloat16"),
+        default="float32",
+        help="what the port computes in: leaves room for its rounding (default: float32)",
+    )
+    two.add_argument(
         "--stage",
         action="append",
         nargs="+",
@@ -118,7 +124,7 @@ def run_check(options):
         )
     chosen = [name for names in options.stage or [] for name in names]
     stages, why = _known_stages()
-    found, extra = check(folder, bundle, stages, chosen)
+    found, extra = check(folder, bundle, stages, chosen, options.arithmetic)
     status = 1 if first_failing(found) or extra else 0
     report = as_json(found, extra, bundle, folder, status)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"

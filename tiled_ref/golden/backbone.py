@@ -14,7 +14,7 @@ from ..models.backbone import ResNet18Features
 from .compare import close
 from .inputs import CHANNELS, tensor
 from .numbers import Numbers
-from .residual import Residual
+from .residual import KERNEL_MISTAKES, NORM_MISTAKES, SAME, Residual, padded_same
 from .stage import Case, Mistake, Stage, Weights
 
 BN = ("weight", "bias", "running_mean", "running_var")
@@ -90,7 +90,8 @@ def packed(state):
 
 def drawn(module, name):
     """Weights for all convolutions and batch normalisations of a module, by the bundle's
-    names: multiples of powers of two, of the size that keeps activations near 1."""
+    names: multiples of powers of two, of the size that keeps activations near 1. The first
+    channel of a batch normalisation has a variance near its epsilon."""
     draw, tensors = Numbers(name), {}
     for key, part in module.named_modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -102,17 +103,27 @@ def drawn(module, name):
             channels = part.num_features
             weight, bias, mean = (draw.bell(channels) / 8 for _ in range(3))
             tensors[key] = np.stack([1 + weight, bias, mean, 0.5 + draw.uniform(channels)])
+            tensors[key][::3, 0] *= np.float32([2.0**-8, 2.0**-16])
     return tensors
 
 
-def _cases():
-    for name, n, h, w, flags in (
-        ("square", 1, 48, 48, ()),
-        ("rounded_up", 1, 45, 37, ("padding", "not_square")),
-        ("two", 2, 32, 32, ("several",)),
+def _cases(stage="backbone", sizes=((48, 48), (45, 37), (32, 32))):
+    for name, n, (h, w), flags in zip(
+        ("square", "rounded_up", "two"), (1, 1, 2), sizes, ((), ("padding", "not_square"), ("several",))
     ):
-        images = 2 * Numbers(f"backbone/{name}").bell(n, 3, h, w)
+        images = 2 * Numbers(f"{stage}/{name}").bell(n, 3, h, w)
+        flags = (*flags, "small_variance")
         yield Case(name, {"images": images, "weights": Weights("backbone")}, flags)
+
+
+def _compute_stem(inputs):
+    net = network(inputs["weights"])
+    with torch.no_grad():
+        convolved = net.conv1(tensor(inputs["images"]))
+        normalised = net.bn1(convolved)
+        pooled = F.max_pool2d(normalised.relu(), 3, 2, 1)
+    outputs = {"convolved": convolved, "normalised": normalised, "pooled": pooled}
+    return {name: value.contiguous().numpy() for name, value in outputs.items()}
 
 
 def _compute(inputs):
@@ -121,15 +132,28 @@ def _compute(inputs):
     return {name: layer.contiguous().numpy() for name, layer in zip(CHANNELS, layers)}
 
 
-def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switches):
-    """The backbone in plain calls, float64. Switches are mistakes: order of the colours;
-    pool_pad, padding of the maximum; relu False, no ReLU after the stem; others as in Residual."""
+def _formula_stem(
+    inputs, order=1, pool_pad=1, pool=F.max_pool2d, side=3, relu=True, normed=True, **switches
+):
+    """The stem in plain calls, float64. Switches are mistakes: order of the colours; pool and its
+    side and padding; relu or normed False, left out; others as in Residual."""
     weights = {name: tensor(array).double() for name, array in inputs["weights"].items()}
     net = Residual(weights, **switches)
     x = tensor(np.ascontiguousarray(inputs["images"][:, ::order])).double()
-    x = net.normalised(net.convolved(x, "conv1", 2), "bn1")
-    x = pool(x.relu() if relu else x, 3, 2, pool_pad)
-    outputs = {}
+    convolved = net.convolved(x, "conv1", 2)
+    normalised = net.normalised(convolved, "bn1") if normed else convolved
+    x = normalised.relu() if relu else normalised
+    pooled = pool(padded_same(x, 3), 3, 2) if net.same else pool(x, side, 2, pool_pad)
+    outputs = {"convolved": convolved, "normalised": normalised, "pooled": pooled}
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switches):
+    """The backbone in plain calls, float64; see _formula_stem."""
+    weights = {name: tensor(array).double() for name, array in inputs["weights"].items()}
+    net = Residual(weights, **switches)
+    stem = _formula_stem(inputs, order, pool_pad, pool, relu=relu, **switches)
+    x, outputs = tensor(stem["pooled"]), {}
     for name, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2)):
         if f"{name}.conv1" in weights:
             x = net.block(x, name, stride)
@@ -138,6 +162,36 @@ def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switch
         outputs[name] = x.numpy()
     return outputs
 
+
+MISTAKES = (
+    Mistake("BGR instead of RGB", order=-1),
+    Mistake(
+        "batch normalisation uses the batch's statistics instead of the stored ones",
+        training=True,
+    ),
+    Mistake("the maximum after the stem is not padded", pool_pad=0),
+    Mistake("a mean instead of a maximum after the stem", pool=F.avg_pool2d),
+    Mistake("no ReLU after the first convolution", relu=False),
+    *NORM_MISTAKES,
+    *KERNEL_MISTAKES,
+    SAME,
+)
+
+STEM = Stage(
+    "backbone.stem",
+    "first convolution, batch normalisation and maximum of the backbone",
+    "tiled_ref.models.backbone.ResNet18Features, here in small",
+    "He et al., CVPR 2016, Table 1",
+    {name: close(1e-4, 1e-4) for name in ("convolved", "normalised", "pooled")},
+    lambda: _cases("backbone.stem", ((24, 20), (19, 15), (16, 16))),
+    _compute_stem,
+    _formula_stem,
+    (
+        *MISTAKES,
+        Mistake("the maximum is over 2 x 2 pixels instead of 3 x 3", side=2, pool_pad=0),
+        Mistake("no batch normalisation after the first convolution", normed=False),
+    ),
+)
 
 BACKBONE = Stage(
     "backbone",
@@ -149,22 +203,14 @@ BACKBONE = Stage(
     _compute,
     _formula,
     (
-        Mistake("BGR instead of RGB", order=-1),
-        Mistake(
-            "batch normalisation uses the batch's statistics instead of the stored ones",
-            training=True,
-        ),
-        Mistake("the epsilon of the batch normalisation is 0.001 instead of 0.00001", eps=1e-3),
-        Mistake("the maximum after the stem is not padded", pool_pad=0),
-        Mistake("a mean instead of a maximum after the stem", pool=F.avg_pool2d),
+        *MISTAKES,
         Mistake("the ReLU comes before the sum with the shortcut instead of after", late=True),
         Mistake(
             "stride 2 in the second convolution of a block instead of the first",
             stride_first=False,
         ),
         Mistake("the shortcuts are not added", shortcut=False),
-        Mistake("no ReLU after the first convolution", relu=False),
     ),
 )
 
-STAGES = (BACKBONE,)
+STAGES = (STEM, BACKBONE)

@@ -16,7 +16,7 @@ from .stage import File
 
 FORMAT = "tiled-ref golden files"
 FORMAT_VERSION = 1  # of the bundle's layout; a reader refuses a newer one
-EDITION = 3  # of the cases and their outputs; FORMAT.md says what each edition changed
+EDITION = 4  # of the cases and their outputs; FORMAT.md says what each edition changed
 DOCUMENTS = ("FORMAT.md", "cases.txt", "manifest.schema.json", "report.schema.json")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 

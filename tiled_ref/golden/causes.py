@@ -8,9 +8,10 @@ from functools import cache
 
 import numpy as np
 
-from .compare import compare, differences
+from .compare import ROOM, compare, differences
 
 EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
+FACTOR = 16  # between the size of rounding that is expected and that of a port's
 
 
 def likely_causes(stage, results, bundle, cases):
@@ -22,8 +23,9 @@ def likely_causes(stage, results, bundle, cases):
 
     A known mistake explains an output that differs where its numbers are within EXPLAINED of the
     port's (see _left); an output that is equal contradicts it where it would have changed that
-    output. Mistakes that explain every output come first, then those that explain most. Unless
-    one explains all and nothing contradicts it, a pattern of the numbers is the last sentence.
+    output. Mistakes that explain every output come first, then those that explain most of them.
+    Next comes a pattern of the numbers, unless a mistake explains all; what explains no more than
+    half of the outputs, or is contradicted, is last and called "partly like".
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]
@@ -37,19 +39,18 @@ def likely_causes(stage, results, bundle, cases):
         if not n:
             continue
         denied = sum(_visible(wrong(r), r) for r in good)
-        if denied and n == len(bad):
-            denied += 0.5  # it should have been seen elsewhere as well
-        ranked.append((denied > 0, len(bad) - n + denied, sum(left), place, mistake.sentence, n))
-    ranked.sort(key=lambda row: row[:4])
-    sentences = []
-    for contradicted, _, _, _, sentence, n in ranked:
-        if n < len(bad) or contradicted:
+        partly = denied > 0 or 2 * n <= len(bad)
+        rank = partly, len(bad) - n + denied, sum(left), place
+        ranked.append((*rank, n, mistake.sentence))
+    named, part = [], []
+    for partly, *_, n, sentence in sorted(ranked):
+        if partly or n < len(bad):
             sentence += f" (explains {n} of {len(bad)} differing outputs)"
-        if sentence not in sentences:
-            sentences.append(sentence)
-    if ranked and not ranked[0][0] and ranked[0][5] == len(bad):
-        return sentences
-    return sentences + _looks(bad)
+        sentence = f"partly like: {sentence}" if partly else sentence
+        if sentence not in named + part:
+            (part if partly else named).append(sentence)
+    whole = any(not partly and n == len(bad) for partly, *_, n, _ in ranked)
+    return named + ([] if whole else _looks(results)) + part
 
 
 def _mistaken(stage, mistake, bundle, cases):
@@ -100,8 +101,9 @@ def _absent(results):
     return ["a file could not be read"] if "unreadable" in statuses else []
 
 
-def _looks(bad):
+def _looks(results):
     """A pattern in the numbers of the first differing output, whatever the stage."""
+    bad = [r for r in results if r.status in ("differs", "shape")]
     result = next((r for r in bad if r.status == "differs"), None)
     if result is None:
         port, reference = bad[0].port, bad[0].reference
@@ -133,13 +135,33 @@ def _looks(bad):
         ):
             if _same(port, view) and not _same(view, reference):
                 return [sentence]
-    size = float(np.abs(reference[np.isfinite(reference)]).max(initial=0))
-    if result.verdict.difference < 2e-3 * size:
-        return [
-            "differences are small beside the numbers: rounding, half precision, or another "
-            "order of sums"
-        ]
-    return []
+    return _rounding(results)
+
+
+def _rounding(results):
+    """Rounding, where errors have its size in every output and no direction: a sentence or none.
+
+    The size is that of rounding all inputs, which the manifest states for two arithmetics.
+    """
+    known = [r for r in results if r.verdict is not None and r.rule.reduced.get("tf32")]
+    bad = [r for r in known if not r.ok]
+    if not bad or len(bad) < sum(r.status in ("differs", "shape") for r in results):
+        return []
+    with np.errstate(all="ignore"):
+        error = np.concatenate([(r.port - r.reference.astype(np.float64)).ravel() for r in bad])
+    if error.size < 16 or not abs(error.mean()) < np.abs(error).mean() / 2:
+        return []
+    found = []
+    for sentence, key, scale in (
+        ("rounding to 10 bits, as TF32 and float16 do", "tf32", 1.0),
+        ("rounding to 7 bits, as bfloat16 does", "bfloat16", 1.0),
+        ("rounding of float32 in another order of sums", "tf32", 2.0**-13),
+    ):
+        sizes = [r.verdict.difference / (r.rule.reduced[key] / ROOM * scale) for r in known]
+        those = [size for size, r in zip(sizes, known) if not r.ok]
+        if max(sizes) <= FACTOR and min(those) >= 1 / FACTOR:
+            found.append((abs(np.log2(those)).mean(), sentence))
+    return [min(found)[1]] if found else []
 
 
 def _rearranged(a):

@@ -51,7 +51,7 @@ class StageResult:
         return all(r.status == "missing" for r in self.results)
 
 
-def check(port_folder, bundle, stages, chosen=None):
+def check(port_folder, bundle, stages, chosen=None, arithmetic="float32"):
     """Compare a port's folder with a bundle.
 
     Parameters
@@ -61,6 +61,7 @@ def check(port_folder, bundle, stages, chosen=None):
     stages : {name: Stage}, whose known mistakes are likely causes
     chosen : list of str, optional
         Names of stages, or of models ("padim" for padim.embedding and so on); default: all.
+    arithmetic : the port's, see Compare.in_arithmetic
 
     Returns
     -------
@@ -77,7 +78,8 @@ def check(port_folder, bundle, stages, chosen=None):
         for case in stage["cases"]:
             for name, entry in case["outputs"].items():
                 reference = bundle.array(entry)
-                one = Result(case["name"], name, Compare.from_json(entry["compare"]), reference)
+                rule = Compare.from_json(entry["compare"]).in_arithmetic(arithmetic)
+                one = Result(case["name"], name, rule, reference)
                 _compare_output(one, port_folder / output_path(stage["name"], one.case, name))
                 result.results.append(one)
         if not result.ok:

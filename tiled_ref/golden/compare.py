@@ -9,9 +9,12 @@
                        close(rtol, atol), and none further than `limit`
 
 Infinities are equal to themselves only, in every class.
+
+A port that computes in a shorter arithmetic than float32 may ask for as much room as that takes:
+see `Compare.in_arithmetic`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,9 +26,15 @@ NUMBERS = {  # of each class
 }
 
 
+# Bits of the mantissa, after its leading one. float16 is taken as tf32: its exponent is shorter.
+BITS = {"tf32": 10, "bfloat16": 7}
+ROOM = 8  # times what rounding the inputs once does: a port rounds in every layer
+
+
 @dataclass(frozen=True)
 class Compare:
-    """A compare class, its kind, and those of ulps, rtol, atol, cap, limit that it has."""
+    """A compare class, its kind, those of ulps, rtol, atol, cap, limit that it has, and reduced,
+    the absolute room of shorter arithmetic by the keys of BITS."""
 
     kind: str
     ulps: int = 0
@@ -33,10 +42,21 @@ class Compare:
     atol: float = 0.0
     cap: float = 0.0
     limit: float = 0.0
+    reduced: dict = field(default_factory=dict)
+
+    def in_arithmetic(self, name):
+        """The class for a port that computes in "float32", "tf32", "float16" or "bfloat16"."""
+        room = self.reduced.get("tf32" if name == "float16" else name, 0.0)
+        if not room:
+            return self
+        if self.kind in ("exact", "ulp"):
+            return replace(self, kind="close", rtol=0.0, atol=room)
+        return replace(self, atol=self.atol + room, limit=self.limit + room)
 
     def as_json(self):
         """The manifest's entry."""
-        return {"class": self.kind, **{key: getattr(self, key) for key in NUMBERS[self.kind]}}
+        entry = {"class": self.kind, **{key: getattr(self, key) for key in NUMBERS[self.kind]}}
+        return {**entry, "reduced": self.reduced} if self.reduced else entry
 
     @staticmethod
     def from_json(entry):
@@ -46,9 +66,10 @@ class Compare:
         if kind not in NUMBERS:
             raise ValueError(f"the compare class {kind!r}")
         numbers = {key: float(entry[key]) for key in NUMBERS[kind]}
-        if not all(0 <= value < np.inf for value in numbers.values()):
+        reduced = {key: float(room) for key, room in entry.get("reduced", {}).items()}
+        if not all(0 <= value < np.inf for value in (*numbers.values(), *reduced.values())):
             raise ValueError(f"the tolerance {entry!r}")
-        return Compare(kind, **numbers)
+        return Compare(kind, **numbers, reduced=reduced)
 
     def __str__(self):
         if self.kind == "exact":
@@ -124,6 +145,15 @@ def compare(port, reference, rule):
         float(difference.flat[place]),
         None if steps is None or np.isinf(steps).any() else int(steps.max()),
     )
+
+
+def rounded(array, bits):
+    """A float32 array (...) rounded to so many bits of the mantissa, halves to even; others as they
+    are, because float64 holds settings."""
+    if getattr(array, "dtype", None) != np.float32:
+        return array
+    mantissa, exponent = np.frexp(array)
+    return np.ldexp(np.rint(np.ldexp(mantissa, bits + 1)), exponent - bits - 1).astype(np.float32)
 
 
 def differences(port, reference):

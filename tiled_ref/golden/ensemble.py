@@ -1,17 +1,18 @@
-"""The last stage: an ensemble of PaDiM models from resized images to scores.
+"""The last stage: an ensemble of models from resized images to scores.
 
 Every other stage has its own input; here the stages follow one another, which shows whether a
 port that agrees with each of them has put them together as the method does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from ..ensemble import Forgotten, collect, each_location, merge
 from ..setups import Recipe, Setup
-from . import backbone, formulas, images, padim
+from . import backbone, fastflow, formulas, images, padim, patchcore, reverse_distillation
 from .compare import close
 from .inputs import grid_array, tile_grid
 from .numbers import Numbers
@@ -45,25 +46,29 @@ def _images(draw, n, height, width):
 
 
 @dataclass(frozen=True)
-class GivenChannels(Recipe):
-    """A recipe of PaDiM that does not draw its channels."""
+class Prepared(Recipe):
+    """A recipe whose models' options and random draws are given."""
 
-    channels: list = None  # D ints
+    options: dict = None  # of the model
+    channels: list = None  # of PaDiM, ints
 
     def model(self, network, device):
-        """A fresh model with these channels."""
-        model = super().model(network, device, n_channels=len(self.channels))
-        model.channels = self.channels
+        """A fresh model."""
+        model = super().model(network, device, **(self.options or {}))
+        if self.channels:
+            model.channels = self.channels
         return model
 
 
-def _compute(inputs):
+def _compute(inputs, **recipe):
     grid = tile_grid(inputs["grid"])
     setup = Setup("golden", "ENS", grid.image_size, grid.tile_size, grid.stride)
-    recipe = GivenChannels(
-        setup, seam_width=float(inputs["width"]), seam_sigma=float(inputs["sigma"]),
-        channels=inputs["channels"].tolist(),
-    )  # fmt: skip
+    if "channels" in inputs:
+        channels = inputs["channels"].tolist()
+        recipe |= {"channels": channels, "options": {"n_channels": len(channels)}}
+    recipe = Prepared(
+        setup, seam_width=float(inputs["width"]), seam_sigma=float(inputs["sigma"]), **recipe
+    )
     network, device = backbone.network(inputs["weights"]), torch.device("cpu")
     train, test = inputs["train"], inputs["test"]
     found = each_location(recipe, network, device, train, test, Forgotten())
@@ -72,10 +77,13 @@ def _compute(inputs):
     return {"tile_maps": maps, "tile_scores": scores, "map": merged, "score": score}
 
 
-def _formula(inputs, shared=False, early=False, of_map=False, smoothed=True, combine=np.mean):
+def _formula(
+    inputs, arch="padim", shared=False, early=False, of_map=False, smoothed=True, combine=np.mean
+):
     """The formulas of the stages one after the other. shared: one model for all locations, that
     of the first; early: tiles are padded before normalisation; of_map: the score is the largest
     value of the merged map; smoothed False: seams stay; combine: the tiles' scores."""
+    fit, predict = ARCHITECTURES[arch]
     grid, size = inputs["grid"], inputs["grid"][2:4]
     tiles = {}
     for key in ("train", "test"):
@@ -84,14 +92,12 @@ def _formula(inputs, shared=False, early=False, of_map=False, smoothed=True, com
         normal = flat["images"].reshape(levels.shape)
         tiles[key] = normal if early else formulas.cut(normal, grid)  # (rows, cols, N, 3, h, w)
     rows, cols, n = tiles["test"].shape[:3]
-    maps, fitted = np.empty((rows, cols, n, *size)), None
+    maps, scores, fitted = np.empty((rows, cols, n, *size)), np.empty((rows, cols, n)), None
     for i, j in np.ndindex(rows, cols):
         if fitted is None or not shared:
-            train = _embedding(tiles["train"][i, j], inputs)
-            fitted = padim.PARAMETERS.formula({"embedding": train})
-        test = {"embedding": _embedding(tiles["test"][i, j], inputs), "size": size, **fitted}
-        maps[i, j] = padim.MAP.formula(test)["map"]
-    scores = maps.max((3, 4))
+            fitted = fit(_layers(tiles["train"][i, j], inputs), inputs)
+        test = {**inputs, **_layers(tiles["test"][i, j], inputs), **fitted, "size": size}
+        maps[i, j], scores[i, j] = predict(test)
     merged = formulas.untile(maps, grid)
     if smoothed:
         merged = formulas.smooth(merged, grid, float(inputs["width"]), float(inputs["sigma"]))
@@ -99,9 +105,51 @@ def _formula(inputs, shared=False, early=False, of_map=False, smoothed=True, com
     return {"tile_maps": maps, "tile_scores": scores, "map": merged, "score": score}
 
 
-def _embedding(tiles, inputs):
-    layers = backbone.BACKBONE.formula({"images": tiles, "weights": inputs["weights"]})
-    return padim.EMBEDDING.formula({**layers, "channels": inputs["channels"]})["embedding"]
+def _layers(tiles, inputs):
+    return backbone.BACKBONE.formula({"images": tiles, "weights": inputs["weights"]})
+
+
+def _fit_padim(layers, inputs):
+    given = {**layers, "channels": inputs["channels"]}
+    return padim.PARAMETERS.formula(padim.EMBEDDING.formula(given))
+
+
+def _predict_padim(test):
+    maps = padim.MAP.formula({**test, **padim.EMBEDDING.formula(test)})["map"]
+    return maps, maps.max((1, 2))
+
+
+def _fit_patchcore(layers, inputs):
+    embedding = patchcore.EMBEDDING.formula(layers)["embedding"].transpose(0, 2, 3, 1)
+    patches = embedding.reshape(-1, embedding.shape[-1])
+    return {"bank": patchcore.PARAMETERS.formula({**inputs, "patches": patches})["bank"]}
+
+
+def _predict_patchcore(test):
+    test = {**test, **patchcore.EMBEDDING.formula(test)}
+    return patchcore.MAP.formula(test)["map"], patchcore.SCORE.formula(test)["score"]
+
+
+def _fit_trained(stages, layers, inputs):
+    trained = stages.PARAMETERS.formula({**layers, "weights": inputs["network"], "steps": 1})
+    return {"network": {**inputs["network"], **trained}}
+
+
+def _predict_trained(stages, test):
+    layers = stages.EMBEDDING.formula({**test, "weights": test["network"]})
+    maps = stages.MAP.formula({**test, **layers})["map"]
+    return maps, maps.max((1, 2))
+
+
+ARCHITECTURES = {  # (layers of the training tiles, inputs) -> a dict; (it and the rest) -> answer
+    "padim": (_fit_padim, _predict_padim),
+    "patchcore": (_fit_patchcore, _predict_patchcore),
+    "fastflow": (partial(_fit_trained, fastflow), partial(_predict_trained, fastflow)),
+    "reverse_distillation": (
+        partial(_fit_trained, reverse_distillation),
+        partial(_predict_trained, reverse_distillation),
+    ),
+}
 
 
 ENSEMBLE = Stage(
@@ -121,5 +169,18 @@ ENSEMBLE = Stage(
         Mistake("the seams are not smoothed", smoothed=False),
     ),
 )
+
+
+def ensemble_of(arch, inputs, **recipe):
+    """The stage for another architecture, with one case; recipe, what its models are made with."""
+    return replace(
+        ENSEMBLE,
+        name=f"ensemble.{arch}",
+        title=f"ENS9 with {arch}, from an image to its score",
+        cases=lambda: [Case("board", inputs, ("genuine", "overlap", "reflect"))],
+        compute=partial(_compute, arch=arch, **recipe),
+        formula=partial(_formula, arch=arch),
+    )
+
 
 STAGES = (ENSEMBLE,)

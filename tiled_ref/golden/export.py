@@ -15,7 +15,7 @@ from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
 from . import npy
 from .bundle import DOCUMENTS, EDITION, FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
-from .compare import compare, differences, ulps_apart
+from .compare import BITS, ROOM, compare, differences, rounded, ulps_apart
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
@@ -136,11 +136,15 @@ def _case_entry(files, stage, case, models):
         else:
             inputs[name] = _array_entry(files, f"{where}.in.{name}.npy", value)
     results, truth = stage.compute(given), stage.formula(given)
+    shorter = {key: _in_bits(stage, given, bits) for key, bits in BITS.items()}
     outputs = {}
     for name, value in results.items():
         rule = case.compare.get(name, stage.outputs[name])
         entry = _array_entry(files, output_path(stage.name, case.name, name), value)
         entry["compare"] = {**rule.as_json(), **_measure(where, name, value, truth[name], rule)}
+        room = {key: _room(truth[name], other.get(name)) for key, other in shorter.items()}
+        if entry["dtype"] == "<f4" and all(room.values()):
+            entry["compare"]["reduced"] = room
         outputs[name] = entry
     return {
         "id": where,
@@ -150,6 +154,27 @@ def _case_entry(files, stage, case, models):
         "inputs": inputs,
         "outputs": outputs,
     }
+
+
+def _in_bits(stage, given, bits):
+    """The formula's outputs where all float32 inputs are rounded to so many bits; {} without any."""
+
+    def shorter(value):
+        if isinstance(value, dict):
+            return {key: rounded(tensor, bits) for key, tensor in value.items()}
+        return rounded(value, bits)
+
+    values = {name: shorter(value) for name, value in given.items()}
+    same = all(values[name] is given[name] for name in given)
+    return {} if same else stage.formula(values)
+
+
+def _room(truth, shorter):
+    """ROOM times the largest difference, rounded up to two digits; 0 where there is none."""
+    if shorter is None or np.shape(truth) != np.shape(shorter) or not np.size(truth):
+        return 0
+    largest = ROOM * float(differences(shorter, truth).max())
+    return float(f"{largest * 1.05:.1e}") if np.isfinite(largest) else 0
 
 
 def _measure(where, name, value, truth, rule):

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 
 from ..models import fastflow as model
 from . import formulas
-from .compare import boundary, close
+from .compare import close
 from .inputs import CHANNELS, Given, given_layers, layers_of, places, size_of, tensor
 from .numbers import Numbers
 from .padim import score_stage
+from .residual import KERNEL_MISTAKES, misread
 from .stage import Case, Mistake, Stage, Weights
-from .training import train
+from .training import ADAM_MISTAKES, kept_classes, recorded, train
 
 SIZE = 16  # px, the tile of the bundle's flows: grids of 4, 2 and 1
 RATE = model.LEARNING_RATE
@@ -32,11 +33,12 @@ PARTS = {  # name in the bundle -> name in a block
 NORM = ("norm_weight", "norm_bias")
 
 
-def drawn():
-    """Weights of the three flows."""
+def drawn(model_name="fastflow"):
+    """Weights of the three flows; of "fastflow_alternating", where every other block has kernels of
+    1 x 1, which are tensors of their own."""
     tensors = {}
     for k, (name, channels) in enumerate(CHANNELS.items()):
-        draw = Numbers(f"fastflow/{name}")
+        draw = Numbers(f"{model_name}/{name}")
         side, half, n = SIZE // 4 >> k, channels // 2, model.N_BLOCKS
         norm = (side, side, channels)
         scale = np.float32(2.0 ** -np.floor(np.log2(3 * np.sqrt(half))))
@@ -53,14 +55,25 @@ def drawn():
         }
         for part, value in parts.items():
             kind = np.int64 if part == "order" else np.float32
+            if model_name != "fastflow" and value.ndim == 5:
+                tensors[f"{name}.{part}_1x1"] = value[1::2, :, :, :1, :1]
+                value = value[::2]
             tensors[f"{name}.{part}"] = value.astype(kind)
     return tensors
 
 
+def _of_block(own, part, b):
+    """A tensor of block b from those of a layer."""
+    small = own.get(f"{part}_1x1")
+    return own[part][b] if small is None else (own[part], small)[b % 2][b // 2]
+
+
 def _fastflow(inputs, size=(SIZE, SIZE), steps=1):
+    alternating = "layer1.conv1_weight_1x1" in inputs.get("weights", ())
     fastflow = model.FastFlow(
-        Given(given_layers(inputs)), size, seed=0, device="cpu", steps=steps, batch_size=1000
-    )
+        Given(given_layers(inputs)), size, seed=0, device="cpu", steps=steps, batch_size=1000,
+        kernels="alternating" if alternating else "3x3",
+    )  # fmt: skip
     if "weights" in inputs:
         state = {}
         for k, name in enumerate(CHANNELS):
@@ -73,7 +86,7 @@ def _fastflow(inputs, size=(SIZE, SIZE), steps=1):
                     tensor(order).argsort(),
                 )
                 for part, inner in PARTS.items():
-                    state[f"{block}.{inner}"] = tensor(own[part][b])
+                    state[f"{block}.{inner}"] = tensor(_of_block(own, part, b))
         fastflow.load_state(state)
     return fastflow
 
@@ -84,9 +97,9 @@ def _of_layer(weights, layer):
     return {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
 
 
-def _packed(fastflow):
-    """Weights as in the bundle, without the permutations, which training leaves alone."""
-    state, tensors = fastflow.state(), {}
+def _packed(state):
+    """A state dict as in the bundle, without the permutations, which training leaves alone."""
+    tensors = {}
     for k, name in enumerate(CHANNELS):
         for part in NORM:
             tensors[f"{name}.{part}"] = state[f"{k}.{part}"].numpy()
@@ -96,10 +109,26 @@ def _packed(fastflow):
     return tensors
 
 
+def packed_with_orders(state):
+    """A state dict as in the bundle, the permutations too."""
+    tensors = _packed(state)
+    for k, name in enumerate(CHANNELS):
+        orders = [state[f"{k}.blocks.{b}.order"] for b in range(model.N_BLOCKS)]
+        tensors[f"{name}.order"] = torch.stack(orders).numpy()
+    return tensors
+
+
 def _embedding_cases():
-    for name, n, flags in (("one", 1, ()), ("several", 3, ("several",))):
+    for name, n, weights, flags in (
+        ("one", 1, "fastflow", ()),
+        ("several", 3, "fastflow", ("several",)),
+        ("small_variance", 2, "fastflow", ("several", "small_variance")),
+        ("alternating", 2, "fastflow_alternating", ("several", "switch")),
+    ):
         layers = layers_of(Numbers(f"fastflow.embedding/{name}"), n, (SIZE // 4, SIZE // 4))
-        yield Case(name, {**layers, "weights": Weights("fastflow")}, flags)
+        if name == "small_variance":
+            layers = {key: x * np.float32(2.0**-8) for key, x in layers.items()}
+        yield Case(name, {**layers, "weights": Weights(weights)}, flags)
 
 
 def _embedding(inputs):
@@ -133,32 +162,40 @@ def _embedding_formula(inputs, **switches):
 def _flow(
     x, own, axes=(1, 2, 3), biased=True, eps=1e-5, clamp=2.0, damping=0.1, squash=torch.tanh,
     back=False, swapped=False, exchanged=False, beta=0.5, last_relu=False, global_part=True,
-    permuted=True,
+    permuted=True, kernels=None, crossed=False, relu=True, positions=True, of_global=True,
+    of_coupling=True, affine=True, global_first=False, scaled=True,
 ):  # fmt: skip
     """LayerNorm and eight blocks in plain calls, float64; see FORMAT.md. Switches are mistakes."""
     mean = x.mean(axes, keepdim=True)
     var = x.var(axes, unbiased=not biased, keepdim=True)
     x = (x - mean) / (var + eps).sqrt()
-    x = x * own["norm_weight"].permute(2, 0, 1) + own["norm_bias"].permute(2, 0, 1)
+    if affine:
+        x = x * own["norm_weight"].permute(2, 0, 1) + own["norm_bias"].permute(2, 0, 1)
     log_det = x.new_zeros(len(x))
     for b in range(len(own["order"])):
         first, second = x.chunk(2, dim=1)
         if swapped:
             first, second = second, first
-        y = F.conv2d(first, own["conv1_weight"][b], own["conv1_bias"][b], padding=1).relu()
-        y = damping * F.conv2d(y, own["conv2_weight"][b], own["conv2_bias"][b], padding=1)
-        y = y.relu() if last_relu else y
+        y = first
+        for conv in ("conv1", "conv2"):
+            kernel = misread(_of_block(own, f"{conv}_weight", b), kernels)
+            y = F.conv2d(y, kernel, own[f"{conv}_bias"][b], padding=kernel.shape[-1] // 2)
+            if last_relu or (conv == "conv1" and relu):
+                y = y.relu()
+        y = damping * y
         a, shift = y.chunk(2, dim=1)
         if exchanged:
             a, shift = shift, a
         log_scale = clamp * squash(a)
-        second = second * log_scale.exp() + shift
-        x = torch.cat([second, first] if swapped else [first, second], dim=1)
-        log_det = log_det + log_scale.sum((1, 2, 3))
+        second = second * (log_scale.exp() if scaled else 1 + log_scale) + shift
+        x = torch.cat([second, first] if swapped != crossed else [first, second], dim=1)
+        log_det = log_det + log_scale.sum((1, 2, 3)) * of_coupling
         if global_part:
             gain = 0.1 * F.softplus(own["global_scale"][b], beta=beta)
-            x = x * gain[:, None, None] + own["global_offset"][b][:, None, None]
-            log_det = log_det + x.shape[2] * x.shape[3] * gain.log().sum()
+            gains, offsets = gain[:, None, None], own["global_offset"][b][:, None, None]
+            x = (x + offsets) * gains if global_first else x * gains + offsets
+            n = x.shape[2] * x.shape[3] if positions else 1
+            log_det = log_det + n * gain.log().sum() * of_global
         if permuted:
             x = x[:, own["order"][b].argsort() if back else own["order"][b]]
     return x, log_det
@@ -182,6 +219,17 @@ EMBEDDING = Stage(
         Mistake("LayerNorm over channels only instead of the whole map", axes=(1,)),
         Mistake("LayerNorm over positions only instead of the whole map", axes=(2, 3)),
         Mistake("LayerNorm with the unbiased variance (N - 1) instead of N", biased=False),
+        Mistake("the epsilon of LayerNorm is missing", eps=0.0),
+        Mistake("the epsilon of LayerNorm is 0.001 instead of 0.00001", eps=1e-3),
+        Mistake("weight and bias of LayerNorm are left out", affine=False),
+        Mistake("no ReLU between the subnet's convolutions", relu=False),
+        Mistake("1 + log scale instead of its exponential", scaled=False),
+        Mistake("the halves are exchanged when they are put together again", crossed=True),
+        Mistake("the global offset is added before the scale, not after it", global_first=True),
+        Mistake("the global scale is missing in the determinant", of_global=False),
+        Mistake("the coupling's scale is missing in the determinant", of_coupling=False),
+        Mistake("the global scale counts once in the determinant, not per position", positions=False),
+        *KERNEL_MISTAKES,
         Mistake("the scale's logarithm is not clamped by 2 tanh", squash=lambda a: a / 2),
         Mistake("the clamp is 1 instead of 2", clamp=1.0),
         Mistake(
@@ -197,49 +245,72 @@ EMBEDDING = Stage(
 )
 
 
+def _loss_cases():
+    draw = Numbers("fastflow.loss")
+    inputs = {"z": 2 * draw.bell(3, 4, 5, 6), "log_det": 4 * draw.bell(3)}
+    yield Case("several", inputs, ("several", "not_square"))
+
+
+def _losses_formula(inputs, half=0.5, combine=np.sum, sign=1):
+    squares = np.square(inputs["z"].astype(np.float64)).reshape(len(inputs["z"]), -1)
+    return {"loss": half * combine(squares, axis=1) - sign * inputs["log_det"].astype(np.float64)}
+
+
+LOSS = Stage(
+    "fastflow.loss",
+    "negative log-likelihood of each image, without its constant",
+    "tiled_ref.models.fastflow.nll",
+    "Yu et al. Sec. 3.3, Dinh et al. Eq. 2-3",
+    {"loss": close(1e-5, 1e-5)},
+    _loss_cases,
+    lambda x: {"loss": model.nll(tensor(x["z"]), tensor(x["log_det"])).numpy()},
+    _losses_formula,
+    (
+        Mistake("the factor 0.5 of the squares is missing", half=1.0),
+        Mistake("the mean of the squares instead of their sum", combine=np.mean),
+        Mistake("the determinant is added instead of subtracted", sign=-1),
+        Mistake("the logarithm of the determinant is missing", sign=0),
+    ),
+)
+
+
 def _parameters_cases():
     layers = layers_of(Numbers("fastflow.parameters/two_steps"), 4, (SIZE // 4, SIZE // 4))
     inputs = {**layers, "weights": Weights("fastflow"), "steps": np.int64(2)}
     yield Case("two_steps", inputs, ("training", "several"))
 
 
-def _loss(inputs, fastflow):
-    with torch.no_grad():
-        layers = [tensor(layer) for layer in given_layers(inputs)]
-        losses = [model.nll(*flow(x)).mean() for flow, x in zip(fastflow.flows, layers)]
-    return sum(losses).numpy()
-
-
 def _parameters(inputs):
     fastflow = _fastflow(inputs, steps=int(inputs["steps"]))
-    before = _loss(inputs, fastflow)
-    fastflow.fit(places(len(inputs["layer1"])))
-    return {"loss_before": before, "loss_after": _loss(inputs, fastflow), **_packed(fastflow)}
+    layers, seen = [tensor(layer) for layer in given_layers(inputs)], recorded(fastflow, _packed)
+    before = fastflow.loss_value(layers).numpy()
+    fastflow.fit(places(len(layers[0])))
+    after = fastflow.loss_value(layers).numpy()
+    return {"loss_before": before, "loss_after": after, **seen, **_packed(fastflow.state())}
 
 
-def _parameters_formula(inputs, half=0.5, determinant=True, steps=None, rate=RATE, **switches):
+def _parameters_formula(
+    inputs, half=0.5, determinant=True, mean=True, steps=None, rate=RATE, **switches
+):
     values = _doubled(inputs["weights"])
     names = [name for name in values if not name.endswith(".order")]
 
-    def loss(values, half=0.5, determinant=True):
+    def loss(values, half=0.5, determinant=True, mean=True):
         total = 0
         for layer in CHANNELS:
             z, log_det = _flow(tensor(inputs[layer]).double(), _of_layer(values, layer))
             one = half * z.square().sum((1, 2, 3)) - (log_det if determinant else 0)
-            total = total + one.mean()
+            total = total + (one.mean() if mean else one.sum())
         return total
 
     outputs = {"loss_before": loss(values).numpy()}
     steps = int(inputs["steps"]) if steps is None else steps
-    wrong = partial(loss, half=half, determinant=determinant)
-    train(values, names, wrong, steps, rate, decay=model.WEIGHT_DECAY, **switches)
+    wrong = partial(loss, half=half, determinant=determinant, mean=mean)
+    switches = {"decay": model.WEIGHT_DECAY, **switches}
+    seen = train(values, names, wrong, steps, rate, **switches)
     outputs["loss_after"] = loss(values).numpy()
-    return {**outputs, **{name: values[name].numpy() for name in names}}
+    return {k: np.asarray(v) for k, v in {**outputs, **seen, **values}.items()}
 
-
-# The first steps of Adam move every weight by nearly +-rate, by the sign of its gradient: where
-# the gradient is nearly zero, rounding decides.
-TRAINED = boundary(1e-4, 0.02 * RATE, 0.02, 4 * RATE)
 
 PARAMETERS = Stage(
     "fastflow.parameters",
@@ -249,7 +320,7 @@ PARAMETERS = Stage(
     {
         "loss_before": close(1e-5, 1e-3),
         "loss_after": close(1e-5, 1e-2),
-        **{f"{name}.{part}": TRAINED for name in CHANNELS for part in (*PARTS, *NORM)},
+        **kept_classes(drawn(), RATE, size=8),
     },
     _parameters_cases,
     _parameters,
@@ -260,7 +331,8 @@ PARAMETERS = Stage(
         Mistake("the learning rate is ten times too high", rate=10 * RATE),
         Mistake("the learning rate is ten times too low", rate=0.1 * RATE),
         Mistake("one step instead of two", steps=1),
-        Mistake("Adam without the correction of its moments' bias", corrected=False),
+        Mistake("the loss is the sum over the images instead of their mean", mean=False),
+        *ADAM_MISTAKES,
         Mistake("plain signs of the gradient: Adam's first beta is 0", betas=(0.0, 0.999)),
     ),
 )
@@ -320,4 +392,4 @@ SCORE = score_stage(
     "fastflow.score", "tiled_ref.models.fastflow.FastFlow.predict", "Rolih et al. Eq. 4"
 )
 
-STAGES = (EMBEDDING, PARAMETERS, MAP, SCORE)
+STAGES = (EMBEDDING, LOSS, PARAMETERS, MAP, SCORE)

@@ -44,9 +44,10 @@ def enlarge(maps, size, mode="bilinear", **switches):
     return matrices[0] @ maps.astype(np.float64) @ matrices[1].T
 
 
-def taps(sigma, span=4, normalised=True):
-    """All 2 radius + 1 weights of a Gaussian, in extended precision where the machine has it."""
-    radius = int(span * sigma + 0.5)
+def taps(sigma, span=4, normalised=True, more=0.5):
+    """All 2 radius + 1 weights of a Gaussian, in extended precision where the machine has it;
+    radius int(span sigma + more)."""
+    radius = int(span * sigma + more)
     weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / np.longdouble(2 * sigma**2))
     return weights / (weights.sum() if normalised else sigma * math.sqrt(2 * math.pi))
 
@@ -71,10 +72,11 @@ def blur_matrix(n, weights, border="reflect"):
     return matrix
 
 
-def blur(maps, sigma, span=4, factor=1.0, border="reflect", normalised=True, axes="both"):
+def blur(maps, sigma, span=4, factor=1.0, border="reflect", axes="both", **switches):
     """Separable Gaussian blur of (..., H, W), float64, summed in extended precision. span: the
-    radius in sigmas; factor: of sigma, or "root"; axes: "both", "rows", "cols" or "none"."""
-    weights = taps(sigma**0.5 if factor == "root" else sigma * factor, span, normalised)
+    radius in sigmas; factor: of sigma, or "root"; axes: "both", "rows", "cols" or "none"; the
+    other switches are those of taps."""
+    weights = taps(sigma**0.5 if factor == "root" else sigma * factor, span, **switches)
     maps = maps.astype(np.longdouble)
     if axes in ("both", "rows"):
         maps = blur_matrix(maps.shape[-2], weights, border) @ maps
@@ -109,7 +111,8 @@ def cut(images, grid, exchanged=False, column_major=False, fill=0, at_end=True):
 
 
 def untile(tiles, grid, combine="mean", exchanged=False, column_major=False):
-    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max" or "last"."""
+    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min", "first",
+    "last" or "most" (the sum divided by the most tiles that cover a pixel)."""
     H, W, h, w, sh, sw = grid.tolist()
     rows, cols = tiles.shape[:2]
     if column_major:
@@ -117,22 +120,31 @@ def untile(tiles, grid, combine="mean", exchanged=False, column_major=False):
     step = (h, w) if exchanged else (sh, sw)
     total = np.zeros((tiles.shape[2], rows * h + H, cols * w + W))
     count = np.zeros(total.shape[1:])
-    best = np.full(total.shape, -np.inf)
-    last = np.zeros(total.shape)
+    best, least = np.full(total.shape, -np.inf), np.full(total.shape, np.inf)
+    first, last = np.zeros(total.shape), np.zeros(total.shape)
     for i in range(rows):
         for j in range(cols):
             where = ..., slice(i * step[0], i * step[0] + h), slice(j * step[1], j * step[1] + w)
             total[where] += tiles[i, j]
             best[where] = np.maximum(best[where], tiles[i, j])
+            least[where] = np.minimum(least[where], tiles[i, j])
+            first[where] = np.where(count[where[1:]], first[where], tiles[i, j])
             last[where] = tiles[i, j]
             count[where[1:]] += 1
-    merged = {"mean": total / np.maximum(count, 1), "sum": total, "max": best, "last": last}
+    merged = {
+        "mean": total / np.maximum(count, 1), "sum": total, "max": best, "min": least,
+        "first": first, "last": last, "most": total / count.max(),
+    }  # fmt: skip
     return merged[combine][:, :H, :W]
 
 
-def band(grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int):
-    """Band rows (H,) and columns (W,), bool. change: pixels added to the reach; borders: "ends"
-    (starts and ends of tiles), "starts" or "tile multiples"; of: what width is a fraction of."""
+def band(
+    grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int,
+    before=0, after=0,
+):  # fmt: skip
+    """Band rows (H,) and columns (W,), bool. change: pixels added to the reach, before and after:
+    on one side only; borders: "ends" (starts and ends of tiles), "starts" or "tile multiples"; of:
+    what width is a fraction of."""
     sizes = grid.tolist()
     result = []
     for n, tile, stride, count in zip(sizes[:2], sizes[2:4], sizes[4:], grid_counts(grid)):
@@ -144,8 +156,8 @@ def band(grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=F
         line = np.zeros(n, bool)
         for place in places:
             if 0 < place < n or (image_edge and place in (0, n)):
-                low = place if sides == 1 else place - reach
-                line[max(0, low) : place + reach] = True
+                low = place if sides == 1 else place - reach - before
+                line[max(0, low) : max(0, place + reach + after)] = True
         result.append(line)
     return result
 
@@ -167,12 +179,14 @@ def smooth(maps, grid, width, sigma, where="inside", mask=None, **switches):
 
 
 def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=False, flipped=False):
-    """The threshold and its F1 (None without an anomalous example); scores, labels (N,)."""
+    """The threshold and its F1, NaN where undefined; scores, labels (N,)."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels) > 0
     if flipped:
         labels = ~labels
+    if np.isnan(scores).any() or not scores.size:
+        return math.nan, math.nan
     if not labels.any():
-        return float(scores.max()), None
+        return float(scores.max()), math.nan
     best = -1.0, 0.0
     values = np.unique(scores)
     for k, value in enumerate(values):
@@ -229,7 +243,7 @@ def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0):
     scores = np.asarray(scores, np.float64).reshape(-1)
     labels = np.asarray(labels).reshape(-1) > strict_label
     labels = ~labels if flipped else labels
-    if labels.all() or not labels.any():
+    if labels.all() or not labels.any() or np.isnan(scores).any():
         return math.nan
     good, bad = scores[~labels], scores[labels]
     won = (bad[:, None] > good).mean()
@@ -237,23 +251,25 @@ def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0):
 
 
 def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, over="normal",
-          per_pixel=False, per_image=False, **switches):  # fmt: skip
+          per_pixel=False, per_image=False, from_zero=True, steps=False, **switches):  # fmt: skip
     """Area under the curve of the mean overlap of regions against the FPR, up to a limit.
 
     Parameters: maps (N, H, W) float; masks (N, H, W), anomalous where not 0; limit of the FPR.
     connectivity: 8 or 4. divide: by the limit. interpolate: False ends at the last point within
     the limit. over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of
-    regions. per_image: mean of the images' own areas. The others are those of `curve`.
+    regions. per_image: mean of the images' own areas. from_zero False: without the area before the
+    first point. steps: the height of the point before. The others are those of `curve`.
     Returns float; NaN where there is no region or no normal pixel.
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks) != 0
     if per_image:
         images = [k for k in range(len(maps)) if masks[k].any() and not masks[k].all()]
+        images = [] if np.isnan(maps).any() else images
         areas = [aupro(maps[k : k + 1], masks[k : k + 1], limit) for k in images]
         return float(np.mean(areas)) if areas else math.nan
     labels = masks.astype(np.int64) if per_pixel else label(masks, connectivity)
     n_regions = int(labels.max(initial=0))
-    if not n_regions or masks.all():
+    if not n_regions or masks.all() or np.isnan(maps).any():
         return math.nan
     area = np.bincount(labels.reshape(-1), minlength=n_regions + 1)[1:]
     share = np.where(masks, 1 / (area * n_regions)[np.maximum(labels, 1) - 1], 0.0).reshape(-1)
@@ -266,7 +282,8 @@ def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, ove
     if interpolate and n < x.size:
         part = (limit - x[n - 1]) / (x[n] - x[n - 1])
         xs, ys = np.append(xs, limit), np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
-    total = float(np.sum(np.diff(xs) * (ys[1:] + ys[:-1])) / 2)
+    heights = ys[:-1] if steps else (ys[1:] + ys[:-1]) / 2
+    total = float(np.sum((np.diff(xs) * heights)[0 if from_zero else 1 :]))
     return total / limit if divide else total
 
 

@@ -253,7 +253,8 @@ NORMALISE = Stage(
     "8-bit images as the backbone wants them",
     "tiled_ref.data.images.normalize",
     "(x / 255 - mean) / std, torchvision's ResNet18_Weights.IMAGENET1K_V1",
-    {"images": close(1e-6, 1e-6)},
+    # Three roundings of at most 1, divided by 0.224, also as one product and one sum.
+    {"images": close(1e-6, 2e-6)},
     _normalise_cases,
     lambda inputs: {"images": images.normalize(tensor(inputs["images"])).numpy()},
     _normalise_formula,
@@ -287,13 +288,13 @@ def _tile(inputs):
     return {"tiles": np.ascontiguousarray(tile_grid(inputs["grid"]).tile(inputs["images"]))}
 
 
-def _tile_formula(inputs, edge=False, **switches):
+def _tile_formula(inputs, edge=None, **switches):
     whole, grid = inputs["images"], inputs["grid"]
     if edge:
         rows, cols = formulas.grid_counts(grid)
         H, W, h, w, sh, sw = grid.tolist()
         below, right = (rows - 1) * sh + h - H, (cols - 1) * sw + w - W
-        whole = np.pad(whole, ((0, 0), (0, 0), (0, below), (0, right)), "edge")
+        whole = np.pad(whole, ((0, 0), (0, 0), (0, below), (0, right)), edge)
     return {"tiles": formulas.cut(whole, grid, **switches)}
 
 
@@ -312,7 +313,10 @@ TILE = Stage(
             "rows and columns of the tiles are exchanged (column-major order)", column_major=True
         ),
         Mistake("the last tiles are shifted back into the image instead of padded", at_end=False),
-        Mistake("the edge is repeated beyond the image instead of zeros", edge=True),
+        Mistake("the edge is repeated beyond the image instead of zeros", edge="edge"),
+        Mistake("the image is mirrored (reflect) beyond its edge instead of zeros", edge="reflect"),
+        Mistake("the image is mirrored (symmetric) beyond its edge, not zeros", edge="symmetric"),
+        Mistake("the image starts again beyond its edge (wrap) instead of zeros", edge="wrap"),
         Mistake("ones beyond the image instead of zeros", fill=1),
     ),
 )

@@ -29,6 +29,11 @@ GRIDS = (  # name, grid, flags
         ("non_divisible", "overlap", "not_square"),
     ),
     ("single_tile", grid_array((9, 13), (9, 13), (9, 13)), ("single_tile", "not_square")),
+    (
+        "wide_padding",
+        grid_array((20, 27), (9, 10), (7, 8)),
+        ("non_divisible", "overlap", "not_square"),
+    ),
     ("one_row", grid_array((8, 40), (8, 16), (8, 12)), ("overlap", "not_square")),
 )
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import metrics
+from ..support.errors import InputError
 from . import formulas
 from .compare import EXACT, close
 from .inputs import labels_for
@@ -64,6 +65,14 @@ REGIONS = Stage(
 )
 
 
+def _or_nan(metric, *args, **named):
+    """A metric, float64; NaN where it is undefined or refuses NaN."""
+    try:
+        return np.float64(metric(*args, **named))
+    except InputError:
+        return np.float64(np.nan)
+
+
 def _auroc_cases():
     draw = Numbers("auroc")
     plain = draw.uniform(50)
@@ -82,6 +91,9 @@ def _auroc_cases():
         ("infinite", (infinite, [0, 1, 0, 0, 1, 1]), ("infinite", "ties", "negative"), ""),
         ("class_numbers", (plain[:8], [0, 2, 0, 1, 9, 0, 0, 3]), (), ""),
         ("pixels", (maps.reshape(-1), masks.reshape(-1)), (), same),
+        ("one_class", (plain[:5], [1, 1, 1, 1, 1]), ("undefined",), "no normal score"),
+        ("no_anomalous", (plain[:5], [0] * 5), ("undefined", "no_anomalous"), ""),
+        ("nan", (np.array([0, 1, np.nan, 2]), [0, 1, 1, 0]), ("undefined",), "a NaN has no rank"),
     ):
         yield Case(name, {"scores": scores, "labels": np.uint8(labels)}, flags, comment)
 
@@ -93,7 +105,7 @@ AUROC = Stage(
     "Mann-Whitney: pairs won, ties one half",
     {"auroc": close(1e-12, 0.0)},
     _auroc_cases,
-    lambda inputs: {"auroc": np.float64(metrics.auroc(**inputs))},
+    lambda inputs: {"auroc": _or_nan(metrics.auroc, **inputs)},
     lambda inputs, **s: {"auroc": np.float64(formulas.auroc(**inputs, **s))},
     (
         Mistake("ties count as lost: > without the half for equal scores", tie=0.0),
@@ -127,6 +139,9 @@ def _aupro_cases():
     mixed[0, 0, 0], mixed[1, 5, 5], mixed[0, 3, 3] = np.inf, -np.inf, np.inf
     all_or_one = np.zeros((2, 6, 6), np.uint8)
     all_or_one[0] = all_or_one[1, 2, 2] = 1
+    first = better.copy()
+    first.flat[np.argsort(first.reshape(-1))[-60:]] = 9  # 60 of 714 share the highest score
+    lost = np.where(better == better.max(), np.float32(np.nan), better)
     between, several = "limit_between_points", ("several", "limit_between_points")
     points = (
         "4 normal pixels, regions {5} and {3}: points (0, 1/2), (1/4, 1/2), (1/4, 1), "
@@ -139,6 +154,10 @@ def _aupro_cases():
         ("whole", (maps, masks), 1.0, ("several", "limit_one"), ""),
         ("ties", (tied, masks), 0.3, ("ties", *several), ""),
         ("two_values", (step, masks), 0.3, ("ties", *several), ""),
+        ("first_tie", (first, masks), 0.3, ("ties", *several), "0 < x < limit at the first point"),
+        ("no_region", (better[:1], masks[1:2]), 0.3, ("undefined", "empty_mask"), ""),
+        ("no_normal", (better[:1], masks[:1] * 0 + 1), 0.3, ("undefined", "full_mask"), ""),
+        ("nan", (lost, masks), 0.3, ("undefined", "several"), "a NaN has no rank"),
         ("all_equal", flat, 0.3, ("ties", "all_equal", between), "a straight line: half the limit"),
         ("corners", (corner, DIAGONAL), 0.3, ("touching_regions",), ""),
         (
@@ -164,7 +183,7 @@ AUPRO = Stage(
     "Bergmann et al. Sec. 5.3; Rolih et al. Sec. 4.1",
     {"aupro": close(1e-11, 0.0)},
     _aupro_cases,
-    lambda inputs: {"aupro": np.float64(metrics.aupro(*_three(inputs)))},
+    lambda inputs: {"aupro": _or_nan(metrics.aupro, *_three(inputs))},
     lambda inputs, **s: {"aupro": np.float64(formulas.aupro(*_three(inputs), **s))},
     (
         Mistake("the area is not divided by the FPR limit", divide=False),
@@ -184,6 +203,8 @@ AUPRO = Stage(
             "the mean of the images' own areas instead of one curve of the set", per_image=True
         ),
         Mistake("> instead of >=: the lowest scores are never found", strict=True),
+        Mistake("the curve starts at its first point instead of (0, 0)", from_zero=False),
+        Mistake("the curve is taken in steps instead of straight lines", steps=True),
         Mistake("100 evenly spaced thresholds instead of all scores", points=100),
         Mistake("200 evenly spaced thresholds instead of all scores", points=200),
     ),

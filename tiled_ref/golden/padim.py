@@ -89,7 +89,7 @@ def _parameters_cases():
 
 def _parameters(inputs):
     padim = _padim_of_embeddings()
-    padim.fit(tensor(inputs["embedding"]))
+    padim.fit_embeddings([tensor(inputs["embedding"])], len(inputs["embedding"]))
     return {"mean": padim.mean.numpy(), "factors": padim.factors.numpy()}
 
 

@@ -116,8 +116,9 @@ def _parameters(inputs):
 
 
 def _parameters_formula(
-    inputs, projected=True, include=None, nearest=False, first=None, last=False, again=False
-):
+    inputs, projected=True, include=None, nearest=False, first=None, last=False, again=False,
+    ordered=False, latest=False,
+):  # fmt: skip
     patches = inputs["patches"].astype(np.float64)
     points = patches @ inputs["projection"].T if projected else patches
     include = bool(inputs["include_first"]) if include is None else include
@@ -132,9 +133,11 @@ def _parameters_formula(
         else:
             best = int(len(least) - 1 - np.argmax(least[::-1]) if last else np.argmax(least))
         chosen.append(best)
-        least = np.minimum(least, np.square(points - points[best]).sum(1))
+        now = np.square(points - points[best]).sum(1)
+        least = np.where(least < 0, least, now) if latest else np.minimum(least, now)
         least[best] = 0.0 if again else -1.0
-    return {"chosen": np.array(chosen), "bank": patches[chosen]}
+    chosen = np.sort(chosen) if ordered else np.array(chosen)
+    return {"chosen": chosen, "bank": patches[chosen]}
 
 
 PARAMETERS = Stage(
@@ -159,6 +162,8 @@ PARAMETERS = Stage(
         Mistake("the start is patch 0 instead of the given one", first=0),
         Mistake("the last of equally distant patches is chosen instead of the first", last=True),
         Mistake("patches are chosen more than once", again=True),
+        Mistake("the coreset is sorted: its order is that of the choice", ordered=True),
+        Mistake("the farthest from the last chosen patch instead of from all", latest=True),
     ),
 )
 
@@ -202,8 +207,12 @@ def _euclidean(delta):
 
 def _distances(inputs, distance=_euclidean):
     """(B, hf, wf, M), float64."""
-    x = inputs["embedding"].astype(np.float64).transpose(0, 2, 3, 1)[:, :, :, None]
-    return distance(x - inputs["bank"])
+    x = inputs["embedding"].astype(np.float64).transpose(0, 2, 3, 1)
+    bank = inputs["bank"].astype(np.float64)
+    if distance in ("cosine", "dot"):
+        lengths = np.linalg.norm(x, axis=-1)[..., None] * np.linalg.norm(bank, axis=-1)
+        return 1 - x @ bank.T / lengths if distance == "cosine" else x @ bank.T
+    return distance(x[:, :, :, None] - bank)
 
 
 def _map_formula(inputs, distance=_euclidean, combine=np.min, mode="nearest", how=None, **switches):
@@ -229,6 +238,8 @@ MAP = Stage(
             "the sum of absolute differences instead of the Euclidean distance",
             distance=lambda d: np.abs(d).sum(-1),
         ),
+        Mistake("the cosine distance instead of the Euclidean one", distance="cosine"),
+        Mistake("the dot product instead of the distance", distance="dot"),
         Mistake("bilinear enlargement instead of nearest", mode="bilinear"),
         Mistake(
             "bilinear enlargement with align_corners instead of nearest",
@@ -265,16 +276,19 @@ def _score(inputs):
     return {"score": scores.numpy()}
 
 
-def _score_formula(inputs, weighted=True, around="bank", itself=False, power=1, extra=0):
+def _score_formula(
+    inputs, weighted=True, around="bank", itself=False, power=1, extra=0, more=0,
+    distance=_euclidean, of="patch",
+):  # fmt: skip
     bank = inputs["bank"].astype(np.float64)
-    b = min(int(inputs["n_neighbours"]), len(bank))
+    b = max(1, min(int(inputs["n_neighbours"]) + more, len(bank)))
     scores = []
-    for image in _distances(inputs).reshape(len(inputs["embedding"]), -1, len(bank)):
+    for image in _distances(inputs, distance).reshape(len(inputs["embedding"]), -1, len(bank)):
         patch = int(image.min(1).argmax())
         star, near = image[patch].min(), int(image[patch].argmin())
         of_bank = _euclidean(bank - bank[near])
         order = np.argsort(of_bank if around == "bank" else image[patch], kind="stable")
-        d = image[patch][order[extra : b + extra]] ** power
+        d = (image[patch] if of == "patch" else of_bank)[order[extra : b + extra]] ** power
         softmax = np.exp(d - d.max()) / np.exp(d - d.max()).sum()
         weight = softmax[0] if itself else 1 - softmax[0]
         scores.append(star if b == 1 or not weighted else weight * star)
@@ -299,6 +313,10 @@ SCORE = Stage(
         Mistake("the softmax itself instead of 1 less the softmax", itself=True),
         Mistake("the softmax of squared distances", power=2),
         Mistake("the nearest bank vector is not counted among its own neighbours", extra=1),
+        Mistake("one neighbour too many", more=1),
+        Mistake("one neighbour too few", more=-1),
+        Mistake("the cosine distance instead of the Euclidean one", distance="cosine"),
+        Mistake("the softmax of distances from the nearest bank vector, not the patch", of="bank"),
     ),
 )
 

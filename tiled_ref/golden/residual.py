@@ -3,42 +3,53 @@
 import torch
 import torch.nn.functional as F
 
+from .stage import Mistake
+
 
 class Residual:
     """Convolutions, batch normalisations and residual blocks on a bundle's tensors, float64.
 
     Parameters: weights, tensors by the bundle's names; training, normalise by the
     statistics of the batch and keep them in `seen`, (2, C) by name. The others are mistakes:
-    eps of the batch normalisation; unbiased, the variance in `seen`; shortcut False; late, the
-    ReLU before the sum; stride_first False, the stride in the second convolution; turned, the
-    kernels of transposed convolutions by 180 degrees.
+    eps of the batch normalisation, rooted, where it is added to the root; rows, the order in
+    which its four are read; unbiased, the variance in `seen`; shortcut False; late, the ReLU
+    before the sum; stride_first False, the stride in the second convolution; turned, the kernels
+    of transposed convolutions by 180 degrees; kernels, see `misread`; same, padding at stride 2.
     """
 
     def __init__(
         self, weights, training=False, eps=1e-5, unbiased=True, shortcut=True, late=False,
-        stride_first=True, turned=False,
+        stride_first=True, turned=False, kernels=None, rows=(0, 1, 2, 3), rooted=False, same=False,
     ):  # fmt: skip
         self.weights, self.seen = weights, {}
         self.training, self.eps, self.unbiased = training, eps, unbiased
         self.shortcut, self.late = shortcut, late
         self.stride_first, self.turned = stride_first, turned
+        self.kernels, self.rows, self.rooted, self.same = kernels, rows, rooted, same
 
     def convolved(self, x, name, stride=1):
         """x (N, C, h, w) float64 through a convolution; stride 0.5 is a transposed one's 2."""
         kernel = self.weights[name]
         if stride == 0.5:
-            return F.conv_transpose2d(x, kernel.flip(2, 3) if self.turned else kernel, None, 2)
-        return F.conv2d(x, kernel, None, stride, kernel.shape[-1] // 2)
+            kernel = kernel.flip(2, 3) if self.turned else kernel
+            return F.conv_transpose2d(x, misread(kernel, self.kernels), None, 2)
+        padding, side = kernel.shape[-1] // 2, kernel.shape[-1]
+        if self.same and stride == 2:
+            x, padding = padded_same(x, side), 0
+        return F.conv2d(x, misread(kernel, self.kernels), None, stride, padding)
 
     def normalised(self, x, name):
         """x (N, C, h, w) float64 through a batch normalisation."""
-        weight, bias, mean, var = self.weights[name]
+        weight, bias, mean, var = self.weights[name][list(self.rows)]
         if self.training:
             now = x.detach()
             var_now = now.var((0, 2, 3), unbiased=self.unbiased)
             self.seen[name] = torch.stack([now.mean((0, 2, 3)), var_now])
-        mean, var = mean.detach().clone(), var.detach().clone()
-        return F.batch_norm(x, mean, var, weight, bias, self.training, 0.1, self.eps)
+            mean, var = mean.detach().clone(), var.detach().clone()
+            return F.batch_norm(x, mean, var, weight, bias, True, 0.1, self.eps)
+        root = var.sqrt() + self.eps if self.rooted else (var + self.eps).sqrt()
+        weight, bias, mean, root = (v[:, None, None] for v in (weight, bias, mean, root))
+        return (x - mean) / root * weight + bias
 
     def block(self, x, name, stride=1):
         """x (N, C, h, w) float64 through a block of two convolutions."""
@@ -51,3 +62,63 @@ class Residual:
         if not self.shortcut:
             return y.relu()
         return y.relu() + x if self.late else (y + x).relu()
+
+
+def padded_same(x, side, value=0.0):
+    """x (N, C, h, w) padded for stride 2 as SAME does: what is odd goes to the bottom and right."""
+    (top, below), (left, right) = (_same(n, side) for n in x.shape[-2:])
+    return F.pad(x, (left, right, top, below), value=value)
+
+
+def _same(n, side):
+    total = max(0, ((n + 1) // 2 - 1) * 2 + side - n)
+    return total // 2, total - total // 2
+
+
+def misread(kernel, how=None):
+    """A kernel (O, I, h, w) as a port reads it that takes it for another one: "turned" by 180
+    degrees, "transposed" (rows and columns), or its memory for one in the order of these axes."""
+    o, i, h, w = kernel.shape
+    views = {
+        None: lambda: kernel,
+        "turned": lambda: kernel.flip(2, 3),
+        "transposed": lambda: kernel.transpose(2, 3),
+        "IOHW": lambda: kernel.reshape(i, o, h, w).transpose(0, 1),
+        "OHWI": lambda: kernel.reshape(o, h, w, i).permute(0, 3, 1, 2),
+        "HWIO": lambda: kernel.reshape(h, w, i, o).permute(3, 2, 0, 1),
+    }
+    return views[how]()
+
+
+KERNEL_MISTAKES = (
+    Mistake("the kernels are flipped: a true convolution, not a correlation", kernels="turned"),
+    Mistake("rows and columns of the kernels are exchanged", kernels="transposed"),
+    Mistake("kernels (O, I, h, w) are read as (I, O, h, w)", kernels="IOHW"),
+    Mistake("kernels (O, I, h, w) are read as (O, h, w, I)", kernels="OHWI"),
+    Mistake("kernels (O, I, h, w) are read as (h, w, I, O)", kernels="HWIO"),
+)
+
+NORM_MISTAKES = (  # of batch normalisation
+    Mistake("the epsilon of the batch normalisation is 0.001 instead of 0.00001", eps=1e-3),
+    Mistake("the epsilon of the batch normalisation is missing", eps=0.0),
+    Mistake("the epsilon is added to the root of the variance, not to the variance", rooted=True),
+    *(
+        Mistake(
+            f"rows of the batch normalisation are exchanged: read as {words}",
+            rows=rows,
+        )
+        for rows, words in (
+            ((1, 0, 2, 3), "bias, weight, mean, variance"),
+            ((0, 1, 3, 2), "weight, bias, variance, mean"),
+            ((2, 3, 0, 1), "mean, variance, weight, bias"),
+            ((0, 2, 1, 3), "weight, mean, bias, variance"),
+            ((3, 1, 2, 0), "variance, bias, mean, weight"),
+            ((2, 1, 0, 3), "mean, bias, weight, variance"),
+            ((0, 3, 2, 1), "weight, variance, mean, bias"),
+        )
+    ),
+)
+
+SAME = Mistake(
+    "SAME padding at stride 2: an even side is padded at the bottom and right only", same=True
+)

@@ -8,14 +8,14 @@ import torch
 from ..models import reverse_distillation as model
 from . import formulas
 from .backbone import drawn, packed, unpacked
-from .compare import boundary, close
+from .compare import close
 from .inputs import CHANNELS, Given, given_layers, layers_of, places, size_of, tensor
 from .merging import MAP_BLUR_MISTAKES
 from .numbers import Numbers
 from .padim import score_stage
-from .residual import Residual
+from .residual import KERNEL_MISTAKES, NORM_MISTAKES, SAME, Residual
 from .stage import Case, Mistake, Stage, Weights
-from .training import train
+from .training import ADAM_MISTAKES, kept_classes, recorded, train
 
 RATE = model.LEARNING_RATE
 DECODED = [f"decoded{k}" for k in (1, 2, 3)]
@@ -28,9 +28,9 @@ def student_weights():
     return drawn(torch.nn.ModuleDict(parts), "reverse_distillation")
 
 
-def _model(inputs, size=(64, 64), steps=1):
+def _model(inputs, size=(64, 64), **options):
     rd = model.ReverseDistillation(
-        Given(given_layers(inputs)), size, seed=0, device="cpu", steps=steps, batch_size=1000
+        Given(given_layers(inputs)), size, seed=0, device="cpu", batch_size=1000, **options
     )
     if "weights" in inputs:
         rd.load_state(unpacked(inputs["weights"]))
@@ -100,7 +100,9 @@ EMBEDDING = Stage(
             "batch normalisation uses the batch's statistics instead of the stored ones",
             training=True,
         ),
-        Mistake("the epsilon of the batch normalisation is 0.001 instead of 0.00001", eps=1e-3),
+        *NORM_MISTAKES,
+        *KERNEL_MISTAKES,
+        SAME,
         Mistake(
             "what the decoder has too much is cut off at the top and left, not bottom and right",
             cut="start",
@@ -124,17 +126,13 @@ def _parameters_cases():
     yield Case("two_steps", inputs, ("training", "several"))
 
 
-def _loss(inputs, rd):
-    with torch.no_grad():
-        layers = [tensor(layer) for layer in given_layers(inputs)]
-        return model.distillation_loss(layers, rd.student(layers)[3:]).numpy()
-
-
 def _parameters(inputs):
     rd = _model(inputs, steps=int(inputs["steps"]))
-    before = _loss(inputs, rd)
-    rd.fit(places(len(inputs["layer1"])))
-    return {"loss_before": before, "loss_after": _loss(inputs, rd), **packed(rd.state())}
+    layers, seen = [tensor(layer) for layer in given_layers(inputs)], recorded(rd, packed)
+    before = rd.loss_value(layers).numpy()
+    rd.fit(places(len(layers[0])))
+    after = rd.loss_value(layers).numpy()
+    return {"loss_before": before, "loss_after": after, **seen, **packed(rd.state())}
 
 
 def _cosine_distance(e, d, eps=1e-8):
@@ -143,8 +141,8 @@ def _cosine_distance(e, d, eps=1e-8):
 
 
 def _parameters_formula(
-    inputs, steps=None, rate=RATE, betas=model.BETAS, corrected=True, flat=False, unbiased=True,
-    momentum=0.1, layers_mean=False,
+    inputs, steps=None, rate=RATE, betas=model.BETAS, flat=False, unbiased=True, momentum=0.1,
+    layers_mean=False, **switches,
 ):  # fmt: skip
     layers, values = _doubled(inputs)
     seen = {}  # statistics of the last batch
@@ -166,16 +164,13 @@ def _parameters_formula(
 
     outputs = {"loss_before": loss(values).numpy()}
     steps = int(inputs["steps"]) if steps is None else steps
-    train(
+    seen = train(
         values, list(values), partial(loss, training=True), steps, rate, update_statistics,
-        betas=betas, corrected=corrected,
+        betas=betas, **switches,
     )  # fmt: skip
+    seen = {k: v[:2] if v.ndim == 2 else v for k, v in seen.items()}  # statistics have no gradient
     outputs["loss_after"] = loss(values).numpy()
-    return {**outputs, **{name: value.numpy() for name, value in values.items()}}
-
-
-# See fastflow.TRAINED.
-TRAINED = boundary(1e-4, 0.02 * RATE, 0.02, 4 * RATE)
+    return {k: np.asarray(v) for k, v in {**outputs, **seen, **values}.items()}
 
 PARAMETERS = Stage(
     "reverse_distillation.parameters",
@@ -185,7 +180,7 @@ PARAMETERS = Stage(
     {
         "loss_before": close(1e-5, 1e-5),
         "loss_after": close(1e-4, 1e-3),
-        **{name: TRAINED for name in student_weights()},
+        **kept_classes(student_weights(), RATE, size=0.1),
     },
     _parameters_cases,
     _parameters,
@@ -194,13 +189,58 @@ PARAMETERS = Stage(
         Mistake("Adam's first beta is 0.9 instead of 0.5", betas=(0.9, 0.999)),
         Mistake("the learning rate is 0.001 instead of 0.005", rate=1e-3),
         Mistake("one step instead of two", steps=1),
-        Mistake("Adam without the correction of its moments' bias", corrected=False),
+        *ADAM_MISTAKES,
         Mistake("one cosine of the flattened maps instead of one per position", flat=True),
         Mistake(
             "the running variance takes the biased variance (N) instead of N - 1", unbiased=False
         ),
         Mistake("the running statistics take 0.9 of the batch's instead of 0.1", momentum=0.9),
         Mistake("the loss is the mean over layers instead of the sum", layers_mean=True),
+    ),
+)
+
+
+def _loss_cases():
+    for name, n, sides, flags in (
+        ("square", 1, (6, 6), ()),
+        ("not_square", 3, (5, 8), ("not_square", "several")),
+    ):
+        draw = Numbers(f"reverse_distillation.loss/{name}")
+        inputs = layers_of(draw, n, sides)
+        inputs.update(zip(DECODED, layers_of(draw, n, sides).values()))
+        yield Case(name, inputs, (*flags, "switch"))
+
+
+def _losses(inputs):
+    encoded, decoded = ([tensor(inputs[k]) for k in names] for names in (CHANNELS, DECODED))
+    return {name: loss(encoded, decoded).numpy() for name, loss in model.LOSSES.items()}
+
+
+def _losses_formula(inputs, distance=None, layers=sum, weighted=False):
+    outputs, distance = {"positions": [], "flattened": []}, distance or _cosine_distance
+    for names in zip(CHANNELS, DECODED):
+        e, d = (tensor(inputs[name]).double() for name in names)
+        positions = distance(e, d)
+        outputs["positions"].append(positions.sum() if weighted else positions.mean())
+        e, d = (x.flatten(1)[..., None, None] for x in (e, d))
+        outputs["flattened"].append(distance(e, d).mean())
+    return {name: np.asarray(layers(values)) for name, values in outputs.items()}
+
+
+LOSS = Stage(
+    "reverse_distillation.loss",
+    "the loss: a cosine per position, and per flattened map (a switch)",
+    "tiled_ref.models.reverse_distillation.distillation_loss",
+    "Deng and Li Eq. 2; flattened_loss is that of their released code",
+    {"positions": close(1e-6, 1e-6), "flattened": close(1e-6, 1e-6)},
+    _loss_cases,
+    _losses,
+    _losses_formula,
+    (
+        Mistake("the mean over the layers instead of the sum", layers=lambda v: sum(v) / 3),
+        Mistake("the sum over positions instead of the mean", weighted=True),
+        Mistake("the cosine itself instead of 1 less it", distance=lambda e, d: 1 - _cosine_distance(e, d)),
+        Mistake("the squared difference instead of the cosine", distance=lambda e, d: (e - d).square().mean(1)),
     ),
 )
 
@@ -222,9 +262,11 @@ def _map_cases():
 
 
 def _map(inputs):
-    layers = [tensor(inputs[name]) for name in (*CHANNELS, *DECODED)]
-    maps, _ = _model(inputs, size_of(inputs)).maps([layers])
-    return {"map": maps.contiguous().numpy()}
+    layers, maps = [tensor(inputs[name]) for name in (*CHANNELS, *DECODED)], {}
+    for name, combine in (("map", "product"), ("map_of_sum", "sum")):
+        found, _ = _model(inputs, size_of(inputs), combine=combine).maps([layers])
+        maps[name] = found.contiguous().numpy()
+    return maps
 
 
 def _map_formula(
@@ -241,7 +283,8 @@ def _map_formula(
         switches = {"align_corners": align_corners} if mode == "bilinear" else {}
         one = distance(e, d).numpy()
         maps.append(formulas.enlarge(one, size_of(inputs), mode, **switches))
-    return {"map": formulas.blur(combine(maps, axis=0), model.SIGMA, **(how or {}))}
+    blurred = partial(formulas.blur, sigma=model.SIGMA, **(how or {}))
+    return {"map": blurred(combine(maps, axis=0)), "map_of_sum": blurred(np.sum(maps, axis=0))}
 
 
 MAP = Stage(
@@ -249,7 +292,7 @@ MAP = Stage(
     "product of the layers' cosine distances, enlarged, blurred",
     "tiled_ref.models.reverse_distillation.ReverseDistillation.predict",
     "Deng and Li Eq. 1 and 3; the product is the authors' configuration",
-    {"map": close(1e-5, 1e-6)},
+    {"map": close(1e-5, 1e-6), "map_of_sum": close(1e-5, 2e-6)},
     _map_cases,
     _map,
     _map_formula,
@@ -277,4 +320,4 @@ SCORE = score_stage(
     "Rolih et al. Eq. 4",
 )
 
-STAGES = (EMBEDDING, PARAMETERS, MAP, SCORE)
+STAGES = (EMBEDDING, LOSS, PARAMETERS, MAP, SCORE)

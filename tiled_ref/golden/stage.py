@@ -97,5 +97,9 @@ FLAGS = {
     "limit_one": "the whole curve, up to an FPR of 1",
     "training": "two steps of training",
     "zero_vector": "a feature vector of zeros, whose cosine counts as 0",
+    "small_variance": "a variance near the epsilon of the batch normalisation",
+    "undefined": "the result is undefined, which the files say with NaN",
+    "near_zero": "gradients near the epsilon of Adam",
+    "switch": "a switch of the method that is off by default",
     "genuine": "the backbone has the genuine ImageNet weights",
 }

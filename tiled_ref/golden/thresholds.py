@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..support.errors import InputError
 from ..verdicts import thresholds
 from . import formulas
 from .compare import EXACT, close
@@ -27,16 +28,24 @@ def _threshold_cases():
             "no_anomalous",
             np.array([0.5, 0.25, 0.75, 0.125]),
             [0, 0, 0, 0],
-            ("no_anomalous",),
-            "there is no output f1",
+            ("no_anomalous", "undefined"),
+            "there is no F1, so it is NaN",
         ),
+        ("nan", np.array([0.5, np.nan, 0.75]), [0, 1, 1], ("undefined",), "a NaN has no rank"),
+        ("empty", np.zeros(0), [], ("undefined",), "neither threshold nor F1"),
     ):
         yield Case(name, {"scores": scores, "labels": np.uint8(labels)}, flags, comment)
 
 
-def _threshold_outputs(threshold, f1):
-    outputs = {"threshold": np.float64(threshold)}
-    return outputs if f1 is None else {**outputs, "f1": np.float64(f1)}
+def _threshold(inputs):
+    try:
+        return _outputs(*thresholds.f1_threshold(**inputs))
+    except InputError:  # for no score, and for NaN
+        return _outputs(np.nan, np.nan)
+
+
+def _outputs(threshold, f1):
+    return {"threshold": np.float64(threshold), "f1": np.float64(np.nan if f1 is None else f1)}
 
 
 THRESHOLD = Stage(
@@ -46,8 +55,8 @@ THRESHOLD = Stage(
     "F1 = 2 TP / (2 TP + FP + FN)",
     {"threshold": EXACT, "f1": close(1e-12, 0.0)},
     _threshold_cases,
-    lambda inputs: _threshold_outputs(*thresholds.f1_threshold(**inputs)),
-    lambda inputs, **s: _threshold_outputs(*formulas.f1_threshold(**inputs, **s)),
+    _threshold,
+    lambda inputs, **s: _outputs(*formulas.f1_threshold(**inputs, **s)),
     (
         Mistake("> instead of >=: the threshold itself is not called anomalous", strict=True),
         Mistake("the last of equally good thresholds instead of the first", last=True),

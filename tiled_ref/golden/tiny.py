@@ -2,6 +2,7 @@
 
 from . import (
     backbone,
+    draws,
     ensemble,
     fastflow,
     images,
@@ -11,12 +12,13 @@ from . import (
     patchcore,
     reverse_distillation,
     thresholds,
+    training,
 )
 
 
 def stages():
     """All stages in the order of the method."""
-    models = padim, patchcore, fastflow, reverse_distillation
+    models = draws, padim, patchcore, training, fastflow, reverse_distillation
     files = images, backbone, *models, merging, thresholds, metrics, ensemble
     return [stage for file in files for stage in file.STAGES]
 
@@ -26,5 +28,6 @@ def models():
     return {
         "backbone": backbone.drawn(backbone.SmallResNet(), "backbone"),
         "fastflow": fastflow.drawn(),
+        "fastflow_alternating": fastflow.drawn("fastflow_alternating"),
         "reverse_distillation": reverse_distillation.student_weights(),
     }

@@ -31,6 +31,12 @@ class Model:
         """The part that all models of an ensemble share, see embed: images (B, 3, h, w) float32."""
         return [self.embed(images)]
 
+    def embeddings(self, images):
+        """Yield the embeddings (B, D, hf, wf) of all images, a batch at a time."""
+        for start in range(0, len(images), self.batch_size):
+            rows = list(range(start, min(start + self.batch_size, len(images))))
+            yield self.embed(images[rows])
+
     @torch.no_grad()
     def predict(self, images):
         """Anomaly maps and scores (Rolih et al. Eq. 4: A_ij, s_ij = M_ij(T_ij)).

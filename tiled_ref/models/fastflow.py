@@ -70,6 +70,12 @@ class FastFlow(TrainedModel):
         parameters = self.flows.parameters()
         return torch.optim.Adam(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
+    @torch.no_grad()
+    def loss_value(self, layers):
+        """The loss of the encoder's layers, a list of float32 (B, C, hf, wf), as a scalar tensor: the
+        sum over the layers of the mean `nll` of the images."""
+        return sum(nll(*flow(layer)).mean() for flow, layer in zip(self.flows, layers))
+
     def add_gradient(self, layers):
         """Add the gradient of the batch's loss, the negative log-likelihood of the encoder's
         layers, a list of float32 (B, C, hf, wf): summed chunk by chunk and layer by layer, so that

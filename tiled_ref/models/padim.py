@@ -118,15 +118,18 @@ class Padim(Model):
         part "factors", positions.
         Raises InputError for fewer than two images, and for features that float16 cannot keep.
         """
-        if len(images) < 2:
+        self.fit_embeddings(self.embeddings(images), len(images), progress)
+
+    @torch.no_grad()
+    def fit_embeddings(self, embeddings, n_images, progress=None):
+        """`fit` from embeddings, an iterable of float32 (B, D, hf, wf), see embed, of n_images."""
+        if n_images < 2:
             raise InputError(
                 "PaDiM needs at least two normal training images to estimate a covariance, "
-                f"got {len(images)}; add images to the training folder"
+                f"got {n_images}; add images to the training folder"
             )
         n, mean, scatter = 0, None, None
-        for start in range(0, len(images), self.batch_size):
-            batch = images[list(range(start, min(start + self.batch_size, len(images))))]
-            embedding = self.embed(batch)  # (B, D, hf, wf)
+        for embedding in embeddings:  # (B, D, hf, wf)
             self.grid = tuple(embedding.shape[-2:])
             x = by_position(embedding, torch.float64, spare=1)  # (P, B + 1, D)
             m = x.shape[1] - 1
@@ -141,7 +144,7 @@ class Padim(Model):
             mean += delta * (m / (n + m))
             n += m
             if progress:
-                progress(n, len(images))
+                progress(n, n_images)
         self.mean = mean.float()
         d = scatter.shape[-1]
         shape, dtype = (len(scatter), d * (d + 1) // 2), STORES[self.store]

@@ -122,25 +122,27 @@ class PatchCore(Model):
         as the part "coreset", the patches kept.
         Raises InputError without images, KernelNotBuiltError without the kernel.
         """
-        n_images = len(images)
+        self.fit_embeddings(self.embeddings(images), len(images), progress)
+
+    @torch.no_grad()
+    def fit_embeddings(self, embeddings, n_images, progress=None):
+        """`fit` from embeddings, an iterable of float32 (B, 384, hf, wf), see embed, of n_images."""
         if n_images == 0:
             raise InputError(
                 "PatchCore needs at least one normal training image; add images to the "
                 "training folder"
             )
-        table, row = None, 0
-        for first in range(0, n_images, self.batch_size):
-            batch = list(range(first, min(first + self.batch_size, n_images)))
-            embedding = self.embed(images[batch])  # (B, 384, hf, wf)
+        table, row, n = None, 0, 0
+        for embedding in embeddings:  # (B, 384, hf, wf)
             patches = embedding.permute(0, 2, 3, 1).flatten(0, 2)  # (B * P, 384)
             if table is None:
                 self.grid = tuple(embedding.shape[-2:])
                 n_patches = n_images * self.grid[0] * self.grid[1]
                 table = patches.new_empty(n_patches, patches.shape[1])  # (N * P, 384)
             table[row : row + len(patches)] = patches
-            row += len(patches)
+            row, n = row + len(patches), n + len(embedding)
             if progress:
-                progress(batch[-1] + 1, n_images)
+                progress(n, n_images)
         self.chosen = select_coreset(
             table, self.ratio, self.seed, self.start, self.impl,
             progress and (lambda done, total: progress(done, total, "coreset")),

@@ -66,12 +66,20 @@ class ReverseDistillation(TrainedModel):
         """Adam as in Deng and Li Sec. 4.1."""
         return torch.optim.Adam(self.student.parameters(), lr=LEARNING_RATE, betas=BETAS)
 
+    @torch.no_grad()
+    def loss_value(self, layers):
+        """The loss (Deng and Li Eq. 2) of the encoder's layers, a list of float32 (B, C, hf, wf), as a
+        scalar tensor; after fit with the running statistics of the batch normalisation."""
+        return self._loss(layers)
+
     def add_gradient(self, layers):
-        """Add the gradient of the batch's loss (Deng and Li Eq. 2); layers, the encoder's, a list
-        of float32 (B, C, hf, wf). In one piece: batch normalisation needs the whole batch."""
-        outputs = self.student(layers)
-        whole = self.whole(outputs)
-        LOSSES[self.loss](whole[:3], whole[3:]).backward()
+        """Add the gradient of the batch's loss; layers as in loss_value. In one piece: batch
+        normalisation needs the whole batch."""
+        self._loss(layers).backward()
+
+    def _loss(self, layers):
+        whole = self.whole(self.student(layers))
+        return LOSSES[self.loss](whole[:3], whole[3:])
 
     def anomaly_map(self, layers):
         """The map of the student's outputs (Deng and Li Sec. 3.3, Eq. 3).

@@ -17,7 +17,7 @@ class TrainedModel(Model):
 
     A subclass makes `network`, a torch.nn.Module on the device, whose forward takes the list of
     three layers (B, C, hf, wf) and returns a list of tensors (B, ...), and adds `optimizer`,
-    `add_gradient` and `anomaly_map`.
+    `loss_value`, `add_gradient` and `anomaly_map`.
 
     Parameters: backbone, output_size and the options of `Model`; seed draws the initial weights and
     the order of the images, batch_size counts images per optimiser step. steps, optimiser steps.
@@ -51,8 +51,12 @@ class TrainedModel(Model):
         "features", images, then steps.
         Raises InputError without images, or if a batch is too small for the network.
         """
-        features = CachedFeatures(self.backbone, images, progress=progress)
-        todo = list(batches(len(images), self.batch_size, self.steps, self.seed))
+        self.fit_features(CachedFeatures(self.backbone, images, progress=progress), progress)
+
+    def fit_features(self, features, progress=None):
+        """`fit` from the layers of all images: len(features) is their number, features[indices], a
+        list of ints, a list of float32 (B, C, hf, wf), see cached.CachedFeatures."""
+        todo = list(batches(len(features), self.batch_size, self.steps, self.seed))
         self.check_batch(min(map(len, todo)))
         self.network.train()
         optimizer = self.optimizer()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.disk import counted
 from ..data.samples import NORMAL
+from ..support import arrays
 from ..support.errors import InputError
 from ..metrics import UndefinedMetricError, best_threshold
 from ..metrics.f1 import at_least
@@ -24,16 +25,23 @@ LEAST_F1, LEAST_IMAGES = 0.3, 20  # below which thresholds are doubtful
 def f1_threshold(scores, labels):
     """The threshold with the best F1, where score >= threshold means anomalous.
 
-    Parameters: scores (n,) float, finite; labels (n,) bool or uint8, > 0 anomalous.
+    Parameters: scores (n,) float, finite, at least one; labels (n,) bool or integer, > 0 anomalous.
     Returns (threshold, f1) as Python floats: threshold is one of the scores, the smallest
     among equally good ones. Without an anomalous example there is no F1 to maximise: the
     threshold is the largest score and f1 is None.
     F1 = 2 TP / (2 TP + FP + FN), over all distinct scores in ascending order, first maximum.
+    Raises InputError without scores, for NaN, and for labels of another shape.
 
     >>> f1_threshold(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 1]))
     (3.0, 1.0)
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 1 or not scores.size or labels.shape != scores.shape:
+        raise InputError(
+            "a threshold needs at least one score (n,) and a label (n,) for each, got "
+            f"{scores.shape} and {labels.shape}"
+        )
+    arrays.refuse_nan("scores", scores)
     return _best_f1(np.sort(scores), scores[labels > 0])
 
 
@@ -106,8 +114,8 @@ def allowed_alarms(rate, n):
 def false_alarm_threshold(values, allowed):
     """The smallest float32 threshold that at most so many of the values reach.
 
-    Parameters: values (n,) float32, of normal images: their scores, or the largest thresholds at
-    which they have a mark; allowed, 0 <= allowed < n, see `allowed_alarms`.
+    Parameters: values (n,) float, rounded to float32, of normal images: their scores, or the largest
+    thresholds at which they have a mark; allowed, 0 <= allowed < n, see `allowed_alarms`.
     Returns a Python float: one step above a value, because a value at the threshold reaches it.
 
     >>> false_alarm_threshold([1.0, 2.0, 3.0, 4.0], 1)
@@ -225,11 +233,12 @@ def thresholds_of(
 ):  # fmt: skip
     """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending.
 
-    Parameters: mode; maps (N, H, W) and scores (N,) float; masks, rules, Returns: see
-    `find_thresholds`; size_of(k), the size (h, w) of image k, by default that of its map;
+    Parameters: mode; maps (N, H, W) and scores (N,) float; masks, bool (N, H, W) or as there; rules
+    and Returns as there; size_of(k), the size (h, w) of image k, by default that of its map;
     deviations, see data.Evaluation; impl and threads, see `metrics.aupro`.
     Raises InputError as there.
     """
+    scores, labels, deciding = np.asarray(scores), np.asarray(labels), np.asarray(deciding)
     rules, mine = rules or Rules(), scores[deciding]
     if not np.isfinite(mine).all():
         raise InputError("an image score is not finite, so there is no threshold")
@@ -246,7 +255,8 @@ def thresholds_of(
         known = set(deciding.tolist())
 
         def pairs():
-            return ((maps[k], mask) for k, mask in enumerate(masks()) if k in known)
+            every = masks() if callable(masks) else masks
+            return ((maps[k], mask) for k, mask in enumerate(every) if k in known)
 
         pixel = pixel_statistics(pairs, impl, threads)
     elif chosen:
