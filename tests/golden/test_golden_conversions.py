@@ -1,0 +1,279 @@
+"""The tables of CONVERSIONS.md, applied: the other library's outputs are ours.
+
+The stand-ins below have the names, shapes and arithmetic of the other libraries, in any width;
+where those are installed, the last tests compare the two.
+"""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from tiled_ref.golden.__main__ import REFERENCE
+from tiled_ref.models.backbone import CHANNELS, ResNet18Features
+from tiled_ref.models.fastflow import FastFlow
+from tiled_ref.models.reverse_distillation import ReverseDistillation
+
+TIMM, FASTFLOW, DISTILLATION = "timm", "FastFlow", "Reverse"
+ROW = re.compile(r"^\| `([^`]+)` \| (`[^`]+`|none) \| ?([^|]*?) ?\|$", re.M)
+WIDTHS, WIDE = (4, 8, 16), tuple(CHANNELS.values())
+SIZE = (64, 96)  # not square, so that an exchange of the axes shows
+
+
+def table(title):
+    """[(pattern of their names, expression or "none", our name)] of the section with this title."""
+    document = (REFERENCE.parent / "CONVERSIONS.md").read_text("utf-8")
+    section = re.search(rf"\n## {title}.*?(?=\n## |\Z)", document, re.S)[0]
+    for theirs, becomes, ours in ROW.findall(section):
+        name = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", re.escape(theirs))
+        yield name.replace("(?P<rest>[^.]+)", "(?P<rest>.+)"), becomes.strip("`"), ours.strip("`")
+
+
+def converted(title, state):
+    """Their state dict -> ours; each tensor is in exactly one row, each row names a tensor."""
+    rows, result, used = list(table(title)), {}, set()
+    for name, x in state.items():
+        fits = [(row, m) for row in rows if (m := re.fullmatch(row[0], name))]
+        assert len(fits) == 1, (name, fits)
+        (row, match), *_ = fits
+        used.add(row)
+        if row[1] != "none":
+            result[row[2].format(**match.groupdict())] = eval(row[1], {"x": x})
+    left = [row[0] for row in rows if row not in used and "feature_extractor" not in row[0]]
+    assert not left
+    return result
+
+
+def conv(n_in, n_out, kernel, stride=1):
+    return nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
+
+
+class AllInOne(nn.Module):
+    """FrEIA's AllInOneBlock as anomalib's FastFlow makes it."""
+
+    def __init__(self, channels, kernel):
+        super().__init__()
+        half = channels // 2
+        self.global_scale = nn.Parameter(torch.full((1, channels, 1, 1), 10.0))
+        self.global_offset = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        matrix = torch.eye(channels)[torch.randperm(channels)]
+        self.w_perm = nn.Parameter(matrix[..., None, None], requires_grad=False)
+        self.w_perm_inv = nn.Parameter(matrix.T[..., None, None], requires_grad=False)
+        first, last = (nn.Conv2d(half, n, kernel, padding="same") for n in (half, channels))
+        self.subnet = nn.Sequential(first, nn.ReLU(), last)
+
+    def forward(self, x):
+        passive, active = x.chunk(2, 1)
+        scales, shifts = (0.1 * self.subnet(passive)).chunk(2, 1)
+        scales = 2.0 * scales.tanh()
+        gain = 0.1 * F.softplus(self.global_scale, beta=0.5)
+        y = torch.cat([passive, active * scales.exp() + shifts], 1) * gain + self.global_offset
+        log_det = scales.sum((1, 2, 3)) + x[0, 0].numel() * gain.log().sum()
+        return F.conv2d(y, self.w_perm), log_det
+
+
+class TheirFastFlow(nn.Module):
+    """What anomalib's FastflowModel holds beside the encoder."""
+
+    def __init__(self, widths, size, kernels):
+        super().__init__()
+        self.norms, self.fast_flow_blocks = nn.ModuleList(), nn.ModuleList()
+        for k, channels in enumerate(widths):
+            self.norms.append(nn.LayerNorm([channels, *(side // 4 >> k for side in size)]))
+            blocks = (AllInOne(channels, kernels[b % len(kernels)]) for b in range(8))
+            self.fast_flow_blocks.append(nn.ModuleDict({"module_list": nn.ModuleList(blocks)}))
+
+    def forward(self, layers):
+        """Layers -> z and log_det of each."""
+        for norm, flow, layer in zip(self.norms, self.fast_flow_blocks, layers):
+            z, total = norm(layer), 0
+            for block in flow["module_list"]:
+                z, log_det = block(z)
+                total = total + log_det
+            yield z, total
+
+
+class Basic(nn.Module):
+    """A basic block; resize, the kind of the shortcut: "downsample", "upsample" or None."""
+
+    def __init__(self, n_in, n_out, resize=None):
+        super().__init__()
+        up = resize == "upsample"
+        double = [nn.ConvTranspose2d(n_in, n_out, 2, 2, bias=False) for _ in range(2)]
+        self.conv1 = double[0] if up else conv(n_in, n_out, 3, 2 if resize else 1)
+        self.bn1, self.conv2 = nn.BatchNorm2d(n_out), conv(n_out, n_out, 3)
+        self.bn2, self.resize = nn.BatchNorm2d(n_out), resize
+        if resize:
+            shortcut = double[1] if up else conv(n_in, n_out, 1, 2)
+            self.add_module(resize, nn.Sequential(shortcut, nn.BatchNorm2d(n_out)))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + (getattr(self, self.resize)(x) if self.resize else x)).relu()
+
+
+class BNLayer(nn.Module):
+    """RD4AD's BN_layer, anomalib's OCBE."""
+
+    def __init__(self, c1, c2, c3):
+        super().__init__()
+        c4 = 2 * c3
+        self.bn_layer = nn.Sequential(Basic(3 * c3, c4, "downsample"), Basic(c4, c4))
+        self.conv1, self.bn1 = conv(c1, c2, 3, 2), nn.BatchNorm2d(c2)
+        self.conv2, self.bn2 = conv(c2, c3, 3, 2), nn.BatchNorm2d(c3)
+        self.conv3, self.bn3 = conv(c2, c3, 3, 2), nn.BatchNorm2d(c3)
+        self.conv4, self.bn4 = conv(2 * c4, c4, 1), nn.BatchNorm2d(c4)
+
+    def forward(self, layers):
+        first = self.bn2(self.conv2(self.bn1(self.conv1(layers[0])).relu())).relu()
+        second = self.bn3(self.conv3(layers[1])).relu()
+        return self.bn_layer(torch.cat([first, second, layers[2]], 1))
+
+
+class TheirDistillation(nn.Module):
+    """bottleneck and decoder, de_resnet18."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.bottleneck, self.decoder = BNLayer(*widths), nn.Module()
+        n_in = 2 * widths[-1]
+        for k, n_out in enumerate(reversed(widths), start=1):
+            layer = nn.Sequential(Basic(n_in, n_out, "upsample"), Basic(n_out, n_out))
+            self.decoder.add_module(f"layer{k}", layer)
+            n_in = n_out
+
+    def forward(self, layers):
+        """Layers of the encoder -> the decoder's outputs in the same order."""
+        x, outputs = self.bottleneck(layers), []
+        for layer in self.decoder.children():
+            x = layer(x)
+            outputs.insert(0, x)
+        return outputs
+
+
+@torch.no_grad()
+def trained(module):
+    """The module in evaluation mode, with no norm, gain or bias left at its initial value."""
+    for name, value in module.state_dict().items():
+        if "w_perm" not in name and (value.ndim != 4 or len(value) == 1):
+            value.copy_(value + 0.1 * torch.randn(value.shape).abs())
+    return module.eval()
+
+
+def given(widths):
+    """An encoder of these widths, as far as our models look at it, and layers that it may give."""
+    layers = [torch.randn(2, c, *(side // 4 >> k for side in SIZE)) for k, c in enumerate(widths)]
+    return SimpleNamespace(channels=dict(zip(CHANNELS, widths))), layers
+
+
+def agree(found, expected):
+    # Measured: MEASURED.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def filled(real, stand_in, encoder=None):
+    """Give the stand-in real's tensors, whose names and shapes must be its own; real's encoder."""
+    state = trained(real).state_dict()
+    if encoder is None:
+        rest, inner = state, None
+    else:
+        rest = {n: x for n, x in state.items() if not n.startswith(encoder)}
+        inner = {n[len(encoder) :]: x for n, x in state.items() if n.startswith(encoder)}
+        inner = ResNet18Features(inner)
+    stand_in.eval().load_state_dict(rest)
+    return inner
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(5)
+
+
+@pytest.mark.parametrize("kernels, sides", [("3x3", (3,)), ("alternating", (3, 1))])
+@torch.no_grad()
+def test_fastflow_of_anomalib(kernels, sides):
+    backbone, layers = given(WIDTHS)
+    theirs = trained(TheirFastFlow(WIDTHS, SIZE, sides))
+    model = FastFlow(backbone, SIZE, kernels=kernels, seed=0, device="cpu")
+    model.load_state(converted(FASTFLOW, theirs.state_dict()))
+    for ours, layer, (z, log_det) in zip(model.flows, layers, theirs(layers)):
+        agree(ours(layer), (z, log_det))
+        agree(ours.inverse(z), ours.normalize(layer))  # by `back`
+
+
+@torch.no_grad()
+def test_reverse_distillation_of_rd4ad():
+    backbone, layers = given(WIDTHS)
+    theirs = trained(TheirDistillation(WIDTHS))
+    saved = {"bottleneck": theirs.bottleneck.state_dict(), "decoder": theirs.decoder.state_dict()}
+    state = {f"{part}.{name}": x for part in saved for name, x in saved[part].items()}
+    model = ReverseDistillation(backbone, SIZE, seed=0, device="cpu")
+    state = converted(DISTILLATION, state)
+    assert state.keys() == model.state().keys()
+    model.load_state({n: x for n, x in state.items() if not n.endswith("num_batches_tracked")})
+    agree(model.student(layers)[3:], theirs(layers))
+
+
+@torch.no_grad()
+def test_backbone_of_timm():
+    """torchvision's ResNet-18 has timm's names, see below."""
+    theirs, images = trained(torchvision.models.resnet18()), torch.randn(1, 3, *SIZE)
+    state = converted(TIMM, theirs.state_dict())
+    ours = ResNet18Features(theirs.state_dict())
+    assert state.keys() == ours.state_dict().keys()
+    ours.load_state_dict({n: x for n, x in state.items() if not n.endswith("tracked")})
+    x = F.max_pool2d(theirs.bn1(theirs.conv1(images)).relu(), 3, 2, 1)
+    layer1 = theirs.layer1(x)
+    layer2 = theirs.layer2(layer1)
+    agree(ours(images), [layer1, layer2, theirs.layer3(layer2)])
+
+
+@pytest.mark.optional
+@torch.no_grad()
+def test_timm_has_torchvisions_names():
+    timm = pytest.importorskip("timm")
+    real, images = timm.create_model("resnet18"), torch.randn(1, 3, *SIZE)
+    filled(real, torchvision.models.resnet18())
+    layers = real.forward_intermediates(images, indices=[1, 2, 3], intermediates_only=True)
+    agree(ResNet18Features(real.state_dict())(images), layers)
+    with torch.device("meta"):
+        wide = timm.create_model("wide_resnet50_2"), torchvision.models.wide_resnet50_2()
+    names, expected = ({n: x.shape for n, x in net.state_dict().items()} for net in wide)
+    assert names == expected
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("kernels, sides", [("3x3", (3,)), ("alternating", (3, 1))])
+@torch.no_grad()
+def test_anomalibs_fastflow_is_its_stand_in(kernels, sides):
+    anomalib = pytest.importorskip("anomalib.models.image.fastflow.torch_model")
+    real = anomalib.FastflowModel(SIZE, "resnet18", False, conv3x3_only=kernels == "3x3")
+    stand_in, images = TheirFastFlow(WIDE, SIZE, sides), torch.randn(2, 3, *SIZE)
+    encoder = filled(real, stand_in, "feature_extractor.")
+    layers = encoder(images)
+    for k, outputs in enumerate(stand_in(layers)):
+        agree(real.fast_flow_blocks[k](real.norms[k](layers[k])), outputs)
+    model = FastFlow(encoder, SIZE, kernels=kernels, seed=0, device="cpu")
+    model.load_state(converted(FASTFLOW, real.state_dict()))
+    agree(model.predict(images)[0], real(images).anomaly_map[:, 0])
+
+
+@pytest.mark.optional
+@torch.no_grad()
+def test_anomalibs_reverse_distillation_is_its_stand_in():
+    anomalib = pytest.importorskip("anomalib.models.image.reverse_distillation.torch_model")
+    options = {"input_size": SIZE, "layers": list(CHANNELS), "anomaly_map_mode": "multiply"}
+    real = anomalib.ReverseDistillationModel("resnet18", pre_trained=False, **options)
+    stand_in, images = TheirDistillation(WIDE), torch.randn(2, 3, *SIZE)
+    encoder = filled(real, stand_in, "encoder.feature_extractor.")
+    layers = encoder(images)
+    agree(real.decoder(real.bottleneck(layers)), stand_in(layers))
+    model = ReverseDistillation(encoder, SIZE, seed=0, device="cpu")
+    model.load_state(converted(DISTILLATION, real.state_dict()))
+    agree(model.predict(images)[0], real(images).anomaly_map[:, 0])
+    wide = anomalib.ReverseDistillationModel("wide_resnet50_2", pre_trained=False, **options)
+    converted(DISTILLATION, wide.state_dict())
