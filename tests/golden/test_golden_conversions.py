@@ -19,16 +19,16 @@ from tiled_ref.models.backbone import CHANNELS, ResNet18Features
 from tiled_ref.models.fastflow import FastFlow
 from tiled_ref.models.reverse_distillation import ReverseDistillation
 
-TIMM, FASTFLOW, DISTILLATION = "timm", "FastFlow", "Reverse"
 ROW = re.compile(r"^\| `([^`]+)` \| (`[^`]+`|none) \| ?([^|]*?) ?\|$", re.M)
 KERNELS = pytest.mark.parametrize("kernels, sides", [("3x3", (3,)), ("alternating", (3, 1))])
 WIDTHS, WIDE = (4, 8, 16), tuple(CHANNELS.values())
+BACKBONE = SimpleNamespace(channels=dict(zip(CHANNELS, WIDTHS)))
 SIZE = (64, 96)  # not square, so that an exchange of the axes shows
 
 
 def converted(title, state):
-    """Their state dict -> ours, by the table under the title: each of their tensors is in exactly
-    one row, and each row, but for an encoder's, names one of them."""
+    """Their state dict -> ours without counters, by the table under the title: each tensor is in
+    exactly one row, each row, but for an encoder's, has a tensor."""
     document = (REFERENCE.parent / "CONVERSIONS.md").read_text("utf-8")
     rows = ROW.findall(re.search(rf"\n## {title}.*?(?=\n## |\Z)", document, re.S)[0])
     result, unused = {}, {theirs for theirs, *_ in rows if "feature_extractor" not in theirs}
@@ -37,7 +37,7 @@ def converted(title, state):
         assert len(fits) == 1, (name, fits)
         [((theirs, becomes, ours), match)] = fits
         unused.discard(theirs)
-        if becomes != "none":
+        if becomes != "none" and not name.endswith("num_batches_tracked"):
             result[ours.strip("`").format(**match.groupdict())] = eval(becomes.strip("`"), {"x": x})
     assert not unused
     return result
@@ -66,14 +66,16 @@ class AllInOne(nn.Module):
         first, last = (nn.Conv2d(half, n, kernel, padding="same") for n in (half, channels))
         self.subnet = nn.Sequential(first, nn.ReLU(), last)
 
-    def forward(self, x):
+    def forward(self, given):
+        """x and the log_det of the blocks before -> y and log_det."""
+        x, before = given
         passive, active = x.chunk(2, 1)
         scales, shifts = (0.1 * self.subnet(passive)).chunk(2, 1)
         scales = 2.0 * scales.tanh()
         gain = 0.1 * F.softplus(self.global_scale, beta=0.5)
         y = torch.cat([passive, active * scales.exp() + shifts], 1) * gain + self.global_offset
         log_det = scales.sum((1, 2, 3)) + x[0, 0].numel() * gain.log().sum()
-        return F.conv2d(y, self.w_perm), log_det
+        return F.conv2d(y, self.w_perm), before + log_det
 
 
 class TheirFastFlow(nn.Module):
@@ -85,16 +87,12 @@ class TheirFastFlow(nn.Module):
         for k, channels in enumerate(widths):
             self.norms.append(nn.LayerNorm([channels, *(side // 4 >> k for side in SIZE)]))
             blocks = (AllInOne(channels, kernels[b % len(kernels)]) for b in range(8))
-            self.fast_flow_blocks.append(nn.ModuleDict({"module_list": nn.ModuleList(blocks)}))
+            self.fast_flow_blocks.append(nn.ModuleDict({"module_list": nn.Sequential(*blocks)}))
 
     def forward(self, layers):
         """Layers -> z and log_det of each."""
         for norm, flow, layer in zip(self.norms, self.fast_flow_blocks, layers):
-            z, total = norm(layer), 0
-            for block in flow["module_list"]:
-                z, log_det = block(z)
-                total = total + log_det
-            yield z, total
+            yield flow["module_list"]((norm(layer), 0.0))
 
 
 class Up(BasicBlock):
@@ -113,9 +111,8 @@ class Up(BasicBlock):
 class BNLayer(nn.Module):
     """RD4AD's BN_layer, anomalib's OCBE."""
 
-    def __init__(self, c1, c2, c3):
+    def __init__(self, c1, c2, c3, c4):
         super().__init__()
-        c4 = 2 * c3
         down = nn.Sequential(conv(3 * c3, c4, 1), nn.BatchNorm2d(c4))
         self.bn_layer = nn.Sequential(BasicBlock(3 * c3, c4, 2, down), BasicBlock(c4, c4))
         self.conv1, self.bn1 = conv(c1, c2, 3), nn.BatchNorm2d(c2)
@@ -134,31 +131,21 @@ class TheirDistillation(nn.Module):
 
     def __init__(self, widths):
         super().__init__()
-        self.bottleneck, self.decoder = BNLayer(*widths), nn.ModuleDict()
+        self.bottleneck, self.decoder = BNLayer(*widths, 2 * widths[-1]), nn.ModuleDict()
         for k, n in enumerate(reversed(widths), start=1):
             self.decoder[f"layer{k}"] = nn.Sequential(Up(2 * n, n), BasicBlock(n, n))
 
     def forward(self, layers):
-        """Layers of the encoder -> the decoder's outputs in the same order."""
-        outputs = [self.bottleneck(layers)]
-        for layer in self.decoder.values():
-            outputs.append(layer(outputs[-1]))
-        return outputs[:0:-1]
+        x = self.bottleneck(layers)
+        return [x := layer(x) for layer in self.decoder.values()][::-1]
 
 
-@torch.no_grad()
 def trained(module):
     """The module in evaluation mode, with no norm, gain or bias left at its initial value."""
     for name, value in module.state_dict().items():
         if "w_perm" not in name and (value.ndim != 4 or len(value) == 1):
             value.copy_(value + 0.1 * torch.randn(value.shape).abs())
     return module.eval()
-
-
-def given(widths):
-    """An encoder of these widths, as far as our models look at it, and layers that it may give."""
-    layers = [torch.randn(2, c, *(side // 4 >> k for side in SIZE)) for k, c in enumerate(widths)]
-    return SimpleNamespace(channels=dict(zip(CHANNELS, widths))), layers
 
 
 def agree(found, expected):
@@ -176,77 +163,64 @@ def filled(stand_in, real, encoder=" "):
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def layers():
+    """Layers that an encoder of these widths may give."""
     torch.manual_seed(5)
+    with torch.no_grad():
+        sizes = [[2, c, *(side // 4 >> k for side in SIZE)] for k, c in enumerate(WIDTHS)]
+        yield [torch.randn(size) for size in sizes]
 
 
 @KERNELS
-@torch.no_grad()
-def test_fastflow_of_anomalib(kernels, sides):
-    backbone, layers = given(WIDTHS)
+def test_fastflow_of_anomalib(layers, kernels, sides):
     theirs = trained(TheirFastFlow(WIDTHS, sides))
-    model = FastFlow(backbone, SIZE, kernels=kernels, seed=0, device="cpu")
-    model.load_state(converted(FASTFLOW, theirs.state_dict()))
+    model = FastFlow(BACKBONE, SIZE, kernels=kernels, seed=0, device="cpu")
+    model.load_state(converted("FastFlow", theirs.state_dict()))
     for ours, layer, (z, log_det) in zip(model.flows, layers, theirs(layers)):
         agree(ours(layer), (z, log_det))
         agree(ours.inverse(z), ours.normalize(layer))  # by `back`
 
 
-@torch.no_grad()
-def test_reverse_distillation_of_rd4ad():
-    backbone, layers = given(WIDTHS)
+def test_reverse_distillation_of_rd4ad(layers):
     theirs = trained(TheirDistillation(WIDTHS))
-    saved = {"bottleneck": theirs.bottleneck.state_dict(), "decoder": theirs.decoder.state_dict()}
-    state = {f"{part}.{name}": x for part in saved for name, x in saved[part].items()}
-    model = ReverseDistillation(backbone, SIZE, seed=0, device="cpu")
-    state = converted(DISTILLATION, state)
-    assert state.keys() == model.state().keys()
-    model.load_state({n: x for n, x in state.items() if not n.endswith("num_batches_tracked")})
+    model = ReverseDistillation(BACKBONE, SIZE, seed=0, device="cpu")
+    model.load_state(converted("Reverse", theirs.state_dict()))
     agree(model.student(layers)[3:], theirs(layers))
 
 
-@torch.no_grad()
 def test_backbone_of_timm():
     """torchvision's ResNet-18 has timm's names, see below."""
     theirs, images = trained(torchvision.models.resnet18()), torch.randn(1, 3, *SIZE)
-    state = converted(TIMM, theirs.state_dict())
-    ours = ResNet18Features(theirs.state_dict())
-    assert state.keys() == ours.state_dict().keys()
-    ours.load_state_dict({n: x for n, x in state.items() if not n.endswith("tracked")})
-    x, layers = theirs.maxpool(theirs.bn1(theirs.conv1(images)).relu()), []
-    for layer in (theirs.layer1, theirs.layer2, theirs.layer3):
-        layers.append(x := layer(x))
-    agree(ours(images), layers)
+    ours = ResNet18Features(torchvision.models.resnet18().state_dict())
+    ours.load_state_dict(converted("timm", theirs.state_dict()))
+    x = theirs.maxpool(theirs.bn1(theirs.conv1(images)).relu())
+    agree(ours(images), [x := f(x) for f in (theirs.layer1, theirs.layer2, theirs.layer3)])
 
 
 @pytest.mark.optional
-@torch.no_grad()
 def test_timm_has_torchvisions_names():
     timm = pytest.importorskip("timm")
     real, images = timm.create_model("resnet18"), torch.randn(1, 3, *SIZE)
     filled(torchvision.models.resnet18(), real)
-    layers = real.forward_intermediates(images, indices=[1, 2, 3], intermediates_only=True)
-    agree(ResNet18Features(real.state_dict())(images), layers)
+    expected = real.forward_intermediates(images, indices=[1, 2, 3], intermediates_only=True)
+    agree(ResNet18Features(real.state_dict())(images), expected)
     with torch.device("meta"):
-        wide = timm.create_model("wide_resnet50_2"), torchvision.models.wide_resnet50_2()
-    names, expected = ({n: x.shape for n, x in net.state_dict().items()} for net in wide)
-    assert names == expected
+        wide = timm.create_model("wide_resnet50_2")
+        torchvision.models.wide_resnet50_2().load_state_dict(wide.state_dict())
 
 
 @pytest.mark.optional
-@torch.no_grad()
 def test_freias_block_is_its_stand_in():
-    freia, stand_in = pytest.importorskip("FrEIA.modules"), AllInOne(6, 3)
-    same = [(6, 4, 5)]  # of the input
-    real = freia.AllInOneBlock(same, subnet_constructor=lambda *_: AllInOne(6, 3).subnet)
+    freia = pytest.importorskip("FrEIA.modules")
+    stand_in, x = AllInOne(6, 3), torch.randn(2, 6, 4, 5)
+    real = freia.AllInOneBlock([x.shape[1:]], subnet_constructor=lambda *_: AllInOne(6, 3).subnet)
     filled(stand_in, real)
-    (z,), log_det = real([x := torch.randn(2, *same[0])])
-    agree(stand_in(x), (z, log_det))
+    (z,), log_det = real([x])
+    agree(stand_in((x, 0.0)), (z, log_det))
 
 
 @pytest.mark.optional
 @KERNELS
-@torch.no_grad()
 def test_anomalibs_fastflow_is_its_stand_in(kernels, sides):
     anomalib = pytest.importorskip("anomalib.models.image.fastflow.torch_model")
     real = anomalib.FastflowModel(SIZE, "resnet18", False, conv3x3_only=kernels == "3x3")
@@ -256,12 +230,11 @@ def test_anomalibs_fastflow_is_its_stand_in(kernels, sides):
     for k, outputs in enumerate(stand_in(layers)):
         agree(real.fast_flow_blocks[k](real.norms[k](layers[k])), outputs)
     model = FastFlow(encoder, SIZE, kernels=kernels, seed=0, device="cpu")
-    model.load_state(converted(FASTFLOW, real.state_dict()))
+    model.load_state(converted("FastFlow", real.state_dict()))
     agree(model.predict(images)[0], real(images).anomaly_map[:, 0])
 
 
 @pytest.mark.optional
-@torch.no_grad()
 def test_anomalibs_reverse_distillation_is_its_stand_in():
     anomalib = pytest.importorskip("anomalib.models.image.reverse_distillation.torch_model")
     options = {"input_size": SIZE, "layers": list(CHANNELS), "anomaly_map_mode": "multiply"}
@@ -271,7 +244,7 @@ def test_anomalibs_reverse_distillation_is_its_stand_in():
     layers = encoder(images)
     agree(real.decoder(real.bottleneck(layers)), stand_in(layers))
     model = ReverseDistillation(encoder, SIZE, seed=0, device="cpu")
-    model.load_state(converted(DISTILLATION, real.state_dict()))
+    model.load_state(converted("Reverse", real.state_dict()))
     agree(model.predict(images)[0], real(images).anomaly_map[:, 0])
     wide = anomalib.ReverseDistillationModel("wide_resnet50_2", pre_trained=False, **options)
-    converted(DISTILLATION, wide.state_dict())
+    converted("Reverse", wide.state_dict())
