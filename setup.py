@@ -61,7 +61,7 @@ setup(
     packages=["tiled_ref", *(f"tiled_ref.{room}" for room in ROOMS)],
     package_data={
         "": ["README.md"],  # of every room
-        "tiled_ref.golden": ["reference/*", "reference/*/*", "reference/*/*/*"],
+        "tiled_ref.golden": ["CONVERSIONS.md", "reference/*", "reference/*/*", "reference/*/*/*"],
         "tiled_ref.reporting": ["*.csv", "assets/*"],
     },
     ext_modules=cythonize(
