@@ -1,0 +1,707 @@
+'use strict';
+// The stages of a golden bundle in JavaScript, from FORMAT.md alone.
+//
+//     node port.js                        prints the names of the stages
+//     node port.js BUNDLE OUT [STAGE...]  writes OUT/<stage>/<case>.out.<name>.npy
+//
+// Every number is computed in float64. An array is {shape, kind, data}: data in C order.
+
+const fs = require('fs');
+const path = require('path');
+const zlib = require('zlib');
+
+// ---- Arrays and their files ----
+
+const KINDS = {
+  '|b1': Uint8Array,
+  '|u1': Uint8Array,
+  '<i4': Int32Array,
+  '<i8': BigInt64Array,
+  '<f4': Float32Array,
+  '<f8': Float64Array,
+};
+
+const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
+const total = (numbers) => numbers.reduce((a, b) => a + b, 0);
+
+function array(shape, kind = '<f8', values = null) {
+  return { shape, kind, data: values ? Float64Array.from(values, Number) : zeros(shape) };
+}
+
+function zeros(shape) {
+  return new Float64Array(product(shape));
+}
+
+function readNpy(file) {
+  const bytes = fs.readFileSync(file);
+  const start = 10 + bytes.readUInt16LE(8);
+  const header = bytes.toString('latin1', 10, start);
+  const kind = /'descr': '(...)'/.exec(header)[1];
+  const shape = (/'shape': \((.*?)\)/.exec(header)[1].match(/\d+/g) || []).map(Number);
+  const numbers = bytes.buffer.slice(bytes.byteOffset + start, bytes.byteOffset + bytes.length);
+  return array(shape, kind, new KINDS[kind](numbers));
+}
+
+function writeNpy(file, { shape, kind, data }) {
+  const sides = shape.map((side) => `${side},`).join(' ');
+  const header = `{'descr': '${kind}', 'fortran_order': False, 'shape': (${sides}), }`;
+  const length = 64 * Math.ceil((10 + header.length + 1) / 64) - 10;
+  const head = Buffer.from(`\x93NUMPY\x01\x00..${header.padEnd(length - 1)}\n`, 'latin1');
+  head.writeUInt16LE(length, 8);
+  const numbers = KINDS[kind].from(kind === '<i8' ? Array.from(data, BigInt) : data);
+  fs.writeFileSync(file, Buffer.concat([head, Buffer.from(numbers.buffer)]));
+}
+
+// Part k along the first axis; it shares its numbers (and gradients) with the whole.
+function part(whole, k) {
+  const shape = whole.shape.slice(1);
+  const start = k * product(shape);
+  const end = start + product(shape);
+  const view = { shape, kind: whole.kind, data: whole.data.subarray(start, end) };
+  if (whole.grad) view.grad = whole.grad.subarray(start, end);
+  return view;
+}
+
+const parts = (whole) => Array.from({ length: whole.shape[0] }, (_, k) => part(whole, k));
+
+function stack(pieces) {
+  const whole = array([pieces.length, ...pieces[0].shape], pieces[0].kind);
+  pieces.forEach((piece, k) => part(whole, k).data.set(piece.data));
+  return whole;
+}
+
+// The last two axes are height and width; all others count pictures.
+function plane(maps) {
+  const [h, w] = maps.shape.slice(-2);
+  return { h, w, count: maps.data.length / (h * w), leading: maps.shape.slice(0, -2) };
+}
+
+// ---- Positions, enlarging and blurring ----
+
+function nearest(i, from, to) {
+  return Math.floor((i * from) / to);
+}
+
+function centres(i, from, to) {
+  const x = ((i + 0.5) * from) / to - 0.5;
+  return Math.max(x, 0);
+}
+
+function corners(i, from, to) {
+  if (to === 1) return 0;
+  return (i * (from - 1)) / (to - 1);
+}
+
+function enlarge(maps, [H, W], position) {
+  const { h, w, count, leading } = plane(maps);
+  const out = array([...leading, H, W], maps.kind);
+  for (let y = 0; y < H; y++) {
+    const v = position(y, h, H);
+    const top = Math.floor(v);
+    const bottom = Math.min(top + 1, h - 1);
+    const down = v - top;
+    for (let x = 0; x < W; x++) {
+      const u = position(x, w, W);
+      const left = Math.floor(u);
+      const right = Math.min(left + 1, w - 1);
+      const across = u - left;
+      for (let n = 0; n < count; n++) {
+        const at = (row, column) => maps.data[(n * h + row) * w + column];
+        const above = at(top, left) * (1 - across) + at(top, right) * across;
+        const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
+        out.data[(n * H + y) * W + x] = above * (1 - down) + below * down;
+      }
+    }
+  }
+  return out;
+}
+
+function mirror(k, n) {
+  if (n === 1) return 0;
+  const period = 2 * n - 2;
+  const inside = ((k % period) + period) % period;
+  return inside < n ? inside : period - inside;
+}
+
+function gaussian(sigma) {
+  const radius = Math.trunc(4 * sigma + 0.5);
+  const weights = [];
+  for (let k = -radius; k <= radius; k++) {
+    weights.push(Math.exp((-k * k) / (2 * sigma * sigma)));
+  }
+  const sum = total(weights);
+  return weights.map((weight) => weight / sum);
+}
+
+// Down the columns, then along the rows; each pass is rounded to the kind of the maps.
+function blur(maps, sigma) {
+  const { h, w, count } = plane(maps);
+  const weights = gaussian(sigma);
+  const radius = (weights.length - 1) / 2;
+  const rounded = maps.kind === '<f4' ? Math.fround : Number;
+  const columns = array(maps.shape, maps.kind);
+  const rows = array(maps.shape, maps.kind);
+  for (const [from, to, vertical] of [[maps, columns, true], [columns, rows, false]]) {
+    for (let n = 0; n < count; n++) {
+      for (let y = 0; y < h; y++) {
+        for (let x = 0; x < w; x++) {
+          let sum = 0;
+          for (let k = -radius; k <= radius; k++) {
+            const row = vertical ? mirror(y + k, h) : y;
+            const column = vertical ? x : mirror(x + k, w);
+            sum += weights[k + radius] * from.data[(n * h + row) * w + column];
+          }
+          to.data[(n * h + y) * w + x] = rounded(sum);
+        }
+      }
+    }
+  }
+  return rows;
+}
+
+function largest(maps) {
+  return array([maps.shape[0]], maps.kind, parts(maps).map((one) => Math.max(...one.data)));
+}
+
+// ---- Before the models ----
+
+function toEven(x) {
+  const low = Math.floor(x);
+  const rest = x - low;
+  if (rest === 0.5) return low % 2 === 0 ? low : low + 1;
+  return rest < 0.5 ? low : low + 1;
+}
+
+// The two pixels of n between which pixel x of m lies, and their weights.
+function between(x, n, m, clipWeights) {
+  const scale = 1 / (m / n);
+  const position = Math.fround((x + 0.5) * scale - 0.5);
+  const i = Math.floor(position);
+  let f = Math.fround(position - i);
+  if (clipWeights && (i < 0 || i >= n - 1)) f = 0;
+  const clip = (k) => Math.min(Math.max(k, 0), n - 1);
+  const first = toEven(2048 * Math.fround(1 - f));
+  const second = toEven(2048 * f);
+  return { i: clip(i), j: clip(i + 1), first, second };
+}
+
+function resize({ image, size }) {
+  const [h, w] = image.shape;
+  const [H, W] = size.data;
+  const out = array([H, W, 3], '|u1');
+  for (let y = 0; y < H; y++) {
+    const row = between(y, h, H, false);
+    for (let x = 0; x < W; x++) {
+      const column = between(x, w, W, true);
+      for (let c = 0; c < 3; c++) {
+        const along = (j) => {
+          const left = image.data[(j * w + column.i) * 3 + c] * column.first;
+          const right = image.data[(j * w + column.j) * 3 + c] * column.second;
+          return left + right;
+        };
+        const upper = (row.first * (along(row.i) >> 4)) >> 16;
+        const lower = (row.second * (along(row.j) >> 4)) >> 16;
+        out.data[(y * W + x) * 3 + c] = (upper + lower + 2) >> 2;
+      }
+    }
+  }
+  return { image: out };
+}
+
+function resizeMask({ mask, size }) {
+  return { mask: enlarge(mask, size.data, nearest) };
+}
+
+function normalise({ images }) {
+  const means = [0.485, 0.456, 0.406];
+  const deviations = [0.229, 0.224, 0.225];
+  const out = array(images.shape);
+  parts(images).forEach((image, n) => {
+    parts(image).forEach((channel, c) => {
+      const values = channel.data.map((x) => (x / 255 - means[c]) / deviations[c]);
+      part(part(out, n), c).data.set(values);
+    });
+  });
+  return { images: out };
+}
+
+// For every tile: its row, its column, and the pixel of the image where it starts.
+function places([H, W, h, w, down, across]) {
+  const rows = Math.ceil((H - h) / down) + 1;
+  const columns = Math.ceil((W - w) / across) + 1;
+  const tiles = [];
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) {
+      tiles.push({ i, j, top: i * down, left: j * across });
+    }
+  }
+  return { rows, columns, tiles };
+}
+
+function tile({ images, grid }) {
+  const [H, W, h, w] = grid.data;
+  const [N, C] = images.shape;
+  const { rows, columns, tiles } = places(grid.data);
+  const out = array([rows, columns, N, C, h, w], images.kind);
+  for (const { i, j, top, left } of tiles) {
+    const cut = part(part(out, i), j);
+    for (let n = 0; n < N * C; n++) {
+      for (let y = 0; y < h && top + y < H; y++) {
+        for (let x = 0; x < w && left + x < W; x++) {
+          const pixel = (n * H + top + y) * W + left + x;
+          cut.data[(n * h + y) * w + x] = images.data[pixel];
+        }
+      }
+    }
+  }
+  return { tiles: out };
+}
+
+// ---- Layers of networks, with their gradients ----
+
+// While a loss is computed for training, every layer leaves here how it passes gradients back.
+let tape = null;
+
+function record(...step) {
+  if (tape) tape.push(...step);
+}
+
+function gradient(x) {
+  if (!x.grad) x.grad = new Float64Array(x.data.length);
+  return x.grad;
+}
+
+// Calls visit(o, i, k) for every product small[o] += large[i] * weights[k] of a convolution.
+function everyProduct(large, small, weights, stride, padding, visit) {
+  const [N, C, H, W] = large.shape;
+  const [, D, h, w] = small.shape;
+  const side = weights.shape[3];
+  for (let n = 0; n < N; n++) {
+    for (let d = 0; d < D; d++) {
+      for (let c = 0; c < C; c++) {
+        for (let y = 0; y < h; y++) {
+          for (let x = 0; x < w; x++) {
+            const o = ((n * D + d) * h + y) * w + x;
+            for (let dy = 0; dy < side; dy++) {
+              const row = y * stride + dy - padding;
+              if (row < 0 || row >= H) continue;
+              for (let dx = 0; dx < side; dx++) {
+                const column = x * stride + dx - padding;
+                if (column < 0 || column >= W) continue;
+                const i = ((n * C + c) * H + row) * W + column;
+                const k = ((d * C + c) * side + dy) * side + dx;
+                visit(o, i, k);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+function convolution(x, weights, stride, padding, bias = null) {
+  const [N, , H, W] = x.shape;
+  const [D, , side] = weights.shape;
+  const h = Math.floor((H + 2 * padding - side) / stride) + 1;
+  const w = Math.floor((W + 2 * padding - side) / stride) + 1;
+  const out = array([N, D, h, w]);
+  if (bias) out.data.forEach((_, o) => { out.data[o] = bias.data[Math.floor(o / (h * w)) % D]; });
+  everyProduct(x, out, weights, stride, padding, (o, i, k) => {
+    out.data[o] += x.data[i] * weights.data[k];
+  });
+  record(() => {
+    const [dx, dout, dweights] = [x, out, weights].map(gradient);
+    everyProduct(x, out, weights, stride, padding, (o, i, k) => {
+      dx[i] += dout[o] * weights.data[k];
+      dweights[k] += dout[o] * x.data[i];
+    });
+    if (!bias) return;
+    dout.forEach((slope, o) => {
+      gradient(bias)[Math.floor(o / (h * w)) % D] += slope;
+    });
+  });
+  return out;
+}
+
+// The transposed convolution, 2 x 2 with stride 2: a convolution would lead from out to x.
+function transposed(x, weights) {
+  const [N, , h, w] = x.shape;
+  const out = array([N, weights.shape[1], 2 * h, 2 * w]);
+  everyProduct(out, x, weights, 2, 0, (o, i, k) => {
+    out.data[i] += x.data[o] * weights.data[k];
+  });
+  record(() => {
+    const [dx, dout, dweights] = [x, out, weights].map(gradient);
+    everyProduct(out, x, weights, 2, 0, (o, i, k) => {
+      dx[o] += dout[i] * weights.data[k];
+      dweights[k] += dout[i] * x.data[o];
+    });
+  });
+  return out;
+}
+
+// With the running statistics, or, in training, with the batch's, which move the running ones.
+function batchNorm(x, parameters) {
+  const [N, C, H, W] = x.shape;
+  const count = N * H * W;
+  const [weight, bias, runningMean, runningVariance] = parts(parameters).map((row) => row.data);
+  const out = array(x.shape);
+  for (let c = 0; c < C; c++) {
+    const own = [];
+    for (let n = 0; n < N; n++) {
+      for (let p = 0; p < H * W; p++) own.push((n * C + c) * H * W + p);
+    }
+    let mean = runningMean[c];
+    let variance = runningVariance[c];
+    if (tape) {
+      mean = total(own.map((i) => x.data[i])) / count;
+      variance = total(own.map((i) => (x.data[i] - mean) ** 2)) / count;
+      const unbiased = (variance * count) / (count - 1);
+      runningMean[c] += 0.1 * (mean - runningMean[c]);
+      runningVariance[c] += 0.1 * (unbiased - runningVariance[c]);
+    }
+    const deviation = Math.sqrt(variance + 1e-5);
+    const unit = (i) => (x.data[i] - mean) / deviation;
+    for (const i of own) out.data[i] = unit(i) * weight[c] + bias[c];
+    record(() => {
+      const [dx, dout, dparameters] = [x, out, parameters].map(gradient);
+      const dbias = total(own.map((i) => dout[i]));
+      const dweight = total(own.map((i) => dout[i] * unit(i)));
+      for (const i of own) {
+        const rest = dout[i] - dbias / count - (unit(i) * dweight) / count;
+        dx[i] += (rest * weight[c]) / deviation;
+      }
+      dparameters[c] += dweight;
+      dparameters[C + c] += dbias;
+    });
+  }
+  return out;
+}
+
+function relu(x) {
+  const out = array(x.shape, x.kind, x.data.map((value) => Math.max(value, 0)));
+  record(() => {
+    const [dx, dout] = [x, out].map(gradient);
+    dout.forEach((slope, i) => { dx[i] += x.data[i] > 0 ? slope : 0; });
+  });
+  return out;
+}
+
+function add(x, y) {
+  const out = array(x.shape, x.kind, x.data.map((value, i) => value + y.data[i]));
+  record(() => {
+    const [dx, dy, dout] = [x, y, out].map(gradient);
+    dout.forEach((slope, i) => { dx[i] += slope; });
+    dout.forEach((slope, i) => { dy[i] += slope; });
+  });
+  return out;
+}
+
+// For each number of out (N, channels, h, w) the number of x (N, C, H, W) at the same place.
+function sources(x, [N, channels, h, w], firstChannel) {
+  const [, C, H, W] = x.shape;
+  const found = [];
+  for (let n = 0; n < N; n++) {
+    for (let c = 0; c < channels; c++) {
+      for (let y = 0; y < h; y++) {
+        for (let z = 0; z < w; z++) {
+          found.push(((n * C + firstChannel + c) * H + y) * W + z);
+        }
+      }
+    }
+  }
+  return found;
+}
+
+// The first channels, rows and columns of x.
+function crop(x, [channels, h, w]) {
+  const shape = [x.shape[0], channels, h, w];
+  const from = sources(x, shape, 0);
+  const out = array(shape, x.kind, from.map((i) => x.data[i]));
+  record(() => {
+    const [dx, dout] = [x, out].map(gradient);
+    from.forEach((i, o) => { dx[i] += dout[o]; });
+  });
+  return out;
+}
+
+function concatenate(layers) {
+  const [N, , h, w] = layers[0].shape;
+  const out = array([N, total(layers.map((x) => x.shape[1])), h, w], layers[0].kind);
+  let channel = 0;
+  for (const x of layers) {
+    const to = sources(out, x.shape, channel);
+    to.forEach((o, i) => { out.data[o] = x.data[i]; });
+    record(() => {
+      const [dx, dout] = [x, out].map(gradient);
+      to.forEach((o, i) => { dx[i] += dout[o]; });
+    });
+    channel += x.shape[1];
+  }
+  return out;
+}
+
+function maximumPool(x) {
+  const [N, C, H, W] = x.shape;
+  const h = Math.floor((H - 1) / 2) + 1;
+  const w = Math.floor((W - 1) / 2) + 1;
+  const out = array([N, C, h, w]);
+  out.data.fill(-Infinity);
+  for (let n = 0; n < N * C; n++) {
+    for (let y = 0; y < H; y++) {
+      for (let z = 0; z < W; z++) {
+        for (const row of new Set([y >> 1, (y + 1) >> 1])) {
+          for (const column of new Set([z >> 1, (z + 1) >> 1])) {
+            if (row >= h || column >= w) continue;
+            const o = (n * h + row) * w + column;
+            out.data[o] = Math.max(out.data[o], x.data[(n * H + y) * W + z]);
+          }
+        }
+      }
+    }
+  }
+  return out;
+}
+
+// A residual block; `first` is the layer that changes the size, in conv1 and in the shortcut.
+function block(x, weights, name, stride, up = false) {
+  const change = (tensor, padding) =>
+    up ? transposed(x, tensor) : convolution(x, tensor, stride, padding);
+  const w = (rest) => weights[`${name}.${rest}`];
+  let y = relu(batchNorm(change(w('conv1'), 1), w('bn1')));
+  y = batchNorm(convolution(y, w('conv2'), 1, 1), w('bn2'));
+  const side = w('downsample.0') ? 'downsample' : 'shortcut';
+  if (!w(`${side}.0`)) return relu(add(y, x));
+  return relu(add(y, batchNorm(change(w(`${side}.0`), 0), w(`${side}.1`))));
+}
+
+function backbone({ images, weights }) {
+  let x = convolution(images, weights.conv1, 2, 3);
+  x = maximumPool(relu(batchNorm(x, weights.bn1)));
+  const layer1 = block(x, weights, 'layer1', 1);
+  const layer2 = block(layer1, weights, 'layer2', 2);
+  const layer3 = block(layer2, weights, 'layer3', 2);
+  return { layer1, layer2, layer3 };
+}
+
+//NEXT
+
+// ---- After the models ----
+
+function untile({ maps, grid }) {
+  const [H, W, h, w] = grid.data;
+  const N = maps.shape[2];
+  const map = array([N, H, W], maps.kind);
+  const covering = zeros([H, W]);
+  for (const { i, j, top, left } of places(grid.data).tiles) {
+    const tileMaps = part(part(maps, i), j);
+    for (let y = 0; y < h && top + y < H; y++) {
+      for (let x = 0; x < w && left + x < W; x++) {
+        const pixel = (top + y) * W + left + x;
+        covering[pixel] += 1;
+        for (let n = 0; n < N; n++) {
+          map.data[n * H * W + pixel] += tileMaps.data[(n * h + y) * w + x];
+        }
+      }
+    }
+  }
+  map.data.forEach((sum, i) => { map.data[i] = sum / covering[i % (H * W)]; });
+  return { map };
+}
+
+function meanScore({ scores }) {
+  const [rows, columns, N] = scores.shape;
+  const score = array([N]);
+  scores.data.forEach((value, i) => { score.data[i % N] += value / (rows * columns); });
+  return { score };
+}
+
+// Whether each of n pixels is near a start or an end, inside the image, of a tile.
+function nearBorder(n, starts, side, width) {
+  const reach = Math.trunc(width * side);
+  const near = new Array(n).fill(false);
+  for (const border of starts.flatMap((start) => [start, start + side])) {
+    if (border <= 0 || border >= n) continue;
+    const end = Math.min(border + reach, n);
+    for (let pixel = Math.max(border - reach, 0); pixel < end; pixel++) near[pixel] = true;
+  }
+  return near;
+}
+
+function seamMask({ grid, width }) {
+  const [H, W, h, w] = grid.data;
+  const { tiles } = places(grid.data);
+  const rows = nearBorder(H, tiles.map(({ top }) => top), h, width);
+  const columns = nearBorder(W, tiles.map(({ left }) => left), w, width);
+  const mask = array([H, W], '|b1');
+  mask.data.forEach((_, i) => {
+    mask.data[i] = rows[Math.floor(i / W)] || columns[i % W];
+  });
+  return { mask };
+}
+
+function smoothing({ maps, grid, width, sigma }) {
+  const { mask } = seamMask({ grid, width });
+  const blurred = blur(maps, sigma);
+  const out = array(maps.shape, maps.kind);
+  out.data.forEach((_, i) => {
+    const changed = mask.data[i % mask.data.length];
+    out.data[i] = changed ? blurred.data[i] : maps.data[i];
+  });
+  return { maps: out };
+}
+
+function threshold({ scores, labels }) {
+  if (!labels.data.some((label) => label !== 0)) return { threshold: Math.max(...scores.data) };
+  let best = { threshold: NaN, f1: -1 };
+  for (const candidate of [...scores.data].sort((a, b) => a - b)) {
+    let found = 0;
+    let wrong = 0;
+    scores.data.forEach((score, i) => {
+      if (score >= candidate && labels.data[i] !== 0) found += 1;
+      if ((score >= candidate) !== (labels.data[i] !== 0)) wrong += 1;
+    });
+    const f1 = (2 * found) / (2 * found + wrong);
+    if (f1 > best.f1) best = { threshold: candidate, f1 };
+  }
+  return best;
+}
+
+function normalisation({ values, threshold: middle, minimum, maximum }) {
+  const range = maximum - minimum;
+  const out = values.data.map((x) => {
+    const y = range > 0 ? (x - middle) / range + 0.5 : Math.sign(x - middle) / 2 + 0.5;
+    return Math.min(Math.max(y, 0), 1);
+  });
+  return { values: array(values.shape, '<f8', out) };
+}
+
+function regions({ masks }) {
+  const [, h, w] = masks.shape;
+  const labels = array(masks.shape, '<i4');
+  let region = 0;
+  for (let first = 0; first < labels.data.length; first++) {
+    if (masks.data[first] === 0 || labels.data[first] !== 0) continue;
+    region += 1;
+    labels.data[first] = region;
+    const open = [first];
+    while (open.length > 0) {
+      const pixel = open.pop();
+      const x = pixel % w;
+      const y = Math.floor(pixel / w) % h;
+      for (let dy = -1; dy <= 1; dy++) {
+        for (let dx = -1; dx <= 1; dx++) {
+          if (y + dy < 0 || y + dy >= h || x + dx < 0 || x + dx >= w) continue;
+          const neighbour = pixel + dy * w + dx;
+          if (masks.data[neighbour] === 0 || labels.data[neighbour] !== 0) continue;
+          labels.data[neighbour] = region;
+          open.push(neighbour);
+        }
+      }
+    }
+  }
+  return { labels };
+}
+
+function auroc({ scores, labels }) {
+  const anomalous = scores.data.filter((_, i) => labels.data[i] !== 0);
+  const normal = scores.data.filter((_, i) => labels.data[i] === 0);
+  let wins = 0;
+  for (const high of anomalous) {
+    for (const low of normal) {
+      if (high > low) wins += 1;
+      if (high === low) wins += 0.5;
+    }
+  }
+  return { auroc: wins / (anomalous.length * normal.length) };
+}
+
+function aupro({ maps, masks, fpr_limit: limit }) {
+  const labels = regions({ masks }).labels.data;
+  const count = Math.max(...labels);
+  const sizes = new Array(count + 1).fill(0);
+  labels.forEach((region) => { sizes[region] += 1; });
+  const falling = [...maps.data.keys()].sort((a, b) => {
+    if (maps.data[a] === maps.data[b]) return 0;
+    return maps.data[a] < maps.data[b] ? 1 : -1;
+  });
+  let [x, y, area, foundNormal] = [0, 0, 0, 0];
+  let [pointX, pointY] = [0, 0];
+  falling.forEach((pixel, rank) => {
+    const region = labels[pixel];
+    if (region === 0) foundNormal += 1;
+    else y += 1 / (sizes[region] * count);
+    x = foundNormal / sizes[0];
+    const next = falling[rank + 1];
+    if (maps.data[next] === maps.data[pixel]) return;
+    const end = Math.min(x, limit);
+    if (end > pointX) {
+      const endY = pointY + ((y - pointY) * (end - pointX)) / (x - pointX);
+      area += ((end - pointX) * (pointY + endY)) / 2;
+    }
+    pointX = x;
+    pointY = y;
+  });
+  return { aupro: area / limit };
+}
+
+// ---- All together ----
+
+//ENSEMBLE
+
+const STAGES = {
+  //DECODE
+  resize,
+  resize_mask: resizeMask,
+  normalise,
+  tile,
+  backbone,
+  //MODELS
+  untile,
+  mean_score: meanScore,
+  seam_mask: seamMask,
+  smoothing,
+  threshold,
+  normalisation,
+  regions,
+  auroc,
+  aupro,
+  //ENS
+};
+
+// ---- The bundle ----
+
+function value(bundle, manifest, input) {
+  if (input.model) return model(bundle, manifest, input.model);
+  if ('bytes' in input) return fs.readFileSync(path.join(bundle, input.path));
+  const found = input.path
+    ? readNpy(path.join(bundle, input.path))
+    : array(input.shape, input.dtype, input.values);
+  return found.shape.length === 0 ? found.data[0] : found;
+}
+
+function model(bundle, manifest, name) {
+  const tensors = Object.entries(manifest.models[name]);
+  return Object.fromEntries(tensors.map(([key, t]) => [key, value(bundle, manifest, t)]));
+}
+
+function main([bundle, out, ...chosen]) {
+  if (!out) return console.log(Object.keys(STAGES).join('\n'));
+  const manifest = JSON.parse(fs.readFileSync(path.join(bundle, 'manifest.json'), 'utf8'));
+  for (const stage of manifest.stages) {
+    if (!(stage.name in STAGES) || (chosen.length > 0 && !chosen.includes(stage.name))) continue;
+    fs.mkdirSync(path.join(out, stage.name), { recursive: true });
+    for (const { name, inputs } of stage.cases) {
+      const entries = Object.entries(inputs);
+      const given = entries.map(([key, input]) => [key, value(bundle, manifest, input)]);
+      const results = STAGES[stage.name](Object.fromEntries(given));
+      for (const [key, result] of Object.entries(results)) {
+        const whole = typeof result === 'number' ? array([], '<f8', [result]) : result;
+        writeNpy(path.join(out, stage.name, `${name}.out.${key}.npy`), whole);
+      }
+    }
+  }
+}
+
+main(process.argv.slice(2));
