@@ -145,11 +145,14 @@ function blur(maps, sigma) {
     for (let n = 0; n < count; n++) {
       for (let y = 0; y < h; y++) {
         for (let x = 0; x < w; x++) {
-          let sum = 0;
-          for (let k = -radius; k <= radius; k++) {
+          const at = (k) => {
             const row = vertical ? mirror(y + k, h) : y;
             const column = vertical ? x : mirror(x + k, w);
-            sum += weights[k + radius] * from.data[(n * h + row) * w + column];
+            return from.data[(n * h + row) * w + column];
+          };
+          let sum = weights[radius] * at(0);
+          for (let k = 1; k <= radius; k++) {
+            sum += weights[radius + k] * (at(-k) + at(k));
           }
           to.data[(n * h + y) * w + x] = rounded(sum);
         }
@@ -485,7 +488,448 @@ function backbone({ images, weights }) {
   return { layer1, layer2, layer3 };
 }
 
-//NEXT
+// ---- PaDiM ----
+
+const score = ({ map }) => ({ score: largest(map) });
+
+function padimEmbedding({ layer1, layer2, layer3, channels }) {
+  const [N, , h, w] = layer1.shape;
+  const grown = [layer2, layer3].map((layer) => enlarge(layer, [h, w], nearest));
+  const all = concatenate([layer1, ...grown]);
+  const embedding = array([N, channels.data.length, h, w], layer1.kind);
+  for (let n = 0; n < N; n++) {
+    channels.data.forEach((channel, k) => {
+      part(part(embedding, n), k).data.set(part(part(all, n), channel).data);
+    });
+  }
+  return { embedding };
+}
+
+// The vectors of an embedding (N, D, h, w): for image n and position p a list of D numbers.
+function vector(embedding, n, p) {
+  return parts(part(embedding, n)).map((channel) => channel.data[p]);
+}
+
+// C with C times its transposed = sigma, for a list of rows.
+function cholesky(sigma) {
+  const C = sigma.map((row) => row.map(() => 0));
+  for (let i = 0; i < C.length; i++) {
+    for (let j = 0; j <= i; j++) {
+      let rest = sigma[i][j];
+      for (let k = 0; k < j; k++) rest -= C[i][k] * C[j][k];
+      C[i][j] = i === j ? Math.sqrt(rest) : rest / C[j][j];
+    }
+  }
+  return C;
+}
+
+function invertLower(C) {
+  const inverse = C.map((row) => row.map(() => 0));
+  for (let i = 0; i < C.length; i++) {
+    for (let j = 0; j <= i; j++) {
+      let sum = i === j ? 1 : 0;
+      for (let k = j; k < i; k++) sum -= C[i][k] * inverse[k][j];
+      inverse[i][j] = sum / C[i][i];
+    }
+  }
+  return inverse;
+}
+
+function padimParameters({ embedding }) {
+  const [N, D, h, w] = embedding.shape;
+  const mean = array([h * w, D]);
+  const factors = array([h * w, (D * (D + 1)) / 2]);
+  for (let p = 0; p < h * w; p++) {
+    const own = part(mean, p).data;
+    const vectors = [];
+    for (let n = 0; n < N; n++) vectors.push(vector(embedding, n, p));
+    for (const x of vectors) x.forEach((number, d) => { own[d] += number / N; });
+    const sigma = vectors[0].map((_, i) => vectors[0].map((__, j) => {
+      const products = vectors.map((x) => (x[i] - own[i]) * (x[j] - own[j]));
+      const covariance = total(products) / (N - 1);
+      return i === j ? covariance + 0.01 : covariance;
+    }));
+    const inverse = invertLower(cholesky(sigma));
+    let k = 0;
+    for (let i = 0; i < D; i++) {
+      for (let j = i; j < D; j++) {
+        part(factors, p).data[k] = inverse[j][i];
+        k += 1;
+      }
+    }
+  }
+  return { mean, factors };
+}
+
+function padimMap({ embedding, mean, factors, size }) {
+  const [N, D, h, w] = embedding.shape;
+  const distances = array([N, h, w]);
+  for (let n = 0; n < N; n++) {
+    for (let p = 0; p < h * w; p++) {
+      const x = vector(embedding, n, p);
+      const image = zeros([D]);
+      let k = 0;
+      for (let i = 0; i < D; i++) {
+        const away = x[i] - mean.data[p * D + i];
+        for (let j = i; j < D; j++) {
+          image[j] += part(factors, p).data[k] * away;
+          k += 1;
+        }
+      }
+      part(distances, n).data[p] = Math.hypot(...image);
+    }
+  }
+  return { distances, map: blur(enlarge(distances, size.data, centres), 4) };
+}
+
+// ---- PatchCore ----
+
+function sumOfNine(layer) {
+  const { h, w, count } = plane(layer);
+  const out = array(layer.shape);
+  for (let n = 0; n < count; n++) {
+    for (let y = 0; y < h; y++) {
+      for (let x = 0; x < w; x++) {
+        for (let row = Math.max(y - 1, 0); row <= Math.min(y + 1, h - 1); row++) {
+          for (let column = Math.max(x - 1, 0); column <= Math.min(x + 1, w - 1); column++) {
+            out.data[(n * h + y) * w + x] += layer.data[(n * h + row) * w + column];
+          }
+        }
+      }
+    }
+  }
+  return out;
+}
+
+function patchcoreEmbedding({ layer2, layer3 }) {
+  const [mean2, mean3] = [layer2, layer3].map((layer) => {
+    const sums = sumOfNine(layer);
+    return array(sums.shape, '<f8', sums.data.map((sum) => sum / 9));
+  });
+  const grown = enlarge(mean3, layer2.shape.slice(2), centres);
+  return { embedding: concatenate([mean2, grown]) };
+}
+
+function distance(a, b) {
+  return Math.hypot(...a.map((x, i) => x - b[i]));
+}
+
+function patchcoreParameters({ patches, projection, first, count, include_first: included }) {
+  const rows = parts(projection);
+  const points = parts(patches).map(({ data }) =>
+    rows.map((row) => total([...row.data].map((x, d) => x * data[d]))));
+  const chosen = included ? [first] : [];
+  const distances = points.map((point) => distance(point, points[first]));
+  while (chosen.length < count) {
+    let farthest = -1;
+    distances.forEach((d, i) => {
+      if (chosen.includes(i)) return;
+      if (farthest < 0 || d > distances[farthest]) farthest = i;
+    });
+    chosen.push(farthest);
+    points.forEach((point, i) => {
+      distances[i] = Math.min(distances[i], distance(point, points[farthest]));
+    });
+  }
+  const bank = stack(chosen.map((i) => part(patches, i)));
+  return { chosen: array([count], '<i8', chosen), bank };
+}
+
+// For each patch of image n: its nearest bank vector and the distance to it.
+function nearestInBank(embedding, bank, n) {
+  const [, , h, w] = embedding.shape;
+  const members = parts(bank).map(({ data }) => data);
+  const found = [];
+  for (let p = 0; p < h * w; p++) {
+    const x = vector(embedding, n, p);
+    const all = members.map((member) => distance(x, [...member]));
+    const smallest = Math.min(...all);
+    found.push({ x, distance: smallest, member: all.indexOf(smallest) });
+  }
+  return found;
+}
+
+function patchcoreMap({ embedding, bank, size }) {
+  const [N, , h, w] = embedding.shape;
+  const distances = array([N, h, w]);
+  for (let n = 0; n < N; n++) {
+    const found = nearestInBank(embedding, bank, n);
+    part(distances, n).data.set(found.map((patch) => patch.distance));
+  }
+  return { distances, map: blur(enlarge(distances, size.data, nearest), 4) };
+}
+
+function patchcoreScore({ embedding, bank, n_neighbours: b }) {
+  const members = parts(bank).map(({ data }) => [...data]);
+  const scores = [...Array(embedding.shape[0]).keys()].map((n) => {
+    const found = nearestInBank(embedding, bank, n);
+    const s = Math.max(...found.map((patch) => patch.distance));
+    if (b === 1) return s;
+    const { x, member } = found.find((patch) => patch.distance === s);
+    const fromMember = members.map((other) => distance(other, members[member]));
+    fromMember[member] = -1;
+    const order = [...members.keys()].sort((i, j) => fromMember[i] - fromMember[j]);
+    const distances = order.slice(0, b).map((i) => distance(x, members[i]));
+    const top = Math.max(...distances);
+    const powers = distances.map((d) => Math.exp(d - top));
+    return (1 - powers[0] / total(powers)) * s;
+  });
+  return { score: array([scores.length], '<f8', scores) };
+}
+
+// ---- FastFlow ----
+
+function softplus(x) {
+  return 2 * Math.log1p(Math.exp(x / 2));
+}
+
+function layerNorm(x, weight, bias) {
+  const [N, C, h, w] = x.shape;
+  const count = C * h * w;
+  const unit = array(x.shape);
+  for (let n = 0; n < N; n++) {
+    const own = part(x, n).data;
+    const mean = total(own) / count;
+    const variance = total(own.map((value) => (value - mean) ** 2)) / count;
+    part(unit, n).data.set(own.map((value) => (value - mean) / Math.sqrt(variance + 1e-5)));
+  }
+  const place = (i) => (i % (h * w)) * C + (Math.floor(i / (h * w)) % C);
+  const out = array(x.shape);
+  unit.data.forEach((value, i) => {
+    out.data[i] = value * weight.data[place(i)] + bias.data[place(i)];
+  });
+  record(() => {
+    gradient(out).forEach((slope, i) => {
+      gradient(weight)[place(i)] += slope * unit.data[i];
+      gradient(bias)[place(i)] += slope;
+    });
+  });
+  return out;
+}
+
+// One block after its two convolutions gave `net`; logDet (N,) is added to.
+function coupling(y, net, scale, offset, order, logDet) {
+  const [N, C, h, w] = y.shape;
+  const half = C / 2;
+  const out = array(y.shape);
+  // What becomes of number i of y, channel c of image n; `o` is where it goes.
+  const everyNumber = (visit) => {
+    for (let n = 0; n < N; n++) {
+      for (let k = 0; k < C; k++) {
+        const c = order.data[k];
+        const g = 0.1 * softplus(scale.data[c]);
+        for (let p = 0; p < h * w; p++) {
+          const i = (n * C + c) * h * w + p;
+          const o = (n * C + k) * h * w + p;
+          if (c < half) {
+            visit({ n, c, i, o, g, value: y.data[i], l: 0 });
+          } else {
+            const atA = i - half * h * w;
+            const l = 2 * Math.tanh(0.1 * net.data[atA]);
+            const b = 0.1 * net.data[i];
+            visit({ n, c, i, o, g, value: y.data[i] * Math.exp(l) + b, l, atA });
+          }
+        }
+      }
+    }
+  };
+  everyNumber(({ n, c, o, g, value, l }) => {
+    out.data[o] = g * value + offset.data[c];
+    logDet.data[n] += l + Math.log(g);
+  });
+  record(() => {
+    const [dout, dlogDet] = [out, logDet].map(gradient);
+    const [dy, dnet, dscale, doffset] = [y, net, scale, offset].map(gradient);
+    everyNumber(({ n, c, i, o, g, value, l, atA }) => {
+      const dvalue = dout[o] * g;
+      const dg = dout[o] * value + dlogDet[n] / g;
+      dscale[c] += (dg * 0.1) / (1 + Math.exp(-scale.data[c] / 2));
+      doffset[c] += dout[o];
+      dy[i] += dvalue * Math.exp(l);
+      if (c < half) return;
+      const dl = dvalue * y.data[i] * Math.exp(l) + dlogDet[n];
+      dnet[atA] += dl * 0.1 * 2 * (1 - (l / 2) ** 2);
+      dnet[i] += dvalue * 0.1;
+    });
+  });
+  return out;
+}
+
+function flow(layer, weights, name) {
+  const w = (rest) => weights[`${name}.${rest}`];
+  const [N, C, height, width] = layer.shape;
+  let y = layerNorm(layer, w('norm_weight'), w('norm_bias'));
+  const logDet = array([N]);
+  for (let k = 0; k < 8; k++) {
+    const own = (rest) => part(w(rest), k);
+    const ya = crop(y, [C / 2, height, width]);
+    const hidden = relu(convolution(ya, own('conv1_weight'), 1, 1, own('conv1_bias')));
+    const net = convolution(hidden, own('conv2_weight'), 1, 1, own('conv2_bias'));
+    y = coupling(y, net, own('global_scale'), own('global_offset'), own('order'), logDet);
+  }
+  return { z: y, logDet };
+}
+
+function flows({ layer1, layer2, layer3, weights }) {
+  return [layer1, layer2, layer3].map((layer, k) => flow(layer, weights, `layer${k + 1}`));
+}
+
+function fastflowEmbedding(inputs) {
+  const [one, two, three] = flows(inputs);
+  return {
+    z1: one.z,
+    z2: two.z,
+    z3: three.z,
+    log_det1: one.logDet,
+    log_det2: two.logDet,
+    log_det3: three.logDet,
+  };
+}
+
+function fastflowLoss(inputs) {
+  const losses = flows(inputs).map(({ z, logDet }) => {
+    const N = z.shape[0];
+    record(() => {
+      z.data.forEach((number, i) => { gradient(z)[i] += number / N; });
+      logDet.data.forEach((_, n) => { gradient(logDet)[n] -= 1 / N; });
+    });
+    return total(z.data.map((number) => 0.5 * number ** 2)) / N - total(logDet.data) / N;
+  });
+  return total(losses);
+}
+
+// One step of Adam for all weights; `memory` keeps the two means of each of them.
+function adam(weights, memory, step, { rate, beta1, beta2, decay }) {
+  for (const [name, { data, grad }] of Object.entries(weights)) {
+    if (!memory[name]) memory[name] = { m: zeros([data.length]), v: zeros([data.length]) };
+    const { m, v } = memory[name];
+    data.forEach((weight, i) => {
+      const slope = grad[i] + decay * weight;
+      m[i] = beta1 * m[i] + (1 - beta1) * slope;
+      v[i] = beta2 * v[i] + (1 - beta2) * slope ** 2;
+      const mean = m[i] / (1 - beta1 ** step);
+      const square = v[i] / (1 - beta2 ** step);
+      data[i] -= (rate * mean) / (Math.sqrt(square) + 1e-8);
+    });
+  }
+}
+
+function train(inputs, loss, trained, settings) {
+  const memory = {};
+  const before = loss(inputs);
+  for (let step = 1; step <= inputs.steps; step++) {
+    for (const weight of Object.values(inputs.weights)) weight.grad = zeros(weight.shape);
+    tape = [];
+    loss(inputs);
+    const steps = tape.reverse();
+    tape = null;
+    for (const backwards of steps) backwards();
+    adam(trained, memory, step, settings);
+  }
+  return { loss_before: before, loss_after: loss(inputs), ...trained };
+}
+
+function fastflowParameters(inputs) {
+  const learned = Object.entries(inputs.weights).filter(([name]) => !name.endsWith('.order'));
+  const settings = { rate: 0.001, beta1: 0.9, beta2: 0.999, decay: 1e-5 };
+  return train(inputs, fastflowLoss, Object.fromEntries(learned), settings);
+}
+
+function fastflowMap({ z1, z2, z3, size }) {
+  const [N] = z1.shape;
+  const map = array([N, ...size.data]);
+  for (const z of [z1, z2, z3]) {
+    const [, C, h, w] = z.shape;
+    const likelihoods = array([N, h, w]);
+    likelihoods.data.forEach((_, i) => {
+      const x = vector(z, Math.floor(i / (h * w)), i % (h * w));
+      const meanSquare = total(x.map((number) => number ** 2)) / C;
+      likelihoods.data[i] = -Math.exp(-0.5 * meanSquare);
+    });
+    const grown = enlarge(likelihoods, size.data, centres);
+    grown.data.forEach((number, i) => { map.data[i] += number / 3; });
+  }
+  return { map };
+}
+
+// ---- Reverse Distillation ----
+
+function decode3({ layer1, layer2, layer3, weights }) {
+  const w = (rest) => weights[`bottleneck.${rest}`];
+  const reduce = (x, kernel, norm) => relu(batchNorm(convolution(x, w(kernel), 2, 1), w(norm)));
+  const from1 = reduce(reduce(layer1, 'fuse1.0', 'fuse1.1'), 'fuse1.3', 'fuse1.4');
+  const from2 = reduce(layer2, 'fuse2.0', 'fuse2.1');
+  let x = concatenate([from1, from2, layer3]);
+  x = block(x, weights, 'bottleneck.embed.0', 2);
+  x = block(x, weights, 'bottleneck.embed.1', 1);
+  return [layer3, layer2, layer1].map((layer, k) => {
+    const name = `decoder.to_layer${3 - k}`;
+    x = block(x, weights, `${name}.0`, 2, true);
+    x = block(x, weights, `${name}.1`, 1);
+    return crop(x, layer.shape.slice(1));
+  });
+}
+
+function reverseDistillationEmbedding(inputs) {
+  const [decoded3, decoded2, decoded1] = decode3(inputs);
+  return { decoded1, decoded2, decoded3 };
+}
+
+// For every position (N, h, w): the cosine over channels and the two lengths.
+function cosines(layer, decoded) {
+  const [N, , h, w] = layer.shape;
+  const cosine = array([N, h, w]);
+  const lengths = [];
+  cosine.data.forEach((_, i) => {
+    const a = vector(layer, Math.floor(i / (h * w)), i % (h * w));
+    const b = vector(decoded, Math.floor(i / (h * w)), i % (h * w));
+    const lengthA = Math.max(Math.hypot(...a), 1e-8);
+    const lengthB = Math.max(Math.hypot(...b), 1e-8);
+    lengths.push([lengthA, lengthB]);
+    cosine.data[i] = total(a.map((x, c) => x * b[c])) / (lengthA * lengthB);
+  });
+  return { cosine, lengths };
+}
+
+function reverseDistillationLoss(inputs) {
+  const layers = [inputs.layer3, inputs.layer2, inputs.layer1];
+  const losses = decode3(inputs).map((decoded, k) => {
+    const layer = layers[k];
+    const { cosine, lengths } = cosines(layer, decoded);
+    const [, C, h, w] = layer.shape;
+    const positions = cosine.data.length;
+    record(() => {
+      const slopes = gradient(decoded);
+      slopes.forEach((_, i) => {
+        const n = Math.floor(i / (C * h * w));
+        const p = n * h * w + (i % (h * w));
+        const [lengthA, lengthB] = lengths[p];
+        const along = layer.data[i] / (lengthA * lengthB);
+        const across = (cosine.data[p] * decoded.data[i]) / lengthB ** 2;
+        slopes[i] -= (along - across) / positions;
+      });
+    });
+    return total(cosine.data.map((x) => 1 - x)) / positions;
+  });
+  return total(losses);
+}
+
+function reverseDistillationParameters(inputs) {
+  const settings = { rate: 0.005, beta1: 0.5, beta2: 0.999, decay: 0 };
+  return train(inputs, reverseDistillationLoss, inputs.weights, settings);
+}
+
+function reverseDistillationMap({ size, ...layers }) {
+  const map = array([layers.layer1.shape[0], ...size.data]);
+  map.data.fill(1);
+  for (const k of [1, 2, 3]) {
+    const { cosine } = cosines(layers[`layer${k}`], layers[`decoded${k}`]);
+    const differences = array(cosine.shape, '<f8', cosine.data.map((x) => 1 - x));
+    const grown = enlarge(differences, size.data, corners);
+    grown.data.forEach((number, i) => { map.data[i] *= number; });
+  }
+  return { map: blur(map, 4) };
+}
 
 // ---- After the models ----
 
@@ -648,7 +1092,23 @@ function aupro({ maps, masks, fpr_limit: limit }) {
 
 // ---- All together ----
 
-//ENSEMBLE
+function ensemble({ train: normal, test, grid, channels, width, sigma, weights }) {
+  const [, , h, w] = grid.data;
+  const size = array([2], '<i8', [h, w]);
+  const [trainTiles, testTiles] = [normal, test].map((set) => tile({ ...normalise({ images: set }), grid }).tiles);
+  const embed = (images) => padimEmbedding({ ...backbone({ images, weights }), channels }).embedding;
+  const maps = parts(trainTiles).map((row, i) => stack(parts(row).map((images, j) => {
+    const parameters = padimParameters({ embedding: embed(images) });
+    const embedding = embed(part(part(testTiles, i), j));
+    return padimMap({ embedding, ...parameters, size }).map;
+  })));
+  const tileMaps = stack(maps);
+  const tileScores = stack(parts(tileMaps).map((row) => stack(parts(row).map(largest))));
+  const merged = untile({ maps: tileMaps, grid }).map;
+  const map = smoothing({ maps: merged, grid, width, sigma }).maps;
+  const { score: mean } = meanScore({ scores: tileScores });
+  return { tile_maps: tileMaps, tile_scores: tileScores, map, score: mean };
+}
 
 const STAGES = {
   //DECODE
@@ -657,7 +1117,22 @@ const STAGES = {
   normalise,
   tile,
   backbone,
-  //MODELS
+  'padim.embedding': padimEmbedding,
+  'padim.parameters': padimParameters,
+  'padim.map': padimMap,
+  'padim.score': score,
+  'patchcore.embedding': patchcoreEmbedding,
+  'patchcore.parameters': patchcoreParameters,
+  'patchcore.map': patchcoreMap,
+  'patchcore.score': patchcoreScore,
+  'fastflow.embedding': fastflowEmbedding,
+  'fastflow.parameters': fastflowParameters,
+  'fastflow.map': fastflowMap,
+  'fastflow.score': score,
+  'reverse_distillation.embedding': reverseDistillationEmbedding,
+  'reverse_distillation.parameters': reverseDistillationParameters,
+  'reverse_distillation.map': reverseDistillationMap,
+  'reverse_distillation.score': score,
   untile,
   mean_score: meanScore,
   seam_mask: seamMask,
@@ -667,7 +1142,7 @@ const STAGES = {
   regions,
   auroc,
   aupro,
-  //ENS
+  ensemble,
 };
 
 // ---- The bundle ----
