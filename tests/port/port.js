@@ -166,6 +166,200 @@ function largest(maps) {
   return array([maps.shape[0]], maps.kind, parts(maps).map((one) => Math.max(...one.data)));
 }
 
+// ---- Image files ----
+
+// Undoes the filters of a PNG's rows: every byte was stored less a guess from its neighbours.
+function unfilter(bytes, rowLength, step) {
+  const rows = [];
+  let above = new Uint8Array(rowLength);
+  for (let start = 0; start < bytes.length; start += rowLength + 1) {
+    const row = new Uint8Array(rowLength);
+    for (let x = 0; x < rowLength; x++) {
+      const a = x < step ? 0 : row[x - step];
+      const b = above[x];
+      const c = x < step ? 0 : above[x - step];
+      const [toA, toB, toC] = [a, b, c].map((byte) => Math.abs(a + b - c - byte));
+      const nearestByte = toA <= toB && toA <= toC ? a : toB <= toC ? b : c;
+      const guess = [0, a, b, (a + b) >> 1, nearestByte][bytes[start]];
+      row[x] = bytes[start + 1 + x] + guess;
+    }
+    rows.push(row);
+    above = row;
+  }
+  return rows;
+}
+
+// The pixels of a PNG with 8 or 16 bits a channel, not interlaced: {w, h, pixel(y, x), exif}.
+function readPng(file) {
+  const chunks = { IDAT: [] };
+  for (let at = 8; at < file.length; at += 12 + file.readUInt32BE(at)) {
+    const type = file.toString('latin1', at + 4, at + 8);
+    const body = file.subarray(at + 8, at + 8 + file.readUInt32BE(at));
+    if (type === 'IDAT') chunks.IDAT.push(body);
+    else chunks[type] = body;
+  }
+  const w = chunks.IHDR.readUInt32BE(0);
+  const h = chunks.IHDR.readUInt32BE(4);
+  const [bits, colour] = chunks.IHDR.subarray(8);
+  const channels = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }[colour];
+  const step = (channels * bits) / 8;
+  const rows = unfilter(zlib.inflateSync(Buffer.concat(chunks.IDAT)), w * step, step);
+  const byte = (y, x, c) => {
+    const at = x * step + (c * bits) / 8;
+    if (bits === 8) return rows[y][at];
+    if (channels > 2) return rows[y][at];
+    return Math.floor((rows[y][at] * 256 + rows[y][at + 1] + 128) / 257);
+  };
+  const pixel = (y, x) => {
+    const first = byte(y, x, 0);
+    if (colour === 3) return [...chunks.PLTE.subarray(3 * first, 3 * first + 3)];
+    return channels < 3 ? [first, first, first] : [first, byte(y, x, 1), byte(y, x, 2)];
+  };
+  return { w, h, pixel, exif: chunks.eXIf };
+}
+
+// The orientation in a block of EXIF data, 1 where there is none.
+function orientation(exif) {
+  if (!exif) return 1;
+  const little = exif[0] === 0x49;
+  const short = (at) => (little ? exif.readUInt16LE(at) : exif.readUInt16BE(at));
+  const start = little ? exif.readUInt32LE(4) : exif.readUInt32BE(4);
+  for (let entry = 0; entry < short(start); entry++) {
+    const at = start + 2 + 12 * entry;
+    if (short(at) === 0x0112) return short(at + 8);
+  }
+  return 1;
+}
+
+// The order in which a JPEG stores the 8 x 8 frequencies of a block: along its diagonals.
+function zigzag() {
+  const places = [...Array(64).keys()];
+  const diagonal = (i) => (i >> 3) + (i & 7);
+  const along = (i) => (diagonal(i) % 2 ? i >> 3 : i & 7);
+  return places.sort((i, j) => diagonal(i) - diagonal(j) || along(i) - along(j));
+}
+
+function blockPixels(frequencies) {
+  const wave = (x, u) => (u ? 1 : Math.SQRT1_2) * Math.cos(((2 * x + 1) * u * Math.PI) / 16);
+  return frequencies.map((_, i) => {
+    let sum = 0;
+    frequencies.forEach((f, k) => {
+      sum += f * wave(i >> 3, k >> 3) * wave(i & 7, k & 7);
+    });
+    return Math.round(sum / 4 + 128);
+  });
+}
+
+// A table of a JPEG's words, {"number of bits, bits": symbol}.
+function words(body) {
+  const table = {};
+  let code = 0;
+  let at = 17;
+  for (let length = 1; length <= 16; length++) {
+    for (let k = 0; k < body[length]; k++) {
+      table[`${length},${code}`] = body[at];
+      code += 1;
+      at += 1;
+    }
+    code *= 2;
+  }
+  return table;
+}
+
+// The pixels of a baseline JPEG without subsampled colours or restarts: {w, h, pixel, exif}.
+function readJpeg(file) {
+  const [scales, tables] = [{}, {}];
+  let frame;
+  let exif;
+  let at = 2;
+  while (file[at + 1] !== 0xda) {
+    let body = file.subarray(at + 4, at + 2 + file.readUInt16BE(at + 2));
+    if (file[at + 1] === 0xe1) exif = body.subarray(6);
+    if (file[at + 1] === 0xc0) frame = body;
+    while (file[at + 1] === 0xdb && body.length > 0) {
+      scales[body[0]] = body.subarray(1, 65);
+      body = body.subarray(65);
+    }
+    while (file[at + 1] === 0xc4 && body.length > 0) {
+      tables[body[0]] = words(body);
+      body = body.subarray(17 + total(body.subarray(1, 17)));
+    }
+    at += 2 + file.readUInt16BE(at + 2);
+  }
+  const scan = file.subarray(at + 4);
+  at += 2 + file.readUInt16BE(at + 2);
+  let left = 0;
+  const bit = () => {
+    if (left === 0) left = 8;
+    left -= 1;
+    const value = (file[at] >> left) & 1;
+    if (left === 0) at += file[at] === 0xff ? 2 : 1;
+    return value;
+  };
+  const bits = (n) => Array.from({ length: n }, bit).reduce((sum, b) => 2 * sum + b, 0);
+  const word = (table) => {
+    let [length, code] = [0, 0];
+    while (!(`${length},${code}` in table)) {
+      code = 2 * code + bit();
+      length += 1;
+    }
+    return table[`${length},${code}`];
+  };
+  const signed = (n) => {
+    const value = bits(n);
+    return n > 0 && value < 2 ** (n - 1) ? value - 2 ** n + 1 : value;
+  };
+  const [h, w, count] = [frame.readUInt16BE(1), frame.readUInt16BE(3), frame[5]];
+  const order = zigzag();
+  const constants = [0, 0, 0];
+  const across = Math.ceil(w / 8);
+  const blocks = [];
+  while (blocks.length < across * Math.ceil(h / 8)) {
+    const channels = [];
+    for (let c = 0; c < count; c++) {
+      const scale = scales[frame[8 + 3 * c]];
+      const frequencies = new Array(64).fill(0);
+      constants[c] += signed(word(tables[scan[2 + 2 * c] >> 4]));
+      frequencies[0] = constants[c] * scale[0];
+      for (let k = 1; k < 64; k++) {
+        const symbol = word(tables[16 + (scan[2 + 2 * c] & 15)]);
+        if (symbol === 0) break;
+        k += symbol >> 4;
+        frequencies[order[k]] = signed(symbol & 15) * scale[k];
+      }
+      channels.push(blockPixels(frequencies));
+    }
+    blocks.push(channels);
+  }
+  const clip = (level) => Math.min(Math.max(Math.round(level), 0), 255);
+  const pixel = (y, x) => {
+    const channels = blocks[(y >> 3) * across + (x >> 3)];
+    const [Y, Cb, Cr] = channels.map((channel) => channel[(y & 7) * 8 + (x & 7)]);
+    if (count === 1) return [Y, Y, Y].map(clip);
+    const red = Y + 1.402 * (Cr - 128);
+    const green = Y - 0.344136 * (Cb - 128) - 0.714136 * (Cr - 128);
+    const blue = Y + 1.772 * (Cb - 128);
+    return [red, green, blue].map(clip);
+  };
+  return { w, h, pixel, exif };
+}
+
+function decode({ image }) {
+  const { w, h, pixel, exif } = image[0] === 0xff ? readJpeg(image) : readPng(image);
+  const turn = orientation(exif);
+  const [H, W] = turn > 4 ? [w, h] : [h, w];
+  const out = array([H, W, 3], '|u1');
+  for (let y = 0; y < H; y++) {
+    for (let x = 0; x < W; x++) {
+      let [row, column] = turn > 4 ? [x, y] : [y, x];
+      if ([3, 4, 6, 7].includes(turn)) row = h - 1 - row;
+      if ([2, 3, 7, 8].includes(turn)) column = w - 1 - column;
+      part(part(out, y), x).data.set(pixel(row, column));
+    }
+  }
+  return { image: out };
+}
+
 // ---- Before the models ----
 
 function toEven(x) {
@@ -1111,7 +1305,7 @@ function ensemble({ train: normal, test, grid, channels, width, sigma, weights }
 }
 
 const STAGES = {
-  //DECODE
+  decode,
   resize,
   resize_mask: resizeMask,
   normalise,
