@@ -24,7 +24,7 @@ const KINDS = {
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
 const total = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
-function array(shape, kind = '<f8', values = null) {
+function array(shape, values = null, kind = '<f8') {
   return { shape, kind, data: values ? Float64Array.from(values, Number) : zeros(shape) };
 }
 
@@ -39,7 +39,7 @@ function readNpy(file) {
   const kind = /'descr': '(...)'/.exec(header)[1];
   const shape = (/'shape': \((.*?)\)/.exec(header)[1].match(/\d+/g) || []).map(Number);
   const numbers = bytes.buffer.slice(bytes.byteOffset + start, bytes.byteOffset + bytes.length);
-  return array(shape, kind, new KINDS[kind](numbers));
+  return array(shape, new KINDS[kind](numbers), kind);
 }
 
 function writeNpy(file, { shape, kind, data }) {
@@ -65,15 +65,31 @@ function part(whole, k) {
 const parts = (whole) => Array.from({ length: whole.shape[0] }, (_, k) => part(whole, k));
 
 function stack(pieces) {
-  const whole = array([pieces.length, ...pieces[0].shape], pieces[0].kind);
-  pieces.forEach((piece, k) => part(whole, k).data.set(piece.data));
-  return whole;
+  const values = pieces.flatMap(({ data }) => [...data]);
+  return array([pieces.length, ...pieces[0].shape], values, pieces[0].kind);
 }
 
 // The last two axes are height and width; all others count pictures.
 function plane(maps) {
   const [h, w] = maps.shape.slice(-2);
   return { h, w, count: maps.data.length / (h * w), leading: maps.shape.slice(0, -2) };
+}
+
+// Calls visit(i, j, ...) for all places of an array with these sides, in C order.
+function each([side, ...rest], visit) {
+  for (let i = 0; i < side; i++) {
+    if (rest.length === 0) visit(i);
+    else each(rest, (...more) => visit(i, ...more));
+  }
+}
+
+// The vectors over channels of x (N, C, h, w): for image n and position p that of n h w + p.
+function vectors(x) {
+  const { h, w } = plane(x);
+  return parts(x).flatMap((image) => {
+    const channels = parts(image).map(({ data }) => data);
+    return Array.from({ length: h * w }, (_, p) => channels.map((channel) => channel[p]));
+  });
 }
 
 // ---- Positions, enlarging and blurring ----
@@ -94,25 +110,21 @@ function corners(i, from, to) {
 
 function enlarge(maps, [H, W], position) {
   const { h, w, count, leading } = plane(maps);
-  const out = array([...leading, H, W], maps.kind);
-  for (let y = 0; y < H; y++) {
-    const v = position(y, h, H);
-    const top = Math.floor(v);
+  const out = array([...leading, H, W], null, maps.kind);
+  each([H, W], (y, x) => {
+    const [v, u] = [position(y, h, H), position(x, w, W)];
+    const [top, left] = [Math.floor(v), Math.floor(u)];
     const bottom = Math.min(top + 1, h - 1);
+    const right = Math.min(left + 1, w - 1);
     const down = v - top;
-    for (let x = 0; x < W; x++) {
-      const u = position(x, w, W);
-      const left = Math.floor(u);
-      const right = Math.min(left + 1, w - 1);
-      const across = u - left;
-      for (let n = 0; n < count; n++) {
-        const at = (row, column) => maps.data[(n * h + row) * w + column];
-        const above = at(top, left) * (1 - across) + at(top, right) * across;
-        const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
-        out.data[(n * H + y) * W + x] = above * (1 - down) + below * down;
-      }
+    const across = u - left;
+    for (let n = 0; n < count; n++) {
+      const at = (row, column) => maps.data[(n * h + row) * w + column];
+      const above = at(top, left) * (1 - across) + at(top, right) * across;
+      const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
+      out.data[(n * H + y) * W + x] = above * (1 - down) + below * down;
     }
-  }
+  });
   return out;
 }
 
@@ -139,31 +151,25 @@ function blur(maps, sigma) {
   const weights = gaussian(sigma);
   const radius = (weights.length - 1) / 2;
   const rounded = maps.kind === '<f4' ? Math.fround : Number;
-  const columns = array(maps.shape, maps.kind);
-  const rows = array(maps.shape, maps.kind);
-  for (const [from, to, vertical] of [[maps, columns, true], [columns, rows, false]]) {
-    for (let n = 0; n < count; n++) {
-      for (let y = 0; y < h; y++) {
-        for (let x = 0; x < w; x++) {
-          const at = (k) => {
-            const row = vertical ? mirror(y + k, h) : y;
-            const column = vertical ? x : mirror(x + k, w);
-            return from.data[(n * h + row) * w + column];
-          };
-          let sum = weights[radius] * at(0);
-          for (let k = 1; k <= radius; k++) {
-            sum += weights[radius + k] * (at(-k) + at(k));
-          }
-          to.data[(n * h + y) * w + x] = rounded(sum);
-        }
+  const pass = (from, mirrored) => {
+    const out = [];
+    each([count, h, w], (n, y, x) => {
+      const at = (k) => from[n * h * w + mirrored(y, x, k)];
+      let sum = weights[radius] * at(0);
+      for (let k = 1; k <= radius; k++) {
+        sum += weights[radius + k] * (at(-k) + at(k));
       }
-    }
-  }
-  return rows;
+      out.push(rounded(sum));
+    });
+    return out;
+  };
+  const columns = pass(maps.data, (y, x, k) => mirror(y + k, h) * w + x);
+  const rows = pass(columns, (y, x, k) => y * w + mirror(x + k, w));
+  return array(maps.shape, rows, maps.kind);
 }
 
 function largest(maps) {
-  return array([maps.shape[0]], maps.kind, parts(maps).map((one) => Math.max(...one.data)));
+  return array([maps.shape[0]], parts(maps).map((one) => Math.max(...one.data)), maps.kind);
 }
 
 // ---- Image files ----
@@ -348,25 +354,21 @@ function decode({ image }) {
   const { w, h, pixel, exif } = image[0] === 0xff ? readJpeg(image) : readPng(image);
   const turn = orientation(exif);
   const [H, W] = turn > 4 ? [w, h] : [h, w];
-  const out = array([H, W, 3], '|u1');
-  for (let y = 0; y < H; y++) {
-    for (let x = 0; x < W; x++) {
-      let [row, column] = turn > 4 ? [x, y] : [y, x];
-      if ([3, 4, 6, 7].includes(turn)) row = h - 1 - row;
-      if ([2, 3, 7, 8].includes(turn)) column = w - 1 - column;
-      part(part(out, y), x).data.set(pixel(row, column));
-    }
-  }
-  return { image: out };
+  const pixels = [];
+  each([H, W], (y, x) => {
+    let [row, column] = turn > 4 ? [x, y] : [y, x];
+    if ([3, 4, 6, 7].includes(turn)) row = h - 1 - row;
+    if ([2, 3, 7, 8].includes(turn)) column = w - 1 - column;
+    pixels.push(...pixel(row, column));
+  });
+  return { image: array([H, W, 3], pixels, '|u1') };
 }
 
 // ---- Before the models ----
 
 function toEven(x) {
-  const low = Math.floor(x);
-  const rest = x - low;
-  if (rest === 0.5) return low % 2 === 0 ? low : low + 1;
-  return rest < 0.5 ? low : low + 1;
+  const nearby = Math.round(x);
+  return nearby - x === 0.5 && nearby % 2 !== 0 ? nearby - 1 : nearby;
 }
 
 // The two pixels of n between which pixel x of m lies, and their weights.
@@ -385,23 +387,19 @@ function between(x, n, m, clipWeights) {
 function resize({ image, size }) {
   const [h, w] = image.shape;
   const [H, W] = size.data;
-  const out = array([H, W, 3], '|u1');
-  for (let y = 0; y < H; y++) {
+  const out = array([H, W, 3], null, '|u1');
+  each([H, W, 3], (y, x, c) => {
     const row = between(y, h, H, false);
-    for (let x = 0; x < W; x++) {
-      const column = between(x, w, W, true);
-      for (let c = 0; c < 3; c++) {
-        const along = (j) => {
-          const left = image.data[(j * w + column.i) * 3 + c] * column.first;
-          const right = image.data[(j * w + column.j) * 3 + c] * column.second;
-          return left + right;
-        };
-        const upper = (row.first * (along(row.i) >> 4)) >> 16;
-        const lower = (row.second * (along(row.j) >> 4)) >> 16;
-        out.data[(y * W + x) * 3 + c] = (upper + lower + 2) >> 2;
-      }
-    }
-  }
+    const column = between(x, w, W, true);
+    const along = (j) => {
+      const left = image.data[(j * w + column.i) * 3 + c] * column.first;
+      const right = image.data[(j * w + column.j) * 3 + c] * column.second;
+      return left + right;
+    };
+    const upper = (row.first * (along(row.i) >> 4)) >> 16;
+    const lower = (row.second * (along(row.j) >> 4)) >> 16;
+    out.data[(y * W + x) * 3 + c] = (upper + lower + 2) >> 2;
+  });
   return { image: out };
 }
 
@@ -412,46 +410,38 @@ function resizeMask({ mask, size }) {
 function normalise({ images }) {
   const means = [0.485, 0.456, 0.406];
   const deviations = [0.229, 0.224, 0.225];
-  const out = array(images.shape);
-  parts(images).forEach((image, n) => {
-    parts(image).forEach((channel, c) => {
-      const values = channel.data.map((x) => (x / 255 - means[c]) / deviations[c]);
-      part(part(out, n), c).data.set(values);
-    });
+  const { h, w } = plane(images);
+  const values = images.data.map((x, i) => {
+    const c = Math.floor(i / (h * w)) % 3;
+    return (x / 255 - means[c]) / deviations[c];
   });
-  return { images: out };
+  return { images: array(images.shape, values) };
 }
 
-// For every tile: its row, its column, and the pixel of the image where it starts.
-function places([H, W, h, w, down, across]) {
+// Where the tiles start, and visit(tile, its pixel, the image's) for all their pixels inside the image.
+function everyTile([H, W, h, w, down, across], visit) {
   const rows = Math.ceil((H - h) / down) + 1;
   const columns = Math.ceil((W - w) / across) + 1;
-  const tiles = [];
-  for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < columns; j++) {
-      tiles.push({ i, j, top: i * down, left: j * across });
-    }
-  }
-  return { rows, columns, tiles };
+  const tops = Array.from({ length: rows }, (_, i) => i * down);
+  const lefts = Array.from({ length: columns }, (_, j) => j * across);
+  each([rows, columns, h, w], (i, j, y, x) => {
+    const [row, column] = [tops[i] + y, lefts[j] + x];
+    if (row < H && column < W) visit(i * columns + j, y * w + x, row * W + column);
+  });
+  return { rows, columns, tops, lefts };
 }
 
 function tile({ images, grid }) {
   const [H, W, h, w] = grid.data;
   const [N, C] = images.shape;
-  const { rows, columns, tiles } = places(grid.data);
-  const out = array([rows, columns, N, C, h, w], images.kind);
-  for (const { i, j, top, left } of tiles) {
-    const cut = part(part(out, i), j);
+  const { rows, columns } = everyTile(grid.data, () => {});
+  const tiles = array([rows, columns, N, C, h, w], null, images.kind);
+  everyTile(grid.data, (k, inside, pixel) => {
     for (let n = 0; n < N * C; n++) {
-      for (let y = 0; y < h && top + y < H; y++) {
-        for (let x = 0; x < w && left + x < W; x++) {
-          const pixel = (n * H + top + y) * W + left + x;
-          cut.data[(n * h + y) * w + x] = images.data[pixel];
-        }
-      }
+      tiles.data[(k * N * C + n) * h * w + inside] = images.data[n * H * W + pixel];
     }
-  }
-  return { tiles: out };
+  });
+  return { tiles };
 }
 
 // ---- Layers of networks, with their gradients ----
@@ -546,9 +536,7 @@ function batchNorm(x, parameters) {
   const out = array(x.shape);
   for (let c = 0; c < C; c++) {
     const own = [];
-    for (let n = 0; n < N; n++) {
-      for (let p = 0; p < H * W; p++) own.push((n * C + c) * H * W + p);
-    }
+    each([N, H * W], (n, p) => own.push((n * C + c) * H * W + p));
     let mean = runningMean[c];
     let variance = runningVariance[c];
     if (tape) {
@@ -577,7 +565,7 @@ function batchNorm(x, parameters) {
 }
 
 function relu(x) {
-  const out = array(x.shape, x.kind, x.data.map((value) => Math.max(value, 0)));
+  const out = array(x.shape, x.data.map((value) => Math.max(value, 0)));
   record(() => {
     const [dx, dout] = [x, out].map(gradient);
     dout.forEach((slope, i) => { dx[i] += x.data[i] > 0 ? slope : 0; });
@@ -586,7 +574,7 @@ function relu(x) {
 }
 
 function add(x, y) {
-  const out = array(x.shape, x.kind, x.data.map((value, i) => value + y.data[i]));
+  const out = array(x.shape, x.data.map((value, i) => value + y.data[i]));
   record(() => {
     const [dx, dy, dout] = [x, y, out].map(gradient);
     dout.forEach((slope, i) => { dx[i] += slope; });
@@ -595,27 +583,21 @@ function add(x, y) {
   return out;
 }
 
-// For each number of out (N, channels, h, w) the number of x (N, C, H, W) at the same place.
-function sources(x, [N, channels, h, w], firstChannel) {
+// For each number of a part (N, c, h, w) of x (N, C, H, W), first channel first, its place in x.
+function within(x, [N, channels, h, w], first) {
   const [, C, H, W] = x.shape;
   const found = [];
-  for (let n = 0; n < N; n++) {
-    for (let c = 0; c < channels; c++) {
-      for (let y = 0; y < h; y++) {
-        for (let z = 0; z < w; z++) {
-          found.push(((n * C + firstChannel + c) * H + y) * W + z);
-        }
-      }
-    }
-  }
+  each([N, channels, h, w], (n, c, y, z) => {
+    found.push(((n * C + first + c) * H + y) * W + z);
+  });
   return found;
 }
 
 // The first channels, rows and columns of x.
 function crop(x, [channels, h, w]) {
   const shape = [x.shape[0], channels, h, w];
-  const from = sources(x, shape, 0);
-  const out = array(shape, x.kind, from.map((i) => x.data[i]));
+  const from = within(x, shape, 0);
+  const out = array(shape, from.map((i) => x.data[i]));
   record(() => {
     const [dx, dout] = [x, out].map(gradient);
     from.forEach((i, o) => { dx[i] += dout[o]; });
@@ -625,39 +607,34 @@ function crop(x, [channels, h, w]) {
 
 function concatenate(layers) {
   const [N, , h, w] = layers[0].shape;
-  const out = array([N, total(layers.map((x) => x.shape[1])), h, w], layers[0].kind);
+  const out = array([N, total(layers.map((x) => x.shape[1])), h, w]);
   let channel = 0;
   for (const x of layers) {
-    const to = sources(out, x.shape, channel);
+    const to = within(out, x.shape, channel);
+    channel += x.shape[1];
     to.forEach((o, i) => { out.data[o] = x.data[i]; });
     record(() => {
       const [dx, dout] = [x, out].map(gradient);
       to.forEach((o, i) => { dx[i] += dout[o]; });
     });
-    channel += x.shape[1];
   }
   return out;
 }
 
-function maximumPool(x) {
-  const [N, C, H, W] = x.shape;
-  const h = Math.floor((H - 1) / 2) + 1;
-  const w = Math.floor((W - 1) / 2) + 1;
-  const out = array([N, C, h, w]);
-  out.data.fill(-Infinity);
-  for (let n = 0; n < N * C; n++) {
-    for (let y = 0; y < H; y++) {
-      for (let z = 0; z < W; z++) {
-        for (const row of new Set([y >> 1, (y + 1) >> 1])) {
-          for (const column of new Set([z >> 1, (z + 1) >> 1])) {
-            if (row >= h || column >= w) continue;
-            const o = (n * h + row) * w + column;
-            out.data[o] = Math.max(out.data[o], x.data[(n * H + y) * W + z]);
-          }
-        }
-      }
-    }
-  }
+// Combines the 3 x 3 numbers around every stride-th pixel, as far as they are inside the map.
+function pool(x, stride, start, combine) {
+  const { h: H, w: W, count, leading } = plane(x);
+  const h = Math.floor((H - 1) / stride) + 1;
+  const w = Math.floor((W - 1) / stride) + 1;
+  const out = array([...leading, h, w]);
+  out.data.fill(start);
+  each([count, h, w, 3, 3], (n, y, z, dy, dz) => {
+    const row = y * stride + dy - 1;
+    const column = z * stride + dz - 1;
+    if (row < 0 || row >= H || column < 0 || column >= W) return;
+    const o = (n * h + y) * w + z;
+    out.data[o] = combine(out.data[o], x.data[(n * H + row) * W + column]);
+  });
   return out;
 }
 
@@ -675,7 +652,7 @@ function block(x, weights, name, stride, up = false) {
 
 function backbone({ images, weights }) {
   let x = convolution(images, weights.conv1, 2, 3);
-  x = maximumPool(relu(batchNorm(x, weights.bn1)));
+  x = pool(relu(batchNorm(x, weights.bn1)), 2, -Infinity, Math.max);
   const layer1 = block(x, weights, 'layer1', 1);
   const layer2 = block(layer1, weights, 'layer2', 2);
   const layer3 = block(layer2, weights, 'layer3', 2);
@@ -687,21 +664,11 @@ function backbone({ images, weights }) {
 const score = ({ map }) => ({ score: largest(map) });
 
 function padimEmbedding({ layer1, layer2, layer3, channels }) {
-  const [N, , h, w] = layer1.shape;
+  const { h, w } = plane(layer1);
   const grown = [layer2, layer3].map((layer) => enlarge(layer, [h, w], nearest));
-  const all = concatenate([layer1, ...grown]);
-  const embedding = array([N, channels.data.length, h, w], layer1.kind);
-  for (let n = 0; n < N; n++) {
-    channels.data.forEach((channel, k) => {
-      part(part(embedding, n), k).data.set(part(part(all, n), channel).data);
-    });
-  }
-  return { embedding };
-}
-
-// The vectors of an embedding (N, D, h, w): for image n and position p a list of D numbers.
-function vector(embedding, n, p) {
-  return parts(part(embedding, n)).map((channel) => channel.data[p]);
+  const images = parts(concatenate([layer1, ...grown]));
+  const chosen = images.map((image) => stack([...channels.data].map((k) => part(image, k))));
+  return { embedding: stack(chosen) };
 }
 
 // C with C times its transposed = sigma, for a list of rows.
@@ -731,74 +698,51 @@ function invertLower(C) {
 
 function padimParameters({ embedding }) {
   const [N, D, h, w] = embedding.shape;
-  const mean = array([h * w, D]);
-  const factors = array([h * w, (D * (D + 1)) / 2]);
+  const all = vectors(embedding);
+  const means = [];
+  const factors = [];
   for (let p = 0; p < h * w; p++) {
-    const own = part(mean, p).data;
-    const vectors = [];
-    for (let n = 0; n < N; n++) vectors.push(vector(embedding, n, p));
-    for (const x of vectors) x.forEach((number, d) => { own[d] += number / N; });
-    const sigma = vectors[0].map((_, i) => vectors[0].map((__, j) => {
-      const products = vectors.map((x) => (x[i] - own[i]) * (x[j] - own[j]));
+    const own = all.filter((_, i) => i % (h * w) === p);
+    const mean = own[0].map((_, d) => total(own.map((x) => x[d])) / N);
+    const sigma = mean.map((a, i) => mean.map((b, j) => {
+      const products = own.map((x) => (x[i] - a) * (x[j] - b));
       const covariance = total(products) / (N - 1);
       return i === j ? covariance + 0.01 : covariance;
     }));
     const inverse = invertLower(cholesky(sigma));
-    let k = 0;
-    for (let i = 0; i < D; i++) {
-      for (let j = i; j < D; j++) {
-        part(factors, p).data[k] = inverse[j][i];
-        k += 1;
-      }
-    }
+    means.push(...mean);
+    each([D, D], (i, j) => { if (i <= j) factors.push(inverse[j][i]); });
   }
-  return { mean, factors };
+  const sides = [h * w, (D * (D + 1)) / 2];
+  return { mean: array([h * w, D], means), factors: array(sides, factors) };
 }
 
 function padimMap({ embedding, mean, factors, size }) {
   const [N, D, h, w] = embedding.shape;
-  const distances = array([N, h, w]);
-  for (let n = 0; n < N; n++) {
-    for (let p = 0; p < h * w; p++) {
-      const x = vector(embedding, n, p);
-      const image = zeros([D]);
-      let k = 0;
-      for (let i = 0; i < D; i++) {
-        const away = x[i] - mean.data[p * D + i];
-        for (let j = i; j < D; j++) {
-          image[j] += part(factors, p).data[k] * away;
-          k += 1;
-        }
+  const values = vectors(embedding).map((x, i) => {
+    const own = i % (h * w);
+    const factor = part(factors, own).data;
+    const centre = part(mean, own).data;
+    const image = zeros([D]);
+    let k = 0;
+    for (let row = 0; row < D; row++) {
+      for (let column = row; column < D; column++) {
+        image[column] += factor[k] * (x[row] - centre[row]);
+        k += 1;
       }
-      part(distances, n).data[p] = Math.hypot(...image);
     }
-  }
+    return Math.hypot(...image);
+  });
+  const distances = array([N, h, w], values);
   return { distances, map: blur(enlarge(distances, size.data, centres), 4) };
 }
 
 // ---- PatchCore ----
 
-function sumOfNine(layer) {
-  const { h, w, count } = plane(layer);
-  const out = array(layer.shape);
-  for (let n = 0; n < count; n++) {
-    for (let y = 0; y < h; y++) {
-      for (let x = 0; x < w; x++) {
-        for (let row = Math.max(y - 1, 0); row <= Math.min(y + 1, h - 1); row++) {
-          for (let column = Math.max(x - 1, 0); column <= Math.min(x + 1, w - 1); column++) {
-            out.data[(n * h + y) * w + x] += layer.data[(n * h + row) * w + column];
-          }
-        }
-      }
-    }
-  }
-  return out;
-}
-
 function patchcoreEmbedding({ layer2, layer3 }) {
   const [mean2, mean3] = [layer2, layer3].map((layer) => {
-    const sums = sumOfNine(layer);
-    return array(sums.shape, '<f8', sums.data.map((sum) => sum / 9));
+    const sums = pool(layer, 1, 0, (sum, x) => sum + x);
+    return array(sums.shape, sums.data.map((sum) => sum / 9));
   });
   const grown = enlarge(mean3, layer2.shape.slice(2), centres);
   return { embedding: concatenate([mean2, grown]) };
@@ -809,54 +753,46 @@ function distance(a, b) {
 }
 
 function patchcoreParameters({ patches, projection, first, count, include_first: included }) {
-  const rows = parts(projection);
+  const rows = parts(projection).map(({ data }) => [...data]);
   const points = parts(patches).map(({ data }) =>
-    rows.map((row) => total([...row.data].map((x, d) => x * data[d]))));
+    rows.map((row) => total(row.map((x, d) => x * data[d]))));
   const chosen = included ? [first] : [];
   const distances = points.map((point) => distance(point, points[first]));
   while (chosen.length < count) {
-    let farthest = -1;
-    distances.forEach((d, i) => {
-      if (chosen.includes(i)) return;
-      if (farthest < 0 || d > distances[farthest]) farthest = i;
-    });
+    const left = [...points.keys()].filter((i) => !chosen.includes(i));
+    const largestLeft = Math.max(...left.map((i) => distances[i]));
+    const farthest = left.find((i) => distances[i] === largestLeft);
     chosen.push(farthest);
     points.forEach((point, i) => {
       distances[i] = Math.min(distances[i], distance(point, points[farthest]));
     });
   }
   const bank = stack(chosen.map((i) => part(patches, i)));
-  return { chosen: array([count], '<i8', chosen), bank };
+  return { chosen: array([count], chosen, '<i8'), bank };
 }
 
-// For each patch of image n: its nearest bank vector and the distance to it.
-function nearestInBank(embedding, bank, n) {
-  const [, , h, w] = embedding.shape;
-  const members = parts(bank).map(({ data }) => data);
-  const found = [];
-  for (let p = 0; p < h * w; p++) {
-    const x = vector(embedding, n, p);
-    const all = members.map((member) => distance(x, [...member]));
+// For each patch of all images: its vector, its nearest member of the bank, and how far that is.
+function nearestInBank(embedding, members) {
+  return vectors(embedding).map((x) => {
+    const all = members.map((member) => distance(x, member));
     const smallest = Math.min(...all);
-    found.push({ x, distance: smallest, member: all.indexOf(smallest) });
-  }
-  return found;
+    return { x, distance: smallest, member: all.indexOf(smallest) };
+  });
 }
+
+const membersOf = (bank) => parts(bank).map(({ data }) => [...data]);
 
 function patchcoreMap({ embedding, bank, size }) {
   const [N, , h, w] = embedding.shape;
-  const distances = array([N, h, w]);
-  for (let n = 0; n < N; n++) {
-    const found = nearestInBank(embedding, bank, n);
-    part(distances, n).data.set(found.map((patch) => patch.distance));
-  }
+  const found = nearestInBank(embedding, membersOf(bank));
+  const distances = array([N, h, w], found.map((patch) => patch.distance));
   return { distances, map: blur(enlarge(distances, size.data, nearest), 4) };
 }
 
 function patchcoreScore({ embedding, bank, n_neighbours: b }) {
-  const members = parts(bank).map(({ data }) => [...data]);
-  const scores = [...Array(embedding.shape[0]).keys()].map((n) => {
-    const found = nearestInBank(embedding, bank, n);
+  const members = membersOf(bank);
+  const scores = parts(embedding).map((image) => {
+    const found = nearestInBank(stack([image]), members);
     const s = Math.max(...found.map((patch) => patch.distance));
     if (b === 1) return s;
     const { x, member } = found.find((patch) => patch.distance === s);
@@ -868,7 +804,7 @@ function patchcoreScore({ embedding, bank, n_neighbours: b }) {
     const powers = distances.map((d) => Math.exp(d - top));
     return (1 - powers[0] / total(powers)) * s;
   });
-  return { score: array([scores.length], '<f8', scores) };
+  return { score: array([scores.length], scores) };
 }
 
 // ---- FastFlow ----
@@ -878,23 +814,20 @@ function softplus(x) {
 }
 
 function layerNorm(x, weight, bias) {
-  const [N, C, h, w] = x.shape;
-  const count = C * h * w;
-  const unit = array(x.shape);
-  for (let n = 0; n < N; n++) {
-    const own = part(x, n).data;
-    const mean = total(own) / count;
-    const variance = total(own.map((value) => (value - mean) ** 2)) / count;
-    part(unit, n).data.set(own.map((value) => (value - mean) / Math.sqrt(variance + 1e-5)));
-  }
-  const place = (i) => (i % (h * w)) * C + (Math.floor(i / (h * w)) % C);
-  const out = array(x.shape);
-  unit.data.forEach((value, i) => {
-    out.data[i] = value * weight.data[place(i)] + bias.data[place(i)];
+  const [, C, h, w] = x.shape;
+  const images = parts(x).map((image) => {
+    const own = [...image.data];
+    const mean = total(own) / own.length;
+    const variance = total(own.map((value) => (value - mean) ** 2)) / own.length;
+    return own.map((value) => (value - mean) / Math.sqrt(variance + 1e-5));
   });
+  const unit = images.flat();
+  const place = (i) => (i % (h * w)) * C + (Math.floor(i / (h * w)) % C);
+  const values = unit.map((value, i) => value * weight.data[place(i)] + bias.data[place(i)]);
+  const out = array(x.shape, values);
   record(() => {
     gradient(out).forEach((slope, i) => {
-      gradient(weight)[place(i)] += slope * unit.data[i];
+      gradient(weight)[place(i)] += slope * unit[i];
       gradient(bias)[place(i)] += slope;
     });
   });
@@ -904,45 +837,35 @@ function layerNorm(x, weight, bias) {
 // One block after its two convolutions gave `net`; logDet (N,) is added to.
 function coupling(y, net, scale, offset, order, logDet) {
   const [N, C, h, w] = y.shape;
-  const half = C / 2;
+  const half = (C / 2) * h * w;
   const out = array(y.shape);
-  // What becomes of number i of y, channel c of image n; `o` is where it goes.
-  const everyNumber = (visit) => {
-    for (let n = 0; n < N; n++) {
-      for (let k = 0; k < C; k++) {
-        const c = order.data[k];
-        const g = 0.1 * softplus(scale.data[c]);
-        for (let p = 0; p < h * w; p++) {
-          const i = (n * C + c) * h * w + p;
-          const o = (n * C + k) * h * w + p;
-          if (c < half) {
-            visit({ n, c, i, o, g, value: y.data[i], l: 0 });
-          } else {
-            const atA = i - half * h * w;
-            const l = 2 * Math.tanh(0.1 * net.data[atA]);
-            const b = 0.1 * net.data[i];
-            visit({ n, c, i, o, g, value: y.data[i] * Math.exp(l) + b, l, atA });
-          }
-        }
-      }
-    }
-  };
-  everyNumber(({ n, c, o, g, value, l }) => {
+  // Number i of y (image n, channel c) becomes `value`, times g goes to number o.
+  const everyNumber = (visit) => each([N, C, h * w], (n, k, p) => {
+    const c = order.data[k];
+    const i = (n * C + c) * h * w + p;
+    const o = (n * C + k) * h * w + p;
+    const g = 0.1 * softplus(scale.data[c]);
+    const second = c >= C / 2;
+    const l = second ? 2 * Math.tanh(0.1 * net.data[i - half]) : 0;
+    const b = second ? 0.1 * net.data[i] : 0;
+    visit({ n, c, i, o, g, second, l, value: y.data[i] * Math.exp(l) + b });
+  });
+  everyNumber(({ n, c, o, g, l, value }) => {
     out.data[o] = g * value + offset.data[c];
     logDet.data[n] += l + Math.log(g);
   });
   record(() => {
     const [dout, dlogDet] = [out, logDet].map(gradient);
     const [dy, dnet, dscale, doffset] = [y, net, scale, offset].map(gradient);
-    everyNumber(({ n, c, i, o, g, value, l, atA }) => {
+    everyNumber(({ n, c, i, o, g, second, l, value }) => {
       const dvalue = dout[o] * g;
       const dg = dout[o] * value + dlogDet[n] / g;
       dscale[c] += (dg * 0.1) / (1 + Math.exp(-scale.data[c] / 2));
       doffset[c] += dout[o];
       dy[i] += dvalue * Math.exp(l);
-      if (c < half) return;
+      if (!second) return;
       const dl = dvalue * y.data[i] * Math.exp(l) + dlogDet[n];
-      dnet[atA] += dl * 0.1 * 2 * (1 - (l / 2) ** 2);
+      dnet[i - half] += dl * 0.1 * 2 * (1 - (l / 2) ** 2);
       dnet[i] += dvalue * 0.1;
     });
   });
@@ -970,14 +893,8 @@ function flows({ layer1, layer2, layer3, weights }) {
 
 function fastflowEmbedding(inputs) {
   const [one, two, three] = flows(inputs);
-  return {
-    z1: one.z,
-    z2: two.z,
-    z3: three.z,
-    log_det1: one.logDet,
-    log_det2: two.logDet,
-    log_det3: three.logDet,
-  };
+  const variables = { z1: one.z, z2: two.z, z3: three.z };
+  return { ...variables, log_det1: one.logDet, log_det2: two.logDet, log_det3: three.logDet };
 }
 
 function fastflowLoss(inputs) {
@@ -1030,17 +947,14 @@ function fastflowParameters(inputs) {
 }
 
 function fastflowMap({ z1, z2, z3, size }) {
-  const [N] = z1.shape;
-  const map = array([N, ...size.data]);
+  const map = array([z1.shape[0], ...size.data]);
   for (const z of [z1, z2, z3]) {
-    const [, C, h, w] = z.shape;
-    const likelihoods = array([N, h, w]);
-    likelihoods.data.forEach((_, i) => {
-      const x = vector(z, Math.floor(i / (h * w)), i % (h * w));
+    const [N, C, h, w] = z.shape;
+    const likelihoods = vectors(z).map((x) => {
       const meanSquare = total(x.map((number) => number ** 2)) / C;
-      likelihoods.data[i] = -Math.exp(-0.5 * meanSquare);
+      return -Math.exp(-0.5 * meanSquare);
     });
-    const grown = enlarge(likelihoods, size.data, centres);
+    const grown = enlarge(array([N, h, w], likelihoods), size.data, centres);
     grown.data.forEach((number, i) => { map.data[i] += number / 3; });
   }
   return { map };
@@ -1071,39 +985,33 @@ function reverseDistillationEmbedding(inputs) {
 
 // For every position (N, h, w): the cosine over channels and the two lengths.
 function cosines(layer, decoded) {
-  const [N, , h, w] = layer.shape;
-  const cosine = array([N, h, w]);
-  const lengths = [];
-  cosine.data.forEach((_, i) => {
-    const a = vector(layer, Math.floor(i / (h * w)), i % (h * w));
-    const b = vector(decoded, Math.floor(i / (h * w)), i % (h * w));
+  const others = vectors(decoded);
+  return vectors(layer).map((a, i) => {
+    const b = others[i];
     const lengthA = Math.max(Math.hypot(...a), 1e-8);
     const lengthB = Math.max(Math.hypot(...b), 1e-8);
-    lengths.push([lengthA, lengthB]);
-    cosine.data[i] = total(a.map((x, c) => x * b[c])) / (lengthA * lengthB);
+    const cosine = total(a.map((x, c) => x * b[c])) / (lengthA * lengthB);
+    return { cosine, lengthA, lengthB };
   });
-  return { cosine, lengths };
 }
 
 function reverseDistillationLoss(inputs) {
   const layers = [inputs.layer3, inputs.layer2, inputs.layer1];
   const losses = decode3(inputs).map((decoded, k) => {
     const layer = layers[k];
-    const { cosine, lengths } = cosines(layer, decoded);
     const [, C, h, w] = layer.shape;
-    const positions = cosine.data.length;
+    const all = cosines(layer, decoded);
     record(() => {
       const slopes = gradient(decoded);
       slopes.forEach((_, i) => {
-        const n = Math.floor(i / (C * h * w));
-        const p = n * h * w + (i % (h * w));
-        const [lengthA, lengthB] = lengths[p];
+        const position = Math.floor(i / (C * h * w)) * h * w + (i % (h * w));
+        const { cosine, lengthA, lengthB } = all[position];
         const along = layer.data[i] / (lengthA * lengthB);
-        const across = (cosine.data[p] * decoded.data[i]) / lengthB ** 2;
-        slopes[i] -= (along - across) / positions;
+        const across = (cosine * decoded.data[i]) / lengthB ** 2;
+        slopes[i] -= (along - across) / all.length;
       });
     });
-    return total(cosine.data.map((x) => 1 - x)) / positions;
+    return total(all.map(({ cosine }) => 1 - cosine)) / all.length;
   });
   return total(losses);
 }
@@ -1117,8 +1025,9 @@ function reverseDistillationMap({ size, ...layers }) {
   const map = array([layers.layer1.shape[0], ...size.data]);
   map.data.fill(1);
   for (const k of [1, 2, 3]) {
-    const { cosine } = cosines(layers[`layer${k}`], layers[`decoded${k}`]);
-    const differences = array(cosine.shape, '<f8', cosine.data.map((x) => 1 - x));
+    const [N, , h, w] = layers[`layer${k}`].shape;
+    const all = cosines(layers[`layer${k}`], layers[`decoded${k}`]);
+    const differences = array([N, h, w], all.map(({ cosine }) => 1 - cosine));
     const grown = enlarge(differences, size.data, corners);
     grown.data.forEach((number, i) => { map.data[i] *= number; });
   }
@@ -1130,20 +1039,14 @@ function reverseDistillationMap({ size, ...layers }) {
 function untile({ maps, grid }) {
   const [H, W, h, w] = grid.data;
   const N = maps.shape[2];
-  const map = array([N, H, W], maps.kind);
+  const map = array([N, H, W], null, maps.kind);
   const covering = zeros([H, W]);
-  for (const { i, j, top, left } of places(grid.data).tiles) {
-    const tileMaps = part(part(maps, i), j);
-    for (let y = 0; y < h && top + y < H; y++) {
-      for (let x = 0; x < w && left + x < W; x++) {
-        const pixel = (top + y) * W + left + x;
-        covering[pixel] += 1;
-        for (let n = 0; n < N; n++) {
-          map.data[n * H * W + pixel] += tileMaps.data[(n * h + y) * w + x];
-        }
-      }
+  everyTile(grid.data, (k, inside, pixel) => {
+    covering[pixel] += 1;
+    for (let n = 0; n < N; n++) {
+      map.data[n * H * W + pixel] += maps.data[(k * N + n) * h * w + inside];
     }
-  }
+  });
   map.data.forEach((sum, i) => { map.data[i] = sum / covering[i % (H * W)]; });
   return { map };
 }
@@ -1169,25 +1072,18 @@ function nearBorder(n, starts, side, width) {
 
 function seamMask({ grid, width }) {
   const [H, W, h, w] = grid.data;
-  const { tiles } = places(grid.data);
-  const rows = nearBorder(H, tiles.map(({ top }) => top), h, width);
-  const columns = nearBorder(W, tiles.map(({ left }) => left), w, width);
-  const mask = array([H, W], '|b1');
-  mask.data.forEach((_, i) => {
-    mask.data[i] = rows[Math.floor(i / W)] || columns[i % W];
-  });
-  return { mask };
+  const { tops, lefts } = everyTile(grid.data, () => {});
+  const rows = nearBorder(H, tops, h, width);
+  const columns = nearBorder(W, lefts, w, width);
+  const mask = rows.flatMap((row) => columns.map((column) => row || column));
+  return { mask: array([H, W], mask, '|b1') };
 }
 
 function smoothing({ maps, grid, width, sigma }) {
   const { mask } = seamMask({ grid, width });
-  const blurred = blur(maps, sigma);
-  const out = array(maps.shape, maps.kind);
-  out.data.forEach((_, i) => {
-    const changed = mask.data[i % mask.data.length];
-    out.data[i] = changed ? blurred.data[i] : maps.data[i];
-  });
-  return { maps: out };
+  const blurred = blur(maps, sigma).data;
+  const values = maps.data.map((x, i) => (mask.data[i % mask.data.length] ? blurred[i] : x));
+  return { maps: array(maps.shape, values, maps.kind) };
 }
 
 function threshold({ scores, labels }) {
@@ -1212,33 +1108,31 @@ function normalisation({ values, threshold: middle, minimum, maximum }) {
     const y = range > 0 ? (x - middle) / range + 0.5 : Math.sign(x - middle) / 2 + 0.5;
     return Math.min(Math.max(y, 0), 1);
   });
-  return { values: array(values.shape, '<f8', out) };
+  return { values: array(values.shape, out) };
 }
 
 function regions({ masks }) {
   const [, h, w] = masks.shape;
-  const labels = array(masks.shape, '<i4');
+  const labels = array(masks.shape, null, '<i4');
+  const waits = (pixel) => masks.data[pixel] !== 0 && labels.data[pixel] === 0;
   let region = 0;
-  for (let first = 0; first < labels.data.length; first++) {
-    if (masks.data[first] === 0 || labels.data[first] !== 0) continue;
+  masks.data.forEach((_, first) => {
+    if (!waits(first)) return;
     region += 1;
-    labels.data[first] = region;
     const open = [first];
     while (open.length > 0) {
       const pixel = open.pop();
+      labels.data[pixel] = region;
       const x = pixel % w;
       const y = Math.floor(pixel / w) % h;
-      for (let dy = -1; dy <= 1; dy++) {
-        for (let dx = -1; dx <= 1; dx++) {
-          if (y + dy < 0 || y + dy >= h || x + dx < 0 || x + dx >= w) continue;
-          const neighbour = pixel + dy * w + dx;
-          if (masks.data[neighbour] === 0 || labels.data[neighbour] !== 0) continue;
-          labels.data[neighbour] = region;
-          open.push(neighbour);
-        }
-      }
+      each([3, 3], (i, j) => {
+        const [row, column] = [y + i - 1, x + j - 1];
+        if (row < 0 || row >= h || column < 0 || column >= w) return;
+        const neighbour = pixel + (i - 1) * w + (j - 1);
+        if (waits(neighbour)) open.push(neighbour);
+      });
     }
-  }
+  });
   return { labels };
 }
 
@@ -1288,55 +1182,39 @@ function aupro({ maps, masks, fpr_limit: limit }) {
 
 function ensemble({ train: normal, test, grid, channels, width, sigma, weights }) {
   const [, , h, w] = grid.data;
-  const size = array([2], '<i8', [h, w]);
-  const [trainTiles, testTiles] = [normal, test].map((set) => tile({ ...normalise({ images: set }), grid }).tiles);
-  const embed = (images) => padimEmbedding({ ...backbone({ images, weights }), channels }).embedding;
-  const maps = parts(trainTiles).map((row, i) => stack(parts(row).map((images, j) => {
+  const size = array([2], [h, w]);
+  const cut = (images) => tile({ images: normalise({ images }).images, grid }).tiles;
+  const [normalTiles, testTiles] = [normal, test].map(cut);
+  const embed = (images) => {
+    const layers = backbone({ images, weights });
+    return padimEmbedding({ ...layers, channels }).embedding;
+  };
+  const rows = parts(normalTiles).map((row, i) => stack(parts(row).map((images, j) => {
     const parameters = padimParameters({ embedding: embed(images) });
     const embedding = embed(part(part(testTiles, i), j));
     return padimMap({ embedding, ...parameters, size }).map;
   })));
-  const tileMaps = stack(maps);
-  const tileScores = stack(parts(tileMaps).map((row) => stack(parts(row).map(largest))));
+  const tileMaps = stack(rows);
+  const tileScores = stack(rows.map((row) => stack(parts(row).map(largest))));
   const merged = untile({ maps: tileMaps, grid }).map;
   const map = smoothing({ maps: merged, grid, width, sigma }).maps;
-  const { score: mean } = meanScore({ scores: tileScores });
+  const mean = meanScore({ scores: tileScores }).score;
   return { tile_maps: tileMaps, tile_scores: tileScores, map, score: mean };
 }
 
 const STAGES = {
-  decode,
-  resize,
-  resize_mask: resizeMask,
-  normalise,
-  tile,
-  backbone,
-  'padim.embedding': padimEmbedding,
-  'padim.parameters': padimParameters,
-  'padim.map': padimMap,
-  'padim.score': score,
-  'patchcore.embedding': patchcoreEmbedding,
-  'patchcore.parameters': patchcoreParameters,
-  'patchcore.map': patchcoreMap,
-  'patchcore.score': patchcoreScore,
-  'fastflow.embedding': fastflowEmbedding,
-  'fastflow.parameters': fastflowParameters,
-  'fastflow.map': fastflowMap,
-  'fastflow.score': score,
+  decode, resize, resize_mask: resizeMask, normalise, tile, backbone,
+  'padim.embedding': padimEmbedding, 'padim.parameters': padimParameters,
+  'padim.map': padimMap, 'padim.score': score,
+  'patchcore.embedding': patchcoreEmbedding, 'patchcore.parameters': patchcoreParameters,
+  'patchcore.map': patchcoreMap, 'patchcore.score': patchcoreScore,
+  'fastflow.embedding': fastflowEmbedding, 'fastflow.parameters': fastflowParameters,
+  'fastflow.map': fastflowMap, 'fastflow.score': score,
   'reverse_distillation.embedding': reverseDistillationEmbedding,
   'reverse_distillation.parameters': reverseDistillationParameters,
-  'reverse_distillation.map': reverseDistillationMap,
-  'reverse_distillation.score': score,
-  untile,
-  mean_score: meanScore,
-  seam_mask: seamMask,
-  smoothing,
-  threshold,
-  normalisation,
-  regions,
-  auroc,
-  aupro,
-  ensemble,
+  'reverse_distillation.map': reverseDistillationMap, 'reverse_distillation.score': score,
+  untile, mean_score: meanScore, seam_mask: seamMask, smoothing,
+  threshold, normalisation, regions, auroc, aupro, ensemble,
 };
 
 // ---- The bundle ----
@@ -1346,7 +1224,7 @@ function value(bundle, manifest, input) {
   if ('bytes' in input) return fs.readFileSync(path.join(bundle, input.path));
   const found = input.path
     ? readNpy(path.join(bundle, input.path))
-    : array(input.shape, input.dtype, input.values);
+    : array(input.shape, input.values, input.dtype);
   return found.shape.length === 0 ? found.data[0] : found;
 }
 
@@ -1366,7 +1244,7 @@ function main([bundle, out, ...chosen]) {
       const given = entries.map(([key, input]) => [key, value(bundle, manifest, input)]);
       const results = STAGES[stage.name](Object.fromEntries(given));
       for (const [key, result] of Object.entries(results)) {
-        const whole = typeof result === 'number' ? array([], '<f8', [result]) : result;
+        const whole = typeof result === 'number' ? array([], [result]) : result;
         writeNpy(path.join(out, stage.name, `${name}.out.${key}.npy`), whole);
       }
     }
