@@ -28,9 +28,7 @@ function array(shape, values = null, kind = '<f8') {
   return { shape, kind, data: values ? Float64Array.from(values, Number) : zeros(shape) };
 }
 
-function zeros(shape) {
-  return new Float64Array(product(shape));
-}
+const zeros = (shape) => new Float64Array(product(shape));
 
 function readNpy(file) {
   const bytes = fs.readFileSync(file);
@@ -94,19 +92,10 @@ function vectors(x) {
 
 // ---- Positions, enlarging and blurring ----
 
-function nearest(i, from, to) {
-  return Math.floor((i * from) / to);
-}
-
-function centres(i, from, to) {
-  const x = ((i + 0.5) * from) / to - 0.5;
-  return Math.max(x, 0);
-}
-
-function corners(i, from, to) {
-  if (to === 1) return 0;
-  return (i * (from - 1)) / (to - 1);
-}
+// Where place i of `to` lies on an axis of `from` places.
+const nearest = (i, from, to) => Math.floor((i * from) / to);
+const centres = (i, from, to) => Math.max(((i + 0.5) * from) / to - 0.5, 0);
+const corners = (i, from, to) => (to === 1 ? 0 : (i * (from - 1)) / (to - 1));
 
 function enlarge(maps, [H, W], position) {
   const { h, w, count, leading } = plane(maps);
@@ -403,9 +392,7 @@ function resize({ image, size }) {
   return { image: out };
 }
 
-function resizeMask({ mask, size }) {
-  return { mask: enlarge(mask, size.data, nearest) };
-}
+const resizeMask = ({ mask, size }) => ({ mask: enlarge(mask, size.data, nearest) });
 
 function normalise({ images }) {
   const means = [0.485, 0.456, 0.406];
@@ -418,7 +405,7 @@ function normalise({ images }) {
   return { images: array(images.shape, values) };
 }
 
-// Where the tiles start, and visit(tile, its pixel, the image's) for all their pixels inside the image.
+// Where tiles start; calls visit(tile, its pixel, the image's pixel) for all inside the image.
 function everyTile([H, W, h, w, down, across], visit) {
   const rows = Math.ceil((H - h) / down) + 1;
   const columns = Math.ceil((W - w) / across) + 1;
@@ -449,81 +436,54 @@ function tile({ images, grid }) {
 // While a loss is computed for training, every layer leaves here how it passes gradients back.
 let tape = null;
 
-function record(...step) {
-  if (tape) tape.push(...step);
-}
+const record = (step) => tape && tape.push(step);
 
-function gradient(x) {
-  if (!x.grad) x.grad = new Float64Array(x.data.length);
-  return x.grad;
-}
+const gradient = (x) => (x.grad ??= zeros(x.shape));
 
-// Calls visit(o, i, k) for every product small[o] += large[i] * weights[k] of a convolution.
+// Calls visit(i, o, k) for every product small[o] += large[i] * weights[k] of a convolution.
 function everyProduct(large, small, weights, stride, padding, visit) {
-  const [N, C, H, W] = large.shape;
-  const [, D, h, w] = small.shape;
+  const [, C, H, W] = large.shape;
+  const [N, D, h, w] = small.shape;
   const side = weights.shape[3];
-  for (let n = 0; n < N; n++) {
-    for (let d = 0; d < D; d++) {
-      for (let c = 0; c < C; c++) {
-        for (let y = 0; y < h; y++) {
-          for (let x = 0; x < w; x++) {
-            const o = ((n * D + d) * h + y) * w + x;
-            for (let dy = 0; dy < side; dy++) {
-              const row = y * stride + dy - padding;
-              if (row < 0 || row >= H) continue;
-              for (let dx = 0; dx < side; dx++) {
-                const column = x * stride + dx - padding;
-                if (column < 0 || column >= W) continue;
-                const i = ((n * C + c) * H + row) * W + column;
-                const k = ((d * C + c) * side + dy) * side + dx;
-                visit(o, i, k);
-              }
-            }
-          }
-        }
+  each([N, D, C, h, w], (n, d, c, y, x) => {
+    const o = ((n * D + d) * h + y) * w + x;
+    for (let dy = 0; dy < side; dy++) {
+      const row = y * stride + dy - padding;
+      if (row < 0 || row >= H) continue;
+      for (let dx = 0; dx < side; dx++) {
+        const column = x * stride + dx - padding;
+        if (column < 0 || column >= W) continue;
+        const i = ((n * C + c) * H + row) * W + column;
+        const k = ((d * C + c) * side + dy) * side + dx;
+        visit(i, o, k);
       }
     }
-  }
+  });
 }
 
-function convolution(x, weights, stride, padding, bias = null) {
+// With `up` transposed, 2 x 2 with stride 2: the products are those of a convolution from out to x.
+function convolution(x, weights, stride, padding, { bias, up } = {}) {
   const [N, , H, W] = x.shape;
-  const [D, , side] = weights.shape;
+  const [D, C, side] = weights.shape;
   const h = Math.floor((H + 2 * padding - side) / stride) + 1;
   const w = Math.floor((W + 2 * padding - side) / stride) + 1;
-  const out = array([N, D, h, w]);
-  if (bias) out.data.forEach((_, o) => { out.data[o] = bias.data[Math.floor(o / (h * w)) % D]; });
-  everyProduct(x, out, weights, stride, padding, (o, i, k) => {
+  const out = array(up ? [N, C, 2 * H, 2 * W] : [N, D, h, w]);
+  const products = (visit) => {
+    if (up) everyProduct(out, x, weights, 2, 0, (o, i, k) => visit(i, o, k));
+    else everyProduct(x, out, weights, stride, padding, visit);
+  };
+  const channel = (o) => Math.floor(o / (h * w)) % D;
+  if (bias) out.data.forEach((_, o) => { out.data[o] = bias.data[channel(o)]; });
+  products((i, o, k) => {
     out.data[o] += x.data[i] * weights.data[k];
   });
   record(() => {
     const [dx, dout, dweights] = [x, out, weights].map(gradient);
-    everyProduct(x, out, weights, stride, padding, (o, i, k) => {
+    products((i, o, k) => {
       dx[i] += dout[o] * weights.data[k];
       dweights[k] += dout[o] * x.data[i];
     });
-    if (!bias) return;
-    dout.forEach((slope, o) => {
-      gradient(bias)[Math.floor(o / (h * w)) % D] += slope;
-    });
-  });
-  return out;
-}
-
-// The transposed convolution, 2 x 2 with stride 2: a convolution would lead from out to x.
-function transposed(x, weights) {
-  const [N, , h, w] = x.shape;
-  const out = array([N, weights.shape[1], 2 * h, 2 * w]);
-  everyProduct(out, x, weights, 2, 0, (o, i, k) => {
-    out.data[i] += x.data[o] * weights.data[k];
-  });
-  record(() => {
-    const [dx, dout, dweights] = [x, out, weights].map(gradient);
-    everyProduct(out, x, weights, 2, 0, (o, i, k) => {
-      dx[o] += dout[i] * weights.data[k];
-      dweights[k] += dout[i] * x.data[o];
-    });
+    if (bias) dout.forEach((slope, o) => { gradient(bias)[channel(o)] += slope; });
   });
   return out;
 }
@@ -640,8 +600,7 @@ function pool(x, stride, start, combine) {
 
 // A residual block; `first` is the layer that changes the size, in conv1 and in the shortcut.
 function block(x, weights, name, stride, up = false) {
-  const change = (tensor, padding) =>
-    up ? transposed(x, tensor) : convolution(x, tensor, stride, padding);
+  const change = (tensor, padding) => convolution(x, tensor, stride, padding, { up });
   const w = (rest) => weights[`${name}.${rest}`];
   let y = relu(batchNorm(change(w('conv1'), 1), w('bn1')));
   y = batchNorm(convolution(y, w('conv2'), 1, 1), w('bn2'));
@@ -748,9 +707,7 @@ function patchcoreEmbedding({ layer2, layer3 }) {
   return { embedding: concatenate([mean2, grown]) };
 }
 
-function distance(a, b) {
-  return Math.hypot(...a.map((x, i) => x - b[i]));
-}
+const distance = (a, b) => Math.hypot(...a.map((x, i) => x - b[i]));
 
 function patchcoreParameters({ patches, projection, first, count, include_first: included }) {
   const rows = parts(projection).map(({ data }) => [...data]);
@@ -809,9 +766,7 @@ function patchcoreScore({ embedding, bank, n_neighbours: b }) {
 
 // ---- FastFlow ----
 
-function softplus(x) {
-  return 2 * Math.log1p(Math.exp(x / 2));
-}
+const softplus = (x) => 2 * Math.log1p(Math.exp(x / 2));
 
 function layerNorm(x, weight, bias) {
   const [, C, h, w] = x.shape;
@@ -880,8 +835,8 @@ function flow(layer, weights, name) {
   for (let k = 0; k < 8; k++) {
     const own = (rest) => part(w(rest), k);
     const ya = crop(y, [C / 2, height, width]);
-    const hidden = relu(convolution(ya, own('conv1_weight'), 1, 1, own('conv1_bias')));
-    const net = convolution(hidden, own('conv2_weight'), 1, 1, own('conv2_bias'));
+    const hidden = relu(convolution(ya, own('conv1_weight'), 1, 1, { bias: own('conv1_bias') }));
+    const net = convolution(hidden, own('conv2_weight'), 1, 1, { bias: own('conv2_bias') });
     y = coupling(y, net, own('global_scale'), own('global_offset'), own('order'), logDet);
   }
   return { z: y, logDet };
@@ -962,7 +917,8 @@ function fastflowMap({ z1, z2, z3, size }) {
 
 // ---- Reverse Distillation ----
 
-function decode3({ layer1, layer2, layer3, weights }) {
+// The decoded layers 3, 2 and 1; only what is returned is cut.
+function decoder({ layer1, layer2, layer3, weights }) {
   const w = (rest) => weights[`bottleneck.${rest}`];
   const reduce = (x, kernel, norm) => relu(batchNorm(convolution(x, w(kernel), 2, 1), w(norm)));
   const from1 = reduce(reduce(layer1, 'fuse1.0', 'fuse1.1'), 'fuse1.3', 'fuse1.4');
@@ -979,7 +935,7 @@ function decode3({ layer1, layer2, layer3, weights }) {
 }
 
 function reverseDistillationEmbedding(inputs) {
-  const [decoded3, decoded2, decoded1] = decode3(inputs);
+  const [decoded3, decoded2, decoded1] = decoder(inputs);
   return { decoded1, decoded2, decoded3 };
 }
 
@@ -997,7 +953,7 @@ function cosines(layer, decoded) {
 
 function reverseDistillationLoss(inputs) {
   const layers = [inputs.layer3, inputs.layer2, inputs.layer1];
-  const losses = decode3(inputs).map((decoded, k) => {
+  const losses = decoder(inputs).map((decoded, k) => {
     const layer = layers[k];
     const [, C, h, w] = layer.shape;
     const all = cosines(layer, decoded);
