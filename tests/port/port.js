@@ -158,7 +158,8 @@ function blur(maps, sigma) {
 }
 
 function largest(maps) {
-  return array([maps.shape[0]], parts(maps).map((one) => Math.max(...one.data)), maps.kind);
+  const values = parts(maps).map(({ data }) => data.reduce((a, b) => Math.max(a, b)));
+  return array([maps.shape[0]], values, maps.kind);
 }
 
 // ---- Image files ----
@@ -195,7 +196,8 @@ function readPng(file) {
   }
   const w = chunks.IHDR.readUInt32BE(0);
   const h = chunks.IHDR.readUInt32BE(4);
-  const [bits, colour] = chunks.IHDR.subarray(8);
+  const [bits, colour, , , interlaced] = chunks.IHDR.subarray(8);
+  if (bits < 8 || interlaced) throw new Error('a PNG of less than 8 bits, or interlaced');
   const channels = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }[colour];
   const step = (channels * bits) / 8;
   const rows = unfilter(zlib.inflateSync(Buffer.concat(chunks.IDAT)), w * step, step);
@@ -305,6 +307,8 @@ function readJpeg(file) {
     return n > 0 && value < 2 ** (n - 1) ? value - 2 ** n + 1 : value;
   };
   const [h, w, count] = [frame.readUInt16BE(1), frame.readUInt16BE(3), frame[5]];
+  const sampled = Array.from({ length: count }, (_, c) => frame[7 + 3 * c]);
+  if (count === 3 && sampled.some((s) => s !== 0x11)) throw new Error('a JPEG with subsampling');
   const order = zigzag();
   const constants = [0, 0, 0];
   const across = Math.ceil(w / 8);
@@ -598,7 +602,7 @@ function pool(x, stride, start, combine) {
   return out;
 }
 
-// A residual block; `first` is the layer that changes the size, in conv1 and in the shortcut.
+// A residual block; `up` doubles the size instead of dividing it by the stride.
 function block(x, weights, name, stride, up = false) {
   const change = (tensor, padding) => convolution(x, tensor, stride, padding, { up });
   const w = (rest) => weights[`${name}.${rest}`];
@@ -1107,20 +1111,20 @@ function auroc({ scores, labels }) {
 
 function aupro({ maps, masks, fpr_limit: limit }) {
   const labels = regions({ masks }).labels.data;
-  const count = Math.max(...labels);
+  const count = labels.reduce((a, b) => Math.max(a, b));
   const sizes = new Array(count + 1).fill(0);
   labels.forEach((region) => { sizes[region] += 1; });
   const falling = [...maps.data.keys()].sort((a, b) => {
     if (maps.data[a] === maps.data[b]) return 0;
     return maps.data[a] < maps.data[b] ? 1 : -1;
   });
-  let [x, y, area, foundNormal] = [0, 0, 0, 0];
+  let [y, area, foundNormal] = [0, 0, 0];
   let [pointX, pointY] = [0, 0];
   falling.forEach((pixel, rank) => {
     const region = labels[pixel];
     if (region === 0) foundNormal += 1;
     else y += 1 / (sizes[region] * count);
-    x = foundNormal / sizes[0];
+    const x = foundNormal / sizes[0];
     const next = falling[rank + 1];
     if (maps.data[next] === maps.data[pixel]) return;
     const end = Math.min(x, limit);
@@ -1190,10 +1194,12 @@ function model(bundle, manifest, name) {
 }
 
 function main([bundle, out, ...chosen]) {
-  if (!out) return console.log(Object.keys(STAGES).join('\n'));
+  if (!bundle) return console.log(Object.keys(STAGES).join('\n'));
   const manifest = JSON.parse(fs.readFileSync(path.join(bundle, 'manifest.json'), 'utf8'));
-  for (const stage of manifest.stages) {
-    if (!(stage.name in STAGES) || (chosen.length > 0 && !chosen.includes(stage.name))) continue;
+  const unknown = chosen.find((name) => !(name in STAGES));
+  if (unknown) throw new Error(`no stage is called ${unknown}`);
+  const names = chosen.length > 0 ? chosen : Object.keys(STAGES);
+  for (const stage of manifest.stages.filter(({ name }) => names.includes(name))) {
     fs.mkdirSync(path.join(out, stage.name), { recursive: true });
     for (const { name, inputs } of stage.cases) {
       const entries = Object.entries(inputs);
