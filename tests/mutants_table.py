@@ -737,7 +737,7 @@ MUTANTS = [
      "tests/house/test_packaging.py::test_the_wheel_has_every_file_of_the_package"),
     ("setup.py", '"golden", ', "",
      "tests/house/test_packaging.py::test_the_wheel_has_every_file_of_the_package"),
-    ("MANIFEST.in", " *.c *.md", "",
+    ("MANIFEST.in", " *.c *.js *.md", "",
      "tests/house/test_packaging.py::test_the_sdist_has_every_file_of_the_source_tree"),
     # tiled_ref/support/files.py, and those who write through it
     ("tiled_ref/support/files.py", "        with write_errors(self._path):\n            return", "        return",
@@ -880,6 +880,11 @@ MUTANTS = [
     ("tests/port/port.c", "double total = rounded(taps[0] * from[i * step], dtype);",
      "double total = rounded(taps[1] * from[i * step], dtype);",
      "tests/golden/test_golden_port.py::test_the_port_agrees_with_every_golden_file_of_its_stages"),
+    ("tests/port/port.js", "return crop(x, layer.shape.slice(1));",
+     "x = crop(x, layer.shape.slice(1));\n    return x;",
+     "tests/golden/test_golden_port_js.py::test_the_port_agrees_with_every_golden_file_of_its_stages"),
+    ("tests/port/port.js", "runningVariance[c] += 0.1 * (unbiased", "runningVariance[c] += 0.1 * (variance",
+     "tests/golden/test_golden_port_js.py::test_the_port_agrees_with_every_golden_file_of_its_stages"),
     # saved ensembles, predictions, thresholds, pictures
     ("tiled_ref/archive/tensors.py", "if member.tell() + n_bytes != info.file_size:", "if False:",
      "tests/archive/test_tensors.py::test_a_hostile_file_is_one_sentence_and_nothing_is_executed"),

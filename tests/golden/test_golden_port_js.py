@@ -1,0 +1,43 @@
+"""A port in JavaScript, written from FORMAT.md alone, agrees with the golden files."""
+
+import shutil
+import subprocess
+
+import pytest
+from sources import ROOT
+
+from tiled_ref.golden import tiny
+from tiled_ref.golden.__main__ import REFERENCE
+from tiled_ref.golden.bundle import Bundle
+from tiled_ref.golden.checker import check
+from tiled_ref.golden.report import count
+
+PORT = ROOT / "tests" / "port" / "port.js"
+STAGES = {stage.name: stage for stage in tiny.stages()}
+
+
+@pytest.fixture(scope="module")
+def node():
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+
+
+def run(*arguments):
+    command = ["node", str(PORT), *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_the_port_agrees_with_every_golden_file_of_its_stages(node, tmp_path):
+    names = run()
+    assert set(names) == set(STAGES)
+    run(REFERENCE, tmp_path)
+    found, extra = check(tmp_path, Bundle(REFERENCE), STAGES, names)
+    assert [result.name for result in found if not result.ok] == [] and extra == []
+    counts = count(found)
+    assert counts["stages"] == 32 and counts["missing"] == 0
+    assert counts["non_vacuous"] > 240 and counts["compared_numbers"] > 170_000
+
+
+def test_it_writes_the_stages_that_are_named_and_no_other(node, tmp_path):
+    run(REFERENCE, tmp_path, "untile", "auroc")
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["auroc", "untile"]

@@ -1,0 +1,1216 @@
+'use strict';
+// The stages of a golden bundle in JavaScript, from FORMAT.md alone.
+//
+//     node port.js                        prints the names of the stages
+//     node port.js BUNDLE OUT [STAGE...]  writes OUT/<stage>/<case>.out.<name>.npy
+//
+// Every number is computed in float64. An array is {shape, kind, data}: data in C order.
+
+const fs = require('fs');
+const path = require('path');
+const zlib = require('zlib');
+
+// ---- Arrays and their files ----
+
+const KINDS = {
+  '|b1': Uint8Array,
+  '|u1': Uint8Array,
+  '<i4': Int32Array,
+  '<i8': BigInt64Array,
+  '<f4': Float32Array,
+  '<f8': Float64Array,
+};
+
+const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
+const total = (numbers) => numbers.reduce((a, b) => a + b, 0);
+
+function array(shape, values = null, kind = '<f8') {
+  return { shape, kind, data: values ? Float64Array.from(values, Number) : zeros(shape) };
+}
+
+const zeros = (shape) => new Float64Array(product(shape));
+
+function readNpy(file) {
+  const bytes = fs.readFileSync(file);
+  const start = 10 + bytes.readUInt16LE(8);
+  const header = bytes.toString('latin1', 10, start);
+  const kind = /'descr': '(...)'/.exec(header)[1];
+  const shape = (/'shape': \((.*?)\)/.exec(header)[1].match(/\d+/g) || []).map(Number);
+  const numbers = bytes.buffer.slice(bytes.byteOffset + start, bytes.byteOffset + bytes.length);
+  return array(shape, new KINDS[kind](numbers), kind);
+}
+
+function writeNpy(file, { shape, kind, data }) {
+  const sides = shape.map((side) => `${side},`).join(' ');
+  const header = `{'descr': '${kind}', 'fortran_order': False, 'shape': (${sides}), }`;
+  const length = 64 * Math.ceil((10 + header.length + 1) / 64) - 10;
+  const head = Buffer.from(`\x93NUMPY\x01\x00..${header.padEnd(length - 1)}\n`, 'latin1');
+  head.writeUInt16LE(length, 8);
+  const numbers = KINDS[kind].from(kind === '<i8' ? Array.from(data, BigInt) : data);
+  fs.writeFileSync(file, Buffer.concat([head, Buffer.from(numbers.buffer)]));
+}
+
+// Part k along the first axis; it shares its numbers (and gradients) with the whole.
+function part(whole, k) {
+  const shape = whole.shape.slice(1);
+  const start = k * product(shape);
+  const end = start + product(shape);
+  const view = { shape, kind: whole.kind, data: whole.data.subarray(start, end) };
+  if (whole.grad) view.grad = whole.grad.subarray(start, end);
+  return view;
+}
+
+const parts = (whole) => Array.from({ length: whole.shape[0] }, (_, k) => part(whole, k));
+
+function stack(pieces) {
+  const values = pieces.flatMap(({ data }) => [...data]);
+  return array([pieces.length, ...pieces[0].shape], values, pieces[0].kind);
+}
+
+// The last two axes are height and width; all others count pictures.
+function plane(maps) {
+  const [h, w] = maps.shape.slice(-2);
+  return { h, w, count: maps.data.length / (h * w), leading: maps.shape.slice(0, -2) };
+}
+
+// Calls visit(i, j, ...) for all places of an array with these sides, in C order.
+function each([side, ...rest], visit) {
+  for (let i = 0; i < side; i++) {
+    if (rest.length === 0) visit(i);
+    else each(rest, (...more) => visit(i, ...more));
+  }
+}
+
+// The vectors over channels of x (N, C, h, w): for image n and position p that of n h w + p.
+function vectors(x) {
+  const { h, w } = plane(x);
+  return parts(x).flatMap((image) => {
+    const channels = parts(image).map(({ data }) => data);
+    return Array.from({ length: h * w }, (_, p) => channels.map((channel) => channel[p]));
+  });
+}
+
+// ---- Positions, enlarging and blurring ----
+
+// Where place i of `to` lies on an axis of `from` places.
+const nearest = (i, from, to) => Math.floor((i * from) / to);
+const centres = (i, from, to) => Math.max(((i + 0.5) * from) / to - 0.5, 0);
+const corners = (i, from, to) => (to === 1 ? 0 : (i * (from - 1)) / (to - 1));
+
+function enlarge(maps, [H, W], position) {
+  const { h, w, count, leading } = plane(maps);
+  const out = array([...leading, H, W], null, maps.kind);
+  each([H, W], (y, x) => {
+    const [v, u] = [position(y, h, H), position(x, w, W)];
+    const [top, left] = [Math.floor(v), Math.floor(u)];
+    const bottom = Math.min(top + 1, h - 1);
+    const right = Math.min(left + 1, w - 1);
+    const down = v - top;
+    const across = u - left;
+    for (let n = 0; n < count; n++) {
+      const at = (row, column) => maps.data[(n * h + row) * w + column];
+      const above = at(top, left) * (1 - across) + at(top, right) * across;
+      const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
+      out.data[(n * H + y) * W + x] = above * (1 - down) + below * down;
+    }
+  });
+  return out;
+}
+
+function mirror(k, n) {
+  if (n === 1) return 0;
+  const period = 2 * n - 2;
+  const inside = ((k % period) + period) % period;
+  return inside < n ? inside : period - inside;
+}
+
+function gaussian(sigma) {
+  const radius = Math.trunc(4 * sigma + 0.5);
+  const weights = [];
+  for (let k = -radius; k <= radius; k++) {
+    weights.push(Math.exp((-k * k) / (2 * sigma * sigma)));
+  }
+  const sum = total(weights);
+  return weights.map((weight) => weight / sum);
+}
+
+// Down the columns, then along the rows; each pass is rounded to the kind of the maps.
+function blur(maps, sigma) {
+  const { h, w, count } = plane(maps);
+  const weights = gaussian(sigma);
+  const radius = (weights.length - 1) / 2;
+  const rounded = maps.kind === '<f4' ? Math.fround : Number;
+  const pass = (from, mirrored) => {
+    const out = [];
+    each([count, h, w], (n, y, x) => {
+      const at = (k) => from[n * h * w + mirrored(y, x, k)];
+      let sum = weights[radius] * at(0);
+      for (let k = 1; k <= radius; k++) {
+        sum += weights[radius + k] * (at(-k) + at(k));
+      }
+      out.push(rounded(sum));
+    });
+    return out;
+  };
+  const columns = pass(maps.data, (y, x, k) => mirror(y + k, h) * w + x);
+  const rows = pass(columns, (y, x, k) => y * w + mirror(x + k, w));
+  return array(maps.shape, rows, maps.kind);
+}
+
+function largest(maps) {
+  const values = parts(maps).map(({ data }) => data.reduce((a, b) => Math.max(a, b)));
+  return array([maps.shape[0]], values, maps.kind);
+}
+
+// ---- Image files ----
+
+// Undoes the filters of a PNG's rows: every byte was stored less a guess from its neighbours.
+function unfilter(bytes, rowLength, step) {
+  const rows = [];
+  let above = new Uint8Array(rowLength);
+  for (let start = 0; start < bytes.length; start += rowLength + 1) {
+    const row = new Uint8Array(rowLength);
+    for (let x = 0; x < rowLength; x++) {
+      const a = x < step ? 0 : row[x - step];
+      const b = above[x];
+      const c = x < step ? 0 : above[x - step];
+      const [toA, toB, toC] = [a, b, c].map((byte) => Math.abs(a + b - c - byte));
+      const nearestByte = toA <= toB && toA <= toC ? a : toB <= toC ? b : c;
+      const guess = [0, a, b, (a + b) >> 1, nearestByte][bytes[start]];
+      row[x] = bytes[start + 1 + x] + guess;
+    }
+    rows.push(row);
+    above = row;
+  }
+  return rows;
+}
+
+// The pixels of a PNG with 8 or 16 bits a channel, not interlaced: {w, h, pixel(y, x), exif}.
+function readPng(file) {
+  const chunks = { IDAT: [] };
+  for (let at = 8; at < file.length; at += 12 + file.readUInt32BE(at)) {
+    const type = file.toString('latin1', at + 4, at + 8);
+    const body = file.subarray(at + 8, at + 8 + file.readUInt32BE(at));
+    if (type === 'IDAT') chunks.IDAT.push(body);
+    else chunks[type] = body;
+  }
+  const w = chunks.IHDR.readUInt32BE(0);
+  const h = chunks.IHDR.readUInt32BE(4);
+  const [bits, colour, , , interlaced] = chunks.IHDR.subarray(8);
+  if (bits < 8 || interlaced) throw new Error('a PNG of less than 8 bits, or interlaced');
+  const channels = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }[colour];
+  const step = (channels * bits) / 8;
+  const rows = unfilter(zlib.inflateSync(Buffer.concat(chunks.IDAT)), w * step, step);
+  const byte = (y, x, c) => {
+    const at = x * step + (c * bits) / 8;
+    if (bits === 8) return rows[y][at];
+    if (channels > 2) return rows[y][at];
+    return Math.floor((rows[y][at] * 256 + rows[y][at + 1] + 128) / 257);
+  };
+  const pixel = (y, x) => {
+    const first = byte(y, x, 0);
+    if (colour === 3) return [...chunks.PLTE.subarray(3 * first, 3 * first + 3)];
+    return channels < 3 ? [first, first, first] : [first, byte(y, x, 1), byte(y, x, 2)];
+  };
+  return { w, h, pixel, exif: chunks.eXIf };
+}
+
+// The orientation in a block of EXIF data, 1 where there is none.
+function orientation(exif) {
+  if (!exif) return 1;
+  const little = exif[0] === 0x49;
+  const short = (at) => (little ? exif.readUInt16LE(at) : exif.readUInt16BE(at));
+  const start = little ? exif.readUInt32LE(4) : exif.readUInt32BE(4);
+  for (let entry = 0; entry < short(start); entry++) {
+    const at = start + 2 + 12 * entry;
+    if (short(at) === 0x0112) return short(at + 8);
+  }
+  return 1;
+}
+
+// The order in which a JPEG stores the 8 x 8 frequencies of a block: along its diagonals.
+function zigzag() {
+  const places = [...Array(64).keys()];
+  const diagonal = (i) => (i >> 3) + (i & 7);
+  const along = (i) => (diagonal(i) % 2 ? i >> 3 : i & 7);
+  return places.sort((i, j) => diagonal(i) - diagonal(j) || along(i) - along(j));
+}
+
+function blockPixels(frequencies) {
+  const wave = (x, u) => (u ? 1 : Math.SQRT1_2) * Math.cos(((2 * x + 1) * u * Math.PI) / 16);
+  return frequencies.map((_, i) => {
+    let sum = 0;
+    frequencies.forEach((f, k) => {
+      sum += f * wave(i >> 3, k >> 3) * wave(i & 7, k & 7);
+    });
+    return Math.round(sum / 4 + 128);
+  });
+}
+
+// A table of a JPEG's words, {"number of bits, bits": symbol}.
+function words(body) {
+  const table = {};
+  let code = 0;
+  let at = 17;
+  for (let length = 1; length <= 16; length++) {
+    for (let k = 0; k < body[length]; k++) {
+      table[`${length},${code}`] = body[at];
+      code += 1;
+      at += 1;
+    }
+    code *= 2;
+  }
+  return table;
+}
+
+// The pixels of a baseline JPEG without subsampled colours or restarts: {w, h, pixel, exif}.
+function readJpeg(file) {
+  const [scales, tables] = [{}, {}];
+  let frame;
+  let exif;
+  let at = 2;
+  while (file[at + 1] !== 0xda) {
+    let body = file.subarray(at + 4, at + 2 + file.readUInt16BE(at + 2));
+    if (file[at + 1] === 0xe1) exif = body.subarray(6);
+    if (file[at + 1] === 0xc0) frame = body;
+    while (file[at + 1] === 0xdb && body.length > 0) {
+      scales[body[0]] = body.subarray(1, 65);
+      body = body.subarray(65);
+    }
+    while (file[at + 1] === 0xc4 && body.length > 0) {
+      tables[body[0]] = words(body);
+      body = body.subarray(17 + total(body.subarray(1, 17)));
+    }
+    at += 2 + file.readUInt16BE(at + 2);
+  }
+  const scan = file.subarray(at + 4);
+  at += 2 + file.readUInt16BE(at + 2);
+  let left = 0;
+  const bit = () => {
+    if (left === 0) left = 8;
+    left -= 1;
+    const value = (file[at] >> left) & 1;
+    if (left === 0) at += file[at] === 0xff ? 2 : 1;
+    return value;
+  };
+  const bits = (n) => Array.from({ length: n }, bit).reduce((sum, b) => 2 * sum + b, 0);
+  const word = (table) => {
+    let [length, code] = [0, 0];
+    while (!(`${length},${code}` in table)) {
+      code = 2 * code + bit();
+      length += 1;
+    }
+    return table[`${length},${code}`];
+  };
+  const signed = (n) => {
+    const value = bits(n);
+    return n > 0 && value < 2 ** (n - 1) ? value - 2 ** n + 1 : value;
+  };
+  const [h, w, count] = [frame.readUInt16BE(1), frame.readUInt16BE(3), frame[5]];
+  const sampled = Array.from({ length: count }, (_, c) => frame[7 + 3 * c]);
+  if (count === 3 && sampled.some((s) => s !== 0x11)) throw new Error('a JPEG with subsampling');
+  const order = zigzag();
+  const constants = [0, 0, 0];
+  const across = Math.ceil(w / 8);
+  const blocks = [];
+  while (blocks.length < across * Math.ceil(h / 8)) {
+    const channels = [];
+    for (let c = 0; c < count; c++) {
+      const scale = scales[frame[8 + 3 * c]];
+      const frequencies = new Array(64).fill(0);
+      constants[c] += signed(word(tables[scan[2 + 2 * c] >> 4]));
+      frequencies[0] = constants[c] * scale[0];
+      for (let k = 1; k < 64; k++) {
+        const symbol = word(tables[16 + (scan[2 + 2 * c] & 15)]);
+        if (symbol === 0) break;
+        k += symbol >> 4;
+        frequencies[order[k]] = signed(symbol & 15) * scale[k];
+      }
+      channels.push(blockPixels(frequencies));
+    }
+    blocks.push(channels);
+  }
+  const clip = (level) => Math.min(Math.max(Math.round(level), 0), 255);
+  const pixel = (y, x) => {
+    const channels = blocks[(y >> 3) * across + (x >> 3)];
+    const [Y, Cb, Cr] = channels.map((channel) => channel[(y & 7) * 8 + (x & 7)]);
+    if (count === 1) return [Y, Y, Y].map(clip);
+    const red = Y + 1.402 * (Cr - 128);
+    const green = Y - 0.344136 * (Cb - 128) - 0.714136 * (Cr - 128);
+    const blue = Y + 1.772 * (Cb - 128);
+    return [red, green, blue].map(clip);
+  };
+  return { w, h, pixel, exif };
+}
+
+function decode({ image }) {
+  const { w, h, pixel, exif } = image[0] === 0xff ? readJpeg(image) : readPng(image);
+  const turn = orientation(exif);
+  const [H, W] = turn > 4 ? [w, h] : [h, w];
+  const pixels = [];
+  each([H, W], (y, x) => {
+    let [row, column] = turn > 4 ? [x, y] : [y, x];
+    if ([3, 4, 6, 7].includes(turn)) row = h - 1 - row;
+    if ([2, 3, 7, 8].includes(turn)) column = w - 1 - column;
+    pixels.push(...pixel(row, column));
+  });
+  return { image: array([H, W, 3], pixels, '|u1') };
+}
+
+// ---- Before the models ----
+
+function toEven(x) {
+  const nearby = Math.round(x);
+  return nearby - x === 0.5 && nearby % 2 !== 0 ? nearby - 1 : nearby;
+}
+
+// The two pixels of n between which pixel x of m lies, and their weights.
+function between(x, n, m, clipWeights) {
+  const scale = 1 / (m / n);
+  const position = Math.fround((x + 0.5) * scale - 0.5);
+  const i = Math.floor(position);
+  let f = Math.fround(position - i);
+  if (clipWeights && (i < 0 || i >= n - 1)) f = 0;
+  const clip = (k) => Math.min(Math.max(k, 0), n - 1);
+  const first = toEven(2048 * Math.fround(1 - f));
+  const second = toEven(2048 * f);
+  return { i: clip(i), j: clip(i + 1), first, second };
+}
+
+function resize({ image, size }) {
+  const [h, w] = image.shape;
+  const [H, W] = size.data;
+  const out = array([H, W, 3], null, '|u1');
+  each([H, W, 3], (y, x, c) => {
+    const row = between(y, h, H, false);
+    const column = between(x, w, W, true);
+    const along = (j) => {
+      const left = image.data[(j * w + column.i) * 3 + c] * column.first;
+      const right = image.data[(j * w + column.j) * 3 + c] * column.second;
+      return left + right;
+    };
+    const upper = (row.first * (along(row.i) >> 4)) >> 16;
+    const lower = (row.second * (along(row.j) >> 4)) >> 16;
+    out.data[(y * W + x) * 3 + c] = (upper + lower + 2) >> 2;
+  });
+  return { image: out };
+}
+
+const resizeMask = ({ mask, size }) => ({ mask: enlarge(mask, size.data, nearest) });
+
+function normalise({ images }) {
+  const means = [0.485, 0.456, 0.406];
+  const deviations = [0.229, 0.224, 0.225];
+  const { h, w } = plane(images);
+  const values = images.data.map((x, i) => {
+    const c = Math.floor(i / (h * w)) % 3;
+    return (x / 255 - means[c]) / deviations[c];
+  });
+  return { images: array(images.shape, values) };
+}
+
+// Where tiles start; calls visit(tile, its pixel, the image's pixel) for all inside the image.
+function everyTile([H, W, h, w, down, across], visit) {
+  const rows = Math.ceil((H - h) / down) + 1;
+  const columns = Math.ceil((W - w) / across) + 1;
+  const tops = Array.from({ length: rows }, (_, i) => i * down);
+  const lefts = Array.from({ length: columns }, (_, j) => j * across);
+  each([rows, columns, h, w], (i, j, y, x) => {
+    const [row, column] = [tops[i] + y, lefts[j] + x];
+    if (row < H && column < W) visit(i * columns + j, y * w + x, row * W + column);
+  });
+  return { rows, columns, tops, lefts };
+}
+
+function tile({ images, grid }) {
+  const [H, W, h, w] = grid.data;
+  const [N, C] = images.shape;
+  const { rows, columns } = everyTile(grid.data, () => {});
+  const tiles = array([rows, columns, N, C, h, w], null, images.kind);
+  everyTile(grid.data, (k, inside, pixel) => {
+    for (let n = 0; n < N * C; n++) {
+      tiles.data[(k * N * C + n) * h * w + inside] = images.data[n * H * W + pixel];
+    }
+  });
+  return { tiles };
+}
+
+// ---- Layers of networks, with their gradients ----
+
+// While a loss is computed for training, every layer leaves here how it passes gradients back.
+let tape = null;
+
+const record = (step) => tape && tape.push(step);
+
+const gradient = (x) => (x.grad ??= zeros(x.shape));
+
+// Calls visit(i, o, k) for every product small[o] += large[i] * weights[k] of a convolution.
+function everyProduct(large, small, weights, stride, padding, visit) {
+  const [, C, H, W] = large.shape;
+  const [N, D, h, w] = small.shape;
+  const side = weights.shape[3];
+  each([N, D, C, h, w], (n, d, c, y, x) => {
+    const o = ((n * D + d) * h + y) * w + x;
+    for (let dy = 0; dy < side; dy++) {
+      const row = y * stride + dy - padding;
+      if (row < 0 || row >= H) continue;
+      for (let dx = 0; dx < side; dx++) {
+        const column = x * stride + dx - padding;
+        if (column < 0 || column >= W) continue;
+        const i = ((n * C + c) * H + row) * W + column;
+        const k = ((d * C + c) * side + dy) * side + dx;
+        visit(i, o, k);
+      }
+    }
+  });
+}
+
+// With `up` transposed, 2 x 2 with stride 2: the products are those of a convolution from out to x.
+function convolution(x, weights, stride, padding, { bias, up } = {}) {
+  const [N, , H, W] = x.shape;
+  const [D, C, side] = weights.shape;
+  const h = Math.floor((H + 2 * padding - side) / stride) + 1;
+  const w = Math.floor((W + 2 * padding - side) / stride) + 1;
+  const out = array(up ? [N, C, 2 * H, 2 * W] : [N, D, h, w]);
+  const products = (visit) => {
+    if (up) everyProduct(out, x, weights, 2, 0, (o, i, k) => visit(i, o, k));
+    else everyProduct(x, out, weights, stride, padding, visit);
+  };
+  const channel = (o) => Math.floor(o / (h * w)) % D;
+  if (bias) out.data.forEach((_, o) => { out.data[o] = bias.data[channel(o)]; });
+  products((i, o, k) => {
+    out.data[o] += x.data[i] * weights.data[k];
+  });
+  record(() => {
+    const [dx, dout, dweights] = [x, out, weights].map(gradient);
+    products((i, o, k) => {
+      dx[i] += dout[o] * weights.data[k];
+      dweights[k] += dout[o] * x.data[i];
+    });
+    if (bias) dout.forEach((slope, o) => { gradient(bias)[channel(o)] += slope; });
+  });
+  return out;
+}
+
+// With the running statistics, or, in training, with the batch's, which move the running ones.
+function batchNorm(x, parameters) {
+  const [N, C, H, W] = x.shape;
+  const count = N * H * W;
+  const [weight, bias, runningMean, runningVariance] = parts(parameters).map((row) => row.data);
+  const out = array(x.shape);
+  for (let c = 0; c < C; c++) {
+    const own = [];
+    each([N, H * W], (n, p) => own.push((n * C + c) * H * W + p));
+    let mean = runningMean[c];
+    let variance = runningVariance[c];
+    if (tape) {
+      mean = total(own.map((i) => x.data[i])) / count;
+      variance = total(own.map((i) => (x.data[i] - mean) ** 2)) / count;
+      const unbiased = (variance * count) / (count - 1);
+      runningMean[c] += 0.1 * (mean - runningMean[c]);
+      runningVariance[c] += 0.1 * (unbiased - runningVariance[c]);
+    }
+    const deviation = Math.sqrt(variance + 1e-5);
+    const unit = (i) => (x.data[i] - mean) / deviation;
+    for (const i of own) out.data[i] = unit(i) * weight[c] + bias[c];
+    record(() => {
+      const [dx, dout, dparameters] = [x, out, parameters].map(gradient);
+      const dbias = total(own.map((i) => dout[i]));
+      const dweight = total(own.map((i) => dout[i] * unit(i)));
+      for (const i of own) {
+        const rest = dout[i] - dbias / count - (unit(i) * dweight) / count;
+        dx[i] += (rest * weight[c]) / deviation;
+      }
+      dparameters[c] += dweight;
+      dparameters[C + c] += dbias;
+    });
+  }
+  return out;
+}
+
+function relu(x) {
+  const out = array(x.shape, x.data.map((value) => Math.max(value, 0)));
+  record(() => {
+    const [dx, dout] = [x, out].map(gradient);
+    dout.forEach((slope, i) => { dx[i] += x.data[i] > 0 ? slope : 0; });
+  });
+  return out;
+}
+
+function add(x, y) {
+  const out = array(x.shape, x.data.map((value, i) => value + y.data[i]));
+  record(() => {
+    const [dx, dy, dout] = [x, y, out].map(gradient);
+    dout.forEach((slope, i) => { dx[i] += slope; });
+    dout.forEach((slope, i) => { dy[i] += slope; });
+  });
+  return out;
+}
+
+// For each number of a part (N, c, h, w) of x (N, C, H, W), first channel first, its place in x.
+function within(x, [N, channels, h, w], first) {
+  const [, C, H, W] = x.shape;
+  const found = [];
+  each([N, channels, h, w], (n, c, y, z) => {
+    found.push(((n * C + first + c) * H + y) * W + z);
+  });
+  return found;
+}
+
+// The first channels, rows and columns of x.
+function crop(x, [channels, h, w]) {
+  const shape = [x.shape[0], channels, h, w];
+  const from = within(x, shape, 0);
+  const out = array(shape, from.map((i) => x.data[i]));
+  record(() => {
+    const [dx, dout] = [x, out].map(gradient);
+    from.forEach((i, o) => { dx[i] += dout[o]; });
+  });
+  return out;
+}
+
+function concatenate(layers) {
+  const [N, , h, w] = layers[0].shape;
+  const out = array([N, total(layers.map((x) => x.shape[1])), h, w]);
+  let channel = 0;
+  for (const x of layers) {
+    const to = within(out, x.shape, channel);
+    channel += x.shape[1];
+    to.forEach((o, i) => { out.data[o] = x.data[i]; });
+    record(() => {
+      const [dx, dout] = [x, out].map(gradient);
+      to.forEach((o, i) => { dx[i] += dout[o]; });
+    });
+  }
+  return out;
+}
+
+// Combines the 3 x 3 numbers around every stride-th pixel, as far as they are inside the map.
+function pool(x, stride, start, combine) {
+  const { h: H, w: W, count, leading } = plane(x);
+  const h = Math.floor((H - 1) / stride) + 1;
+  const w = Math.floor((W - 1) / stride) + 1;
+  const out = array([...leading, h, w]);
+  out.data.fill(start);
+  each([count, h, w, 3, 3], (n, y, z, dy, dz) => {
+    const row = y * stride + dy - 1;
+    const column = z * stride + dz - 1;
+    if (row < 0 || row >= H || column < 0 || column >= W) return;
+    const o = (n * h + y) * w + z;
+    out.data[o] = combine(out.data[o], x.data[(n * H + row) * W + column]);
+  });
+  return out;
+}
+
+// A residual block; `up` doubles the size instead of dividing it by the stride.
+function block(x, weights, name, stride, up = false) {
+  const change = (tensor, padding) => convolution(x, tensor, stride, padding, { up });
+  const w = (rest) => weights[`${name}.${rest}`];
+  let y = relu(batchNorm(change(w('conv1'), 1), w('bn1')));
+  y = batchNorm(convolution(y, w('conv2'), 1, 1), w('bn2'));
+  const side = w('downsample.0') ? 'downsample' : 'shortcut';
+  if (!w(`${side}.0`)) return relu(add(y, x));
+  return relu(add(y, batchNorm(change(w(`${side}.0`), 0), w(`${side}.1`))));
+}
+
+function backbone({ images, weights }) {
+  let x = convolution(images, weights.conv1, 2, 3);
+  x = pool(relu(batchNorm(x, weights.bn1)), 2, -Infinity, Math.max);
+  const layer1 = block(x, weights, 'layer1', 1);
+  const layer2 = block(layer1, weights, 'layer2', 2);
+  const layer3 = block(layer2, weights, 'layer3', 2);
+  return { layer1, layer2, layer3 };
+}
+
+// ---- PaDiM ----
+
+const score = ({ map }) => ({ score: largest(map) });
+
+function padimEmbedding({ layer1, layer2, layer3, channels }) {
+  const { h, w } = plane(layer1);
+  const grown = [layer2, layer3].map((layer) => enlarge(layer, [h, w], nearest));
+  const images = parts(concatenate([layer1, ...grown]));
+  const chosen = images.map((image) => stack([...channels.data].map((k) => part(image, k))));
+  return { embedding: stack(chosen) };
+}
+
+// C with C times its transposed = sigma, for a list of rows.
+function cholesky(sigma) {
+  const C = sigma.map((row) => row.map(() => 0));
+  for (let i = 0; i < C.length; i++) {
+    for (let j = 0; j <= i; j++) {
+      let rest = sigma[i][j];
+      for (let k = 0; k < j; k++) rest -= C[i][k] * C[j][k];
+      C[i][j] = i === j ? Math.sqrt(rest) : rest / C[j][j];
+    }
+  }
+  return C;
+}
+
+function invertLower(C) {
+  const inverse = C.map((row) => row.map(() => 0));
+  for (let i = 0; i < C.length; i++) {
+    for (let j = 0; j <= i; j++) {
+      let sum = i === j ? 1 : 0;
+      for (let k = j; k < i; k++) sum -= C[i][k] * inverse[k][j];
+      inverse[i][j] = sum / C[i][i];
+    }
+  }
+  return inverse;
+}
+
+function padimParameters({ embedding }) {
+  const [N, D, h, w] = embedding.shape;
+  const all = vectors(embedding);
+  const means = [];
+  const factors = [];
+  for (let p = 0; p < h * w; p++) {
+    const own = all.filter((_, i) => i % (h * w) === p);
+    const mean = own[0].map((_, d) => total(own.map((x) => x[d])) / N);
+    const sigma = mean.map((a, i) => mean.map((b, j) => {
+      const products = own.map((x) => (x[i] - a) * (x[j] - b));
+      const covariance = total(products) / (N - 1);
+      return i === j ? covariance + 0.01 : covariance;
+    }));
+    const inverse = invertLower(cholesky(sigma));
+    means.push(...mean);
+    each([D, D], (i, j) => { if (i <= j) factors.push(inverse[j][i]); });
+  }
+  const sides = [h * w, (D * (D + 1)) / 2];
+  return { mean: array([h * w, D], means), factors: array(sides, factors) };
+}
+
+function padimMap({ embedding, mean, factors, size }) {
+  const [N, D, h, w] = embedding.shape;
+  const values = vectors(embedding).map((x, i) => {
+    const own = i % (h * w);
+    const factor = part(factors, own).data;
+    const centre = part(mean, own).data;
+    const image = zeros([D]);
+    let k = 0;
+    for (let row = 0; row < D; row++) {
+      for (let column = row; column < D; column++) {
+        image[column] += factor[k] * (x[row] - centre[row]);
+        k += 1;
+      }
+    }
+    return Math.hypot(...image);
+  });
+  const distances = array([N, h, w], values);
+  return { distances, map: blur(enlarge(distances, size.data, centres), 4) };
+}
+
+// ---- PatchCore ----
+
+function patchcoreEmbedding({ layer2, layer3 }) {
+  const [mean2, mean3] = [layer2, layer3].map((layer) => {
+    const sums = pool(layer, 1, 0, (sum, x) => sum + x);
+    return array(sums.shape, sums.data.map((sum) => sum / 9));
+  });
+  const grown = enlarge(mean3, layer2.shape.slice(2), centres);
+  return { embedding: concatenate([mean2, grown]) };
+}
+
+const distance = (a, b) => Math.hypot(...a.map((x, i) => x - b[i]));
+
+function patchcoreParameters({ patches, projection, first, count, include_first: included }) {
+  const rows = parts(projection).map(({ data }) => [...data]);
+  const points = parts(patches).map(({ data }) =>
+    rows.map((row) => total(row.map((x, d) => x * data[d]))));
+  const chosen = included ? [first] : [];
+  const distances = points.map((point) => distance(point, points[first]));
+  while (chosen.length < count) {
+    const left = [...points.keys()].filter((i) => !chosen.includes(i));
+    const largestLeft = Math.max(...left.map((i) => distances[i]));
+    const farthest = left.find((i) => distances[i] === largestLeft);
+    chosen.push(farthest);
+    points.forEach((point, i) => {
+      distances[i] = Math.min(distances[i], distance(point, points[farthest]));
+    });
+  }
+  const bank = stack(chosen.map((i) => part(patches, i)));
+  return { chosen: array([count], chosen, '<i8'), bank };
+}
+
+// For each patch of all images: its vector, its nearest member of the bank, and how far that is.
+function nearestInBank(embedding, members) {
+  return vectors(embedding).map((x) => {
+    const all = members.map((member) => distance(x, member));
+    const smallest = Math.min(...all);
+    return { x, distance: smallest, member: all.indexOf(smallest) };
+  });
+}
+
+const membersOf = (bank) => parts(bank).map(({ data }) => [...data]);
+
+function patchcoreMap({ embedding, bank, size }) {
+  const [N, , h, w] = embedding.shape;
+  const found = nearestInBank(embedding, membersOf(bank));
+  const distances = array([N, h, w], found.map((patch) => patch.distance));
+  return { distances, map: blur(enlarge(distances, size.data, nearest), 4) };
+}
+
+function patchcoreScore({ embedding, bank, n_neighbours: b }) {
+  const members = membersOf(bank);
+  const scores = parts(embedding).map((image) => {
+    const found = nearestInBank(stack([image]), members);
+    const s = Math.max(...found.map((patch) => patch.distance));
+    if (b === 1) return s;
+    const { x, member } = found.find((patch) => patch.distance === s);
+    const fromMember = members.map((other) => distance(other, members[member]));
+    fromMember[member] = -1;
+    const order = [...members.keys()].sort((i, j) => fromMember[i] - fromMember[j]);
+    const distances = order.slice(0, b).map((i) => distance(x, members[i]));
+    const top = Math.max(...distances);
+    const powers = distances.map((d) => Math.exp(d - top));
+    return (1 - powers[0] / total(powers)) * s;
+  });
+  return { score: array([scores.length], scores) };
+}
+
+// ---- FastFlow ----
+
+const softplus = (x) => 2 * Math.log1p(Math.exp(x / 2));
+
+function layerNorm(x, weight, bias) {
+  const [, C, h, w] = x.shape;
+  const images = parts(x).map((image) => {
+    const own = [...image.data];
+    const mean = total(own) / own.length;
+    const variance = total(own.map((value) => (value - mean) ** 2)) / own.length;
+    return own.map((value) => (value - mean) / Math.sqrt(variance + 1e-5));
+  });
+  const unit = images.flat();
+  const place = (i) => (i % (h * w)) * C + (Math.floor(i / (h * w)) % C);
+  const values = unit.map((value, i) => value * weight.data[place(i)] + bias.data[place(i)]);
+  const out = array(x.shape, values);
+  record(() => {
+    gradient(out).forEach((slope, i) => {
+      gradient(weight)[place(i)] += slope * unit[i];
+      gradient(bias)[place(i)] += slope;
+    });
+  });
+  return out;
+}
+
+// One block after its two convolutions gave `net`; logDet (N,) is added to.
+function coupling(y, net, scale, offset, order, logDet) {
+  const [N, C, h, w] = y.shape;
+  const half = (C / 2) * h * w;
+  const out = array(y.shape);
+  // Number i of y (image n, channel c) becomes `value`, times g goes to number o.
+  const everyNumber = (visit) => each([N, C, h * w], (n, k, p) => {
+    const c = order.data[k];
+    const i = (n * C + c) * h * w + p;
+    const o = (n * C + k) * h * w + p;
+    const g = 0.1 * softplus(scale.data[c]);
+    const second = c >= C / 2;
+    const l = second ? 2 * Math.tanh(0.1 * net.data[i - half]) : 0;
+    const b = second ? 0.1 * net.data[i] : 0;
+    visit({ n, c, i, o, g, second, l, value: y.data[i] * Math.exp(l) + b });
+  });
+  everyNumber(({ n, c, o, g, l, value }) => {
+    out.data[o] = g * value + offset.data[c];
+    logDet.data[n] += l + Math.log(g);
+  });
+  record(() => {
+    const [dout, dlogDet] = [out, logDet].map(gradient);
+    const [dy, dnet, dscale, doffset] = [y, net, scale, offset].map(gradient);
+    everyNumber(({ n, c, i, o, g, second, l, value }) => {
+      const dvalue = dout[o] * g;
+      const dg = dout[o] * value + dlogDet[n] / g;
+      dscale[c] += (dg * 0.1) / (1 + Math.exp(-scale.data[c] / 2));
+      doffset[c] += dout[o];
+      dy[i] += dvalue * Math.exp(l);
+      if (!second) return;
+      const dl = dvalue * y.data[i] * Math.exp(l) + dlogDet[n];
+      dnet[i - half] += dl * 0.1 * 2 * (1 - (l / 2) ** 2);
+      dnet[i] += dvalue * 0.1;
+    });
+  });
+  return out;
+}
+
+function flow(layer, weights, name) {
+  const w = (rest) => weights[`${name}.${rest}`];
+  const [N, C, height, width] = layer.shape;
+  let y = layerNorm(layer, w('norm_weight'), w('norm_bias'));
+  const logDet = array([N]);
+  for (let k = 0; k < 8; k++) {
+    const own = (rest) => part(w(rest), k);
+    const ya = crop(y, [C / 2, height, width]);
+    const hidden = relu(convolution(ya, own('conv1_weight'), 1, 1, { bias: own('conv1_bias') }));
+    const net = convolution(hidden, own('conv2_weight'), 1, 1, { bias: own('conv2_bias') });
+    y = coupling(y, net, own('global_scale'), own('global_offset'), own('order'), logDet);
+  }
+  return { z: y, logDet };
+}
+
+function flows({ layer1, layer2, layer3, weights }) {
+  return [layer1, layer2, layer3].map((layer, k) => flow(layer, weights, `layer${k + 1}`));
+}
+
+function fastflowEmbedding(inputs) {
+  const [one, two, three] = flows(inputs);
+  const variables = { z1: one.z, z2: two.z, z3: three.z };
+  return { ...variables, log_det1: one.logDet, log_det2: two.logDet, log_det3: three.logDet };
+}
+
+function fastflowLoss(inputs) {
+  const losses = flows(inputs).map(({ z, logDet }) => {
+    const N = z.shape[0];
+    record(() => {
+      z.data.forEach((number, i) => { gradient(z)[i] += number / N; });
+      logDet.data.forEach((_, n) => { gradient(logDet)[n] -= 1 / N; });
+    });
+    return total(z.data.map((number) => 0.5 * number ** 2)) / N - total(logDet.data) / N;
+  });
+  return total(losses);
+}
+
+// One step of Adam for all weights; `memory` keeps the two means of each of them.
+function adam(weights, memory, step, { rate, beta1, beta2, decay }) {
+  for (const [name, { data, grad }] of Object.entries(weights)) {
+    if (!memory[name]) memory[name] = { m: zeros([data.length]), v: zeros([data.length]) };
+    const { m, v } = memory[name];
+    data.forEach((weight, i) => {
+      const slope = grad[i] + decay * weight;
+      m[i] = beta1 * m[i] + (1 - beta1) * slope;
+      v[i] = beta2 * v[i] + (1 - beta2) * slope ** 2;
+      const mean = m[i] / (1 - beta1 ** step);
+      const square = v[i] / (1 - beta2 ** step);
+      data[i] -= (rate * mean) / (Math.sqrt(square) + 1e-8);
+    });
+  }
+}
+
+function train(inputs, loss, trained, settings) {
+  const memory = {};
+  const before = loss(inputs);
+  for (let step = 1; step <= inputs.steps; step++) {
+    for (const weight of Object.values(inputs.weights)) weight.grad = zeros(weight.shape);
+    tape = [];
+    loss(inputs);
+    const steps = tape.reverse();
+    tape = null;
+    for (const backwards of steps) backwards();
+    adam(trained, memory, step, settings);
+  }
+  return { loss_before: before, loss_after: loss(inputs), ...trained };
+}
+
+function fastflowParameters(inputs) {
+  const learned = Object.entries(inputs.weights).filter(([name]) => !name.endsWith('.order'));
+  const settings = { rate: 0.001, beta1: 0.9, beta2: 0.999, decay: 1e-5 };
+  return train(inputs, fastflowLoss, Object.fromEntries(learned), settings);
+}
+
+function fastflowMap({ z1, z2, z3, size }) {
+  const map = array([z1.shape[0], ...size.data]);
+  for (const z of [z1, z2, z3]) {
+    const [N, C, h, w] = z.shape;
+    const likelihoods = vectors(z).map((x) => {
+      const meanSquare = total(x.map((number) => number ** 2)) / C;
+      return -Math.exp(-0.5 * meanSquare);
+    });
+    const grown = enlarge(array([N, h, w], likelihoods), size.data, centres);
+    grown.data.forEach((number, i) => { map.data[i] += number / 3; });
+  }
+  return { map };
+}
+
+// ---- Reverse Distillation ----
+
+// The decoded layers 3, 2 and 1; only what is returned is cut.
+function decoder({ layer1, layer2, layer3, weights }) {
+  const w = (rest) => weights[`bottleneck.${rest}`];
+  const reduce = (x, kernel, norm) => relu(batchNorm(convolution(x, w(kernel), 2, 1), w(norm)));
+  const from1 = reduce(reduce(layer1, 'fuse1.0', 'fuse1.1'), 'fuse1.3', 'fuse1.4');
+  const from2 = reduce(layer2, 'fuse2.0', 'fuse2.1');
+  let x = concatenate([from1, from2, layer3]);
+  x = block(x, weights, 'bottleneck.embed.0', 2);
+  x = block(x, weights, 'bottleneck.embed.1', 1);
+  return [layer3, layer2, layer1].map((layer, k) => {
+    const name = `decoder.to_layer${3 - k}`;
+    x = block(x, weights, `${name}.0`, 2, true);
+    x = block(x, weights, `${name}.1`, 1);
+    return crop(x, layer.shape.slice(1));
+  });
+}
+
+function reverseDistillationEmbedding(inputs) {
+  const [decoded3, decoded2, decoded1] = decoder(inputs);
+  return { decoded1, decoded2, decoded3 };
+}
+
+// For every position (N, h, w): the cosine over channels and the two lengths.
+function cosines(layer, decoded) {
+  const others = vectors(decoded);
+  return vectors(layer).map((a, i) => {
+    const b = others[i];
+    const lengthA = Math.max(Math.hypot(...a), 1e-8);
+    const lengthB = Math.max(Math.hypot(...b), 1e-8);
+    const cosine = total(a.map((x, c) => x * b[c])) / (lengthA * lengthB);
+    return { cosine, lengthA, lengthB };
+  });
+}
+
+function reverseDistillationLoss(inputs) {
+  const layers = [inputs.layer3, inputs.layer2, inputs.layer1];
+  const losses = decoder(inputs).map((decoded, k) => {
+    const layer = layers[k];
+    const [, C, h, w] = layer.shape;
+    const all = cosines(layer, decoded);
+    record(() => {
+      const slopes = gradient(decoded);
+      slopes.forEach((_, i) => {
+        const position = Math.floor(i / (C * h * w)) * h * w + (i % (h * w));
+        const { cosine, lengthA, lengthB } = all[position];
+        const along = layer.data[i] / (lengthA * lengthB);
+        const across = (cosine * decoded.data[i]) / lengthB ** 2;
+        slopes[i] -= (along - across) / all.length;
+      });
+    });
+    return total(all.map(({ cosine }) => 1 - cosine)) / all.length;
+  });
+  return total(losses);
+}
+
+function reverseDistillationParameters(inputs) {
+  const settings = { rate: 0.005, beta1: 0.5, beta2: 0.999, decay: 0 };
+  return train(inputs, reverseDistillationLoss, inputs.weights, settings);
+}
+
+function reverseDistillationMap({ size, ...layers }) {
+  const map = array([layers.layer1.shape[0], ...size.data]);
+  map.data.fill(1);
+  for (const k of [1, 2, 3]) {
+    const [N, , h, w] = layers[`layer${k}`].shape;
+    const all = cosines(layers[`layer${k}`], layers[`decoded${k}`]);
+    const differences = array([N, h, w], all.map(({ cosine }) => 1 - cosine));
+    const grown = enlarge(differences, size.data, corners);
+    grown.data.forEach((number, i) => { map.data[i] *= number; });
+  }
+  return { map: blur(map, 4) };
+}
+
+// ---- After the models ----
+
+function untile({ maps, grid }) {
+  const [H, W, h, w] = grid.data;
+  const N = maps.shape[2];
+  const map = array([N, H, W], null, maps.kind);
+  const covering = zeros([H, W]);
+  everyTile(grid.data, (k, inside, pixel) => {
+    covering[pixel] += 1;
+    for (let n = 0; n < N; n++) {
+      map.data[n * H * W + pixel] += maps.data[(k * N + n) * h * w + inside];
+    }
+  });
+  map.data.forEach((sum, i) => { map.data[i] = sum / covering[i % (H * W)]; });
+  return { map };
+}
+
+function meanScore({ scores }) {
+  const [rows, columns, N] = scores.shape;
+  const score = array([N]);
+  scores.data.forEach((value, i) => { score.data[i % N] += value / (rows * columns); });
+  return { score };
+}
+
+// Whether each of n pixels is near a start or an end, inside the image, of a tile.
+function nearBorder(n, starts, side, width) {
+  const reach = Math.trunc(width * side);
+  const near = new Array(n).fill(false);
+  for (const border of starts.flatMap((start) => [start, start + side])) {
+    if (border <= 0 || border >= n) continue;
+    const end = Math.min(border + reach, n);
+    for (let pixel = Math.max(border - reach, 0); pixel < end; pixel++) near[pixel] = true;
+  }
+  return near;
+}
+
+function seamMask({ grid, width }) {
+  const [H, W, h, w] = grid.data;
+  const { tops, lefts } = everyTile(grid.data, () => {});
+  const rows = nearBorder(H, tops, h, width);
+  const columns = nearBorder(W, lefts, w, width);
+  const mask = rows.flatMap((row) => columns.map((column) => row || column));
+  return { mask: array([H, W], mask, '|b1') };
+}
+
+function smoothing({ maps, grid, width, sigma }) {
+  const { mask } = seamMask({ grid, width });
+  const blurred = blur(maps, sigma).data;
+  const values = maps.data.map((x, i) => (mask.data[i % mask.data.length] ? blurred[i] : x));
+  return { maps: array(maps.shape, values, maps.kind) };
+}
+
+function threshold({ scores, labels }) {
+  if (!labels.data.some((label) => label !== 0)) return { threshold: Math.max(...scores.data) };
+  let best = { threshold: NaN, f1: -1 };
+  for (const candidate of [...scores.data].sort((a, b) => a - b)) {
+    let found = 0;
+    let wrong = 0;
+    scores.data.forEach((score, i) => {
+      if (score >= candidate && labels.data[i] !== 0) found += 1;
+      if ((score >= candidate) !== (labels.data[i] !== 0)) wrong += 1;
+    });
+    const f1 = (2 * found) / (2 * found + wrong);
+    if (f1 > best.f1) best = { threshold: candidate, f1 };
+  }
+  return best;
+}
+
+function normalisation({ values, threshold: middle, minimum, maximum }) {
+  const range = maximum - minimum;
+  const out = values.data.map((x) => {
+    const y = range > 0 ? (x - middle) / range + 0.5 : Math.sign(x - middle) / 2 + 0.5;
+    return Math.min(Math.max(y, 0), 1);
+  });
+  return { values: array(values.shape, out) };
+}
+
+function regions({ masks }) {
+  const [, h, w] = masks.shape;
+  const labels = array(masks.shape, null, '<i4');
+  const waits = (pixel) => masks.data[pixel] !== 0 && labels.data[pixel] === 0;
+  let region = 0;
+  masks.data.forEach((_, first) => {
+    if (!waits(first)) return;
+    region += 1;
+    const open = [first];
+    while (open.length > 0) {
+      const pixel = open.pop();
+      labels.data[pixel] = region;
+      const x = pixel % w;
+      const y = Math.floor(pixel / w) % h;
+      each([3, 3], (i, j) => {
+        const [row, column] = [y + i - 1, x + j - 1];
+        if (row < 0 || row >= h || column < 0 || column >= w) return;
+        const neighbour = pixel + (i - 1) * w + (j - 1);
+        if (waits(neighbour)) open.push(neighbour);
+      });
+    }
+  });
+  return { labels };
+}
+
+function auroc({ scores, labels }) {
+  const anomalous = scores.data.filter((_, i) => labels.data[i] !== 0);
+  const normal = scores.data.filter((_, i) => labels.data[i] === 0);
+  let wins = 0;
+  for (const high of anomalous) {
+    for (const low of normal) {
+      if (high > low) wins += 1;
+      if (high === low) wins += 0.5;
+    }
+  }
+  return { auroc: wins / (anomalous.length * normal.length) };
+}
+
+function aupro({ maps, masks, fpr_limit: limit }) {
+  const labels = regions({ masks }).labels.data;
+  const count = labels.reduce((a, b) => Math.max(a, b));
+  const sizes = new Array(count + 1).fill(0);
+  labels.forEach((region) => { sizes[region] += 1; });
+  const falling = [...maps.data.keys()].sort((a, b) => {
+    if (maps.data[a] === maps.data[b]) return 0;
+    return maps.data[a] < maps.data[b] ? 1 : -1;
+  });
+  let [y, area, foundNormal] = [0, 0, 0];
+  let [pointX, pointY] = [0, 0];
+  falling.forEach((pixel, rank) => {
+    const region = labels[pixel];
+    if (region === 0) foundNormal += 1;
+    else y += 1 / (sizes[region] * count);
+    const x = foundNormal / sizes[0];
+    const next = falling[rank + 1];
+    if (maps.data[next] === maps.data[pixel]) return;
+    const end = Math.min(x, limit);
+    if (end > pointX) {
+      const endY = pointY + ((y - pointY) * (end - pointX)) / (x - pointX);
+      area += ((end - pointX) * (pointY + endY)) / 2;
+    }
+    pointX = x;
+    pointY = y;
+  });
+  return { aupro: area / limit };
+}
+
+// ---- All together ----
+
+function ensemble({ train: normal, test, grid, channels, width, sigma, weights }) {
+  const [, , h, w] = grid.data;
+  const size = array([2], [h, w]);
+  const cut = (images) => tile({ images: normalise({ images }).images, grid }).tiles;
+  const [normalTiles, testTiles] = [normal, test].map(cut);
+  const embed = (images) => {
+    const layers = backbone({ images, weights });
+    return padimEmbedding({ ...layers, channels }).embedding;
+  };
+  const rows = parts(normalTiles).map((row, i) => stack(parts(row).map((images, j) => {
+    const parameters = padimParameters({ embedding: embed(images) });
+    const embedding = embed(part(part(testTiles, i), j));
+    return padimMap({ embedding, ...parameters, size }).map;
+  })));
+  const tileMaps = stack(rows);
+  const tileScores = stack(rows.map((row) => stack(parts(row).map(largest))));
+  const merged = untile({ maps: tileMaps, grid }).map;
+  const map = smoothing({ maps: merged, grid, width, sigma }).maps;
+  const mean = meanScore({ scores: tileScores }).score;
+  return { tile_maps: tileMaps, tile_scores: tileScores, map, score: mean };
+}
+
+const STAGES = {
+  decode, resize, resize_mask: resizeMask, normalise, tile, backbone,
+  'padim.embedding': padimEmbedding, 'padim.parameters': padimParameters,
+  'padim.map': padimMap, 'padim.score': score,
+  'patchcore.embedding': patchcoreEmbedding, 'patchcore.parameters': patchcoreParameters,
+  'patchcore.map': patchcoreMap, 'patchcore.score': patchcoreScore,
+  'fastflow.embedding': fastflowEmbedding, 'fastflow.parameters': fastflowParameters,
+  'fastflow.map': fastflowMap, 'fastflow.score': score,
+  'reverse_distillation.embedding': reverseDistillationEmbedding,
+  'reverse_distillation.parameters': reverseDistillationParameters,
+  'reverse_distillation.map': reverseDistillationMap, 'reverse_distillation.score': score,
+  untile, mean_score: meanScore, seam_mask: seamMask, smoothing,
+  threshold, normalisation, regions, auroc, aupro, ensemble,
+};
+
+// ---- The bundle ----
+
+function value(bundle, manifest, input) {
+  if (input.model) return model(bundle, manifest, input.model);
+  if ('bytes' in input) return fs.readFileSync(path.join(bundle, input.path));
+  const found = input.path
+    ? readNpy(path.join(bundle, input.path))
+    : array(input.shape, input.values, input.dtype);
+  return found.shape.length === 0 ? found.data[0] : found;
+}
+
+function model(bundle, manifest, name) {
+  const tensors = Object.entries(manifest.models[name]);
+  return Object.fromEntries(tensors.map(([key, t]) => [key, value(bundle, manifest, t)]));
+}
+
+function main([bundle, out, ...chosen]) {
+  if (!bundle) return console.log(Object.keys(STAGES).join('\n'));
+  const manifest = JSON.parse(fs.readFileSync(path.join(bundle, 'manifest.json'), 'utf8'));
+  const unknown = chosen.find((name) => !(name in STAGES));
+  if (unknown) throw new Error(`no stage is called ${unknown}`);
+  const names = chosen.length > 0 ? chosen : Object.keys(STAGES);
+  for (const stage of manifest.stages.filter(({ name }) => names.includes(name))) {
+    fs.mkdirSync(path.join(out, stage.name), { recursive: true });
+    for (const { name, inputs } of stage.cases) {
+      const entries = Object.entries(inputs);
+      const given = entries.map(([key, input]) => [key, value(bundle, manifest, input)]);
+      const results = STAGES[stage.name](Object.fromEntries(given));
+      for (const [key, result] of Object.entries(results)) {
+        const whole = typeof result === 'number' ? array([], [result]) : result;
+        writeNpy(path.join(out, stage.name, `${name}.out.${key}.npy`), whole);
+      }
+    }
+  }
+}
+
+main(process.argv.slice(2));
