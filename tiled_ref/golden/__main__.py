@@ -45,14 +45,13 @@ def build_parser():
         "--expect-sha256",
         metavar="HEX",
         type=str.lower,
-        help="refuse any other reference: the SHA-256 of its archive, which the command archive "
-        "prints",
+        help="refuse a reference whose archive has another SHA-256",
     )
     two.add_argument(
         "--arithmetic",
         choices=("float32", "tf32", "float16", "bfloat16"),
         default="float32",
-        help="what the port computes in: leaves room for its rounding (default: float32)",
+        help="what the port computes in (default: float32)",
     )
     two.add_argument(
         "--stage",
@@ -61,9 +60,8 @@ def build_parser():
         metavar="STAGE",
         help="compare these stages only; padim stands for all that start with padim.",
     )
-    two.add_argument(
-        "--json", metavar="FILE", help="write the report to a JSON file too; - prints it instead"
-    )
+    words = "write the report to a JSON file too; - prints it instead"
+    two.add_argument("--json", metavar="FILE", help=words)
     three = commands.add_parser("archive", help="write a bundle as one ZIP file, byte for byte")
     three.add_argument("file", metavar="FILE.zip", help="where to; an earlier one is replaced")
     for command in (two, three):

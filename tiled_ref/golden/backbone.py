@@ -14,7 +14,14 @@ from ..models.backbone import ResNet18Features
 from .compare import close
 from .inputs import CHANNELS, tensor
 from .numbers import Numbers
-from .residual import KERNEL_MISTAKES, NORM_MISTAKES, SAME, Residual, padded_same
+from .residual import (
+    BLOCK_MISTAKES,
+    KERNEL_MISTAKES,
+    NORM_MISTAKES,
+    SAME,
+    Residual,
+    padded_same,
+)
 from .stage import Case, Mistake, Stage, Weights
 
 BN = ("weight", "bias", "running_mean", "running_var")
@@ -144,7 +151,8 @@ def _formula_stem(
     convolved = net.convolved(x, "conv1", 2)
     normalised = net.normalised(convolved, "bn1") if normed else convolved
     x = normalised.relu() if relu else normalised
-    pooled = pool(padded_same(x, 3), 3, 2) if net.same else pool(x, side, 2, pool_pad)
+    same = net.same is True
+    pooled = pool(padded_same(x, 3), 3, 2) if same else pool(x, side, 2, pool_pad)
     outputs = {"convolved": convolved, "normalised": normalised, "pooled": pooled}
     return {name: value.numpy() for name, value in outputs.items()}
 
@@ -164,6 +172,10 @@ def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switch
     return outputs
 
 
+def _late_pool(x, side, stride, padding):
+    return F.max_pool2d(F.pad(x, (0, 2 * padding, 0, 2 * padding)), side, stride)
+
+
 MISTAKES = (
     Mistake("BGR instead of RGB", order=-1),
     Mistake(
@@ -175,14 +187,15 @@ MISTAKES = (
     Mistake("no ReLU after the first convolution", relu=False),
     *NORM_MISTAKES,
     *KERNEL_MISTAKES,
-    SAME,
+    *SAME,
+    Mistake("the maximum starts one row and column too late", pool=_late_pool),
 )
 
 STEM = Stage(
     "stem",
     "first convolution, batch normalisation and maximum of the backbone",
     "tiled_ref.models.backbone.ResNet18Features, here in small",
-    "He et al., CVPR 2016, Table 1",
+    "He et al., CVPR 2016; FORMAT.md has the layers",
     {name: close(1e-4, 1e-4) for name in ("convolved", "normalised", "pooled")},
     lambda: _cases("stem", ((24, 20), (19, 15), (16, 16))),
     _compute_stem,
@@ -205,12 +218,11 @@ BACKBONE = Stage(
     _formula,
     (
         *MISTAKES,
-        Mistake("the ReLU comes before the sum with the shortcut instead of after", late=True),
+        *BLOCK_MISTAKES,
         Mistake(
             "stride 2 in the second convolution of a block instead of the first",
             stride_first=False,
         ),
-        Mistake("the shortcuts are not added", shortcut=False),
     ),
 )
 

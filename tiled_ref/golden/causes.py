@@ -8,10 +8,19 @@ from functools import cache
 
 import numpy as np
 
-from .compare import BITS, ROOM, compare, differences, output_rounding
+from .compare import (
+    BITS,
+    ROOM,
+    compare,
+    differences,
+    output_rounding,
+    rounded,
+    rounded_inputs,
+)
 
 EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
-FACTOR = 16  # between the size of rounding that is expected and that of a port's
+FACTOR = 16  # times the rounding that is expected, a port's may be
+ALIKE = 0.25  # correlation from which errors are alike
 
 
 def likely_causes(stage, results, bundle, cases):
@@ -50,7 +59,8 @@ def likely_causes(stage, results, bundle, cases):
         if sentence not in named + part:
             (part if partly else named).append(sentence)
     whole = any(not partly and n == len(bad) for partly, *_, n, _ in ranked)
-    return named + ([] if whole else _looks(results)) + part
+    looks = [] if whole else _looks(bad) or _rounding(stage, results, bundle, cases)
+    return named + looks + part
 
 
 def _mistaken(stage, mistake, bundle, cases):
@@ -106,9 +116,8 @@ def _absent(results):
     return ["a file could not be read"] if "unreadable" in statuses else []
 
 
-def _looks(results):
+def _looks(bad):
     """A pattern in the numbers of the first differing output, whatever the stage."""
-    bad = [r for r in results if r.status in ("differs", "shape")]
     result = next((r for r in bad if r.status == "differs"), None)
     if result is None:
         port, reference = bad[0].port, bad[0].reference
@@ -140,39 +149,53 @@ def _looks(results):
         ):
             if _same(port, view) and not _same(view, reference):
                 return [sentence]
-    return _rounding(results)
+    return []
 
 
-def _rounding(results):
-    """Rounding, where errors have its size in every output and no direction: a sentence or none.
+def _rounding(stage, results, bundle, cases):
+    """Rounding, as a sentence, or nothing.
 
-    The size is that of rounding all inputs, which the manifest states for two arithmetics.
+    Either all numbers of the port that differ have few bits, or they are off like those of the
+    formula whose inputs are rounded: by as much, and in the same places, which no other mistake is.
     """
     known = [r for r in results if r.verdict is not None and r.rule.reduced]
-    known = [r for r in known if r.reference.size >= 16] or known
     bad = [r for r in known if not r.ok]
-    if not bad:
-        return []
-    with np.errstate(all="ignore"):
-        error = np.concatenate([(r.port - r.reference.astype(np.float64)).ravel() for r in bad])
-    if error.size < 16 or not abs(error.mean()) < 0.75 * np.abs(error).mean():
-        return []
-
-    def expected(result, key):
-        output = output_rounding(result.reference, BITS[key])
-        return max(0, result.rule.reduced[key] - output) / ROOM + output / 2
-
     found = []
-    for sentence, key, scale in (
-        ("rounding to 10 bits, as TF32 and float16 do", "tf32", 1.0),
-        ("rounding to 7 bits, as bfloat16 does", "bfloat16", 1.0),
-        ("rounding of float32 in another order of sums", "tf32", 2.0**-13),
-    ):
-        sizes = [r.verdict.difference / (scale * expected(r, key)) for r in known]
-        those = [size for size, r in zip(sizes, known) if not r.ok]
-        if max(sizes) <= FACTOR and min(those) >= 1 / FACTOR:
-            found.append((abs(np.log2(those).mean() + 0.5), sentence))
-    return [min(found)[1]] if found else []
+    for (name, bits), words in zip(BITS.items(), ("TF32 and float16 do", "bfloat16 does")):
+        sentence = f"rounding to {bits} bits, as {words}"
+        sizes = [r.verdict.difference / _expected(r, name) for r in bad]
+        if not bad or max(sizes) > FACTOR:
+            continue
+        if all((rounded(r.port.astype(np.float32), bits) == r.port).all() for r in bad):
+            return [sentence]
+        if stage:
+            alike = _likeness(stage, bad, bundle, cases, bits)
+            found += [(alike, sentence)] if alike > ALIKE else []
+    if not found and bad and len(bad) == sum(r.status == "differs" for r in results):
+        if max(r.verdict.difference / _expected(r, "tf32") for r in bad) < FACTOR * 2.0**-13:
+            return ["rounding of float32 in another order of sums"]
+    return [max(found)[1]] if found else []
+
+
+def _expected(result, name):
+    """The largest difference where all inputs, and then the output, are rounded once."""
+    output = output_rounding(result.reference, BITS[name])
+    return max(0, result.rule.reduced[name] - output) / ROOM + output / 2
+
+
+def _likeness(stage, bad, bundle, cases, bits):
+    """The correlation of the port's errors with those of rounded inputs, -1 to 1."""
+    products = np.zeros(3)
+    for case in {r.case for r in bad}:
+        inputs = bundle.inputs(cases[case])
+        truth, short = stage.formula(inputs), stage.formula(rounded_inputs(inputs, bits))
+        for result in (r for r in bad if r.case == case):
+            ours = np.asarray(short[result.output]) - truth[result.output]
+            theirs = result.port - np.asarray(truth[result.output])
+            size = np.abs(ours).max() or 1.0  # so that every output counts alike
+            ours, theirs = ours.ravel() / size, theirs.ravel() / size
+            products += ours @ theirs, ours @ ours, theirs @ theirs
+    return products[0] / max(1e-300, (products[1] * products[2]) ** 0.5)
 
 
 def _rearranged(a):

@@ -156,6 +156,14 @@ def rounded(array, bits):
     return np.ldexp(np.rint(np.ldexp(mantissa, bits + 1)), exponent - bits - 1).astype(np.float32)
 
 
+def rounded_inputs(inputs, bits):
+    """The inputs of a case, {name: array or {tensor: array}}, `rounded`."""
+    return {
+        name: rounded_inputs(value, bits) if isinstance(value, dict) else rounded(value, bits)
+        for name, value in inputs.items()
+    }
+
+
 def output_rounding(array, bits):
     """The distance of two neighbours with so many bits at the largest number of an array (...)."""
     finite = np.asarray(array, np.float64)[np.isfinite(array)]

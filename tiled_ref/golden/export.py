@@ -15,7 +15,15 @@ from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
 from . import npy
 from .bundle import DOCUMENTS, EDITION, FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
-from .compare import BITS, ROOM, compare, differences, output_rounding, rounded, ulps_apart
+from .compare import (
+    BITS,
+    ROOM,
+    compare,
+    differences,
+    output_rounding,
+    rounded_inputs,
+    ulps_apart,
+)
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
@@ -136,7 +144,7 @@ def _case_entry(files, stage, case, models):
         else:
             inputs[name] = _array_entry(files, f"{where}.in.{name}.npy", value)
     results, truth = stage.compute(given), stage.formula(given)
-    shorter = {key: _in_bits(stage, given, bits) for key, bits in BITS.items()}
+    shorter = {key: stage.formula(rounded_inputs(given, bits)) for key, bits in BITS.items()}
     outputs = {}
     for name, value in results.items():
         rule = case.compare.get(name, stage.outputs[name])
@@ -154,17 +162,6 @@ def _case_entry(files, stage, case, models):
         "inputs": inputs,
         "outputs": outputs,
     }
-
-
-def _in_bits(stage, given, bits):
-    """The formula's outputs where all float32 inputs are rounded to so many bits."""
-
-    def shorter(value):
-        if isinstance(value, dict):
-            return {key: rounded(tensor, bits) for key, tensor in value.items()}
-        return rounded(value, bits)
-
-    return stage.formula({name: shorter(value) for name, value in given.items()})
 
 
 def _room(truth, shorter, bits):

@@ -15,12 +15,14 @@ from . import formulas
 from .compare import close
 from .inputs import CHANNELS, Given, given_layers, layers_of, places, size_of, tensor
 from .numbers import Numbers
+from .merging import BILINEAR_MISTAKES
 from .padim import score_stage
 from .residual import KERNEL_MISTAKES, misread
 from .stage import Case, Mistake, Stage, Weights
 from .training import ADAM_MISTAKES, kept_classes, recorded, train
 
-SIZE = 16  # px, the tile of the bundle's flows: grids of 4, 2 and 1
+SIZE = 16, 24  # px, the tile of the bundle's flows: grids of 4 x 6, 2 x 3 and 1 x 2
+GRID = SIZE[0] // 4, SIZE[1] // 4  # of layer1
 RATE = model.LEARNING_RATE
 PARTS = {  # name in the bundle -> name in a block
     "conv1_weight": "conv1.weight",
@@ -39,8 +41,8 @@ def drawn(model_name="fastflow"):
     tensors = {}
     for k, (name, channels) in enumerate(CHANNELS.items()):
         draw = Numbers(f"{model_name}/{name}")
-        side, half, n = SIZE // 4 >> k, channels // 2, model.N_BLOCKS
-        norm = (side, side, channels)
+        half, n = channels // 2, model.N_BLOCKS
+        norm = *(-(-side // (4 << k)) for side in SIZE), channels
         scale = np.float32(2.0 ** -np.floor(np.log2(3 * np.sqrt(half))))
         parts = {
             "norm_weight": 1 + draw.bell(*norm) / 8,
@@ -68,7 +70,7 @@ def _of_block(own, part, b):
     return own[part][b] if small is None else (own[part], small)[b % 2][b // 2]
 
 
-def _fastflow(inputs, size=(SIZE, SIZE), steps=1):
+def _fastflow(inputs, size=SIZE, steps=1):
     alternating = "layer1.conv1_weight_1x1" in inputs.get("weights", ())
     fastflow = model.FastFlow(
         Given(given_layers(inputs)), size, seed=0, device="cpu", steps=steps, batch_size=1000,
@@ -125,7 +127,7 @@ def _embedding_cases():
         ("small_variance", 2, "fastflow", ("several", "small_variance")),
         ("alternating", 2, "fastflow_alternating", ("several", "switch")),
     ):
-        layers = layers_of(Numbers(f"fastflow.embedding/{name}"), n, (SIZE // 4, SIZE // 4))
+        layers = layers_of(Numbers(f"fastflow.embedding/{name}"), n, GRID)
         if name == "small_variance":
             layers = {key: x * np.float32(2.0**-8) for key, x in layers.items()}
         yield Case(name, {**layers, "weights": Weights(weights)}, flags)
@@ -163,14 +165,18 @@ def _flow(
     x, own, axes=(1, 2, 3), biased=True, eps=1e-5, clamp=2.0, damping=0.1, squash=torch.tanh,
     back=False, swapped=False, exchanged=False, beta=0.5, last_relu=False, global_part=True,
     permuted=True, kernels=None, crossed=False, relu=True, positions=True, of_global=True,
-    of_coupling=True, affine=True, global_first=False, scaled=True,
+    of_coupling=True, affine=True, global_first=False, scaled=True, biases=True, planes=False,
+    damped=(True, True), coupling="", gain_factor=0.1, sign=1,
 ):  # fmt: skip
     """LayerNorm and eight blocks in plain calls, float64; see FORMAT.md. Switches are mistakes."""
     mean = x.mean(axes, keepdim=True)
     var = x.var(axes, unbiased=not biased, keepdim=True)
     x = (x - mean) / (var + eps).sqrt()
-    if affine:
-        x = x * own["norm_weight"].permute(2, 0, 1) + own["norm_bias"].permute(2, 0, 1)
+    weight, bias = own["norm_weight"], own["norm_bias"]
+    if affine and planes:
+        x = x * weight.reshape(x.shape[1:]) + bias.reshape(x.shape[1:])
+    elif affine:
+        x = x * weight.permute(2, 0, 1) + bias.permute(2, 0, 1)
     log_det = x.new_zeros(len(x))
     for b in range(len(own["order"])):
         first, second = x.chunk(2, dim=1)
@@ -179,26 +185,35 @@ def _flow(
         y = first
         for conv in ("conv1", "conv2"):
             kernel = misread(_of_block(own, f"{conv}_weight", b), kernels)
-            y = F.conv2d(y, kernel, own[f"{conv}_bias"][b], padding=kernel.shape[-1] // 2)
+            bias = own[f"{conv}_bias"][b] if biases else None
+            y = F.conv2d(y, kernel, bias, padding=kernel.shape[-1] // 2)
             if last_relu or (conv == "conv1" and relu):
                 y = y.relu()
-        y = damping * y
+        factor = torch.ones(y.shape[1], dtype=y.dtype)
+        factor[: len(factor) // 2] = damping if damped[0] else 1
+        factor[len(factor) // 2 :] = damping if damped[1] else 1
+        y = factor[:, None, None] * y
         a, shift = y.chunk(2, dim=1)
         if exchanged:
             a, shift = shift, a
         log_scale = clamp * squash(a)
-        second = second * (log_scale.exp() if scaled else 1 + log_scale) + shift
+        if coupling == "inverse":
+            second = (second - shift) * (-log_scale).exp()
+        elif coupling == "shift first":
+            second = (second + shift) * log_scale.exp()
+        else:
+            second = second * (log_scale.exp() if scaled else 1 + log_scale) + shift
         x = torch.cat([second, first] if swapped != crossed else [first, second], dim=1)
         log_det = log_det + log_scale.sum((1, 2, 3)) * of_coupling
         if global_part:
-            gain = 0.1 * F.softplus(own["global_scale"][b], beta=beta)
+            gain = gain_factor * F.softplus(own["global_scale"][b], beta=beta)
             gains, offsets = gain[:, None, None], own["global_offset"][b][:, None, None]
             x = (x + offsets) * gains if global_first else x * gains + offsets
             n = x.shape[2] * x.shape[3] if positions else 1
             log_det = log_det + n * gain.log().sum() * of_global
         if permuted:
             x = x[:, own["order"][b].argsort() if back else own["order"][b]]
-    return x, log_det
+    return x, sign * log_det
 
 
 EMBEDDING = Stage(
@@ -226,6 +241,15 @@ EMBEDDING = Stage(
         Mistake("1 + log scale instead of its exponential", scaled=False),
         Mistake("the halves are exchanged when they are put together again", crossed=True),
         Mistake("the global offset is added before the scale, not after it", global_first=True),
+        Mistake("LayerNorm's weight and bias are read as (C, h, w)", planes=True),
+        Mistake("the biases of the convolutions are left out", biases=False),
+        Mistake("the scale is not multiplied by 0.1 before tanh", damped=(False, True)),
+        Mistake("the shift is not multiplied by 0.1", damped=(True, False)),
+        Mistake("the coupling is the inverse one", coupling="inverse"),
+        Mistake("the shift comes before the scale", coupling="shift first"),
+        Mistake("the global scale is not multiplied by 0.1", gain_factor=1.0),
+        Mistake("the sign of the determinant", sign=-1),
+        Mistake("the clamp is 1.9 instead of 2", clamp=1.9),
         Mistake("the global scale is missing in the determinant", of_global=False),
         Mistake("the coupling's scale is missing in the determinant", of_coupling=False),
         Mistake("the global scale counts once in the determinant, not everywhere", positions=False),
@@ -251,9 +275,11 @@ def _loss_cases():
     yield Case("several", inputs, ("several", "not_square"))
 
 
-def _losses_formula(inputs, half=0.5, combine=np.sum, sign=1):
+def _losses_formula(inputs, half=0.5, combine=np.sum, sign=1, constant=0.0, each=False):
     squares = np.square(inputs["z"].astype(np.float64)).reshape(len(inputs["z"]), -1)
-    return {"loss": half * combine(squares, axis=1) - sign * inputs["log_det"].astype(np.float64)}
+    loss = half * combine(squares, axis=1) - sign * inputs["log_det"].astype(np.float64)
+    n = squares.shape[1]
+    return {"loss": (loss + constant * n) / (n if each else 1)}
 
 
 LOSS = Stage(
@@ -270,12 +296,14 @@ LOSS = Stage(
         Mistake("the mean of the squares instead of their sum", combine=np.mean),
         Mistake("the determinant is added instead of subtracted", sign=-1),
         Mistake("the logarithm of the determinant is missing", sign=0),
+        Mistake("the normal density's constant is added", constant=np.log(2 * np.pi) / 2),
+        Mistake("the loss of a number, not of an image", each=True),
     ),
 )
 
 
 def _parameters_cases():
-    layers = layers_of(Numbers("fastflow.parameters/two_steps"), 4, (SIZE // 4, SIZE // 4))
+    layers = layers_of(Numbers("fastflow.parameters/two_steps"), 4, GRID)
     inputs = {**layers, "weights": Weights("fastflow"), "steps": np.int64(2)}
     yield Case("two_steps", inputs, ("training", "several"))
 
@@ -358,12 +386,15 @@ def _map(inputs):
     return {"map": fastflow.maps([[tensor(z) for z in layers]])[0].contiguous().numpy()}
 
 
-def _map_formula(inputs, combine=np.mean, layers=np.mean, sign=-1.0, power=True, **switches):
+def _map_formula(
+    inputs, combine=np.mean, layers=np.mean, sign=-1.0, power=True, factor=0.5, more=0, of=(1, 2, 3),
+    **enlarged,
+):  # fmt: skip
     maps = []
-    for k in (1, 2, 3):
+    for k in of:
         mean = combine(np.square(inputs[f"z{k}"].astype(np.float64)), axis=1)
-        one = sign * np.exp(-0.5 * mean) if power else 0.5 * mean
-        maps.append(formulas.enlarge(one, size_of(inputs), **switches))
+        one = more + sign * np.exp(-factor * mean) if power else factor * mean
+        maps.append(formulas.enlarge(one, size_of(inputs), **enlarged))
     return {"map": layers(maps, axis=0)}
 
 
@@ -383,8 +414,11 @@ MAP = Stage(
         Mistake("the product of the layers instead of the mean", layers=np.prod),
         Mistake("the sign: the likelihood itself instead of its negative", sign=1.0),
         Mistake("the negative log-likelihood: the exponential is missing", power=False),
-        Mistake("bilinear enlargement with align_corners", align_corners=True),
-        Mistake("nearest enlargement instead of bilinear", mode="nearest"),
+        Mistake("the factor 0.5 of the squares is missing", factor=1.0),
+        Mistake("1 less the likelihood instead of its negative", more=1.0),
+        Mistake("layer 3 is left out, layer 2 counts twice", of=(1, 2, 2)),
+        Mistake("layer 3 is left out", of=(1, 2)),
+        *BILINEAR_MISTAKES,
     ),
 )
 

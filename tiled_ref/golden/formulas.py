@@ -13,10 +13,11 @@ import math
 import numpy as np
 
 
-def linear_matrix(n_in, n_out, align_corners=False, antialias=False):
-    """Bilinear interpolation of n_in samples at n_out places, float64 (n_out, n_in)."""
+def linear_matrix(n_in, n_out, align_corners=False, antialias=False, half=0.5):
+    """Bilinear interpolation of n_in samples at n_out places, float64 (n_out, n_in). half: where in
+    its pixel a place lies."""
     scale = n_in / n_out
-    places = (np.arange(n_out) + 0.5) * scale - 0.5
+    places = (np.arange(n_out) + half) * scale - half
     if align_corners:
         places = np.arange(n_out) * ((n_in - 1) / max(1, n_out - 1))
     if antialias and scale > 1:
@@ -26,29 +27,36 @@ def linear_matrix(n_in, n_out, align_corners=False, antialias=False):
     return np.maximum(0, 1 - np.abs(np.arange(n_in) - places[:, None]))
 
 
-def nearest_matrix(n_in, n_out, centre=False):
-    """Nearest neighbour: floor(i n_in / n_out), or with `centre` floor((i + 0.5) n_in / n_out)."""
-    index = np.arange(n_out) * n_in // n_out
-    if centre:
-        index = np.minimum((2 * np.arange(n_out) + 1) * n_in // (2 * n_out), n_in - 1)
-    return np.eye(n_in)[index]
+def nearest_matrix(n_in, n_out, mode="nearest"):
+    """Nearest neighbour: floor(i n_in / n_out), or by another rule of NEAREST."""
+    index = NEAREST[mode](np.arange(n_out), n_in, n_out)
+    return np.eye(n_in)[np.clip(index, 0, n_in - 1).astype(int)]
+
+
+NEAREST = {
+    "nearest": lambda i, n, m: i * n // m,
+    "nearest_centre": lambda i, n, m: (2 * i + 1) * n // (2 * m),
+    "nearest_rounded": lambda i, n, m: np.floor(i * n / m + 0.5),
+    "nearest_up": lambda i, n, m: np.ceil(i * n / m),
+    "nearest_corners": lambda i, n, m: np.floor(i * (n - 1) / max(1, m - 1) + 0.5),
+    "cropped": lambda i, n, m: i,
+}
 
 
 def enlarge(maps, size, mode="bilinear", **switches):
-    """(..., hf, wf) -> (..., H, W); mode "bilinear", "nearest" or "nearest_centre"."""
+    """(..., hf, wf) -> (..., H, W); mode "bilinear" or one of NEAREST."""
     if mode == "bilinear":
         matrices = [linear_matrix(a, b, **switches) for a, b in zip(maps.shape[-2:], size)]
     else:
-        centre = mode == "nearest_centre"
-        matrices = [nearest_matrix(a, b, centre) for a, b in zip(maps.shape[-2:], size)]
+        matrices = [nearest_matrix(a, b, mode) for a, b in zip(maps.shape[-2:], size)]
     return matrices[0] @ maps.astype(np.float64) @ matrices[1].T
 
 
-def taps(sigma, span=4, normalised=True, more=0.5):
+def taps(sigma, span=4, normalised=True, more=0.5, less=0, factor=2.0, power=2):
     """All 2 radius + 1 weights of a Gaussian, in extended precision where the machine has it;
-    radius int(span sigma + more)."""
-    radius = int(span * sigma + more)
-    weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / np.longdouble(2 * sigma**2))
+    radius int(span sigma + more) - less, exponent -k^2 / (factor sigma^power)."""
+    radius = int(span * sigma + more) - less
+    weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / np.longdouble(factor * sigma**power))
     return weights / (weights.sum() if normalised else sigma * math.sqrt(2 * math.pi))
 
 
@@ -72,11 +80,11 @@ def blur_matrix(n, weights, border="reflect"):
     return matrix
 
 
-def blur(maps, sigma, span=4, factor=1.0, border="reflect", axes="both", **switches):
+def blur(maps, sigma, span=4, of=1.0, border="reflect", axes="both", **switches):
     """Separable Gaussian blur of (..., H, W), float64, summed in extended precision. span: the
-    radius in sigmas; factor: of sigma, or "root"; axes: "both", "rows", "cols" or "none"; the
+    radius in sigmas; of: times sigma, or "root"; axes: "both", "rows", "cols" or "none"; the
     other switches are those of taps."""
-    weights = taps(sigma**0.5 if factor == "root" else sigma * factor, span, **switches)
+    weights = taps(sigma**0.5 if of == "root" else sigma * of, span, **switches)
     maps = maps.astype(np.longdouble)
     if axes in ("both", "rows"):
         maps = blur_matrix(maps.shape[-2], weights, border) @ maps
@@ -91,40 +99,58 @@ def grid_counts(grid):
     return -(-(H - h) // sh) + 1, -(-(W - w) // sw) + 1
 
 
-def cut(images, grid, exchanged=False, column_major=False, fill=0, at_end=True):
-    """Tiles (rows, cols, N, C, h, w) of images (N, C, H, W), any dtype, padded by `fill`.
-    exchanged: stride and tile size; at_end False: the last tiles are shifted into the image."""
+def starts(grid, exchanged=False, shifted=()):
+    """Where tile rows and columns start. exchanged: stride and tile size, in "rows", "cols" or both
+    (True), or the strides of both ("strides"); shifted: "rows", "cols", whose last tile is moved
+    into the image."""
     H, W, h, w, sh, sw = grid.tolist()
+    down = h if exchanged in (True, "rows") else sw if exchanged == "strides" else sh
+    across = w if exchanged in (True, "cols") else sh if exchanged == "strides" else sw
+    tops, lefts = (np.arange(n) * step for n, step in zip(grid_counts(grid), (down, across)))
+    tops = np.minimum(tops, H - h) if "rows" in shifted else tops
+    return tops, np.minimum(lefts, W - w) if "cols" in shifted else lefts
+
+
+def cut(images, grid, column_major=False, fill=0, inner=False, images_first=False, **switches):
+    """Tiles (rows, cols, N, C, h, w) of images (N, C, H, W), any dtype, padded by `fill`. inner:
+    pixels of a tile column by column; images_first in memory; others as in starts."""
+    h, w = grid[2:4].tolist()
     rows, cols = grid_counts(grid)
-    step = (h, w) if exchanged else (sh, sw)
+    tops, lefts = starts(grid, **switches)
     out = np.full((rows, cols, *images.shape[:2], h, w), fill, images.dtype)
     for i in range(rows):
         for j in range(cols):
-            top, left = i * step[0], j * step[1]
-            if not at_end:
-                top, left = min(top, H - h), min(left, W - w)
-            part = images[..., top : top + h, left : left + w]
+            part = images[..., tops[i] : tops[i] + h, lefts[j] : lefts[j] + w]
             out[i, j][..., : part.shape[-2], : part.shape[-1]] = part
     if column_major:
         out = out.swapaxes(0, 1).reshape(out.shape)
-    return out
+    if inner:
+        out = out.swapaxes(-1, -2).reshape(out.shape)
+    return np.moveaxis(out, 2, 0).reshape(out.shape) if images_first else out
 
 
-def untile(tiles, grid, combine="mean", exchanged=False, column_major=False):
-    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min",
-    "first", "last" or "most" (the sum divided by the most tiles that cover a pixel)."""
-    H, W, h, w, sh, sw = grid.tolist()
-    rows, cols = tiles.shape[:2]
+def untile(
+    tiles, grid, combine="mean", column_major=False, inner=False, images_first=False, **switches
+):
+    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min", "first",
+    "last", "last mean" (divided by the tiles) or "most" (the sum divided by the most tiles that
+    cover a pixel); the others as in cut."""
+    H, W, h, w = grid[:4].tolist()
+    rows, cols, n = tiles.shape[:3]
     if column_major:
         tiles = tiles.reshape(cols, rows, *tiles.shape[2:]).swapaxes(0, 1)
-    step = (h, w) if exchanged else (sh, sw)
+    if inner:
+        tiles = tiles.reshape(rows, cols, n, w, h).swapaxes(-1, -2)
+    if images_first:
+        tiles = np.moveaxis(tiles.reshape(n, rows, cols, h, w), 0, 2)
+    tops, lefts = starts(grid, **switches)
     total = np.zeros((tiles.shape[2], rows * h + H, cols * w + W))
     count = np.zeros(total.shape[1:])
     best, least = np.full(total.shape, -np.inf), np.full(total.shape, np.inf)
     first, last = np.zeros(total.shape), np.zeros(total.shape)
     for i in range(rows):
         for j in range(cols):
-            where = ..., slice(i * step[0], i * step[0] + h), slice(j * step[1], j * step[1] + w)
+            where = ..., slice(tops[i], tops[i] + h), slice(lefts[j], lefts[j] + w)
             total[where] += tiles[i, j]
             best[where] = np.maximum(best[where], tiles[i, j])
             least[where] = np.minimum(least[where], tiles[i, j])
@@ -133,7 +159,8 @@ def untile(tiles, grid, combine="mean", exchanged=False, column_major=False):
             count[where[1:]] += 1
     merged = {
         "mean": total / np.maximum(count, 1), "sum": total, "max": best, "min": least,
-        "first": first, "last": last, "most": total / count.max(),
+        "first": first, "last": last, "last mean": last / np.maximum(count, 1),
+        "most": total / count.max(),
     }  # fmt: skip
     return merged[combine][:, :H, :W]
 
@@ -143,14 +170,15 @@ def band(
     before=0, after=0,
 ):  # fmt: skip
     """Band rows (H,) and columns (W,), bool. change: pixels added to the reach, before and after:
-    on one side only; borders: "ends" (starts and ends of tiles), "starts" or "tile multiples"; of:
-    what width is a fraction of."""
+    on one side only; borders: "ends" (starts and ends of tiles), "starts", "finish" (ends only) or
+    "tile multiples"; of: what width is a fraction of."""
     sizes = grid.tolist()
     result = []
     for n, tile, stride, count in zip(sizes[:2], sizes[2:4], sizes[4:], grid_counts(grid)):
         reach = max(0, rounding(width * {"tile": tile, "stride": stride, "image": n}[of]) + change)
-        starts = [k * stride for k in range(count)]
-        places = starts + ([s + tile for s in starts] if borders == "ends" else [])
+        begin = [k * stride for k in range(count)]
+        finish = [place + tile for place in begin]
+        places = {"starts": begin, "finish": finish}.get(borders, begin + finish)
         if borders == "tile multiples":
             places = list(range(tile, n, tile))
         line = np.zeros(n, bool)
@@ -178,7 +206,10 @@ def smooth(maps, grid, width, sigma, where="inside", mask=None, **switches):
     return np.where(chosen, blur(maps, sigma, **switches), maps.astype(np.float64))
 
 
-def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=False, flipped=False):
+def f1_threshold(
+    scores, labels, strict=False, last=False, beta=1.0, midpoint=False, flipped=False, of="f1",
+    fallback=np.max, undefined=math.nan,
+):  # fmt: skip
     """The threshold and its F1, NaN where undefined; scores, labels (N,)."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels) > 0
     if flipped:
@@ -186,7 +217,7 @@ def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=Fa
     if np.isnan(scores).any() or not scores.size:
         return math.nan, math.nan
     if not labels.any():
-        return float(scores.max()), math.nan
+        return float(fallback(scores)), undefined
     best = -1.0, 0.0
     values = np.unique(scores)
     for k, value in enumerate(values):
@@ -194,27 +225,36 @@ def f1_threshold(scores, labels, strict=False, last=False, beta=1.0, midpoint=Fa
         hit, false = int((called & labels).sum()), int((called & ~labels).sum())
         missed = int(labels.sum()) - hit
         f1 = (1 + beta**2) * hit / ((1 + beta**2) * hit + beta**2 * missed + false or 1)
+        if of != "f1":
+            f1 = 1 - (missed + false) / labels.size if of == "accuracy" else hit / (hit + missed + false)
         if f1 > best[0] or (last and f1 == best[0]):
             place = (value + values[max(0, k - 1)]) / 2 if midpoint else value
             best = f1, float(place)
     return best[1], best[0]
 
 
-def normalize(values, threshold, minimum, maximum, clamp=True, shift=0.5, centre=True, spread=True):
-    """(x - threshold) / (maximum - minimum) + 0.5 in [0, 1]; values (...) float."""
+def normalize(
+    values, threshold, minimum, maximum, clamp=True, shift=0.5, centre=True, spread=1, flat=None
+):
+    """(x - threshold) / (maximum - minimum) + 0.5 in [0, 1]; values (...) float. flat: of the values
+    less the threshold, where there is no range."""
     values = values.astype(np.float64)
-    if maximum == minimum:
-        result = np.sign(values - threshold) / 2 + shift
+    if maximum == minimum and flat != "divided":
+        delta = values - threshold
+        result = flat(delta) if flat else np.sign(delta) / 2 + shift
     else:
         start = threshold if centre else minimum
-        result = (values - start) / ((maximum - minimum) if spread else maximum)
+        result = (values - start) / (spread * (maximum - minimum) if spread else maximum)
         result = result + (shift if centre else 0)
     return np.clip(result, 0, 1) if clamp else result
 
 
-def label(masks, connectivity=8, column_major=False, per_image=False):
-    """Regions of (N, H, W) numbered in the order of their first pixels, int32, by flood fill."""
-    masks = np.asarray(masks) != 0
+def label(masks, connectivity=8, column_major=False, per_image=False, above=0, start=1):
+    """Regions of (N, H, W) numbered in the order of their first pixels, int32, by flood fill.
+    above: what is not anomalous yet, or "one": what alone is; start: the first number."""
+    masks = np.asarray(masks) == 1 if above == "one" else np.asarray(masks) > above
+    if start == 0:
+        return np.maximum(label(masks, connectivity) - 1, 0)
     if column_major:
         return label(masks.swapaxes(1, 2), connectivity, per_image=per_image).swapaxes(1, 2)
     labels, found = np.zeros(masks.shape, np.int32), 0
@@ -237,28 +277,31 @@ def label(masks, connectivity=8, column_major=False, per_image=False):
     return labels
 
 
-def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0):
+def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0, win=1.0, all_pairs=False):
     """Share of the pairs that an anomalous score wins; a tie counts `tie`;
     scores (n,) and labels (n,), float."""
     scores = np.asarray(scores, np.float64).reshape(-1)
-    labels = np.asarray(labels).reshape(-1) > strict_label
+    labels = np.asarray(labels).reshape(-1)
+    labels = labels == 1 if strict_label == "one" else labels > strict_label
     labels = ~labels if flipped else labels
     if labels.all() or not labels.any() or np.isnan(scores).any():
         return math.nan
     good, bad = scores[~labels], scores[labels]
-    won = (bad[:, None] > good).mean()
-    return float(won + tie * (bad[:, None] == good).mean())
+    won = win * (bad[:, None] > good).mean() + tie * (bad[:, None] == good).mean()
+    return float(won * good.size * bad.size / scores.size**2 if all_pairs else won)
 
 
 def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, over="normal",
-          per_pixel=False, per_image=False, from_zero=True, steps=False, **switches):  # fmt: skip
+          per_pixel=False, per_image=False, from_zero=True, steps=None, beyond=False,
+          ascending=False, skip=0, **switches):  # fmt: skip
     """Area under the curve of the mean overlap of regions against the FPR, up to a limit.
 
     Parameters: maps (N, H, W) float; masks (N, H, W), anomalous where not 0; limit of the FPR.
     connectivity: 8 or 4. divide: by the limit. interpolate: False ends at the last point within
     the limit. over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of
     regions. per_image: mean of the images' own areas. from_zero False: without the area before the
-    first point. steps: the height of the point before. The others are those of `curve`.
+    first point. steps: heights of the point "before" or "after". beyond: not cut at the limit.
+    ascending: low scores first. skip: regions left out. The others are those of `curve`.
     Returns float; NaN where there is no region or no normal pixel.
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks) != 0
@@ -274,15 +317,16 @@ def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, ove
     area = np.bincount(labels.reshape(-1), minlength=n_regions + 1)[1:]
     share = np.where(masks, 1 / (area * n_regions)[np.maximum(labels, 1) - 1], 0.0).reshape(-1)
     false = np.where(masks, 0.0, 1.0).reshape(-1)
-    x, y = curve(maps.reshape(-1), false, share, **switches)
+    share[(0 < labels.reshape(-1)) & (labels.reshape(-1) <= skip)] = 0
+    x, y = curve(maps.reshape(-1) * (-1 if ascending else 1), false, share, **switches)
     x = np.concatenate([[0.0], x / (masks.size if over == "all" else false.sum())])
     y = np.concatenate([[0.0], y])
     n = int(np.searchsorted(x, limit, "right"))
     xs, ys = x[:n], y[:n]
     if interpolate and n < x.size:
-        part = (limit - x[n - 1]) / (x[n] - x[n - 1])
-        xs, ys = np.append(xs, limit), np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
-    heights = ys[:-1] if steps else (ys[1:] + ys[:-1]) / 2
+        part = 1.0 if beyond else (limit - x[n - 1]) / (x[n] - x[n - 1])
+        xs, ys = np.append(xs, x[n] if beyond else limit), np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
+    heights = {"before": ys[:-1], "after": ys[1:]}.get(steps, (ys[1:] + ys[:-1]) / 2)
     total = float(np.sum((np.diff(xs) * heights)[0 if from_zero else 1 :]))
     return total / limit if divide else total
 

@@ -9,6 +9,7 @@ from ..data import images, resizing
 from . import formulas, pictures
 from .compare import EXACT, close
 from .inputs import GRIDS, grid_array, size_of, tensor, tile_grid
+from .merging import PLACE_MISTAKES
 from .numbers import Numbers
 from .stage import Case, File, Mistake, Stage
 
@@ -140,14 +141,15 @@ def _integers(image, size, turned=False, drop=True, last=2, stay=True, **switche
     return ((upper @ sums >> 16) + (lower @ sums >> 16) + last) >> 2
 
 
-def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint):
+def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint, half=0.5, turn=False):
     """The weights of pixel i and those of pixel i + 1 as two matrices, int64 (n_out, n_in)."""
-    places = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+    places = (np.arange(n_out) + half) * n_in / n_out - half
     places = places.astype(np.float32 if single else np.float64)
     low = np.floor(places)
     f = np.where((low >= 0) & (low < n_in - 1) | stay, places - low, 0)
     one_hot = [np.arange(n_in) == np.clip(low + k, 0, n_in - 1)[:, None] for k in (0, 1)]
-    return [place * whole(2048 * w).astype(int)[:, None] for place, w in zip(one_hot, (1 - f, f))]
+    weights = (f, 1 - f) if turn else (1 - f, f)
+    return [place * whole(2048 * w).astype(int)[:, None] for place, w in zip(one_hot, weights)]
 
 
 def _area_matrix(n_in, n_out):
@@ -196,6 +198,9 @@ RESIZE = Stage(
         Mistake("2 is not added before the last shift", last=0),
         Mistake("down the columns first, then along the rows", turned=True),
         Mistake("f is 0 beyond the first and last row too", stay=False),
+        Mistake("positions are those of the corners of pixels, not of their centres", half=0.0),
+        Mistake("the two weights are exchanged", turn=True),
+        Mistake("positions of corners, in floating point", mode="bilinear", half=0.0),
         Mistake("BGR instead of RGB", channels=-1),
     ),
 )
@@ -229,6 +234,11 @@ RESIZE_MASK = Stage(
         Mistake(
             "floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", mode="nearest_centre"
         ),
+        Mistake("the position is rounded instead of cut off", mode="nearest_rounded"),
+        Mistake("the position is rounded up instead of down", mode="nearest_up"),
+        Mistake("nearest with align_corners", mode="nearest_corners"),
+        Mistake("the mask is cropped instead of resized", mode="cropped"),
+        Mistake("bilinear, and cut off to integers", mode="bilinear", level=1 - 1e-9),
         Mistake("bilinear, and whatever is above 0 is anomalous", mode="bilinear", level=1e-9),
         Mistake("bilinear, and what is above a half is anomalous", mode="bilinear"),
     ),
@@ -242,9 +252,14 @@ def _normalise_cases():
     yield Case("several", {"images": colours}, ("several", "not_square"))
 
 
-def _normalise_formula(inputs, scale=255.0, mean=images.MEAN, std=images.STD, order=1):
+def _normalise_formula(
+    inputs, scale=255.0, mean=images.MEAN, std=images.STD, order=1, power=1, planes=True
+):
     x = inputs["images"].astype(np.float64)[:, ::order] / scale
-    mean, std = (np.array(v, np.float64).reshape(-1, 1, 1) for v in (mean, std))
+    mean, std = (np.broadcast_to(np.float64(v), 3).reshape(-1, 1, 1) for v in (mean, std))
+    std = std**power
+    if not planes:
+        mean, std = (np.resize(v, x.size).reshape(x.shape) for v in (mean, std))
     return {"images": (x - mean) / std}
 
 
@@ -265,6 +280,13 @@ NORMALISE = Stage(
             mean=images.MEAN[::-1],
             std=images.STD[::-1],
         ),
+        Mistake("the means of red and blue are exchanged (BGR)", mean=images.MEAN[::-1]),
+        Mistake("the standard deviations of red and blue are exchanged", std=images.STD[::-1]),
+        Mistake("divided by the variance, not by the standard deviation", power=2),
+        Mistake("multiplied by the standard deviation, not divided", power=-1),
+        Mistake("means of 0.5 instead of ImageNet's", mean=0.5),
+        Mistake("standard deviations of 0.5 instead of ImageNet's", std=0.5),
+        Mistake("channels are taken for the last axis in memory", planes=False),
         Mistake("not divided by 255", scale=1.0),
         Mistake("divided by 256 instead of 255", scale=256.0),
         Mistake("the mean is not subtracted", mean=0),
@@ -288,13 +310,15 @@ def _tile(inputs):
     return {"tiles": np.ascontiguousarray(tile_grid(inputs["grid"]).tile(inputs["images"]))}
 
 
-def _tile_formula(inputs, edge=None, **switches):
+def _tile_formula(inputs, edge=None, both_sides=False, **switches):
     whole, grid = inputs["images"], inputs["grid"]
-    if edge:
+    if edge or both_sides:
         rows, cols = formulas.grid_counts(grid)
         H, W, h, w, sh, sw = grid.tolist()
         below, right = (rows - 1) * sh + h - H, (cols - 1) * sw + w - W
-        whole = np.pad(whole, ((0, 0), (0, 0), (0, below), (0, right)), edge)
+        top, left = (below // 2, right // 2) if both_sides else (0, 0)
+        sides = (0, 0), (0, 0), (top, below - top), (left, right - left)
+        whole = np.pad(whole, sides, edge or "constant")
     return {"tiles": formulas.cut(whole, grid, **switches)}
 
 
@@ -308,11 +332,8 @@ TILE = Stage(
     _tile,
     _tile_formula,
     (
-        Mistake("stride and tile size are exchanged", exchanged=True),
-        Mistake(
-            "rows and columns of the tiles are exchanged (column-major order)", column_major=True
-        ),
-        Mistake("the last tiles are shifted back into the image instead of padded", at_end=False),
+        *PLACE_MISTAKES,
+        Mistake("what is padded is divided between both sides", both_sides=True),
         Mistake("the edge is repeated beyond the image instead of zeros", edge="edge"),
         Mistake("the image is mirrored (reflect) beyond its edge instead of zeros", edge="reflect"),
         Mistake("the image is mirrored (symmetric) beyond its edge, not zeros", edge="symmetric"),

@@ -20,6 +20,22 @@ def _untile_cases():
     yield Case("float64", {"maps": maps, "grid": grid_array(8, 4, 2)}, ("overlap",))
 
 
+PLACE_MISTAKES = (  # of tiles
+    Mistake("stride and tile size are exchanged: tiles are laid side by side", exchanged=True),
+    Mistake("stride and tile size are exchanged in the rows of tiles", exchanged="rows"),
+    Mistake("stride and tile size are exchanged in the columns of tiles", exchanged="cols"),
+    Mistake("the strides down and across are exchanged", exchanged="strides"),
+    Mistake("rows and columns of the tiles are exchanged (column-major order)", column_major=True),
+    Mistake(
+        "the last tiles are shifted back into the image instead of padded",
+        shifted=("rows", "cols"),
+    ),
+    Mistake("the last row of tiles is shifted back into the image", shifted=("rows",)),
+    Mistake("the last column of tiles is shifted back into the image", shifted=("cols",)),
+    Mistake("pixels of a tile are stored column by column", inner=True),
+    Mistake("the axis of the images is the first in memory, not the third", images_first=True),
+)
+
 UNTILE = Stage(
     "untile",
     "tile maps put together, averaged where tiles overlap",
@@ -34,12 +50,10 @@ UNTILE = Stage(
         Mistake("the largest value where tiles overlap instead of the mean", combine="max"),
         Mistake("the smallest value where tiles overlap instead of the mean", combine="min"),
         Mistake("the last tile overwrites the others instead of the mean", combine="last"),
+        Mistake("the last tile, divided by the number of tiles", combine="last mean"),
         Mistake("the first tile stays instead of the mean", combine="first"),
         Mistake("the sum is divided by the same number of tiles everywhere", combine="most"),
-        Mistake("stride and tile size are exchanged: tiles are laid side by side", exchanged=True),
-        Mistake(
-            "rows and columns of the tiles are exchanged (column-major order)", column_major=True
-        ),
+        *PLACE_MISTAKES,
     ),
 )
 
@@ -48,7 +62,7 @@ def _feature_cases():
     for name, image, tile, stride, factor, flags in (
         ("st4", 32, 16, 16, 4, ()),
         ("st9", 32, 16, 8, 8, ("overlap",)),
-        ("sticks_out", (44, 52), (16, 24), (8, 16), 4, ("non_divisible", "not_square")),
+        ("sticks_out", (45, 50), (16, 24), (8, 16), 4, ("non_divisible", "not_square")),
     ):
         grid = grid_array(image, tile, stride)
         rows, cols = formulas.grid_counts(grid)
@@ -64,12 +78,10 @@ def _features(inputs):
     return {"features": untile(features, int(inputs["factor"])).contiguous().numpy()}
 
 
-def _features_formula(inputs, images_first=False, **switches):
+def _features_formula(inputs, down=False, **switches):
     rows, cols, n, c, h, w = inputs["features"].shape
-    tiles, grid = inputs["features"], inputs["grid"]
-    if images_first:
-        tiles = tiles.reshape(n, rows, cols, c, h, w).transpose(1, 2, 0, 3, 4, 5)
-    grid = -(-grid // inputs["factor"])
+    tiles, grid, factor = inputs["features"], inputs["grid"], inputs["factor"]
+    grid = np.concatenate([(grid[:2] if down else grid[:2] + factor - 1), grid[2:]]) // factor
     merged = formulas.untile(tiles.reshape(rows, cols, n * c, h, w), grid, **switches)
     return {"features": merged.reshape(n, c, *merged.shape[1:])}
 
@@ -85,7 +97,7 @@ FEATURES = Stage(
     _features_formula,
     (
         *UNTILE.mistakes,
-        Mistake("the batch is image by image instead of tile by tile", images_first=True),
+        Mistake("the grid of the features is rounded down", down=True),
     ),
 )
 
@@ -100,8 +112,10 @@ def _mean_score_cases():
     yield Case("float64", {"scores": inverted.astype(np.float64)})
 
 
-def _mean_score_formula(inputs, combine=np.mean, images_last=True):
+def _mean_score_formula(inputs, combine=np.mean, images_last=True, over=None):
     scores = inputs["scores"].astype(np.float64)
+    if over:
+        return {"score": scores.sum((0, 1)) / over(scores)}
     if not images_last:
         rows, cols, n = scores.shape
         scores = scores.reshape(n, rows, cols).transpose(1, 2, 0)
@@ -123,6 +137,8 @@ MEAN_SCORE = Stage(
         Mistake("the median of the tiles' scores instead of the mean", combine=np.median),
         Mistake("the smallest of the tiles' scores instead of the mean", combine=np.min),
         Mistake("the axis of the images is taken for the first, not the last", images_last=False),
+        Mistake("divided by one tile less", over=lambda s: s[..., 0].size - 1),
+        Mistake("divided by the number of images", over=lambda s: s.shape[2]),
     ),
 )
 
@@ -165,6 +181,8 @@ MASK_MISTAKES = (
     Mistake("the band lies on one side of the border only", sides=1),
     Mistake("the edge of the image is taken for a border", image_edge=True),
     Mistake("only the starts of tiles are borders, their ends are forgotten", borders="starts"),
+    Mistake("only the ends of tiles are borders, their starts are forgotten", borders="finish"),
+    Mistake("the width is that of the whole band: half on each side", rounding=lambda v: int(v / 2)),
     Mistake(
         "borders are multiples of the tile size, as if tiles did not overlap",
         borders="tile multiples",
@@ -194,6 +212,9 @@ def _smoothing_cases():
     for name, grid, flags in SEAM_GRIDS:
         maps = Numbers(f"smoothing/{name}").uniform(1, *grid[:2])
         yield _smoothing_case(name, maps, grid, (*flags, "reflect"))
+    maps = Numbers("smoothing/one_pixel").uniform(1, 1, 12)
+    grid = grid_array((1, 12), (1, 6), (1, 6))
+    yield _smoothing_case("one_pixel", maps, grid, ("reflect", "one_pixel"), width=0.4)
     maps = Numbers("smoothing/small").uniform(2, 6, 10)
     grid = grid_array((6, 10), (3, 10), (3, 10))
     flags = ("reflect", "smaller_than_radius", "not_square", "several")
@@ -231,16 +252,25 @@ BLUR_MISTAKES = (
     Mistake("the border wraps around instead of reflect", border="wrap"),
     Mistake("the radius of the blur is int(3 sigma + 0.5) instead of int(4 sigma + 0.5)", span=3),
     Mistake("the radius of the blur is int(2 sigma + 0.5) instead of int(4 sigma + 0.5)", span=2),
-    Mistake("sigma is halved", factor=0.5),
-    Mistake("sigma is doubled", factor=2.0),
+    Mistake("sigma is halved", of=0.5),
+    Mistake("sigma is doubled", of=2.0),
     Mistake("the weights are not normalised to a sum of 1", normalised=False),
+    Mistake("the radius of the blur is one pixel too small", less=1),
+    Mistake("the factor 2 is missing in the Gaussian's exponent", factor=1.0),
+    Mistake("sigma is not squared in the Gaussian's exponent", power=1),
     Mistake("the blur runs down the columns only", axes="rows"),
     Mistake("the blur runs along the rows only", axes="cols"),
 )
 RADIUS_MISTAKES = (  # which sigma 4 of the models' maps does not show
-    Mistake("sigma is taken for a variance", factor="root"),
+    Mistake("sigma is taken for a variance", of="root"),
     Mistake("the radius of the blur is int(4 sigma): 0.5 is not added", more=0.0),
     Mistake("the radius of the blur is 4 sigma, rounded up", more=1 - 1e-9),
+)
+
+BILINEAR_MISTAKES = (
+    Mistake("bilinear enlargement with align_corners", align_corners=True),
+    Mistake("bilinear enlargement from the corners of pixels, not their centres", half=0.0),
+    Mistake("nearest enlargement instead of bilinear", mode="nearest"),
 )
 
 # Of the models' maps, as `how`. Their sigma is 4, whose half is its root.

@@ -7,7 +7,7 @@ from ..models import padim as model
 from . import formulas
 from .compare import EXACT, close
 from .inputs import Given, given_layers, layers_of, places, size_of, tensor
-from .merging import MAP_BLUR_MISTAKES
+from .merging import BILINEAR_MISTAKES, MAP_BLUR_MISTAKES
 from .numbers import Numbers
 from .stage import Case, Mistake, Stage
 
@@ -40,11 +40,14 @@ def _embedding(inputs):
     return {"embedding": padim.embed(places(len(inputs["layer1"]))).numpy()}
 
 
-def _embedding_formula(inputs, mode="nearest", reverse=False, first=False, sort=False, **switches):
+def _embedding_formula(
+    inputs, mode="nearest", reverse=False, first=False, sort=False, shift=0, **switches
+):
     layers = given_layers(inputs)
     layers = [formulas.enlarge(x, layers[0].shape[-2:], mode, **switches) for x in layers]
     channels = np.sort(inputs["channels"]) if sort else inputs["channels"]
     whole = np.concatenate(layers[::-1] if reverse else layers, axis=1)
+    channels = (channels + shift) % whole.shape[1]
     return {"embedding": whole[:, : len(channels)] if first else whole[:, channels]}
 
 
@@ -65,6 +68,8 @@ EMBEDDING = Stage(
             align_corners=True,
         ),
         Mistake("the channels are sorted: their order is that of the list", sort=True),
+        Mistake("numbers of channels start from 1", shift=-1),
+        Mistake("numbers of channels are one too high", shift=1),
         Mistake("the layers are concatenated in the opposite order", reverse=True),
         Mistake("the first channels are taken instead of the chosen ones", first=True),
         Mistake(
@@ -93,9 +98,9 @@ def _parameters(inputs):
     return {"mean": padim.mean.numpy(), "factors": padim.factors.numpy()}
 
 
-def _factor(covariance, invert=np.linalg.inv):
+def _factor(covariance, invert=np.linalg.inv, change=lambda root: root):
     """U, upper triangular, with covariance^-1 = U U^T: (P, D, D) -> the same shape."""
-    return invert(np.linalg.cholesky(covariance)).swapaxes(1, 2)
+    return invert(change(np.linalg.cholesky(covariance))).swapaxes(1, 2)
 
 
 def _places(d, by_columns):
@@ -105,7 +110,7 @@ def _places(d, by_columns):
 
 def _parameters_formula(
     inputs, less=1, epsilon=model.EPSILON, factor=_factor, centred=True, swapped=False,
-    by_columns=False,
+    by_columns=False, ridge=np.eye, product=False,
 ):  # fmt: skip
     x = inputs["embedding"].astype(np.float64)
     if swapped:
@@ -114,7 +119,8 @@ def _parameters_formula(
     x = x.reshape(n, d, -1).transpose(2, 0, 1)  # (P, N, D)
     mean = x.mean(1)
     delta = x - mean[:, None] if centred else x
-    covariance = delta.swapaxes(1, 2) @ delta / (n - less) + epsilon * np.eye(d)
+    covariance = delta.swapaxes(1, 2) @ delta / (n - less)
+    covariance = covariance * (1 + epsilon * np.eye(d)) if product else covariance + epsilon * ridge(d)
     rows, cols = _places(d, by_columns)
     return {"mean": mean, "factors": factor(covariance)[:, rows, cols]}
 
@@ -133,6 +139,8 @@ PARAMETERS = Stage(
         Mistake("0.01 is not added to the diagonal", epsilon=1e-12),
         Mistake("0.001 is added to the diagonal instead of 0.01", epsilon=1e-3),
         Mistake("0.1 is added to the diagonal instead of 0.01", epsilon=0.1),
+        Mistake("0.01 is added to every entry, not to the diagonal", ridge=lambda d: np.ones((d, d))),
+        Mistake("the diagonal is multiplied by 1.01 instead of added to", product=True),
         Mistake(
             "the covariance is not inverted: its own factor, transposed",
             factor=lambda c: _factor(c, invert=lambda root: root),
@@ -192,7 +200,7 @@ def _map(inputs):
 
 def _map_formula(
     inputs, root=True, centred=True, precise=True, column_major=False, transposed=False,
-    by_columns=False, how=None, **switches,
+    by_columns=False, how=None, length=None, early=False, **switches,
 ):  # fmt: skip
     x = inputs["embedding"].astype(np.float64)  # (B, D, hf, wf)
     n, d, hf, wf = x.shape
@@ -205,12 +213,17 @@ def _map_formula(
     delta = x.transpose(0, 2, 3, 1) - (mean if centred else 0)
     if not precise:
         factor = np.broadcast_to(np.eye(d), factor.shape)
-    if transposed:
+    if transposed is True:
         factor = factor.swapaxes(2, 3)
-    squares = np.square(np.einsum("nyxi,yxij->nyxj", delta, factor)).sum(-1)
-    distances = np.sqrt(squares) if root else squares
-    maps = formulas.enlarge(distances, size_of(inputs), **switches)
-    return {"distances": distances, "map": formulas.blur(maps, model.SIGMA, **(how or {}))}
+    products = np.einsum("nyxi,yxij->nyxj", delta, factor)
+    if transposed == "rows":  # each number of x - mean times the sum of its row
+        products = delta * factor.sum(-1)
+    distances = np.square(products).sum(-1)
+    distances = np.abs(products).sum(-1) if length == "L1" else distances**0.5 if root else distances
+    maps = formulas.blur(distances, model.SIGMA) if early else distances
+    maps = formulas.enlarge(maps, size_of(inputs), **switches)
+    how = {"axes": "none"} if early else how or {}
+    return {"distances": distances, "map": formulas.blur(maps, model.SIGMA, **how)}
 
 
 MAP = Stage(
@@ -232,11 +245,17 @@ MAP = Stage(
             "rows and columns of the positions are exchanged (column-major order)",
             column_major=True,
         ),
-        Mistake("bilinear enlargement with align_corners", align_corners=True),
-        Mistake("nearest enlargement instead of bilinear", mode="nearest"),
+        Mistake("the sum of U's rows times x - mean instead of the product", transposed="rows"),
+        Mistake("the sum of absolute values instead of the length", length="L1"),
+        Mistake("the map is blurred before it is enlarged", early=True),
+        *BILINEAR_MISTAKES,
         *MAP_BLUR_MISTAKES,
     ),
 )
+
+
+def _percentile(values, axis):
+    return np.percentile(values, 99, axis)
 
 
 def score_stage(name, function, source):
@@ -251,8 +270,8 @@ def score_stage(name, function, source):
         yield Case("ties", {"map": tied}, ("ties", "several"))
         yield Case("one_pixel", {"map": draw.uniform(1, 1, 1)}, ("one_pixel",))
 
-    def formula(inputs, combine=np.max, start=-np.inf):
-        maps = np.maximum(inputs["map"].astype(np.float64), start)
+    def formula(inputs, combine=np.max, start=-np.inf, of=lambda maps: maps):
+        maps = of(np.maximum(inputs["map"].astype(np.float64), start))
         return {"score": combine(maps.reshape(len(maps), -1), axis=1)}
 
     return Stage(
@@ -269,6 +288,13 @@ def score_stage(name, function, source):
             Mistake("the maximum starts from 0, so negative maps score 0", start=0.0),
             Mistake("the smallest value of the map instead of the largest", combine=np.min),
             Mistake("the sum of the map instead of its maximum", combine=np.sum),
+            Mistake("the median of the map instead of its maximum", combine=np.median),
+            Mistake("the range of the map instead of its maximum", combine=np.ptp),
+            Mistake("the 99th percentile instead of the maximum", combine=_percentile),
+            Mistake("the second largest value", combine=lambda v, axis: np.sort(v)[:, -2:][:, 0]),
+            Mistake("the first value instead of the largest", combine=lambda v, axis: v[:, 0]),
+            Mistake("the largest absolute value", of=np.abs),
+            Mistake("the largest value of all maps", of=lambda m: m.max() + 0 * m),
         ),
     )
 

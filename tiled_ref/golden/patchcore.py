@@ -7,7 +7,7 @@ from ..models.search import coreset
 from . import formulas
 from .compare import EXACT, close
 from .inputs import Given, layers_of, places, size_of, tensor
-from .merging import MAP_BLUR_MISTAKES
+from .merging import BILINEAR_MISTAKES, MAP_BLUR_MISTAKES
 from .numbers import Numbers
 from .stage import Case, Mistake, Stage
 
@@ -78,8 +78,7 @@ EMBEDDING = Stage(
         Mistake("the sum of the neighbours: not divided by 9", combine="sum"),
         Mistake("the maximum over neighbours instead of the mean", combine="max"),
         Mistake("layer3 is enlarged first and averaged afterwards", after=True),
-        Mistake("nearest enlargement of layer3 instead of bilinear", mode="nearest"),
-        Mistake("align_corners in the enlargement of layer3", align_corners=True),
+        *BILINEAR_MISTAKES,
         Mistake("layer3 is put before layer2", reverse=True),
     ),
 )
@@ -117,13 +116,14 @@ def _parameters(inputs):
 
 def _parameters_formula(
     inputs, projected=True, include=None, nearest=False, first=None, last=False, again=False,
-    ordered=False, latest=False,
+    ordered=False, latest=False, distance=lambda d: np.square(d).sum(1), combine=np.minimum,
+    from_start=True,
 ):  # fmt: skip
     patches = inputs["patches"].astype(np.float64)
     points = patches @ inputs["projection"].T if projected else patches
     include = bool(inputs["include_first"]) if include is None else include
     start = int(inputs["first"]) if first is None else first
-    least = np.square(points - points[start]).sum(1)
+    least = distance(points - points[start]) if from_start else np.full(len(points), np.inf)
     chosen = [start] if include else []
     if include:
         least[start] = -1.0
@@ -133,8 +133,8 @@ def _parameters_formula(
         else:
             best = int(len(least) - 1 - np.argmax(least[::-1]) if last else np.argmax(least))
         chosen.append(best)
-        now = np.square(points - points[best]).sum(1)
-        least = np.where(least < 0, least, now) if latest else np.minimum(least, now)
+        now = distance(points - points[best])
+        least = np.where(least < 0, least, now if latest else combine(least, now))
         least[best] = 0.0 if again else -1.0
     chosen = np.sort(chosen) if ordered else np.array(chosen)
     return {"chosen": chosen, "bank": patches[chosen]}
@@ -164,6 +164,9 @@ PARAMETERS = Stage(
         Mistake("patches are chosen more than once", again=True),
         Mistake("the coreset is sorted: its order is that of the choice", ordered=True),
         Mistake("the farthest from the last chosen patch instead of from all", latest=True),
+        Mistake("the largest distance to a chosen patch, not the smallest", combine=np.maximum),
+        Mistake("sums of absolute differences", distance=lambda d: np.abs(d).sum(1)),
+        Mistake("distances do not start from the given patch", from_start=False),
     ),
 )
 
@@ -234,6 +237,8 @@ MAP = Stage(
         Mistake("no square root: the squared distance", distance=lambda d: _euclidean(d) ** 2),
         Mistake("the mean distance to the bank instead of the smallest", combine=np.mean),
         Mistake("the largest distance to the bank instead of the smallest", combine=np.max),
+        Mistake("the second smallest distance", combine=lambda d, axis: np.sort(d)[..., 1]),
+        Mistake("half of the distance", distance=lambda d: _euclidean(d) / 2),
         Mistake(
             "the sum of absolute differences instead of the Euclidean distance",
             distance=lambda d: np.abs(d).sum(-1),
@@ -278,20 +283,23 @@ def _score(inputs):
 
 def _score_formula(
     inputs, weighted=True, around="bank", itself=False, power=1, extra=0, more=0,
-    distance=_euclidean, of="patch",
+    distance=_euclidean, of="patch", scaled=True, sign=1, farthest=False, one=True,
 ):  # fmt: skip
     bank = inputs["bank"].astype(np.float64)
-    b = max(1, min(int(inputs["n_neighbours"]) + more, len(bank)))
+    asked = int(inputs["n_neighbours"])
+    b = max(1, min(asked, len(bank)) + (more if asked > 1 else 0))
     scores = []
     for image in _distances(inputs, distance).reshape(len(inputs["embedding"]), -1, len(bank)):
         patch = int(image.min(1).argmax())
         star, near = image[patch].min(), int(image[patch].argmin())
         of_bank = _euclidean(bank - bank[near])
         order = np.argsort(of_bank if around == "bank" else image[patch], kind="stable")
+        order = order[::-1] if farthest else order
         d = (image[patch] if of == "patch" else of_bank)[order[extra : b + extra]] ** power
-        softmax = np.exp(d - d.max()) / np.exp(d - d.max()).sum()
+        softmax = np.exp(sign * d) / np.exp(sign * d).sum()
         weight = softmax[0] if itself else 1 - softmax[0]
-        scores.append(star if b == 1 or not weighted else weight * star)
+        alone = (b == 1 and one) or not weighted
+        scores.append(star if alone else weight * (star if scaled else 1))
     return {"score": np.array(scores)}
 
 
@@ -313,6 +321,10 @@ SCORE = Stage(
         Mistake("the softmax itself instead of 1 less the softmax", itself=True),
         Mistake("the softmax of squared distances", power=2),
         Mistake("the nearest bank vector is not counted among its own neighbours", extra=1),
+        Mistake("the weight alone, not times the distance", scaled=False),
+        Mistake("the softmax of negative distances", sign=-1),
+        Mistake("the farthest bank vectors instead of the nearest", farthest=True),
+        Mistake("a weight with one neighbour too: the score is 0", one=False),
         Mistake("one neighbour too many", more=1),
         Mistake("one neighbour too few", more=-1),
         Mistake("the cosine distance instead of the Euclidean one", distance="cosine"),

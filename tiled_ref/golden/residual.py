@@ -14,18 +14,21 @@ class Residual:
     eps of the batch normalisation, rooted, where it is added to the root; rows, the order in
     which its four are read; unbiased, the variance in `seen`; shortcut False; late, the ReLU
     before the sum; stride_first False, the stride in the second convolution; turned, the kernels
-    of transposed convolutions by 180 degrees; kernels, see `misread`; same, padding at stride 2.
+    of transposed convolutions by 180 degrees; kernels, see `misread`; same, padding at stride 2,
+    of everything (True) or of "convolutions"; inner, the ReLU in a block; norms, of a block.
     """
 
     def __init__(
         self, weights, training=False, eps=1e-5, unbiased=True, shortcut=True, late=False,
         stride_first=True, turned=False, kernels=None, rows=(0, 1, 2, 3), rooted=False, same=False,
+        inner=True, norms=("bn1", "bn2"),
     ):  # fmt: skip
         self.weights, self.seen = weights, {}
         self.training, self.eps, self.unbiased = training, eps, unbiased
         self.shortcut, self.late = shortcut, late
         self.stride_first, self.turned = stride_first, turned
         self.kernels, self.rows, self.rooted, self.same = kernels, rows, rooted, same
+        self.inner, self.norms = inner, norms
 
     def convolved(self, x, name, stride=1):
         """x (N, C, h, w) float64 through a convolution; stride 0.5 is a transposed one's 2."""
@@ -47,15 +50,18 @@ class Residual:
             self.seen[name] = torch.stack([now.mean((0, 2, 3)), var_now])
             mean, var = mean.detach().clone(), var.detach().clone()
             return F.batch_norm(x, mean, var, weight, bias, True, 0.1, self.eps)
-        root = var.sqrt() + self.eps if self.rooted else (var + self.eps).sqrt()
+        root = var.sqrt() + self.eps if self.rooted is True else (var + self.eps).sqrt()
+        root = var + self.eps if self.rooted == "never" else root
         weight, bias, mean, root = (v[:, None, None] for v in (weight, bias, mean, root))
         return (x - mean) / root * weight + bias
 
     def block(self, x, name, stride=1):
         """x (N, C, h, w) float64 through a block of two convolutions."""
         first, second = (stride, 1) if self.stride_first else (1, stride)
-        y = self.normalised(self.convolved(x, f"{name}.conv1", first), f"{name}.bn1").relu()
-        y = self.normalised(self.convolved(y, f"{name}.conv2", second), f"{name}.bn2")
+        one, two = self.norms
+        y = self.normalised(self.convolved(x, f"{name}.conv1", first), f"{name}.{one}")
+        y = y.relu() if self.inner else y
+        y = self.normalised(self.convolved(y, f"{name}.conv2", second), f"{name}.{two}")
         for way in ("downsample", "shortcut"):
             if f"{name}.{way}.0" in self.weights:
                 x = self.normalised(self.convolved(x, f"{name}.{way}.0", stride), f"{name}.{way}.1")
@@ -102,6 +108,7 @@ NORM_MISTAKES = (  # of batch normalisation
     Mistake("the epsilon of the batch normalisation is 0.001 instead of 0.00001", eps=1e-3),
     Mistake("the epsilon of the batch normalisation is missing", eps=0.0),
     Mistake("the epsilon is added to the root of the variance, not to the variance", rooted=True),
+    Mistake("divided by the variance, not by its root", rooted="never"),
     *(
         Mistake(
             f"rows of the batch normalisation are exchanged: read as {words}",
@@ -119,6 +126,15 @@ NORM_MISTAKES = (  # of batch normalisation
     ),
 )
 
-SAME = Mistake(
-    "SAME padding at stride 2: an even side is padded at the bottom and right only", same=True
+BLOCK_MISTAKES = (
+    Mistake("no ReLU between the convolutions of a block", inner=False),
+    Mistake("the first batch normalisation of a block is used twice", norms=("bn1", "bn1")),
+    Mistake("the batch normalisations of a block are exchanged", norms=("bn2", "bn1")),
+    Mistake("the shortcuts are not added", shortcut=False),
+    Mistake("the ReLU comes before the sum with the shortcut instead of after", late=True),
+)
+
+SAME = tuple(
+    Mistake("SAME padding at stride 2: even sides are padded at the bottom and right", same=how)
+    for how in (True, "convolutions")
 )

@@ -13,7 +13,7 @@ from .inputs import CHANNELS, Given, given_layers, layers_of, places, size_of, t
 from .merging import MAP_BLUR_MISTAKES
 from .numbers import Numbers
 from .padim import score_stage
-from .residual import KERNEL_MISTAKES, NORM_MISTAKES, SAME, Residual
+from .residual import BLOCK_MISTAKES, KERNEL_MISTAKES, NORM_MISTAKES, SAME, Residual
 from .stage import Case, Mistake, Stage, Weights
 from .training import ADAM_MISTAKES, kept_classes, recorded, train
 
@@ -59,15 +59,21 @@ def _embedding(inputs):
     return {name: x.contiguous().numpy() for name, x in zip(DECODED, decoded)}
 
 
-def _embedding_formula(inputs, cut="end", order=(0, 1, 2), relu_between=True, **switches):
+def _embedding_formula(
+    inputs, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True, **switches
+):
     layers, weights = _doubled(inputs)
-    decoded = _student(layers, Residual(weights, **switches), cut, order, relu_between)
+    net = Residual(weights, **switches)
+    decoded = _student(layers, net, cut, order, relu_between, embeds, plain)
     return {name: x.numpy() for name, x in zip(DECODED, decoded)}
 
 
-def _student(layers, net, cut="end", order=(0, 1, 2), relu_between=True):
+def _student(
+    layers, net, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True
+):
     """Bottleneck and decoder in plain calls, float64; see FORMAT.md. Switches are mistakes: cut,
-    which end is cut off; order of the concatenation; relu_between, in the fusion."""
+    which end is cut off, "every": after every block; order of the concatenation; relu_between, in
+    the fusion; embeds, blocks of the embedding; plain False, without the decoder's plain blocks."""
 
     def halved(x, name, k):
         y = net.normalised(net.convolved(x, f"{name}.{k}", 2), f"{name}.{k + 1}")
@@ -76,12 +82,16 @@ def _student(layers, net, cut="end", order=(0, 1, 2), relu_between=True):
     first = halved(halved(layers[0], "bottleneck.fuse1", 0), "bottleneck.fuse1", 3)
     fused = [first, halved(layers[1], "bottleneck.fuse2", 0), layers[2]]
     x = torch.cat([fused[k] for k in order], dim=1)
-    x = net.block(net.block(x, "bottleneck.embed.0", 2), "bottleneck.embed.1")
+    x = net.block(x, "bottleneck.embed.0", 2)
+    x = net.block(x, "bottleneck.embed.1") if embeds == 2 else x
     decoded = []
-    for name in ("decoder.to_layer3", "decoder.to_layer2", "decoder.to_layer1"):
-        x = net.block(net.block(x, f"{name}.0", 0.5), f"{name}.1")
+    for layer in (3, 2, 1):
+        x = net.block(x, f"decoder.to_layer{layer}.0", 0.5)
+        x = net.block(x, f"decoder.to_layer{layer}.1") if plain else x
+        if cut == "every":
+            x = x[..., : layers[layer - 1].shape[-2], : layers[layer - 1].shape[-1]]
         decoded.insert(0, x)
-    if cut == "end":
+    if cut in ("end", "every"):
         return [d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(layers, decoded)]
     return [d[..., -e.shape[-2] :, -e.shape[-1] :] for e, d in zip(layers, decoded)]
 
@@ -102,7 +112,11 @@ EMBEDDING = Stage(
         ),
         *NORM_MISTAKES,
         *KERNEL_MISTAKES,
-        SAME,
+        *SAME,
+        *BLOCK_MISTAKES,
+        Mistake("the next block takes the output after the cut", cut="every"),
+        Mistake("the second block of the embedding is left out", embeds=1),
+        Mistake("the decoder's plain blocks are left out", plain=False),
         Mistake(
             "what the decoder has too much is cut off at the top and left, not bottom and right",
             cut="start",
@@ -111,8 +125,6 @@ EMBEDDING = Stage(
         Mistake(
             "the kernels of the transposed convolutions are turned by 180 degrees", turned=True
         ),
-        Mistake("the shortcuts are not added", shortcut=False),
-        Mistake("the ReLU comes before the sum with the shortcut instead of after", late=True),
         Mistake(
             "no ReLU after the convolutions of stride 2 that fuse the layers", relu_between=False
         ),
@@ -126,9 +138,21 @@ def _parameters_cases():
     yield Case("two_steps", inputs, ("training", "several"))
 
 
+def _gradients(values):
+    """{parameter: tensor} as in the bundle: kernels, and (2, C) of a batch normalisation."""
+    tensors = {}
+    for name, value in values.items():
+        module, _, part = name.rpartition(".")
+        if value.ndim == 4:
+            tensors[module] = value.contiguous().numpy()
+        elif part == "bias":
+            tensors[module] = torch.stack([values[f"{module}.weight"], value]).numpy()
+    return tensors
+
+
 def _parameters(inputs):
     rd = _model(inputs, steps=int(inputs["steps"]))
-    layers, seen = [tensor(layer) for layer in given_layers(inputs)], recorded(rd, packed)
+    layers, seen = [tensor(layer) for layer in given_layers(inputs)], recorded(rd, _gradients)
     before = rd.loss_value(layers).numpy()
     rd.fit(places(len(layers[0])))
     after = rd.loss_value(layers).numpy()
@@ -146,13 +170,13 @@ def _cosine(e, d):
 
 def _parameters_formula(
     inputs, steps=None, rate=RATE, betas=model.BETAS, flat=False, unbiased=True, momentum=0.1,
-    layers_mean=False, **switches,
+    layers_mean=False, moving=(True, True), batch=True, **switches,
 ):  # fmt: skip
     layers, values = _doubled(inputs)
     seen = {}  # statistics of the last batch
 
     def loss(values, training=False):
-        net, total = Residual(values, training, unbiased=unbiased), 0
+        net, total = Residual(values, training and batch, unbiased=unbiased), 0
         for e, d in zip(layers, _student(layers, net)):
             if flat and training:
                 e, d = e.flatten(1)[..., None, None], d.flatten(1)[..., None, None]
@@ -162,8 +186,8 @@ def _parameters_formula(
 
     def update_statistics():
         for name, now in seen.items():
-            keep = 1 - momentum
-            running = keep * values[name][2:] + (1 - keep) * now
+            new = torch.tensor([[momentum if there is True else there] for there in moving])
+            running = (1 - new) * values[name][2:] + new * now
             values[name] = torch.cat([values[name][:2], running])
 
     outputs = {"loss_before": loss(values).numpy()}
@@ -194,6 +218,14 @@ PARAMETERS = Stage(
         Mistake("the learning rate is 0.001 instead of 0.005", rate=1e-3),
         Mistake("one step instead of two", steps=1),
         *ADAM_MISTAKES,
+        Mistake("weight decay, where there is none", decay=1e-4),
+        Mistake("weight decay, where there is none", decay=1e-5),
+        Mistake("the running mean takes 0.9 of the batch's instead of 0.1", moving=(0.9, True)),
+        Mistake("the running variance takes 0.9 of the batch's, not 0.1", moving=(True, 0.9)),
+        Mistake("the running variance is not updated", moving=(True, 0.0)),
+        Mistake("the running mean is not updated", moving=(0.0, True)),
+        Mistake("the running statistics are not updated", momentum=0.0),
+        Mistake("batch normalisation uses the running statistics in training", batch=False),
         Mistake("one cosine of the flattened maps instead of one per position", flat=True),
         Mistake(
             "the running variance takes the biased variance (N) instead of N - 1", unbiased=False
@@ -220,13 +252,16 @@ def _losses(inputs):
     return {name: loss(encoded, decoded).numpy() for name, loss in model.LOSSES.items()}
 
 
-def _losses_formula(inputs, distance=None, layers=sum, weighted=False):
+def _losses_formula(
+    inputs, distance=None, layers=sum, weighted=False, whole=False, flat=True
+):
     outputs, distance = {"positions": [], "flattened": []}, distance or _cosine_distance
     for names in zip(CHANNELS, DECODED):
         e, d = (tensor(inputs[name]).double() for name in names)
         positions = distance(e, d)
         outputs["positions"].append(positions.sum() if weighted else positions.mean())
-        e, d = (x.flatten(1)[..., None, None] for x in (e, d))
+        if flat:
+            e, d = (x.reshape(1 if whole else len(x), -1, 1, 1) for x in (e, d))
         outputs["flattened"].append(distance(e, d).mean())
     return {name: np.asarray(layers(values)) for name, values in outputs.items()}
 
@@ -243,6 +278,9 @@ LOSS = Stage(
     (
         Mistake("the mean over the layers instead of the sum", layers=lambda v: sum(v) / 3),
         Mistake("the sum over positions instead of the mean", weighted=True),
+        Mistake("1 is missing: minus the cosine", distance=lambda e, d: -_cosine(e, d)),
+        Mistake("one cosine for the whole batch instead of one for an image", whole=True),
+        Mistake("a cosine per position where it should be of the flattened map", flat=False),
         Mistake("the cosine itself instead of 1 less it", distance=_cosine),
         Mistake(
             "the squared difference instead of the cosine",
@@ -308,6 +346,9 @@ MAP = Stage(
         Mistake("nearest enlargement instead of bilinear", mode="nearest"),
         Mistake("the sum of the layers instead of their product", combine=np.sum),
         Mistake("the mean of the layers instead of their product", combine=np.mean),
+        Mistake("the distance is halved", distance=lambda e, d: _cosine_distance(e, d) / 2),
+        Mistake("the root of the distance", distance=lambda e, d: _cosine_distance(e, d).sqrt()),
+        Mistake("the lengths may be zero", distance=partial(_cosine_distance, eps=0.0)),
         Mistake("the largest of the layers instead of their product", combine=np.max),
         Mistake("the cosine itself instead of 1 less it", distance=_cosine),
         Mistake(

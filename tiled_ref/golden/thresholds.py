@@ -24,6 +24,7 @@ def _threshold_cases():
         ("ties", mixed, mixed_labels, ("ties",), ""),
         ("equally_good", four, [1, 0, 0, 1], (), better),
         ("all_equal", np.full(5, 0.5), [0, 1, 0, 1, 1], ("ties", "all_equal"), ""),
+        ("unsorted", four[[3, 0, 2, 1]], [1, 1, 0, 0], (), "F1 is 2/3 at 1 and 4 again"),
         (
             "no_anomalous",
             np.array([0.5, 0.25, 0.75, 0.125]),
@@ -62,6 +63,10 @@ THRESHOLD = Stage(
         Mistake("the last of equally good thresholds instead of the first", last=True),
         Mistake("the middle between two scores instead of a score", midpoint=True),
         Mistake("labels are exchanged: 0 is taken for anomalous", flipped=True),
+        Mistake("accuracy instead of F1", of="accuracy"),
+        Mistake("the Jaccard index TP / (TP + FP + FN) instead of F1", of="jaccard"),
+        Mistake("the smallest score without an anomalous label", fallback=np.min),
+        Mistake("an undefined F1 is 0 instead of NaN", undefined=0.0),
         Mistake("F2 instead of F1", beta=2.0),
         Mistake("F0.5 instead of F1", beta=0.5),
     ),
@@ -100,7 +105,12 @@ NORMALISATION = Stage(
         Mistake(
             "min-max normalisation: the minimum is subtracted, not the threshold", centre=False
         ),
-        Mistake("divided by the maximum instead of maximum - minimum", spread=False),
+        Mistake("divided by the maximum instead of maximum - minimum", spread=0),
+        Mistake("divided by twice the range", spread=2),
+        Mistake("a division by a range of zero", flat="divided"),
+        Mistake("all values are 0.5 without a range", flat=lambda d: 0 * d + 0.5),
+        Mistake("without a range the threshold itself becomes 1", flat=lambda d: (d >= 0) * 1.0),
+        Mistake("without a range the threshold itself becomes 0", flat=lambda d: (d > 0) * 1.0),
     ),
 )
 

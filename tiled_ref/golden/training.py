@@ -69,11 +69,12 @@ def recorded(model, pack):
 
 
 def kept_classes(tensors, rate, size):
-    """Compare classes of the weights after training, {name: array} before it, and of `recorded`;
-    size, that of the larger gradients.
+    """Compare classes of the weights after training and of what `recorded` keeps.
 
     The first steps of Adam move every weight by nearly +-rate, by the sign of its gradient: where
     the gradient is nearly zero, rounding decides. The second step starts from such weights.
+    Parameters: tensors, the weights {name: array (...)}; rate; size, of the larger gradients.
+    Returns {name of an output: Compare}.
     """
     classes = {}
     for name, value in tensors.items():
@@ -89,15 +90,16 @@ def kept_classes(tensors, rate, size):
 
 def adam(
     value, gradient, moments, step, rate, betas=(0.9, 0.999), decay=0.0, eps=1e-8, corrected=True,
-    decoupled=False, reverse=False, inside=False, descent=True,
+    decoupled=False, reverse="", inside=False, descent=True, damped=True, rooted=True, late=0,
 ):  # fmt: skip
     """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
 
     Parameters: value, gradient, float64 tensors (...); moments, m and v of the step before;
     step, from 1; rate, the learning rate; betas; decay, times the value added to the gradient;
     eps. The others are mistakes: corrected False, the moments' bias is not; decoupled, AdamW;
-    reverse, the new gradient gets the weight of the old moment; inside, eps under the root;
-    descent False, the wrong sign.
+    or only one of them, "m" or "v"; reverse, a word with those moments in which the new gradient
+    gets the weight of the old moment; inside, eps under the root, or "both"; descent False, the
+    wrong sign; damped False, the whole gradient in m; rooted False; late, steps counted late.
     Returns ((m, v), value).
     """
     value = value.detach()
@@ -105,14 +107,14 @@ def adam(
         value = value * (1 - rate * decay)
     else:
         gradient = gradient + decay * value
-    if reverse:
-        betas = 1 - betas[0], 1 - betas[1]
-    m = betas[0] * moments[0] + (1 - betas[0]) * gradient
-    v = betas[1] * moments[1] + (1 - betas[1]) * gradient.square()
-    m_hat, v_hat = m, v
-    if corrected:
-        m_hat, v_hat = m / (1 - betas[0] ** step), v / (1 - betas[1] ** step)
-    root = (v_hat + eps).sqrt() if inside else v_hat.sqrt() + eps
+    a, b = (1 - beta if name in reverse else beta for name, beta in zip("mv", betas))
+    m = a * moments[0] + (1 - a if damped else 1) * gradient
+    v = b * moments[1] + (1 - b) * gradient.square()
+    step = max(1, step - late)
+    m_hat = m / (1 - betas[0] ** step) if corrected in (True, "m") else m
+    v_hat = v / (1 - betas[1] ** step) if corrected in (True, "v") else v
+    root = (v_hat + eps).sqrt() + (eps if inside == "both" else 0) if inside else v_hat.sqrt() + eps
+    root = root if rooted else v_hat + eps
     return (m, v), value + (-rate if descent else rate) * m_hat / root
 
 
@@ -164,7 +166,13 @@ def _formula(inputs, decayed=1.0, swapped=False, **switches):
 
 ADAM_MISTAKES = (
     Mistake("Adam without the correction of its moments' bias", corrected=False),
-    Mistake("momentum reversed: the old moment is multiplied by 1 - beta", reverse=True),
+    Mistake("Adam without the correction of its first moment's bias", corrected="v"),
+    Mistake("Adam without the correction of its second moment's bias", corrected="m"),
+    Mistake("momentum reversed: the old moment is multiplied by 1 - beta", reverse="mv"),
+    Mistake("momentum reversed: the old first moment is multiplied by 1 - beta", reverse="m"),
+    Mistake("momentum reversed: the old second moment is multiplied by 1 - beta", reverse="v"),
+    Mistake("the second moment's root is missing", rooted=False),
+    Mistake("the first moment takes the whole gradient, as SGD's momentum", damped=False),
     Mistake("the sign: the gradient is added, not subtracted", descent=False),
 )
 
@@ -186,7 +194,12 @@ ADAM = Stage(
         Mistake("the two betas are exchanged", swapped=True),
         Mistake("Adam's first beta is 0: no momentum", betas=(0.0, 0.999)),
         Mistake("Adam's epsilon is missing", eps=0.0),
+        Mistake("Adam's epsilon is 1e-7", eps=1e-7),
         Mistake("Adam's epsilon is added under the root", inside=True),
+        Mistake("Adam's epsilon is added under the root too", inside="both"),
+        Mistake("the weight decay has the wrong sign", decayed=-1.0),
+        Mistake("Adam's second beta is 0.99", betas=(0.9, 0.99)),
+        Mistake("the second step is corrected like the first", late=1),
     ),
 )
 
