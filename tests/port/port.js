@@ -1,5 +1,5 @@
 'use strict';
-// The stages of a golden bundle in JavaScript, from FORMAT.md alone.
+// The stages of a golden bundle in JavaScript, from FORMAT.md alone, but for draws.
 //
 //     node port.js                        prints the names of the stages
 //     node port.js BUNDLE OUT [STAGE...]  writes OUT/<stage>/<case>.out.<name>.npy
@@ -23,6 +23,8 @@ const KINDS = {
 
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
 const total = (numbers) => numbers.reduce((a, b) => a + b, 0);
+const average = (numbers) => total(numbers) / numbers.length;
+const dot = (a, b) => total(a.map((x, i) => x * b[i]));
 
 function array(shape, values = null, kind = '<f8') {
   return { shape, kind, data: values ? Float64Array.from(values, Number) : zeros(shape) };
@@ -445,10 +447,11 @@ const record = (step) => tape && tape.push(step);
 const gradient = (x) => (x.grad ??= zeros(x.shape));
 
 // Calls visit(i, o, k) for every product small[o] += large[i] * weights[k] of a convolution.
-function everyProduct(large, small, weights, stride, padding, visit) {
+function everyProduct(large, small, weights, stride, visit) {
   const [, C, H, W] = large.shape;
   const [N, D, h, w] = small.shape;
   const side = weights.shape[3];
+  const padding = Math.floor((side - 1) / 2);
   each([N, D, C, h, w], (n, d, c, y, x) => {
     const o = ((n * D + d) * h + y) * w + x;
     for (let dy = 0; dy < side; dy++) {
@@ -466,15 +469,14 @@ function everyProduct(large, small, weights, stride, padding, visit) {
 }
 
 // With `up` transposed, 2 x 2 with stride 2: the products are those of a convolution from out to x.
-function convolution(x, weights, stride, padding, { bias, up } = {}) {
+function convolution(x, weights, stride, { bias, up } = {}) {
   const [N, , H, W] = x.shape;
-  const [D, C, side] = weights.shape;
-  const h = Math.floor((H + 2 * padding - side) / stride) + 1;
-  const w = Math.floor((W + 2 * padding - side) / stride) + 1;
+  const [D, C] = weights.shape;
+  const [h, w] = [H, W].map((side) => Math.ceil(side / stride));
   const out = array(up ? [N, C, 2 * H, 2 * W] : [N, D, h, w]);
   const products = (visit) => {
-    if (up) everyProduct(out, x, weights, 2, 0, (o, i, k) => visit(i, o, k));
-    else everyProduct(x, out, weights, stride, padding, visit);
+    if (up) everyProduct(out, x, weights, 2, (o, i, k) => visit(i, o, k));
+    else everyProduct(x, out, weights, stride, visit);
   };
   const channel = (o) => Math.floor(o / (h * w)) % D;
   if (bias) out.data.forEach((_, o) => { out.data[o] = bias.data[channel(o)]; });
@@ -541,8 +543,10 @@ function add(x, y) {
   const out = array(x.shape, x.data.map((value, i) => value + y.data[i]));
   record(() => {
     const [dx, dy, dout] = [x, y, out].map(gradient);
-    dout.forEach((slope, i) => { dx[i] += slope; });
-    dout.forEach((slope, i) => { dy[i] += slope; });
+    dout.forEach((slope, i) => {
+      dx[i] += slope;
+      dy[i] += slope;
+    });
   });
   return out;
 }
@@ -588,8 +592,7 @@ function concatenate(layers) {
 // Combines the 3 x 3 numbers around every stride-th pixel, as far as they are inside the map.
 function pool(x, stride, start, combine) {
   const { h: H, w: W, count, leading } = plane(x);
-  const h = Math.floor((H - 1) / stride) + 1;
-  const w = Math.floor((W - 1) / stride) + 1;
+  const [h, w] = [H, W].map((side) => Math.ceil(side / stride));
   const out = array([...leading, h, w]);
   out.data.fill(start);
   each([count, h, w, 3, 3], (n, y, z, dy, dz) => {
@@ -604,19 +607,24 @@ function pool(x, stride, start, combine) {
 
 // A residual block; `up` doubles the size instead of dividing it by the stride.
 function block(x, weights, name, stride, up = false) {
-  const change = (tensor, padding) => convolution(x, tensor, stride, padding, { up });
+  const change = (tensor) => convolution(x, tensor, stride, { up });
   const w = (rest) => weights[`${name}.${rest}`];
-  let y = relu(batchNorm(change(w('conv1'), 1), w('bn1')));
-  y = batchNorm(convolution(y, w('conv2'), 1, 1), w('bn2'));
+  let y = relu(batchNorm(change(w('conv1')), w('bn1')));
+  y = batchNorm(convolution(y, w('conv2'), 1), w('bn2'));
   const side = w('downsample.0') ? 'downsample' : 'shortcut';
   if (!w(`${side}.0`)) return relu(add(y, x));
-  return relu(add(y, batchNorm(change(w(`${side}.0`), 0), w(`${side}.1`))));
+  return relu(add(y, batchNorm(change(w(`${side}.0`)), w(`${side}.1`))));
 }
 
-function backbone({ images, weights }) {
-  let x = convolution(images, weights.conv1, 2, 3);
-  x = pool(relu(batchNorm(x, weights.bn1)), 2, -Infinity, Math.max);
-  const layer1 = block(x, weights, 'layer1', 1);
+function stem({ images, weights }) {
+  const convolved = convolution(images, weights.conv1, 2);
+  const normalised = batchNorm(convolved, weights.bn1);
+  return { convolved, normalised, pooled: pool(relu(normalised), 2, -Infinity, Math.max) };
+}
+
+function backbone(inputs) {
+  const { weights } = inputs;
+  const layer1 = block(stem(inputs).pooled, weights, 'layer1', 1);
   const layer2 = block(layer1, weights, 'layer2', 2);
   const layer3 = block(layer2, weights, 'layer3', 2);
   return { layer1, layer2, layer3 };
@@ -768,6 +776,60 @@ function patchcoreScore({ embedding, bank, n_neighbours: b }) {
   return { score: array([scores.length], scores) };
 }
 
+// ---- Adam ----
+
+// Step t: changes the arrays value, first and second.
+function adamStep({ value, first, second }, slopes, t, settings) {
+  const { rate, betas: [beta1, beta2], decay, epsilon = 1e-8 } = settings;
+  slopes.forEach((slope, i) => {
+    const g = slope + decay * value[i];
+    first[i] = beta1 * first[i] + (1 - beta1) * g;
+    second[i] = beta2 * second[i] + (1 - beta2) * g ** 2;
+    const deviation = Math.sqrt(second[i] / (1 - beta2 ** t));
+    value[i] -= (rate * (first[i] / (1 - beta1 ** t))) / (deviation + epsilon);
+  });
+}
+
+function adam({ value: { data, shape }, gradients, betas, ...settings }) {
+  const state = { value: data, first: zeros(shape), second: zeros(shape) };
+  const steps = parts(gradients).map((slopes, k) => {
+    adamStep(state, slopes.data, k + 1, { ...settings, betas: betas.data });
+    return Object.values(state).map((numbers) => array(shape, numbers));
+  });
+  const [values, first, second] = [0, 1, 2].map((k) => stack(steps.map((step) => step[k])));
+  return { values, first, second };
+}
+
+// What Adam knows of a tensor; of a batch normalisation (4, C) only weight and bias are trained.
+function trainable([name, { shape, data }]) {
+  const own = shape.length === 2 && shape[0] === 4 ? [2, shape[1]] : shape;
+  const value = data.subarray(0, product(own));
+  return { name, shape: own, value, first: zeros(own), second: zeros(own) };
+}
+
+function train({ weights, steps }, loss, learned, settings) {
+  const results = { loss_before: loss(), ...Object.fromEntries(learned) };
+  const tensors = learned.map(trainable);
+  for (let t = 1; t <= steps; t++) {
+    for (const weight of Object.values(weights)) weight.grad = zeros(weight.shape);
+    tape = [];
+    loss();
+    const backwards = tape.reverse();
+    tape = null;
+    for (const step of backwards) step();
+    for (const tensor of tensors) {
+      const { name, shape, value, first, second } = tensor;
+      const slopes = weights[name].grad.subarray(0, value.length);
+      adamStep(tensor, slopes, t, settings);
+      if (value.length > 4096) continue;
+      results[`gradient${t}.${name}`] = array(shape, slopes);
+      results[`first${t}.${name}`] = array(shape, first);
+      results[`second${t}.${name}`] = array(shape, second);
+    }
+  }
+  return { ...results, loss_after: loss() };
+}
+
 // ---- FastFlow ----
 
 const softplus = (x) => 2 * Math.log1p(Math.exp(x / 2));
@@ -838,12 +900,18 @@ function flow(layer, weights, name) {
   const logDet = array([N]);
   for (let k = 0; k < 8; k++) {
     const own = (rest) => part(w(rest), k);
-    const ya = crop(y, [C / 2, height, width]);
-    const hidden = relu(convolution(ya, own('conv1_weight'), 1, 1, { bias: own('conv1_bias') }));
-    const net = convolution(hidden, own('conv2_weight'), 1, 1, { bias: own('conv2_bias') });
+    const convolve = (x, conv) => {
+      const small = w(`${conv}_weight_1x1`);
+      const kernel = small
+        ? part(k % 2 ? small : w(`${conv}_weight`), Math.floor(k / 2))
+        : own(`${conv}_weight`);
+      return convolution(x, kernel, 1, { bias: own(`${conv}_bias`) });
+    };
+    const hidden = relu(convolve(crop(y, [C / 2, height, width]), 'conv1'));
+    const net = convolve(hidden, 'conv2');
     y = coupling(y, net, own('global_scale'), own('global_offset'), own('order'), logDet);
   }
-  return { z: y, logDet };
+  return { z: y, log_det: logDet };
 }
 
 function flows({ layer1, layer2, layer3, weights }) {
@@ -851,58 +919,25 @@ function flows({ layer1, layer2, layer3, weights }) {
 }
 
 function fastflowEmbedding(inputs) {
-  const [one, two, three] = flows(inputs);
-  const variables = { z1: one.z, z2: two.z, z3: three.z };
-  return { ...variables, log_det1: one.logDet, log_det2: two.logDet, log_det3: three.logDet };
+  const named = flows(inputs).map((own, k) =>
+    Object.entries(own).map(([name, result]) => [`${name}${k + 1}`, result]));
+  return Object.fromEntries(named.flat());
 }
 
-function fastflowLoss(inputs) {
-  const losses = flows(inputs).map(({ z, logDet }) => {
-    const N = z.shape[0];
-    record(() => {
-      z.data.forEach((number, i) => { gradient(z)[i] += number / N; });
-      logDet.data.forEach((_, n) => { gradient(logDet)[n] -= 1 / N; });
-    });
-    return total(z.data.map((number) => 0.5 * number ** 2)) / N - total(logDet.data) / N;
+function fastflowLoss({ z, log_det: logDet }) {
+  const N = z.shape[0];
+  record(() => {
+    z.data.forEach((number, i) => { gradient(z)[i] += number / N; });
+    logDet.data.forEach((_, n) => { gradient(logDet)[n] -= 1 / N; });
   });
-  return total(losses);
-}
-
-// One step of Adam for all weights; `memory` keeps the two means of each of them.
-function adam(weights, memory, step, { rate, beta1, beta2, decay }) {
-  for (const [name, { data, grad }] of Object.entries(weights)) {
-    if (!memory[name]) memory[name] = { m: zeros([data.length]), v: zeros([data.length]) };
-    const { m, v } = memory[name];
-    data.forEach((weight, i) => {
-      const slope = grad[i] + decay * weight;
-      m[i] = beta1 * m[i] + (1 - beta1) * slope;
-      v[i] = beta2 * v[i] + (1 - beta2) * slope ** 2;
-      const mean = m[i] / (1 - beta1 ** step);
-      const square = v[i] / (1 - beta2 ** step);
-      data[i] -= (rate * mean) / (Math.sqrt(square) + 1e-8);
-    });
-  }
-}
-
-function train(inputs, loss, trained, settings) {
-  const memory = {};
-  const before = loss(inputs);
-  for (let step = 1; step <= inputs.steps; step++) {
-    for (const weight of Object.values(inputs.weights)) weight.grad = zeros(weight.shape);
-    tape = [];
-    loss(inputs);
-    const steps = tape.reverse();
-    tape = null;
-    for (const backwards of steps) backwards();
-    adam(trained, memory, step, settings);
-  }
-  return { loss_before: before, loss_after: loss(inputs), ...trained };
+  const losses = parts(z).map(({ data }, n) => 0.5 * dot(data, data) - logDet.data[n]);
+  return { loss: array([N], losses) };
 }
 
 function fastflowParameters(inputs) {
+  const loss = () => total(flows(inputs).map((own) => average(fastflowLoss(own).loss.data)));
   const learned = Object.entries(inputs.weights).filter(([name]) => !name.endsWith('.order'));
-  const settings = { rate: 0.001, beta1: 0.9, beta2: 0.999, decay: 1e-5 };
-  return train(inputs, fastflowLoss, Object.fromEntries(learned), settings);
+  return train(inputs, loss, learned, { rate: 0.001, betas: [0.9, 0.999], decay: 1e-5 });
 }
 
 function fastflowMap({ z1, z2, z3, size }) {
@@ -921,25 +956,21 @@ function fastflowMap({ z1, z2, z3, size }) {
 
 // ---- Reverse Distillation ----
 
-// The decoded layers 3, 2 and 1; only what is returned is cut.
-function decoder({ layer1, layer2, layer3, weights }) {
+// Only what is returned is cut.
+function reverseDistillationEmbedding({ layer1, layer2, layer3, weights }) {
   const w = (rest) => weights[`bottleneck.${rest}`];
-  const reduce = (x, kernel, norm) => relu(batchNorm(convolution(x, w(kernel), 2, 1), w(norm)));
+  const reduce = (x, kernel, norm) => relu(batchNorm(convolution(x, w(kernel), 2), w(norm)));
   const from1 = reduce(reduce(layer1, 'fuse1.0', 'fuse1.1'), 'fuse1.3', 'fuse1.4');
   const from2 = reduce(layer2, 'fuse2.0', 'fuse2.1');
   let x = concatenate([from1, from2, layer3]);
   x = block(x, weights, 'bottleneck.embed.0', 2);
   x = block(x, weights, 'bottleneck.embed.1', 1);
-  return [layer3, layer2, layer1].map((layer, k) => {
+  const [decoded3, decoded2, decoded1] = [layer3, layer2, layer1].map((layer, k) => {
     const name = `decoder.to_layer${3 - k}`;
     x = block(x, weights, `${name}.0`, 2, true);
     x = block(x, weights, `${name}.1`, 1);
     return crop(x, layer.shape.slice(1));
   });
-}
-
-function reverseDistillationEmbedding(inputs) {
-  const [decoded3, decoded2, decoded1] = decoder(inputs);
   return { decoded1, decoded2, decoded3 };
 }
 
@@ -947,21 +978,23 @@ function reverseDistillationEmbedding(inputs) {
 function cosines(layer, decoded) {
   const others = vectors(decoded);
   return vectors(layer).map((a, i) => {
-    const b = others[i];
-    const lengthA = Math.max(Math.hypot(...a), 1e-8);
-    const lengthB = Math.max(Math.hypot(...b), 1e-8);
-    const cosine = total(a.map((x, c) => x * b[c])) / (lengthA * lengthB);
-    return { cosine, lengthA, lengthB };
+    const [lengthA, lengthB] = [a, others[i]].map((x) => Math.max(Math.sqrt(dot(x, x)), 1e-8));
+    return { cosine: dot(a, others[i]) / (lengthA * lengthB), lengthA, lengthB };
   });
 }
 
+const differences = (layer, decoded) => cosines(layer, decoded).map(({ cosine }) => 1 - cosine);
+
 function reverseDistillationLoss(inputs) {
-  const layers = [inputs.layer3, inputs.layer2, inputs.layer1];
-  const losses = decoder(inputs).map((decoded, k) => {
-    const layer = layers[k];
-    const [, C, h, w] = layer.shape;
-    const all = cosines(layer, decoded);
+  const flat = ({ shape: [N], data }) => ({ shape: [N, data.length / N, 1, 1], data });
+  const result = { positions: 0, flattened: 0 };
+  for (const k of [1, 2, 3]) {
+    const [layer, decoded] = [inputs[`layer${k}`], inputs[`decoded${k}`]];
+    result.positions += average(differences(layer, decoded));
+    result.flattened += average(differences(flat(layer), flat(decoded)));
     record(() => {
+      const [, C, h, w] = layer.shape;
+      const all = cosines(layer, decoded);
       const slopes = gradient(decoded);
       slopes.forEach((_, i) => {
         const position = Math.floor(i / (C * h * w)) * h * w + (i % (h * w));
@@ -971,27 +1004,29 @@ function reverseDistillationLoss(inputs) {
         slopes[i] -= (along - across) / all.length;
       });
     });
-    return total(all.map(({ cosine }) => 1 - cosine)) / all.length;
-  });
-  return total(losses);
+  }
+  return result;
 }
 
 function reverseDistillationParameters(inputs) {
-  const settings = { rate: 0.005, beta1: 0.5, beta2: 0.999, decay: 0 };
-  return train(inputs, reverseDistillationLoss, inputs.weights, settings);
+  const decoded = () => reverseDistillationEmbedding(inputs);
+  const loss = () => reverseDistillationLoss({ ...inputs, ...decoded() }).positions;
+  const learned = Object.entries(inputs.weights);
+  return train(inputs, loss, learned, { rate: 0.005, betas: [0.5, 0.999], decay: 0 });
 }
 
 function reverseDistillationMap({ size, ...layers }) {
-  const map = array([layers.layer1.shape[0], ...size.data]);
-  map.data.fill(1);
+  const sides = [layers.layer1.shape[0], ...size.data];
+  const [multiplied, added] = [array(sides).data.fill(1), array(sides).data];
   for (const k of [1, 2, 3]) {
     const [N, , h, w] = layers[`layer${k}`].shape;
-    const all = cosines(layers[`layer${k}`], layers[`decoded${k}`]);
-    const differences = array([N, h, w], all.map(({ cosine }) => 1 - cosine));
-    const grown = enlarge(differences, size.data, corners);
-    grown.data.forEach((number, i) => { map.data[i] *= number; });
+    const unlike = array([N, h, w], differences(layers[`layer${k}`], layers[`decoded${k}`]));
+    enlarge(unlike, size.data, corners).data.forEach((number, i) => {
+      multiplied[i] *= number;
+      added[i] += number;
+    });
   }
-  return { map: blur(map, 4) };
+  return { map: blur(array(sides, multiplied), 4), map_of_sum: blur(array(sides, added), 4) };
 }
 
 // ---- After the models ----
@@ -1009,6 +1044,14 @@ function untile({ maps, grid }) {
   });
   map.data.forEach((sum, i) => { map.data[i] = sum / covering[i % (H * W)]; });
   return { map };
+}
+
+function untileFeatures({ features, grid, factor }) {
+  const [rows, columns, N, C, ...sides] = features.shape;
+  const maps = { ...features, shape: [rows, columns, N * C, ...sides] };
+  const smaller = array([6], grid.data.map((side) => Math.ceil(side / factor)));
+  const { map } = untile({ maps, grid: smaller });
+  return { features: { ...map, shape: [N, C, ...map.shape.slice(1)] } };
 }
 
 function meanScore({ scores }) {
@@ -1046,8 +1089,12 @@ function smoothing({ maps, grid, width, sigma }) {
   return { maps: array(maps.shape, values, maps.kind) };
 }
 
+// Without scores, or with a NaN among them, there is no order.
+const unranked = ({ data }) => data.length === 0 || data.some(Number.isNaN);
+
 function threshold({ scores, labels }) {
-  if (!labels.data.some((label) => label !== 0)) return { threshold: Math.max(...scores.data) };
+  if (unranked(scores)) return { threshold: NaN, f1: NaN };
+  if (!labels.data.some(Boolean)) return { threshold: Math.max(...scores.data), f1: NaN };
   let best = { threshold: NaN, f1: -1 };
   for (const candidate of [...scores.data].sort((a, b) => a - b)) {
     let found = 0;
@@ -1097,6 +1144,7 @@ function regions({ masks }) {
 }
 
 function auroc({ scores, labels }) {
+  if (unranked(scores)) return { auroc: NaN };
   const anomalous = scores.data.filter((_, i) => labels.data[i] !== 0);
   const normal = scores.data.filter((_, i) => labels.data[i] === 0);
   let wins = 0;
@@ -1114,10 +1162,9 @@ function aupro({ maps, masks, fpr_limit: limit }) {
   const count = labels.reduce((a, b) => Math.max(a, b));
   const sizes = new Array(count + 1).fill(0);
   labels.forEach((region) => { sizes[region] += 1; });
-  const falling = [...maps.data.keys()].sort((a, b) => {
-    if (maps.data[a] === maps.data[b]) return 0;
-    return maps.data[a] < maps.data[b] ? 1 : -1;
-  });
+  if (count === 0 || sizes[0] === 0 || unranked(maps)) return { aupro: NaN };
+  const scores = maps.data;
+  const falling = [...scores.keys()].sort((a, b) => (scores[a] < scores[b]) - (scores[a] > scores[b]));
   let [y, area, foundNormal] = [0, 0, 0];
   let [pointX, pointY] = [0, 0];
   falling.forEach((pixel, rank) => {
@@ -1125,8 +1172,7 @@ function aupro({ maps, masks, fpr_limit: limit }) {
     if (region === 0) foundNormal += 1;
     else y += 1 / (sizes[region] * count);
     const x = foundNormal / sizes[0];
-    const next = falling[rank + 1];
-    if (maps.data[next] === maps.data[pixel]) return;
+    if (scores[falling[rank + 1]] === scores[pixel]) return;
     const end = Math.min(x, limit);
     if (end > pointX) {
       const endY = pointY + ((y - pointY) * (end - pointX)) / (x - pointX);
@@ -1163,17 +1209,18 @@ function ensemble({ train: normal, test, grid, channels, width, sigma, weights }
 }
 
 const STAGES = {
-  decode, resize, resize_mask: resizeMask, normalise, tile, backbone,
+  decode, resize, resize_mask: resizeMask, normalise, tile, 'backbone.stem': stem, backbone,
   'padim.embedding': padimEmbedding, 'padim.parameters': padimParameters,
   'padim.map': padimMap, 'padim.score': score,
   'patchcore.embedding': patchcoreEmbedding, 'patchcore.parameters': patchcoreParameters,
   'patchcore.map': patchcoreMap, 'patchcore.score': patchcoreScore,
-  'fastflow.embedding': fastflowEmbedding, 'fastflow.parameters': fastflowParameters,
-  'fastflow.map': fastflowMap, 'fastflow.score': score,
+  adam, 'fastflow.embedding': fastflowEmbedding, 'fastflow.loss': fastflowLoss,
+  'fastflow.parameters': fastflowParameters, 'fastflow.map': fastflowMap, 'fastflow.score': score,
   'reverse_distillation.embedding': reverseDistillationEmbedding,
+  'reverse_distillation.loss': reverseDistillationLoss,
   'reverse_distillation.parameters': reverseDistillationParameters,
   'reverse_distillation.map': reverseDistillationMap, 'reverse_distillation.score': score,
-  untile, mean_score: meanScore, seam_mask: seamMask, smoothing,
+  untile, untile_features: untileFeatures, mean_score: meanScore, seam_mask: seamMask, smoothing,
   threshold, normalisation, regions, auroc, aupro, ensemble,
 };
 
