@@ -105,10 +105,8 @@ function enlarge(maps, [H, W], position) {
   each([H, W], (y, x) => {
     const [v, u] = [position(y, h, H), position(x, w, W)];
     const [top, left] = [Math.floor(v), Math.floor(u)];
-    const bottom = Math.min(top + 1, h - 1);
-    const right = Math.min(left + 1, w - 1);
-    const down = v - top;
-    const across = u - left;
+    const [bottom, right] = [Math.min(top + 1, h - 1), Math.min(left + 1, w - 1)];
+    const [down, across] = [v - top, u - left];
     for (let n = 0; n < count; n++) {
       const at = (row, column) => maps.data[(n * h + row) * w + column];
       const above = at(top, left) * (1 - across) + at(top, right) * across;
@@ -120,20 +118,16 @@ function enlarge(maps, [H, W], position) {
 }
 
 function mirror(k, n) {
-  if (n === 1) return 0;
-  const period = 2 * n - 2;
-  const inside = ((k % period) + period) % period;
-  return inside < n ? inside : period - inside;
+  const period = Math.max(2 * n - 2, 1);
+  const inside = Math.abs(k) % period;
+  return Math.min(inside, period - inside);
 }
 
 function gaussian(sigma) {
   const radius = Math.trunc(4 * sigma + 0.5);
-  const weights = [];
-  for (let k = -radius; k <= radius; k++) {
-    weights.push(Math.exp((-k * k) / (2 * sigma * sigma)));
-  }
-  const sum = total(weights);
-  return weights.map((weight) => weight / sum);
+  const places = Array.from({ length: 2 * radius + 1 }, (_, i) => i - radius);
+  const weights = places.map((k) => Math.exp((-k * k) / (2 * sigma * sigma)));
+  return weights.map((weight) => weight / total(weights));
 }
 
 // Down the columns, then along the rows; each pass is rounded to the kind of the maps.
@@ -145,12 +139,8 @@ function blur(maps, sigma) {
   const pass = (from, mirrored) => {
     const out = [];
     each([count, h, w], (n, y, x) => {
-      const at = (k) => from[n * h * w + mirrored(y, x, k)];
-      let sum = weights[radius] * at(0);
-      for (let k = 1; k <= radius; k++) {
-        sum += weights[radius + k] * (at(-k) + at(k));
-      }
-      out.push(rounded(sum));
+      const at = (i) => from[n * h * w + mirrored(y, x, i - radius)];
+      out.push(rounded(total(weights.map((weight, i) => weight * at(i)))));
     });
     return out;
   };
@@ -205,8 +195,7 @@ function readPng(file) {
   const rows = unfilter(zlib.inflateSync(Buffer.concat(chunks.IDAT)), w * step, step);
   const byte = (y, x, c) => {
     const at = x * step + (c * bits) / 8;
-    if (bits === 8) return rows[y][at];
-    if (channels > 2) return rows[y][at];
+    if (bits === 8 || channels > 2) return rows[y][at];
     return Math.floor((rows[y][at] * 256 + rows[y][at + 1] + 128) / 257);
   };
   const pixel = (y, x) => {
@@ -241,24 +230,20 @@ function zigzag() {
 function blockPixels(frequencies) {
   const wave = (x, u) => (u ? 1 : Math.SQRT1_2) * Math.cos(((2 * x + 1) * u * Math.PI) / 16);
   return frequencies.map((_, i) => {
-    let sum = 0;
-    frequencies.forEach((f, k) => {
-      sum += f * wave(i >> 3, k >> 3) * wave(i & 7, k & 7);
-    });
-    return Math.round(sum / 4 + 128);
+    const waves = frequencies.map((f, k) => f * wave(i >> 3, k >> 3) * wave(i & 7, k & 7));
+    return Math.round(total(waves) / 4 + 128);
   });
 }
 
 // A table of a JPEG's words, {"number of bits, bits": symbol}.
 function words(body) {
   const table = {};
+  const symbols = [...body.subarray(17)];
   let code = 0;
-  let at = 17;
   for (let length = 1; length <= 16; length++) {
-    for (let k = 0; k < body[length]; k++) {
-      table[`${length},${code}`] = body[at];
+    for (const symbol of symbols.splice(0, body[length])) {
+      table[`${length},${code}`] = symbol;
       code += 1;
-      at += 1;
     }
     code *= 2;
   }
@@ -268,9 +253,7 @@ function words(body) {
 // The pixels of a baseline JPEG without subsampled colours or restarts: {w, h, pixel, exif}.
 function readJpeg(file) {
   const [scales, tables] = [{}, {}];
-  let frame;
-  let exif;
-  let at = 2;
+  let [at, frame, exif] = [2, null, null];
   while (file[at + 1] !== 0xda) {
     let body = file.subarray(at + 4, at + 2 + file.readUInt16BE(at + 2));
     if (file[at + 1] === 0xe1) exif = body.subarray(6);
@@ -503,11 +486,10 @@ function batchNorm(x, parameters) {
   for (let c = 0; c < C; c++) {
     const own = [];
     each([N, H * W], (n, p) => own.push((n * C + c) * H * W + p));
-    let mean = runningMean[c];
-    let variance = runningVariance[c];
+    let [mean, variance] = [runningMean[c], runningVariance[c]];
     if (tape) {
-      mean = total(own.map((i) => x.data[i])) / count;
-      variance = total(own.map((i) => (x.data[i] - mean) ** 2)) / count;
+      mean = average(own.map((i) => x.data[i]));
+      variance = average(own.map((i) => (x.data[i] - mean) ** 2));
       const unbiased = (variance * count) / (count - 1);
       runningMean[c] += 0.1 * (mean - runningMean[c]);
       runningVariance[c] += 0.1 * (unbiased - runningVariance[c]);
@@ -530,61 +512,43 @@ function batchNorm(x, parameters) {
   return out;
 }
 
-function relu(x) {
-  const out = array(x.shape, x.data.map((value) => Math.max(value, 0)));
+// The sum of the terms, 0 where it is negative.
+function relu(...terms) {
+  const sums = terms[0].data.map((_, i) => total(terms.map(({ data }) => data[i])));
+  const out = array(terms[0].shape, sums.map((sum) => Math.max(sum, 0)));
   record(() => {
-    const [dx, dout] = [x, out].map(gradient);
-    dout.forEach((slope, i) => { dx[i] += x.data[i] > 0 ? slope : 0; });
+    for (const term of terms) {
+      gradient(out).forEach((slope, i) => { gradient(term)[i] += sums[i] > 0 ? slope : 0; });
+    }
   });
   return out;
 }
 
-function add(x, y) {
-  const out = array(x.shape, x.data.map((value, i) => value + y.data[i]));
+// Copies x (N, c, h, w) to channel `first` of `out` and the following, as far as there is room.
+function copy(x, out, first) {
+  const shared = x.shape.map((side, axis) => Math.min(side, out.shape[axis]));
+  const place = ([, C, H, W], n, c, y, z) => ((n * C + c) * H + y) * W + z;
+  const pairs = [];
+  each(shared, (n, c, y, z) => {
+    pairs.push([place(x.shape, n, c, y, z), place(out.shape, n, first + c, y, z)]);
+  });
+  for (const [i, o] of pairs) out.data[o] = x.data[i];
   record(() => {
-    const [dx, dy, dout] = [x, y, out].map(gradient);
-    dout.forEach((slope, i) => {
-      dx[i] += slope;
-      dy[i] += slope;
-    });
+    for (const [i, o] of pairs) gradient(x)[i] += gradient(out)[o];
   });
   return out;
-}
-
-// For each number of a part (N, c, h, w) of x (N, C, H, W), first channel first, its place in x.
-function within(x, [N, channels, h, w], first) {
-  const [, C, H, W] = x.shape;
-  const found = [];
-  each([N, channels, h, w], (n, c, y, z) => {
-    found.push(((n * C + first + c) * H + y) * W + z);
-  });
-  return found;
 }
 
 // The first channels, rows and columns of x.
-function crop(x, [channels, h, w]) {
-  const shape = [x.shape[0], channels, h, w];
-  const from = within(x, shape, 0);
-  const out = array(shape, from.map((i) => x.data[i]));
-  record(() => {
-    const [dx, dout] = [x, out].map(gradient);
-    from.forEach((i, o) => { dx[i] += dout[o]; });
-  });
-  return out;
-}
+const crop = (x, sides) => copy(x, array([x.shape[0], ...sides]), 0);
 
 function concatenate(layers) {
   const [N, , h, w] = layers[0].shape;
   const out = array([N, total(layers.map((x) => x.shape[1])), h, w]);
   let channel = 0;
   for (const x of layers) {
-    const to = within(out, x.shape, channel);
+    copy(x, out, channel);
     channel += x.shape[1];
-    to.forEach((o, i) => { out.data[o] = x.data[i]; });
-    record(() => {
-      const [dx, dout] = [x, out].map(gradient);
-      to.forEach((o, i) => { dx[i] += dout[o]; });
-    });
   }
   return out;
 }
@@ -612,8 +576,8 @@ function block(x, weights, name, stride, up = false) {
   let y = relu(batchNorm(change(w('conv1')), w('bn1')));
   y = batchNorm(convolution(y, w('conv2'), 1), w('bn2'));
   const side = w('downsample.0') ? 'downsample' : 'shortcut';
-  if (!w(`${side}.0`)) return relu(add(y, x));
-  return relu(add(y, batchNorm(change(w(`${side}.0`)), w(`${side}.1`))));
+  if (!w(`${side}.0`)) return relu(y, x);
+  return relu(y, batchNorm(change(w(`${side}.0`)), w(`${side}.1`)));
 }
 
 function stem({ images, weights }) {
@@ -696,12 +660,9 @@ function padimMap({ embedding, mean, factors, size }) {
     const centre = part(mean, own).data;
     const image = zeros([D]);
     let k = 0;
-    for (let row = 0; row < D; row++) {
-      for (let column = row; column < D; column++) {
-        image[column] += factor[k] * (x[row] - centre[row]);
-        k += 1;
-      }
-    }
+    each([D, D], (row, column) => {
+      if (row <= column) image[column] += factor[k++] * (x[row] - centre[row]);
+    });
     return Math.hypot(...image);
   });
   const distances = array([N, h, w], values);
@@ -711,10 +672,8 @@ function padimMap({ embedding, mean, factors, size }) {
 // ---- PatchCore ----
 
 function patchcoreEmbedding({ layer2, layer3 }) {
-  const [mean2, mean3] = [layer2, layer3].map((layer) => {
-    const sums = pool(layer, 1, 0, (sum, x) => sum + x);
-    return array(sums.shape, sums.data.map((sum) => sum / 9));
-  });
+  const mean = (layer) => pool(layer, 1, 0, (sum, x) => sum + x / 9);
+  const [mean2, mean3] = [layer2, layer3].map(mean);
   const grown = enlarge(mean3, layer2.shape.slice(2), centres);
   return { embedding: concatenate([mean2, grown]) };
 }
@@ -729,8 +688,7 @@ function patchcoreParameters({ patches, projection, first, count, include_first:
   const distances = points.map((point) => distance(point, points[first]));
   while (chosen.length < count) {
     const left = [...points.keys()].filter((i) => !chosen.includes(i));
-    const largestLeft = Math.max(...left.map((i) => distances[i]));
-    const farthest = left.find((i) => distances[i] === largestLeft);
+    const farthest = left.reduce((i, j) => (distances[j] > distances[i] ? j : i));
     chosen.push(farthest);
     points.forEach((point, i) => {
       distances[i] = Math.min(distances[i], distance(point, points[farthest]));
@@ -762,9 +720,9 @@ function patchcoreScore({ embedding, bank, n_neighbours: b }) {
   const members = membersOf(bank);
   const scores = parts(embedding).map((image) => {
     const found = nearestInBank(stack([image]), members);
-    const s = Math.max(...found.map((patch) => patch.distance));
+    const farthest = found.reduce((p, q) => (q.distance > p.distance ? q : p));
+    const { x, member, distance: s } = farthest;
     if (b === 1) return s;
-    const { x, member } = found.find((patch) => patch.distance === s);
     const fromMember = members.map((other) => distance(other, members[member]));
     fromMember[member] = -1;
     const order = [...members.keys()].sort((i, j) => fromMember[i] - fromMember[j]);
@@ -778,8 +736,8 @@ function patchcoreScore({ embedding, bank, n_neighbours: b }) {
 
 // ---- Adam ----
 
-// Step t: changes the arrays value, first and second.
-function adamStep({ value, first, second }, slopes, t, settings) {
+// Step t: changes the numbers of value, first and second.
+function adamStep({ value, gradient: slopes, first, second }, t, settings) {
   const { rate, betas: [beta1, beta2], decay, epsilon = 1e-8 } = settings;
   slopes.forEach((slope, i) => {
     const g = slope + decay * value[i];
@@ -793,7 +751,7 @@ function adamStep({ value, first, second }, slopes, t, settings) {
 function adam({ value: { data, shape }, gradients, betas, ...settings }) {
   const state = { value: data, first: zeros(shape), second: zeros(shape) };
   const steps = parts(gradients).map((slopes, k) => {
-    adamStep(state, slopes.data, k + 1, { ...settings, betas: betas.data });
+    adamStep({ ...state, gradient: slopes.data }, k + 1, { ...settings, betas: betas.data });
     return Object.values(state).map((numbers) => array(shape, numbers));
   });
   const [values, first, second] = [0, 1, 2].map((k) => stack(steps.map((step) => step[k])));
@@ -801,30 +759,31 @@ function adam({ value: { data, shape }, gradients, betas, ...settings }) {
 }
 
 // What Adam knows of a tensor; of a batch normalisation (4, C) only weight and bias are trained.
-function trainable([name, { shape, data }]) {
-  const own = shape.length === 2 && shape[0] === 4 ? [2, shape[1]] : shape;
-  const value = data.subarray(0, product(own));
-  return { name, shape: own, value, first: zeros(own), second: zeros(own) };
+function trainable([name, tensor]) {
+  const normalises = tensor.shape.length === 2 && tensor.shape[0] === 4;
+  const shape = normalises ? [2, tensor.shape[1]] : tensor.shape;
+  const own = (numbers) => numbers.subarray(0, product(shape));
+  const [value, slopes] = [tensor.data, gradient(tensor)].map(own);
+  const moments = { first: zeros(shape), second: zeros(shape) };
+  return { name, normalises, shape, value, gradient: slopes, ...moments };
 }
 
-function train({ weights, steps }, loss, learned, settings) {
+function train(loss, learned, steps, settings) {
   const results = { loss_before: loss(), ...Object.fromEntries(learned) };
   const tensors = learned.map(trainable);
   for (let t = 1; t <= steps; t++) {
-    for (const weight of Object.values(weights)) weight.grad = zeros(weight.shape);
+    for (const tensor of tensors) tensor.gradient.fill(0);
     tape = [];
     loss();
     const backwards = tape.reverse();
     tape = null;
     for (const step of backwards) step();
     for (const tensor of tensors) {
-      const { name, shape, value, first, second } = tensor;
-      const slopes = weights[name].grad.subarray(0, value.length);
-      adamStep(tensor, slopes, t, settings);
-      if (value.length > 4096) continue;
-      results[`gradient${t}.${name}`] = array(shape, slopes);
-      results[`first${t}.${name}`] = array(shape, first);
-      results[`second${t}.${name}`] = array(shape, second);
+      adamStep(tensor, t, settings);
+      if (tensor.normalises || tensor.value.length > 4096) continue;
+      for (const kind of ['gradient', 'first', 'second']) {
+        results[`${kind}${t}.${tensor.name}`] = array(tensor.shape, tensor[kind]);
+      }
     }
   }
   return { ...results, loss_after: loss() };
@@ -893,6 +852,11 @@ function coupling(y, net, scale, offset, order, logDet) {
   return out;
 }
 
+// A kernel for every block; where there are small ones, every second block has one of them.
+function kernels(large, small) {
+  return small ? parts(large).flatMap((kernel, k) => [kernel, part(small, k)]) : parts(large);
+}
+
 function flow(layer, weights, name) {
   const w = (rest) => weights[`${name}.${rest}`];
   const [N, C, height, width] = layer.shape;
@@ -901,10 +865,7 @@ function flow(layer, weights, name) {
   for (let k = 0; k < 8; k++) {
     const own = (rest) => part(w(rest), k);
     const convolve = (x, conv) => {
-      const small = w(`${conv}_weight_1x1`);
-      const kernel = small
-        ? part(k % 2 ? small : w(`${conv}_weight`), Math.floor(k / 2))
-        : own(`${conv}_weight`);
+      const kernel = kernels(w(`${conv}_weight`), w(`${conv}_weight_1x1`))[k];
       return convolution(x, kernel, 1, { bias: own(`${conv}_bias`) });
     };
     const hidden = relu(convolve(crop(y, [C / 2, height, width]), 'conv1'));
@@ -937,17 +898,14 @@ function fastflowLoss({ z, log_det: logDet }) {
 function fastflowParameters(inputs) {
   const loss = () => total(flows(inputs).map((own) => average(fastflowLoss(own).loss.data)));
   const learned = Object.entries(inputs.weights).filter(([name]) => !name.endsWith('.order'));
-  return train(inputs, loss, learned, { rate: 0.001, betas: [0.9, 0.999], decay: 1e-5 });
+  return train(loss, learned, inputs.steps, { rate: 0.001, betas: [0.9, 0.999], decay: 1e-5 });
 }
 
 function fastflowMap({ z1, z2, z3, size }) {
   const map = array([z1.shape[0], ...size.data]);
   for (const z of [z1, z2, z3]) {
     const [N, C, h, w] = z.shape;
-    const likelihoods = vectors(z).map((x) => {
-      const meanSquare = total(x.map((number) => number ** 2)) / C;
-      return -Math.exp(-0.5 * meanSquare);
-    });
+    const likelihoods = vectors(z).map((x) => -Math.exp((-0.5 * dot(x, x)) / C));
     const grown = enlarge(array([N, h, w], likelihoods), size.data, centres);
     grown.data.forEach((number, i) => { map.data[i] += number / 3; });
   }
@@ -1012,7 +970,7 @@ function reverseDistillationParameters(inputs) {
   const decoded = () => reverseDistillationEmbedding(inputs);
   const loss = () => reverseDistillationLoss({ ...inputs, ...decoded() }).positions;
   const learned = Object.entries(inputs.weights);
-  return train(inputs, loss, learned, { rate: 0.005, betas: [0.5, 0.999], decay: 0 });
+  return train(loss, learned, inputs.steps, { rate: 0.005, betas: [0.5, 0.999], decay: 0 });
 }
 
 function reverseDistillationMap({ size, ...layers }) {
@@ -1064,13 +1022,10 @@ function meanScore({ scores }) {
 // Whether each of n pixels is near a start or an end, inside the image, of a tile.
 function nearBorder(n, starts, side, width) {
   const reach = Math.trunc(width * side);
-  const near = new Array(n).fill(false);
-  for (const border of starts.flatMap((start) => [start, start + side])) {
-    if (border <= 0 || border >= n) continue;
-    const end = Math.min(border + reach, n);
-    for (let pixel = Math.max(border - reach, 0); pixel < end; pixel++) near[pixel] = true;
-  }
-  return near;
+  const borders = starts.flatMap((start) => [start, start + side]);
+  const inside = borders.filter((border) => border > 0 && border < n);
+  const near = (pixel) => inside.some((b) => b - reach <= pixel && pixel < b + reach);
+  return Array.from({ length: n }, (_, pixel) => near(pixel));
 }
 
 function seamMask({ grid, width }) {
@@ -1164,9 +1119,9 @@ function aupro({ maps, masks, fpr_limit: limit }) {
   labels.forEach((region) => { sizes[region] += 1; });
   if (count === 0 || sizes[0] === 0 || unranked(maps)) return { aupro: NaN };
   const scores = maps.data;
-  const falling = [...scores.keys()].sort((a, b) => (scores[a] < scores[b]) - (scores[a] > scores[b]));
-  let [y, area, foundNormal] = [0, 0, 0];
-  let [pointX, pointY] = [0, 0];
+  const order = (a, b) => (scores[a] < scores[b]) - (scores[a] > scores[b]);
+  const falling = [...scores.keys()].sort(order);
+  let [y, area, foundNormal, pointX, pointY] = [0, 0, 0, 0, 0];
   falling.forEach((pixel, rank) => {
     const region = labels[pixel];
     if (region === 0) foundNormal += 1;
@@ -1178,8 +1133,7 @@ function aupro({ maps, masks, fpr_limit: limit }) {
       const endY = pointY + ((y - pointY) * (end - pointX)) / (x - pointX);
       area += ((end - pointX) * (pointY + endY)) / 2;
     }
-    pointX = x;
-    pointY = y;
+    [pointX, pointY] = [x, y];
   });
   return { aupro: area / limit };
 }
@@ -1227,7 +1181,7 @@ const STAGES = {
 // ---- The bundle ----
 
 function value(bundle, manifest, input) {
-  if (input.model) return model(bundle, manifest, input.model);
+  if (input.model) return values(bundle, manifest, manifest.models[input.model]);
   if ('bytes' in input) return fs.readFileSync(path.join(bundle, input.path));
   const found = input.path
     ? readNpy(path.join(bundle, input.path))
@@ -1235,9 +1189,9 @@ function value(bundle, manifest, input) {
   return found.shape.length === 0 ? found.data[0] : found;
 }
 
-function model(bundle, manifest, name) {
-  const tensors = Object.entries(manifest.models[name]);
-  return Object.fromEntries(tensors.map(([key, t]) => [key, value(bundle, manifest, t)]));
+function values(bundle, manifest, inputs) {
+  const entries = Object.entries(inputs);
+  return Object.fromEntries(entries.map(([key, input]) => [key, value(bundle, manifest, input)]));
 }
 
 function main([bundle, out, ...chosen]) {
@@ -1249,9 +1203,7 @@ function main([bundle, out, ...chosen]) {
   for (const stage of manifest.stages.filter(({ name }) => names.includes(name))) {
     fs.mkdirSync(path.join(out, stage.name), { recursive: true });
     for (const { name, inputs } of stage.cases) {
-      const entries = Object.entries(inputs);
-      const given = entries.map(([key, input]) => [key, value(bundle, manifest, input)]);
-      const results = STAGES[stage.name](Object.fromEntries(given));
+      const results = STAGES[stage.name](values(bundle, manifest, inputs));
       for (const [key, result] of Object.entries(results)) {
         const whole = typeof result === 'number' ? array([], [result]) : result;
         writeNpy(path.join(out, stage.name, `${name}.out.${key}.npy`), whole);
