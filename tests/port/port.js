@@ -369,11 +369,8 @@ function resize({ image, size }) {
   each([H, W, 3], (y, x, c) => {
     const row = between(y, h, H, false);
     const column = between(x, w, W, true);
-    const along = (j) => {
-      const left = image.data[(j * w + column.i) * 3 + c] * column.first;
-      const right = image.data[(j * w + column.j) * 3 + c] * column.second;
-      return left + right;
-    };
+    const at = (j, i) => image.data[(j * w + i) * 3 + c];
+    const along = (j) => at(j, column.i) * column.first + at(j, column.j) * column.second;
     const upper = (row.first * (along(row.i) >> 4)) >> 16;
     const lower = (row.second * (along(row.j) >> 4)) >> 16;
     out.data[(y * W + x) * 3 + c] = (upper + lower + 2) >> 2;
@@ -544,12 +541,9 @@ const crop = (x, sides) => copy(x, array([x.shape[0], ...sides]), 0);
 
 function concatenate(layers) {
   const [N, , h, w] = layers[0].shape;
-  const out = array([N, total(layers.map((x) => x.shape[1])), h, w]);
-  let channel = 0;
-  for (const x of layers) {
-    copy(x, out, channel);
-    channel += x.shape[1];
-  }
+  const channels = (pieces) => total(pieces.map(({ shape }) => shape[1]));
+  const out = array([N, channels(layers), h, w]);
+  layers.forEach((x, k) => copy(x, out, channels(layers.slice(0, k))));
   return out;
 }
 
@@ -638,11 +632,10 @@ function padimParameters({ embedding }) {
   const factors = [];
   for (let p = 0; p < h * w; p++) {
     const own = all.filter((_, i) => i % (h * w) === p);
-    const mean = own[0].map((_, d) => total(own.map((x) => x[d])) / N);
+    const mean = own[0].map((_, d) => average(own.map((x) => x[d])));
     const sigma = mean.map((a, i) => mean.map((b, j) => {
       const products = own.map((x) => (x[i] - a) * (x[j] - b));
-      const covariance = total(products) / (N - 1);
-      return i === j ? covariance + 0.01 : covariance;
+      return total(products) / (N - 1) + (i === j ? 0.01 : 0);
     }));
     const inverse = invertLower(cholesky(sigma));
     means.push(...mean);
@@ -682,8 +675,7 @@ const distance = (a, b) => Math.hypot(...a.map((x, i) => x - b[i]));
 
 function patchcoreParameters({ patches, projection, first, count, include_first: included }) {
   const rows = parts(projection).map(({ data }) => [...data]);
-  const points = parts(patches).map(({ data }) =>
-    rows.map((row) => total(row.map((x, d) => x * data[d]))));
+  const points = parts(patches).map(({ data }) => rows.map((row) => dot(row, data)));
   const chosen = included ? [first] : [];
   const distances = points.map((point) => distance(point, points[first]));
   while (chosen.length < count) {
@@ -720,16 +712,14 @@ function patchcoreScore({ embedding, bank, n_neighbours: b }) {
   const members = membersOf(bank);
   const scores = parts(embedding).map((image) => {
     const found = nearestInBank(stack([image]), members);
-    const farthest = found.reduce((p, q) => (q.distance > p.distance ? q : p));
-    const { x, member, distance: s } = farthest;
+    const { x, member, distance: s } = found.reduce((p, q) => (q.distance > p.distance ? q : p));
     if (b === 1) return s;
     const fromMember = members.map((other) => distance(other, members[member]));
     fromMember[member] = -1;
     const order = [...members.keys()].sort((i, j) => fromMember[i] - fromMember[j]);
     const distances = order.slice(0, b).map((i) => distance(x, members[i]));
-    const top = Math.max(...distances);
-    const powers = distances.map((d) => Math.exp(d - top));
-    return (1 - powers[0] / total(powers)) * s;
+    const powers = distances.map((d) => Math.exp(d - distances[0]));
+    return (1 - 1 / total(powers)) * s;
   });
   return { score: array([scores.length], scores) };
 }
@@ -795,13 +785,12 @@ const softplus = (x) => 2 * Math.log1p(Math.exp(x / 2));
 
 function layerNorm(x, weight, bias) {
   const [, C, h, w] = x.shape;
-  const images = parts(x).map((image) => {
+  const unit = parts(x).flatMap((image) => {
     const own = [...image.data];
-    const mean = total(own) / own.length;
-    const variance = total(own.map((value) => (value - mean) ** 2)) / own.length;
+    const mean = average(own);
+    const variance = average(own.map((value) => (value - mean) ** 2));
     return own.map((value) => (value - mean) / Math.sqrt(variance + 1e-5));
   });
-  const unit = images.flat();
   const place = (i) => (i % (h * w)) * C + (Math.floor(i / (h * w)) % C);
   const values = unit.map((value, i) => value * weight.data[place(i)] + bias.data[place(i)]);
   const out = array(x.shape, values);
@@ -880,9 +869,8 @@ function flows({ layer1, layer2, layer3, weights }) {
 }
 
 function fastflowEmbedding(inputs) {
-  const named = flows(inputs).map((own, k) =>
-    Object.entries(own).map(([name, result]) => [`${name}${k + 1}`, result]));
-  return Object.fromEntries(named.flat());
+  const numbered = (own, k) => Object.entries(own).map(([name, x]) => [`${name}${k + 1}`, x]);
+  return Object.fromEntries(flows(inputs).flatMap(numbered));
 }
 
 function fastflowLoss({ z, log_det: logDet }) {
@@ -1052,8 +1040,7 @@ function threshold({ scores, labels }) {
   if (!labels.data.some(Boolean)) return { threshold: Math.max(...scores.data), f1: NaN };
   let best = { threshold: NaN, f1: -1 };
   for (const candidate of [...scores.data].sort((a, b) => a - b)) {
-    let found = 0;
-    let wrong = 0;
+    let [found, wrong] = [0, 0];
     scores.data.forEach((score, i) => {
       if (score >= candidate && labels.data[i] !== 0) found += 1;
       if ((score >= candidate) !== (labels.data[i] !== 0)) wrong += 1;
@@ -1104,10 +1091,7 @@ function auroc({ scores, labels }) {
   const normal = scores.data.filter((_, i) => labels.data[i] === 0);
   let wins = 0;
   for (const high of anomalous) {
-    for (const low of normal) {
-      if (high > low) wins += 1;
-      if (high === low) wins += 0.5;
-    }
+    for (const low of normal) wins += high === low ? 0.5 : Number(high > low);
   }
   return { auroc: wins / (anomalous.length * normal.length) };
 }
@@ -1145,10 +1129,8 @@ function ensemble({ train: normal, test, grid, channels, width, sigma, weights }
   const size = array([2], [h, w]);
   const cut = (images) => tile({ images: normalise({ images }).images, grid }).tiles;
   const [normalTiles, testTiles] = [normal, test].map(cut);
-  const embed = (images) => {
-    const layers = backbone({ images, weights });
-    return padimEmbedding({ ...layers, channels }).embedding;
-  };
+  const layersOf = (images) => backbone({ images, weights });
+  const embed = (images) => padimEmbedding({ ...layersOf(images), channels }).embedding;
   const rows = parts(normalTiles).map((row, i) => stack(parts(row).map((images, j) => {
     const parameters = padimParameters({ embedding: embed(images) });
     const embedding = embed(part(part(testTiles, i), j));
