@@ -758,6 +758,7 @@ function trainable([name, tensor]) {
   return { name, normalises, shape, value, gradient: slopes, ...moments };
 }
 
+// Gradients and moments are results only of kernels and the like of at most 4096 numbers.
 function train(loss, learned, steps, settings) {
   const results = { loss_before: loss(), ...Object.fromEntries(learned) };
   const tensors = learned.map(trainable);
@@ -1163,7 +1164,7 @@ const STAGES = {
 // ---- The bundle ----
 
 function value(bundle, manifest, input) {
-  if (input.model) return values(bundle, manifest, manifest.models[input.model]);
+  if (input.model) return valuesOf(bundle, manifest, manifest.models[input.model]);
   if ('bytes' in input) return fs.readFileSync(path.join(bundle, input.path));
   const found = input.path
     ? readNpy(path.join(bundle, input.path))
@@ -1171,7 +1172,7 @@ function value(bundle, manifest, input) {
   return found.shape.length === 0 ? found.data[0] : found;
 }
 
-function values(bundle, manifest, inputs) {
+function valuesOf(bundle, manifest, inputs) {
   const entries = Object.entries(inputs);
   return Object.fromEntries(entries.map(([key, input]) => [key, value(bundle, manifest, input)]));
 }
@@ -1185,7 +1186,7 @@ function main([bundle, out, ...chosen]) {
   for (const stage of manifest.stages.filter(({ name }) => names.includes(name))) {
     fs.mkdirSync(path.join(out, stage.name), { recursive: true });
     for (const { name, inputs } of stage.cases) {
-      const results = STAGES[stage.name](values(bundle, manifest, inputs));
+      const results = STAGES[stage.name](valuesOf(bundle, manifest, inputs));
       for (const [key, result] of Object.entries(results)) {
         const whole = typeof result === 'number' ? array([], [result]) : result;
         writeNpy(path.join(out, stage.name, `${name}.out.${key}.npy`), whole);
