@@ -47,7 +47,7 @@ def test_exporting_again_stays_within_the_compare_classes(exported, tmp_path, ca
     assert counts["missing"] == 0 and found["extra_files"] == []
     assert counts["compared_numbers"] == Bundle(REFERENCE).manifest["counts"]["numbers"] > 150_000
     assert counts["vacuous"] < 10
-    assert "OK: all 32 stages agree" in capsys.readouterr().out
+    assert "OK: all 38 stages agree" in capsys.readouterr().out
 
 
 def test_inputs_and_weights_are_the_same_bits_on_every_machine(exported, manifest):
@@ -68,7 +68,7 @@ def test_inputs_and_weights_are_the_same_bits_on_every_machine(exported, manifes
 def test_export_gives_the_same_bytes_twice_and_leaves_nothing_stale(tmp_path):
     rooms = ("decode", "tile", "padim.map", "fastflow.embedding", "aupro")
     stages = [stage for stage in tiny.stages() if stage.name in rooms]
-    models = {k: v for k, v in tiny.models().items() if k == "fastflow"}
+    models = {k: v for k, v in tiny.models().items() if k.startswith("fastflow")}
     first, second = tmp_path / "first", tmp_path / "second"
     export(first, stages, models, "once")
     export(second, metrics.STAGES[-3:], {}, "something else before")
@@ -136,7 +136,7 @@ def test_an_output_without_numbers_is_exported_and_read_back(tmp_path):
 
 def test_the_bundle_is_small_complete_and_counted(manifest):
     files = [p for p in REFERENCE.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 3_000_000
+    assert sum(p.stat().st_size for p in files) < 4_000_000
     assert [stage["name"] for stage in manifest["stages"]] == [s.name for s in tiny.stages()]
     cases = [case for stage in manifest["stages"] for case in stage["cases"]]
     outputs = [entry for case in cases for entry in case["outputs"].values()]
@@ -150,7 +150,7 @@ def test_the_bundle_is_small_complete_and_counted(manifest):
     ids = [case["id"] for case in cases]
     assert len(set(ids)) == len(ids) and ids[0] == "decode/rgb"
     several = [stage["name"] for stage in manifest["stages"] if len(stage["cases"]) < 2]
-    assert several == ["fastflow.parameters", "reverse_distillation.parameters"]
+    assert several == ["fastflow.loss", "fastflow.parameters", "reverse_distillation.parameters"]
 
 
 def test_every_file_is_an_array_of_the_manifest(manifest):

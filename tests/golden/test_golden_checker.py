@@ -97,7 +97,7 @@ def one_stage(bundle, name, change):
         (lambda a: np.flip(a, 1), "axis 1 runs the other way"),
         (lambda a: np.ascontiguousarray(a.swapaxes(1, 2)), "rows and columns are exchanged"),
         (lambda a: a.swapaxes(1, 2).reshape(a.shape), "rows and columns are exchanged"),
-        (lambda a: a.astype(np.float16).astype(a.dtype), "rounding, half precision"),
+        (lambda a: a.astype(np.float16).astype(a.dtype), "rounding to 10 bits, as TF32"),
         (lambda a: a**2, "a square root is missing"),
         (lambda a: np.sqrt(np.abs(a)), "a square root too many"),
         (lambda a: np.moveaxis(a, 0, -1), "the axes are in another order"),
@@ -105,7 +105,8 @@ def one_stage(bundle, name, change):
     ],
 )
 def test_without_a_known_mistake_the_numbers_themselves_are_described(bundle, change, words):
-    assert words in one_stage(bundle, "smoothing", change)[-1]
+    causes = one_stage(bundle, "smoothing", change)
+    assert words in next(cause for cause in causes if not cause.startswith("partly like"))
 
 
 def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(bundle):
@@ -125,7 +126,7 @@ def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(b
     assert likely_causes(silent, results, bundle, cases)[0] == mistake.sentence
     denied = likely_causes(stage, results, bundle, cases)
     assert not any(cause == mistake.sentence for cause in denied)
-    assert any(cause.startswith(f"{mistake.sentence} (explains") for cause in denied)
+    assert any(cause.startswith(f"partly like: {mistake.sentence} (explains") for cause in denied)
 
 
 def test_two_forms_of_a_mistake_that_explain_as_much_are_one_sentence(bundle):
@@ -141,9 +142,8 @@ def test_two_forms_of_a_mistake_that_explain_as_much_are_one_sentence(bundle):
     results = results_of(bundle, entry, numbers)
     assert [r.case for r in results if not r.ok] == list(forms)
     causes = likely_causes(stage, results, bundle, {c["name"]: c for c in entry["cases"]})
-    assert [c.partition(" (")[2] for c in causes if c.startswith("ties are not merged")] == [
-        "explains 1 of 2 differing outputs)"
-    ]
+    forms = [cause for cause in causes if cause.startswith("partly like: ties are not merged")]
+    assert [cause.partition(" (")[2] for cause in forms] == ["explains 1 of 2 differing outputs)"]
 
 
 # ---------------------------------------------------------------------- compare classes

@@ -50,7 +50,7 @@ def test_the_text_shows_first_values_the_largest_difference_and_its_place(port, 
     assert re.search(rf"first values  reference +{first:.8g} ", part)
     assert re.search(rf"first values  port +{first:.8g} ", part)
     assert re.search(r"largest difference 2 at \(0, 5, 7\): reference \S+, port \S+", part)
-    assert "1 of 2304 beyond" in part and "FAIL, 1 of 6 outputs" in part
+    assert "1 of 2304 beyond" in part and "FAIL, 1 of 9 outputs" in part
     assert "FIRST FAILING STAGE: smoothing" in text and "OK, 6 outputs" in text
 
 
@@ -130,7 +130,7 @@ def edited(tmp_path, change):
 
 def test_a_bundle_of_the_first_edition_does_not_state_it_and_is_read(tmp_path, capsys):
     folder = edited(tmp_path, lambda manifest: manifest.pop("edition"))
-    assert Bundle(folder).edition == 1 and Bundle(REFERENCE).edition == EDITION == 3
+    assert Bundle(folder).edition == 1 and Bundle(REFERENCE).edition == EDITION == 4
     port = port_outputs.write(folder, tmp_path / "port")
     assert main(["check", str(port), "--reference", str(folder), "--stage", "tile"]) == 0
     assert "(edition 1, " in capsys.readouterr().out

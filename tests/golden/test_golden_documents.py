@@ -104,9 +104,8 @@ def test_cases_txt_repeats_the_inputs_of_the_manifest(manifest):
                     rank = len(entry["shape"])
                     assert words[:2] == [entry["dtype"], str(rank)]
                     assert [int(w) for w in words[2 : 2 + rank]] == entry["shape"]
-                    assert [float(w) for w in words[2 + rank :]] == [
-                        float(v) for v in entry["values"]
-                    ]
+                    given = [float(w) for w in words[2 + rank :]]
+                    np.testing.assert_array_equal(given, [float(v) for v in entry["values"]])
     assert next(lines, None) is None
 
 

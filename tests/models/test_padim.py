@@ -318,6 +318,17 @@ def test_no_more_channels_than_there_are(tiny_backbone, n):
         Padim(tiny_backbone, (64, 64), seed=0, device="cpu", n_channels=n)
 
 
+def test_fit_takes_embeddings_as_well(tiny_backbone, pictures):
+    model, other = (Padim(tiny_backbone, (64, 64), seed=1, device="cpu") for _ in range(2))
+    model.fit(Images(pictures))
+    embedding = other.embed(pictures)
+    other.fit_embeddings([embedding[:5], embedding[5:]], len(pictures))
+    torch.testing.assert_close(other.mean, model.mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(other.factors, model.factors, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="at least two normal"):
+        other.fit_embeddings([embedding[:1]], 1)
+
+
 def test_one_image_has_no_covariance(tiny_backbone, pictures):
     with pytest.raises(InputError, match="at least two normal training images.*got 1"):
         fitted(tiny_backbone, pictures[:1])

@@ -170,6 +170,16 @@ def test_equal_patches_give_a_finite_zero(tiny_backbone):
     assert not maps.any() and not scores.any()
 
 
+def test_fit_takes_embeddings_as_well(tiny_backbone, pictures):
+    model, seen = fitted(tiny_backbone, pictures), []
+    other = PatchCore(tiny_backbone, (64, 64), seed=42, device="cpu")
+    embedding = other.embed(pictures)
+    steps = lambda done, total, part="features": seen.append((done, total, part))  # noqa: E731
+    other.fit_embeddings([embedding[:5], embedding[5:]], len(pictures), steps)
+    assert (other.bank == model.bank).all() and (other.chosen == model.chosen).all()
+    assert seen[:2] == [(5, 12, "features"), (12, 12, "features")]
+
+
 def test_few_patches_keep_at_least_one(tiny_backbone):
     """int(0.1 * 4) would leave the bank empty."""
     pictures = torch.zeros(1, 3, 16, 16)

@@ -35,6 +35,28 @@ def model(fitted):
     return fitted(pictures())
 
 
+def test_fit_takes_features_as_well(kind, tiny_backbone, model):
+    other = kind(tiny_backbone, (64, 64), seed=42, device="cpu", steps=2, batch_size=4)
+    other.fit_features(CachedFeatures(tiny_backbone, Images(pictures())))
+    assert same_predictions(model, other, pictures())
+
+
+def test_a_loss_is_a_number_without_gradient(kind, tiny_backbone):
+    """That whose gradient training takes, of one batch and of its only chunk."""
+    model = kind(tiny_backbone, (64, 64), seed=42, device="cpu")
+    layers = tiny_backbone(pictures(4))
+    model.network.eval()
+    loss = model.loss_value(layers)
+    assert loss.shape == () and not loss.requires_grad
+    losses, backward = [], torch.Tensor.backward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", lambda self: losses.append(self) or backward(self))
+        model.add_gradient(layers)
+    # Largest relative difference measured: 0.
+    torch.testing.assert_close(sum(losses).detach(), loss, rtol=1e-6, atol=0)
+    assert all(value.requires_grad for value in losses)
+
+
 def test_features_on_the_disk_train_the_same_bits(fitted, model, monkeypatch):
     on_disk = functools.partial(CachedFeatures, budget=0)
     monkeypatch.setattr("tiled_ref.models.trained.CachedFeatures", on_disk)

@@ -390,6 +390,33 @@ def test_without_anomalies_the_threshold_is_the_largest_score():
     assert f1_threshold(np.array([1.0, 5, 2]), np.zeros(3)) == (5.0, None)
 
 
+@pytest.mark.parametrize(
+    "scores, labels, sentence",
+    [
+        ([], [], "at least one score"),
+        ([1.0, 2.0], [1], "a label"),
+        ([[1.0, 2.0]], [[0, 1]], "at least one score"),
+        ([1.0, np.nan], [0, 1], "scores holds a NaN at index \\(1\\)"),
+    ],
+)
+def test_no_threshold_without_scores_or_of_nan(scores, labels, sentence):
+    with pytest.raises(InputError, match=sentence):
+        f1_threshold(scores, labels)
+
+
+def test_thresholds_take_arrays_and_lists(rng):
+    """Masks as one array, labels and deciding images as lists: what callables and arrays give."""
+    maps, masks = rng.random((4, 5, 6)), rng.random((4, 5, 6)) > 0.8
+    scores, labels, deciding = maps.max((1, 2)), np.array([0, 1, 1, 0]), np.arange(4)
+    found = thresholds_of("given", maps, scores, labels, deciding, lambda: iter(masks))
+    assert found["pixel"]["f1"] is not None
+    assert found == thresholds_of("given", maps, scores, labels, deciding, masks)
+    lists = scores.tolist(), labels.tolist(), deciding.tolist()
+    assert found == thresholds_of("given", maps, *lists, masks)
+    for threshold in (percentile_threshold, false_alarm_threshold):
+        assert threshold(scores, 1) == threshold(scores.tolist(), 1)
+
+
 def test_the_threshold_becomes_one_half(rng):
     values = rng.standard_normal(20)
     threshold, low, high = float(np.median(values)), values.min(), values.max()

@@ -102,15 +102,16 @@ def drawn(module, name):
         elif isinstance(part, nn.BatchNorm2d):
             channels = part.num_features
             weight, bias, mean = (draw.bell(channels) / 8 for _ in range(3))
+            bias, mean = np.abs(bias) + 2**-4, np.abs(mean) + 2**-4  # as variances no NaN
             tensors[key] = np.stack([1 + weight, bias, mean, 0.5 + draw.uniform(channels)])
             tensors[key][::3, 0] *= np.float32([2.0**-8, 2.0**-16])
     return tensors
 
 
 def _cases(stage="backbone", sizes=((48, 48), (45, 37), (32, 32))):
-    for name, n, (h, w), flags in zip(
-        ("square", "rounded_up", "two"), (1, 1, 2), sizes, ((), ("padding", "not_square"), ("several",))
-    ):
+    odd = "padding", "not_square"
+    kinds = ("square", 1, ()), ("rounded_up", 1, odd), ("two", 2, ("several",))
+    for (name, n, flags), (h, w) in zip(kinds, sizes):
         images = 2 * Numbers(f"{stage}/{name}").bell(n, 3, h, w)
         flags = (*flags, "small_variance")
         yield Case(name, {"images": images, "weights": Weights("backbone")}, flags)
@@ -178,12 +179,12 @@ MISTAKES = (
 )
 
 STEM = Stage(
-    "backbone.stem",
+    "stem",
     "first convolution, batch normalisation and maximum of the backbone",
     "tiled_ref.models.backbone.ResNet18Features, here in small",
     "He et al., CVPR 2016, Table 1",
     {name: close(1e-4, 1e-4) for name in ("convolved", "normalised", "pooled")},
-    lambda: _cases("backbone.stem", ((24, 20), (19, 15), (16, 16))),
+    lambda: _cases("stem", ((24, 20), (19, 15), (16, 16))),
     _compute_stem,
     _formula_stem,
     (

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from .compare import ROOM, compare, differences
+from .compare import BITS, ROOM, compare, differences, output_rounding
 
 EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
 FACTOR = 16  # between the size of rounding that is expected and that of a port's
@@ -73,8 +73,13 @@ def _left(wrong, result):
     reference: 0 where the port's numbers are the mistake's, 1 where they are unrelated."""
     if wrong is None or wrong.shape != result.port.shape or not _visible(wrong, result):
         return 1.0
-    left = float(differences(result.port, wrong).mean())
-    way = float(np.abs(wrong.astype(np.float64)).mean())
+    if wrong.size > 1 and np.isnan(wrong).mean() > 0.5:  # one NaN is like another
+        return 1.0
+    with np.errstate(all="ignore"):
+        size = np.abs(wrong.astype(np.float64))
+        rounding = np.nan_to_num(2.0**-22 * size, posinf=0)  # of float32
+    left = float(np.maximum(differences(result.port, wrong) - rounding, 0).mean())
+    way = float(size.mean())
     if wrong.shape == result.reference.shape:
         way = float(differences(result.reference, wrong).mean())
     if way == 0 or not np.isfinite(left):
@@ -143,24 +148,30 @@ def _rounding(results):
 
     The size is that of rounding all inputs, which the manifest states for two arithmetics.
     """
-    known = [r for r in results if r.verdict is not None and r.rule.reduced.get("tf32")]
+    known = [r for r in results if r.verdict is not None and r.rule.reduced]
+    known = [r for r in known if r.reference.size >= 16] or known
     bad = [r for r in known if not r.ok]
-    if not bad or len(bad) < sum(r.status in ("differs", "shape") for r in results):
+    if not bad:
         return []
     with np.errstate(all="ignore"):
         error = np.concatenate([(r.port - r.reference.astype(np.float64)).ravel() for r in bad])
-    if error.size < 16 or not abs(error.mean()) < np.abs(error).mean() / 2:
+    if error.size < 16 or not abs(error.mean()) < 0.75 * np.abs(error).mean():
         return []
+
+    def expected(result, key):
+        output = output_rounding(result.reference, BITS[key])
+        return max(0, result.rule.reduced[key] - output) / ROOM + output / 2
+
     found = []
     for sentence, key, scale in (
         ("rounding to 10 bits, as TF32 and float16 do", "tf32", 1.0),
         ("rounding to 7 bits, as bfloat16 does", "bfloat16", 1.0),
         ("rounding of float32 in another order of sums", "tf32", 2.0**-13),
     ):
-        sizes = [r.verdict.difference / (r.rule.reduced[key] / ROOM * scale) for r in known]
+        sizes = [r.verdict.difference / (scale * expected(r, key)) for r in known]
         those = [size for size, r in zip(sizes, known) if not r.ok]
         if max(sizes) <= FACTOR and min(those) >= 1 / FACTOR:
-            found.append((abs(np.log2(those)).mean(), sentence))
+            found.append((abs(np.log2(those).mean() + 0.5), sentence))
     return [min(found)[1]] if found else []
 
 

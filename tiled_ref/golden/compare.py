@@ -156,6 +156,12 @@ def rounded(array, bits):
     return np.ldexp(np.rint(np.ldexp(mantissa, bits + 1)), exponent - bits - 1).astype(np.float32)
 
 
+def output_rounding(array, bits):
+    """The distance of two neighbours with so many bits at the largest number of an array (...)."""
+    finite = np.asarray(array, np.float64)[np.isfinite(array)]
+    return float(np.abs(finite).max(initial=0)) * 2.0**-bits
+
+
 def differences(port, reference):
     """|port - reference|, float64: 0 where both are NaN or the same infinity, infinity where
     only one is finite or the infinities differ."""

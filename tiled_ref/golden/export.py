@@ -15,7 +15,7 @@ from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
 from . import npy
 from .bundle import DOCUMENTS, EDITION, FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
-from .compare import BITS, ROOM, compare, differences, rounded, ulps_apart
+from .compare import BITS, ROOM, compare, differences, output_rounding, rounded, ulps_apart
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
@@ -142,7 +142,7 @@ def _case_entry(files, stage, case, models):
         rule = case.compare.get(name, stage.outputs[name])
         entry = _array_entry(files, output_path(stage.name, case.name, name), value)
         entry["compare"] = {**rule.as_json(), **_measure(where, name, value, truth[name], rule)}
-        room = {key: _room(truth[name], other.get(name)) for key, other in shorter.items()}
+        room = {key: _room(truth[name], shorter[key].get(name), bits) for key, bits in BITS.items()}
         if entry["dtype"] == "<f4" and all(room.values()):
             entry["compare"]["reduced"] = room
         outputs[name] = entry
@@ -157,24 +157,23 @@ def _case_entry(files, stage, case, models):
 
 
 def _in_bits(stage, given, bits):
-    """The formula's outputs where all float32 inputs are rounded to so many bits; {} without any."""
+    """The formula's outputs where all float32 inputs are rounded to so many bits."""
 
     def shorter(value):
         if isinstance(value, dict):
             return {key: rounded(tensor, bits) for key, tensor in value.items()}
         return rounded(value, bits)
 
-    values = {name: shorter(value) for name, value in given.items()}
-    same = all(values[name] is given[name] for name in given)
-    return {} if same else stage.formula(values)
+    return stage.formula({name: shorter(value) for name, value in given.items()})
 
 
-def _room(truth, shorter):
-    """ROOM times the largest difference, rounded up to two digits; 0 where there is none."""
-    if shorter is None or np.shape(truth) != np.shape(shorter) or not np.size(truth):
+def _room(truth, shorter, bits):
+    """ROOM times the largest difference, and what rounding the output takes, rounded up to two
+    digits; 0 where that is not finite."""
+    if not np.size(truth):
         return 0
-    largest = ROOM * float(differences(shorter, truth).max())
-    return float(f"{largest * 1.05:.1e}") if np.isfinite(largest) else 0
+    room = ROOM * float(differences(shorter, truth).max()) + output_rounding(truth, bits)
+    return float(f"{room * 1.05:.1e}") if np.isfinite(room) else 0
 
 
 def _measure(where, name, value, truth, rule):

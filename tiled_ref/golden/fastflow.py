@@ -228,7 +228,7 @@ EMBEDDING = Stage(
         Mistake("the global offset is added before the scale, not after it", global_first=True),
         Mistake("the global scale is missing in the determinant", of_global=False),
         Mistake("the coupling's scale is missing in the determinant", of_coupling=False),
-        Mistake("the global scale counts once in the determinant, not per position", positions=False),
+        Mistake("the global scale counts once in the determinant, not everywhere", positions=False),
         *KERNEL_MISTAKES,
         Mistake("the scale's logarithm is not clamped by 2 tanh", squash=lambda a: a / 2),
         Mistake("the clamp is 1 instead of 2", clamp=1.0),

@@ -111,8 +111,8 @@ def cut(images, grid, exchanged=False, column_major=False, fill=0, at_end=True):
 
 
 def untile(tiles, grid, combine="mean", exchanged=False, column_major=False):
-    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min", "first",
-    "last" or "most" (the sum divided by the most tiles that cover a pixel)."""
+    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min",
+    "first", "last" or "most" (the sum divided by the most tiles that cover a pixel)."""
     H, W, h, w, sh, sw = grid.tolist()
     rows, cols = tiles.shape[:2]
     if column_major:

@@ -23,7 +23,7 @@ from ..models.reverse_distillation import ReverseDistillation
 from ..models.search.coreset import projected_dimensions, sparse_projection
 from ..models.weights import find_weights
 from ..support.errors import InputError
-from . import backbone, fastflow, images, padim, patchcore, reverse_distillation
+from . import backbone, fastflow, images, padim, patchcore
 from .ensemble import ensemble_of
 from .inputs import grid_array, tensor
 from .stage import Case, Weights

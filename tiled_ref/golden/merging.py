@@ -48,7 +48,7 @@ def _feature_cases():
     for name, image, tile, stride, factor, flags in (
         ("st4", 32, 16, 16, 4, ()),
         ("st9", 32, 16, 8, 8, ("overlap",)),
-        ("non_divisible", (44, 52), (16, 24), (8, 16), 4, ("non_divisible", "overlap", "not_square")),
+        ("sticks_out", (44, 52), (16, 24), (8, 16), 4, ("non_divisible", "not_square")),
     ):
         grid = grid_array(image, tile, stride)
         rows, cols = formulas.grid_counts(grid)
@@ -240,7 +240,7 @@ BLUR_MISTAKES = (
 RADIUS_MISTAKES = (  # which sigma 4 of the models' maps does not show
     Mistake("sigma is taken for a variance", factor="root"),
     Mistake("the radius of the blur is int(4 sigma): 0.5 is not added", more=0.0),
-    Mistake("the radius of the blur is 4 sigma rounded up instead of to the nearest", more=1 - 1e-9),
+    Mistake("the radius of the blur is 4 sigma, rounded up", more=1 - 1e-9),
 )
 
 # Of the models' maps, as `how`. Their sigma is 4, whose half is its root.

@@ -140,6 +140,10 @@ def _cosine_distance(e, d, eps=1e-8):
     return 1 - (e * d).sum(1) / norms
 
 
+def _cosine(e, d):
+    return 1 - _cosine_distance(e, d)
+
+
 def _parameters_formula(
     inputs, steps=None, rate=RATE, betas=model.BETAS, flat=False, unbiased=True, momentum=0.1,
     layers_mean=False, **switches,
@@ -239,8 +243,11 @@ LOSS = Stage(
     (
         Mistake("the mean over the layers instead of the sum", layers=lambda v: sum(v) / 3),
         Mistake("the sum over positions instead of the mean", weighted=True),
-        Mistake("the cosine itself instead of 1 less it", distance=lambda e, d: 1 - _cosine_distance(e, d)),
-        Mistake("the squared difference instead of the cosine", distance=lambda e, d: (e - d).square().mean(1)),
+        Mistake("the cosine itself instead of 1 less it", distance=_cosine),
+        Mistake(
+            "the squared difference instead of the cosine",
+            distance=lambda e, d: (e - d).square().mean(1),
+        ),
     ),
 )
 
@@ -302,10 +309,7 @@ MAP = Stage(
         Mistake("the sum of the layers instead of their product", combine=np.sum),
         Mistake("the mean of the layers instead of their product", combine=np.mean),
         Mistake("the largest of the layers instead of their product", combine=np.max),
-        Mistake(
-            "the cosine itself instead of 1 less the cosine",
-            distance=lambda e, d: 1 - _cosine_distance(e, d),
-        ),
+        Mistake("the cosine itself instead of 1 less it", distance=_cosine),
         Mistake(
             "the dot product: vectors are not divided by their lengths",
             distance=lambda e, d: 1 - (e * d).sum(1),

@@ -72,8 +72,8 @@ class FastFlow(TrainedModel):
 
     @torch.no_grad()
     def loss_value(self, layers):
-        """The loss of the encoder's layers, a list of float32 (B, C, hf, wf), as a scalar tensor: the
-        sum over the layers of the mean `nll` of the images."""
+        """The loss of the encoder's layers, a list of float32 (B, C, hf, wf), as a scalar tensor:
+        the sum over the layers of the mean `nll` of the images."""
         return sum(nll(*flow(layer)).mean() for flow, layer in zip(self.flows, layers))
 
     def add_gradient(self, layers):

@@ -122,7 +122,7 @@ class Padim(Model):
 
     @torch.no_grad()
     def fit_embeddings(self, embeddings, n_images, progress=None):
-        """`fit` from embeddings, an iterable of float32 (B, D, hf, wf), see embed, of n_images."""
+        """`fit` from embeddings, an iterable of float32 (B, D, hf, wf), of n_images."""
         if n_images < 2:
             raise InputError(
                 "PaDiM needs at least two normal training images to estimate a covariance, "

@@ -126,7 +126,7 @@ class PatchCore(Model):
 
     @torch.no_grad()
     def fit_embeddings(self, embeddings, n_images, progress=None):
-        """`fit` from embeddings, an iterable of float32 (B, 384, hf, wf), see embed, of n_images."""
+        """`fit` from embeddings, an iterable of float32 (B, 384, hf, wf), of n_images."""
         if n_images == 0:
             raise InputError(
                 "PatchCore needs at least one normal training image; add images to the "

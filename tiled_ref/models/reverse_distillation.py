@@ -68,8 +68,8 @@ class ReverseDistillation(TrainedModel):
 
     @torch.no_grad()
     def loss_value(self, layers):
-        """The loss (Deng and Li Eq. 2) of the encoder's layers, a list of float32 (B, C, hf, wf), as a
-        scalar tensor; after fit with the running statistics of the batch normalisation."""
+        """The loss (Deng and Li Eq. 2) of the encoder's layers, a list of float32 (B, C, hf, wf),
+        as a scalar tensor; after fit with the running statistics of the batch normalisation."""
         return self._loss(layers)
 
     def add_gradient(self, layers):

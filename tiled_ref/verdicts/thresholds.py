@@ -114,8 +114,8 @@ def allowed_alarms(rate, n):
 def false_alarm_threshold(values, allowed):
     """The smallest float32 threshold that at most so many of the values reach.
 
-    Parameters: values (n,) float, rounded to float32, of normal images: their scores, or the largest
-    thresholds at which they have a mark; allowed, 0 <= allowed < n, see `allowed_alarms`.
+    Parameters: values (n,) float, rounded to float32, of normal images: their scores, or the
+    largest thresholds at which they have a mark; allowed, 0 <= allowed < n, see `allowed_alarms`.
     Returns a Python float: one step above a value, because a value at the threshold reaches it.
 
     >>> false_alarm_threshold([1.0, 2.0, 3.0, 4.0], 1)
