@@ -1146,7 +1146,7 @@ function ensemble({ train: normal, test, grid, channels, width, sigma, weights }
 }
 
 const STAGES = {
-  decode, resize, resize_mask: resizeMask, normalise, tile, 'backbone.stem': stem, backbone,
+  decode, resize, resize_mask: resizeMask, normalise, tile, stem, backbone,
   'padim.embedding': padimEmbedding, 'padim.parameters': padimParameters,
   'padim.map': padimMap, 'padim.score': score,
   'patchcore.embedding': patchcoreEmbedding, 'patchcore.parameters': patchcoreParameters,
