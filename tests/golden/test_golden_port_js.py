@@ -29,13 +29,13 @@ def run(*arguments):
 
 def test_the_port_agrees_with_every_golden_file_of_its_stages(node, tmp_path):
     names = run()
-    assert set(names) == set(STAGES)
+    assert set(names) == set(STAGES) - {"draws"}  # of Python's and NumPy's generators
     run(REFERENCE, tmp_path)
     found, extra = check(tmp_path, Bundle(REFERENCE), STAGES, names)
     assert [result.name for result in found if not result.ok] == [] and extra == []
     counts = count(found)
-    assert counts["stages"] == 32 and counts["missing"] == 0
-    assert counts["non_vacuous"] > 240 and counts["compared_numbers"] > 170_000
+    assert counts["stages"] == 37 and counts["missing"] == 0
+    assert counts["non_vacuous"] > 540 and counts["compared_numbers"] > 330_000
 
 
 def test_it_writes_the_stages_that_are_named_and_no_other(node, tmp_path):

@@ -409,7 +409,16 @@ static int falling(const void *a, const void *b) {
     return x->place < y->place ? -1 : x->place > y->place;
 }
 
+/* Whether there is no order: without scores, or with a NaN among them. */
+static int unranked(const Array *scores) {
+    long nans = 0;
+    for (long k = 0; k < scores->n; k++) nans += isnan(scores->v[k]) != 0;
+    return nans > 0 || scores->n == 0;
+}
+
+/* NULL where there is no order. */
 static Ranked *ranked(const Array *scores) {
+    if (unranked(scores)) return NULL;
     Ranked *r = memory(scores->n, sizeof(Ranked));
     for (long k = 0; k < scores->n; k++) r[k].score = scores->v[k], r[k].place = k;
     qsort(r, (size_t)scores->n, sizeof(Ranked), falling);
@@ -421,8 +430,8 @@ static void threshold(Case *c) {
     Ranked *r = ranked(s);
     long positives = 0, hits = 0;
     for (long k = 0; k < s->n; k++) positives += labels->v[k] > 0;
-    double best = -1.0, found = r[0].score;
-    for (long k = 0; k < s->n && positives; k++) { /* from the highest score down */
+    double best = r && positives ? -1.0 : NAN, found = r ? r[0].score : NAN;
+    for (long k = 0; k < s->n && r && positives; k++) { /* from the highest score down */
         hits += labels->v[r[k].place] > 0;
         if (k + 1 < s->n && r[k + 1].score == r[k].score) continue;
         double value = r[k].score, f1 = 2.0 * (double)hits / (double)(k + 1 + positives);
@@ -433,7 +442,7 @@ static void threshold(Case *c) {
         if (f1 >= best) best = f1, found = value; /* the smallest of equally good ones */
     }
     write_npy(c, "threshold", "<f8", 0, NULL, &found);
-    if (positives) write_npy(c, "f1", "<f8", 0, NULL, &best);
+    write_npy(c, "f1", "<f8", 0, NULL, &best);
     free(r);
 }
 
@@ -513,7 +522,7 @@ static void auroc(Case *c) {
                 pairs += 1;
                 won += s->v[a] > s->v[b] ? 1.0 : s->v[a] == s->v[b] ? tie : 0.0;
             }
-    won /= pairs;
+    won = unranked(s) ? NAN : won / pairs; /* without a pair 0 / 0 */
     write_npy(c, "auroc", "<f8", 0, NULL, &won);
 }
 
@@ -531,7 +540,7 @@ static void aupro(Case *c) {
 #endif
     Ranked *r = ranked(maps);
     double false_pixels = 0, height = 0, x = 0, y = 0, total = 0;
-    for (long k = 0; k < maps->n; k++) {
+    for (long k = 0; k < maps->n && r; k++) {
         long region = labels[r[k].place];
         if (region)
             height += 1 / (area[region] * (double)n);
@@ -553,6 +562,7 @@ static void aupro(Case *c) {
 #if BUG != 19
     total /= limit;
 #endif
+    if (!r || !n || !area[0]) total = NAN;
     write_npy(c, "aupro", "<f8", 0, NULL, &total);
     free(r);
     free(area);

@@ -1,5 +1,5 @@
 'use strict';
-// The stages of a golden bundle in JavaScript, from FORMAT.md alone.
+// The stages of a golden bundle in JavaScript, from FORMAT.md alone, but for draws.
 //
 //     node port.js                        prints the names of the stages
 //     node port.js BUNDLE OUT [STAGE...]  writes OUT/<stage>/<case>.out.<name>.npy
@@ -23,6 +23,8 @@ const KINDS = {
 
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
 const total = (numbers) => numbers.reduce((a, b) => a + b, 0);
+const average = (numbers) => total(numbers) / numbers.length;
+const dot = (a, b) => total(a.map((x, i) => x * b[i]));
 
 function array(shape, values = null, kind = '<f8') {
   return { shape, kind, data: values ? Float64Array.from(values, Number) : zeros(shape) };
@@ -103,10 +105,8 @@ function enlarge(maps, [H, W], position) {
   each([H, W], (y, x) => {
     const [v, u] = [position(y, h, H), position(x, w, W)];
     const [top, left] = [Math.floor(v), Math.floor(u)];
-    const bottom = Math.min(top + 1, h - 1);
-    const right = Math.min(left + 1, w - 1);
-    const down = v - top;
-    const across = u - left;
+    const [bottom, right] = [Math.min(top + 1, h - 1), Math.min(left + 1, w - 1)];
+    const [down, across] = [v - top, u - left];
     for (let n = 0; n < count; n++) {
       const at = (row, column) => maps.data[(n * h + row) * w + column];
       const above = at(top, left) * (1 - across) + at(top, right) * across;
@@ -118,20 +118,16 @@ function enlarge(maps, [H, W], position) {
 }
 
 function mirror(k, n) {
-  if (n === 1) return 0;
-  const period = 2 * n - 2;
-  const inside = ((k % period) + period) % period;
-  return inside < n ? inside : period - inside;
+  const period = Math.max(2 * n - 2, 1);
+  const inside = Math.abs(k) % period;
+  return Math.min(inside, period - inside);
 }
 
 function gaussian(sigma) {
   const radius = Math.trunc(4 * sigma + 0.5);
-  const weights = [];
-  for (let k = -radius; k <= radius; k++) {
-    weights.push(Math.exp((-k * k) / (2 * sigma * sigma)));
-  }
-  const sum = total(weights);
-  return weights.map((weight) => weight / sum);
+  const places = Array.from({ length: 2 * radius + 1 }, (_, i) => i - radius);
+  const weights = places.map((k) => Math.exp((-k * k) / (2 * sigma * sigma)));
+  return weights.map((weight) => weight / total(weights));
 }
 
 // Down the columns, then along the rows; each pass is rounded to the kind of the maps.
@@ -143,12 +139,8 @@ function blur(maps, sigma) {
   const pass = (from, mirrored) => {
     const out = [];
     each([count, h, w], (n, y, x) => {
-      const at = (k) => from[n * h * w + mirrored(y, x, k)];
-      let sum = weights[radius] * at(0);
-      for (let k = 1; k <= radius; k++) {
-        sum += weights[radius + k] * (at(-k) + at(k));
-      }
-      out.push(rounded(sum));
+      const at = (i) => from[n * h * w + mirrored(y, x, i - radius)];
+      out.push(rounded(total(weights.map((weight, i) => weight * at(i)))));
     });
     return out;
   };
@@ -203,8 +195,7 @@ function readPng(file) {
   const rows = unfilter(zlib.inflateSync(Buffer.concat(chunks.IDAT)), w * step, step);
   const byte = (y, x, c) => {
     const at = x * step + (c * bits) / 8;
-    if (bits === 8) return rows[y][at];
-    if (channels > 2) return rows[y][at];
+    if (bits === 8 || channels > 2) return rows[y][at];
     return Math.floor((rows[y][at] * 256 + rows[y][at + 1] + 128) / 257);
   };
   const pixel = (y, x) => {
@@ -239,24 +230,20 @@ function zigzag() {
 function blockPixels(frequencies) {
   const wave = (x, u) => (u ? 1 : Math.SQRT1_2) * Math.cos(((2 * x + 1) * u * Math.PI) / 16);
   return frequencies.map((_, i) => {
-    let sum = 0;
-    frequencies.forEach((f, k) => {
-      sum += f * wave(i >> 3, k >> 3) * wave(i & 7, k & 7);
-    });
-    return Math.round(sum / 4 + 128);
+    const waves = frequencies.map((f, k) => f * wave(i >> 3, k >> 3) * wave(i & 7, k & 7));
+    return Math.round(total(waves) / 4 + 128);
   });
 }
 
 // A table of a JPEG's words, {"number of bits, bits": symbol}.
 function words(body) {
   const table = {};
+  const symbols = [...body.subarray(17)];
   let code = 0;
-  let at = 17;
   for (let length = 1; length <= 16; length++) {
-    for (let k = 0; k < body[length]; k++) {
-      table[`${length},${code}`] = body[at];
+    for (const symbol of symbols.splice(0, body[length])) {
+      table[`${length},${code}`] = symbol;
       code += 1;
-      at += 1;
     }
     code *= 2;
   }
@@ -266,9 +253,7 @@ function words(body) {
 // The pixels of a baseline JPEG without subsampled colours or restarts: {w, h, pixel, exif}.
 function readJpeg(file) {
   const [scales, tables] = [{}, {}];
-  let frame;
-  let exif;
-  let at = 2;
+  let [at, frame, exif] = [2, null, null];
   while (file[at + 1] !== 0xda) {
     let body = file.subarray(at + 4, at + 2 + file.readUInt16BE(at + 2));
     if (file[at + 1] === 0xe1) exif = body.subarray(6);
@@ -384,11 +369,8 @@ function resize({ image, size }) {
   each([H, W, 3], (y, x, c) => {
     const row = between(y, h, H, false);
     const column = between(x, w, W, true);
-    const along = (j) => {
-      const left = image.data[(j * w + column.i) * 3 + c] * column.first;
-      const right = image.data[(j * w + column.j) * 3 + c] * column.second;
-      return left + right;
-    };
+    const at = (j, i) => image.data[(j * w + i) * 3 + c];
+    const along = (j) => at(j, column.i) * column.first + at(j, column.j) * column.second;
     const upper = (row.first * (along(row.i) >> 4)) >> 16;
     const lower = (row.second * (along(row.j) >> 4)) >> 16;
     out.data[(y * W + x) * 3 + c] = (upper + lower + 2) >> 2;
@@ -445,10 +427,11 @@ const record = (step) => tape && tape.push(step);
 const gradient = (x) => (x.grad ??= zeros(x.shape));
 
 // Calls visit(i, o, k) for every product small[o] += large[i] * weights[k] of a convolution.
-function everyProduct(large, small, weights, stride, padding, visit) {
+function everyProduct(large, small, weights, stride, visit) {
   const [, C, H, W] = large.shape;
   const [N, D, h, w] = small.shape;
   const side = weights.shape[3];
+  const padding = Math.floor((side - 1) / 2);
   each([N, D, C, h, w], (n, d, c, y, x) => {
     const o = ((n * D + d) * h + y) * w + x;
     for (let dy = 0; dy < side; dy++) {
@@ -466,15 +449,14 @@ function everyProduct(large, small, weights, stride, padding, visit) {
 }
 
 // With `up` transposed, 2 x 2 with stride 2: the products are those of a convolution from out to x.
-function convolution(x, weights, stride, padding, { bias, up } = {}) {
+function convolution(x, weights, stride, { bias, up } = {}) {
   const [N, , H, W] = x.shape;
-  const [D, C, side] = weights.shape;
-  const h = Math.floor((H + 2 * padding - side) / stride) + 1;
-  const w = Math.floor((W + 2 * padding - side) / stride) + 1;
+  const [D, C] = weights.shape;
+  const [h, w] = [H, W].map((side) => Math.ceil(side / stride));
   const out = array(up ? [N, C, 2 * H, 2 * W] : [N, D, h, w]);
   const products = (visit) => {
-    if (up) everyProduct(out, x, weights, 2, 0, (o, i, k) => visit(i, o, k));
-    else everyProduct(x, out, weights, stride, padding, visit);
+    if (up) everyProduct(out, x, weights, 2, (o, i, k) => visit(i, o, k));
+    else everyProduct(x, out, weights, stride, visit);
   };
   const channel = (o) => Math.floor(o / (h * w)) % D;
   if (bias) out.data.forEach((_, o) => { out.data[o] = bias.data[channel(o)]; });
@@ -501,11 +483,10 @@ function batchNorm(x, parameters) {
   for (let c = 0; c < C; c++) {
     const own = [];
     each([N, H * W], (n, p) => own.push((n * C + c) * H * W + p));
-    let mean = runningMean[c];
-    let variance = runningVariance[c];
+    let [mean, variance] = [runningMean[c], runningVariance[c]];
     if (tape) {
-      mean = total(own.map((i) => x.data[i])) / count;
-      variance = total(own.map((i) => (x.data[i] - mean) ** 2)) / count;
+      mean = average(own.map((i) => x.data[i]));
+      variance = average(own.map((i) => (x.data[i] - mean) ** 2));
       const unbiased = (variance * count) / (count - 1);
       runningMean[c] += 0.1 * (mean - runningMean[c]);
       runningVariance[c] += 0.1 * (unbiased - runningVariance[c]);
@@ -528,68 +509,48 @@ function batchNorm(x, parameters) {
   return out;
 }
 
-function relu(x) {
-  const out = array(x.shape, x.data.map((value) => Math.max(value, 0)));
+// The sum of the terms, 0 where it is negative.
+function relu(...terms) {
+  const sums = terms[0].data.map((_, i) => total(terms.map(({ data }) => data[i])));
+  const out = array(terms[0].shape, sums.map((sum) => Math.max(sum, 0)));
   record(() => {
-    const [dx, dout] = [x, out].map(gradient);
-    dout.forEach((slope, i) => { dx[i] += x.data[i] > 0 ? slope : 0; });
+    for (const term of terms) {
+      gradient(out).forEach((slope, i) => { gradient(term)[i] += sums[i] > 0 ? slope : 0; });
+    }
   });
   return out;
 }
 
-function add(x, y) {
-  const out = array(x.shape, x.data.map((value, i) => value + y.data[i]));
+// Copies x (N, c, h, w) to channel `first` of `out` and the following, as far as there is room.
+function copy(x, out, first) {
+  const shared = x.shape.map((side, axis) => Math.min(side, out.shape[axis]));
+  const place = ([, C, H, W], n, c, y, z) => ((n * C + c) * H + y) * W + z;
+  const pairs = [];
+  each(shared, (n, c, y, z) => {
+    pairs.push([place(x.shape, n, c, y, z), place(out.shape, n, first + c, y, z)]);
+  });
+  for (const [i, o] of pairs) out.data[o] = x.data[i];
   record(() => {
-    const [dx, dy, dout] = [x, y, out].map(gradient);
-    dout.forEach((slope, i) => { dx[i] += slope; });
-    dout.forEach((slope, i) => { dy[i] += slope; });
+    for (const [i, o] of pairs) gradient(x)[i] += gradient(out)[o];
   });
   return out;
-}
-
-// For each number of a part (N, c, h, w) of x (N, C, H, W), first channel first, its place in x.
-function within(x, [N, channels, h, w], first) {
-  const [, C, H, W] = x.shape;
-  const found = [];
-  each([N, channels, h, w], (n, c, y, z) => {
-    found.push(((n * C + first + c) * H + y) * W + z);
-  });
-  return found;
 }
 
 // The first channels, rows and columns of x.
-function crop(x, [channels, h, w]) {
-  const shape = [x.shape[0], channels, h, w];
-  const from = within(x, shape, 0);
-  const out = array(shape, from.map((i) => x.data[i]));
-  record(() => {
-    const [dx, dout] = [x, out].map(gradient);
-    from.forEach((i, o) => { dx[i] += dout[o]; });
-  });
-  return out;
-}
+const crop = (x, sides) => copy(x, array([x.shape[0], ...sides]), 0);
 
 function concatenate(layers) {
   const [N, , h, w] = layers[0].shape;
-  const out = array([N, total(layers.map((x) => x.shape[1])), h, w]);
-  let channel = 0;
-  for (const x of layers) {
-    const to = within(out, x.shape, channel);
-    channel += x.shape[1];
-    to.forEach((o, i) => { out.data[o] = x.data[i]; });
-    record(() => {
-      const [dx, dout] = [x, out].map(gradient);
-      to.forEach((o, i) => { dx[i] += dout[o]; });
-    });
-  }
+  const channels = (pieces) => total(pieces.map(({ shape }) => shape[1]));
+  const out = array([N, channels(layers), h, w]);
+  layers.forEach((x, k) => copy(x, out, channels(layers.slice(0, k))));
   return out;
 }
 
 // Combines the 3 x 3 numbers around every stride-th pixel, as far as they are inside the map.
 function pool(x, stride, start, combine) {
   const { h: H, w: W, count, leading } = plane(x);
-  const h = Math.floor((H - 1) / stride) + 1;
-  const w = Math.floor((W - 1) / stride) + 1;
+  const [h, w] = [H, W].map((side) => Math.ceil(side / stride));
   const out = array([...leading, h, w]);
   out.data.fill(start);
   each([count, h, w, 3, 3], (n, y, z, dy, dz) => {
@@ -604,19 +565,24 @@ function pool(x, stride, start, combine) {
 
 // A residual block; `up` doubles the size instead of dividing it by the stride.
 function block(x, weights, name, stride, up = false) {
-  const change = (tensor, padding) => convolution(x, tensor, stride, padding, { up });
+  const change = (tensor) => convolution(x, tensor, stride, { up });
   const w = (rest) => weights[`${name}.${rest}`];
-  let y = relu(batchNorm(change(w('conv1'), 1), w('bn1')));
-  y = batchNorm(convolution(y, w('conv2'), 1, 1), w('bn2'));
+  let y = relu(batchNorm(change(w('conv1')), w('bn1')));
+  y = batchNorm(convolution(y, w('conv2'), 1), w('bn2'));
   const side = w('downsample.0') ? 'downsample' : 'shortcut';
-  if (!w(`${side}.0`)) return relu(add(y, x));
-  return relu(add(y, batchNorm(change(w(`${side}.0`), 0), w(`${side}.1`))));
+  if (!w(`${side}.0`)) return relu(y, x);
+  return relu(y, batchNorm(change(w(`${side}.0`)), w(`${side}.1`)));
 }
 
-function backbone({ images, weights }) {
-  let x = convolution(images, weights.conv1, 2, 3);
-  x = pool(relu(batchNorm(x, weights.bn1)), 2, -Infinity, Math.max);
-  const layer1 = block(x, weights, 'layer1', 1);
+function stem({ images, weights }) {
+  const convolved = convolution(images, weights.conv1, 2);
+  const normalised = batchNorm(convolved, weights.bn1);
+  return { convolved, normalised, pooled: pool(relu(normalised), 2, -Infinity, Math.max) };
+}
+
+function backbone(inputs) {
+  const { weights } = inputs;
+  const layer1 = block(stem(inputs).pooled, weights, 'layer1', 1);
   const layer2 = block(layer1, weights, 'layer2', 2);
   const layer3 = block(layer2, weights, 'layer3', 2);
   return { layer1, layer2, layer3 };
@@ -666,11 +632,10 @@ function padimParameters({ embedding }) {
   const factors = [];
   for (let p = 0; p < h * w; p++) {
     const own = all.filter((_, i) => i % (h * w) === p);
-    const mean = own[0].map((_, d) => total(own.map((x) => x[d])) / N);
+    const mean = own[0].map((_, d) => average(own.map((x) => x[d])));
     const sigma = mean.map((a, i) => mean.map((b, j) => {
       const products = own.map((x) => (x[i] - a) * (x[j] - b));
-      const covariance = total(products) / (N - 1);
-      return i === j ? covariance + 0.01 : covariance;
+      return total(products) / (N - 1) + (i === j ? 0.01 : 0);
     }));
     const inverse = invertLower(cholesky(sigma));
     means.push(...mean);
@@ -688,12 +653,9 @@ function padimMap({ embedding, mean, factors, size }) {
     const centre = part(mean, own).data;
     const image = zeros([D]);
     let k = 0;
-    for (let row = 0; row < D; row++) {
-      for (let column = row; column < D; column++) {
-        image[column] += factor[k] * (x[row] - centre[row]);
-        k += 1;
-      }
-    }
+    each([D, D], (row, column) => {
+      if (row <= column) image[column] += factor[k++] * (x[row] - centre[row]);
+    });
     return Math.hypot(...image);
   });
   const distances = array([N, h, w], values);
@@ -703,10 +665,8 @@ function padimMap({ embedding, mean, factors, size }) {
 // ---- PatchCore ----
 
 function patchcoreEmbedding({ layer2, layer3 }) {
-  const [mean2, mean3] = [layer2, layer3].map((layer) => {
-    const sums = pool(layer, 1, 0, (sum, x) => sum + x);
-    return array(sums.shape, sums.data.map((sum) => sum / 9));
-  });
+  const mean = (layer) => pool(layer, 1, 0, (sum, x) => sum + x / 9);
+  const [mean2, mean3] = [layer2, layer3].map(mean);
   const grown = enlarge(mean3, layer2.shape.slice(2), centres);
   return { embedding: concatenate([mean2, grown]) };
 }
@@ -715,14 +675,12 @@ const distance = (a, b) => Math.hypot(...a.map((x, i) => x - b[i]));
 
 function patchcoreParameters({ patches, projection, first, count, include_first: included }) {
   const rows = parts(projection).map(({ data }) => [...data]);
-  const points = parts(patches).map(({ data }) =>
-    rows.map((row) => total(row.map((x, d) => x * data[d]))));
+  const points = parts(patches).map(({ data }) => rows.map((row) => dot(row, data)));
   const chosen = included ? [first] : [];
   const distances = points.map((point) => distance(point, points[first]));
   while (chosen.length < count) {
     const left = [...points.keys()].filter((i) => !chosen.includes(i));
-    const largestLeft = Math.max(...left.map((i) => distances[i]));
-    const farthest = left.find((i) => distances[i] === largestLeft);
+    const farthest = left.reduce((i, j) => (distances[j] > distances[i] ? j : i));
     chosen.push(farthest);
     points.forEach((point, i) => {
       distances[i] = Math.min(distances[i], distance(point, points[farthest]));
@@ -754,18 +712,72 @@ function patchcoreScore({ embedding, bank, n_neighbours: b }) {
   const members = membersOf(bank);
   const scores = parts(embedding).map((image) => {
     const found = nearestInBank(stack([image]), members);
-    const s = Math.max(...found.map((patch) => patch.distance));
+    const { x, member, distance: s } = found.reduce((p, q) => (q.distance > p.distance ? q : p));
     if (b === 1) return s;
-    const { x, member } = found.find((patch) => patch.distance === s);
     const fromMember = members.map((other) => distance(other, members[member]));
     fromMember[member] = -1;
     const order = [...members.keys()].sort((i, j) => fromMember[i] - fromMember[j]);
     const distances = order.slice(0, b).map((i) => distance(x, members[i]));
-    const top = Math.max(...distances);
-    const powers = distances.map((d) => Math.exp(d - top));
-    return (1 - powers[0] / total(powers)) * s;
+    const powers = distances.map((d) => Math.exp(d - distances[0]));
+    return (1 - 1 / total(powers)) * s;
   });
   return { score: array([scores.length], scores) };
+}
+
+// ---- Adam ----
+
+// Step t: changes the numbers of value, first and second.
+function adamStep({ value, gradient: slopes, first, second }, t, settings) {
+  const { rate, betas: [beta1, beta2], decay, epsilon = 1e-8 } = settings;
+  slopes.forEach((slope, i) => {
+    const g = slope + decay * value[i];
+    first[i] = beta1 * first[i] + (1 - beta1) * g;
+    second[i] = beta2 * second[i] + (1 - beta2) * g ** 2;
+    const deviation = Math.sqrt(second[i] / (1 - beta2 ** t));
+    value[i] -= (rate * (first[i] / (1 - beta1 ** t))) / (deviation + epsilon);
+  });
+}
+
+function adam({ value: { data, shape }, gradients, betas, ...settings }) {
+  const state = { value: data, first: zeros(shape), second: zeros(shape) };
+  const steps = parts(gradients).map((slopes, k) => {
+    adamStep({ ...state, gradient: slopes.data }, k + 1, { ...settings, betas: betas.data });
+    return Object.values(state).map((numbers) => array(shape, numbers));
+  });
+  const [values, first, second] = [0, 1, 2].map((k) => stack(steps.map((step) => step[k])));
+  return { values, first, second };
+}
+
+// What Adam knows of a tensor; of a batch normalisation (4, C) only weight and bias are trained.
+function trainable([name, tensor]) {
+  const normalises = tensor.shape.length === 2 && tensor.shape[0] === 4;
+  const shape = normalises ? [2, tensor.shape[1]] : tensor.shape;
+  const own = (numbers) => numbers.subarray(0, product(shape));
+  const [value, slopes] = [tensor.data, gradient(tensor)].map(own);
+  const moments = { first: zeros(shape), second: zeros(shape) };
+  return { name, normalises, shape, value, gradient: slopes, ...moments };
+}
+
+// Gradients and moments are results only of kernels and the like of at most 4096 numbers.
+function train(loss, learned, steps, settings) {
+  const results = { loss_before: loss(), ...Object.fromEntries(learned) };
+  const tensors = learned.map(trainable);
+  for (let t = 1; t <= steps; t++) {
+    for (const tensor of tensors) tensor.gradient.fill(0);
+    tape = [];
+    loss();
+    const backwards = tape.reverse();
+    tape = null;
+    for (const step of backwards) step();
+    for (const tensor of tensors) {
+      adamStep(tensor, t, settings);
+      if (tensor.normalises || tensor.value.length > 4096) continue;
+      for (const kind of ['gradient', 'first', 'second']) {
+        results[`${kind}${t}.${tensor.name}`] = array(tensor.shape, tensor[kind]);
+      }
+    }
+  }
+  return { ...results, loss_after: loss() };
 }
 
 // ---- FastFlow ----
@@ -774,13 +786,12 @@ const softplus = (x) => 2 * Math.log1p(Math.exp(x / 2));
 
 function layerNorm(x, weight, bias) {
   const [, C, h, w] = x.shape;
-  const images = parts(x).map((image) => {
+  const unit = parts(x).flatMap((image) => {
     const own = [...image.data];
-    const mean = total(own) / own.length;
-    const variance = total(own.map((value) => (value - mean) ** 2)) / own.length;
+    const mean = average(own);
+    const variance = average(own.map((value) => (value - mean) ** 2));
     return own.map((value) => (value - mean) / Math.sqrt(variance + 1e-5));
   });
-  const unit = images.flat();
   const place = (i) => (i % (h * w)) * C + (Math.floor(i / (h * w)) % C);
   const values = unit.map((value, i) => value * weight.data[place(i)] + bias.data[place(i)]);
   const out = array(x.shape, values);
@@ -831,6 +842,11 @@ function coupling(y, net, scale, offset, order, logDet) {
   return out;
 }
 
+// A kernel for every block; where there are small ones, every second block has one of them.
+function kernels(large, small) {
+  return small ? parts(large).flatMap((kernel, k) => [kernel, part(small, k)]) : parts(large);
+}
+
 function flow(layer, weights, name) {
   const w = (rest) => weights[`${name}.${rest}`];
   const [N, C, height, width] = layer.shape;
@@ -838,12 +854,15 @@ function flow(layer, weights, name) {
   const logDet = array([N]);
   for (let k = 0; k < 8; k++) {
     const own = (rest) => part(w(rest), k);
-    const ya = crop(y, [C / 2, height, width]);
-    const hidden = relu(convolution(ya, own('conv1_weight'), 1, 1, { bias: own('conv1_bias') }));
-    const net = convolution(hidden, own('conv2_weight'), 1, 1, { bias: own('conv2_bias') });
+    const convolve = (x, conv) => {
+      const kernel = kernels(w(`${conv}_weight`), w(`${conv}_weight_1x1`))[k];
+      return convolution(x, kernel, 1, { bias: own(`${conv}_bias`) });
+    };
+    const hidden = relu(convolve(crop(y, [C / 2, height, width]), 'conv1'));
+    const net = convolve(hidden, 'conv2');
     y = coupling(y, net, own('global_scale'), own('global_offset'), own('order'), logDet);
   }
-  return { z: y, logDet };
+  return { z: y, log_det: logDet };
 }
 
 function flows({ layer1, layer2, layer3, weights }) {
@@ -851,68 +870,31 @@ function flows({ layer1, layer2, layer3, weights }) {
 }
 
 function fastflowEmbedding(inputs) {
-  const [one, two, three] = flows(inputs);
-  const variables = { z1: one.z, z2: two.z, z3: three.z };
-  return { ...variables, log_det1: one.logDet, log_det2: two.logDet, log_det3: three.logDet };
+  const numbered = (own, k) => Object.entries(own).map(([name, x]) => [`${name}${k + 1}`, x]);
+  return Object.fromEntries(flows(inputs).flatMap(numbered));
 }
 
-function fastflowLoss(inputs) {
-  const losses = flows(inputs).map(({ z, logDet }) => {
-    const N = z.shape[0];
-    record(() => {
-      z.data.forEach((number, i) => { gradient(z)[i] += number / N; });
-      logDet.data.forEach((_, n) => { gradient(logDet)[n] -= 1 / N; });
-    });
-    return total(z.data.map((number) => 0.5 * number ** 2)) / N - total(logDet.data) / N;
+function fastflowLoss({ z, log_det: logDet }) {
+  const N = z.shape[0];
+  record(() => {
+    z.data.forEach((number, i) => { gradient(z)[i] += number / N; });
+    logDet.data.forEach((_, n) => { gradient(logDet)[n] -= 1 / N; });
   });
-  return total(losses);
-}
-
-// One step of Adam for all weights; `memory` keeps the two means of each of them.
-function adam(weights, memory, step, { rate, beta1, beta2, decay }) {
-  for (const [name, { data, grad }] of Object.entries(weights)) {
-    if (!memory[name]) memory[name] = { m: zeros([data.length]), v: zeros([data.length]) };
-    const { m, v } = memory[name];
-    data.forEach((weight, i) => {
-      const slope = grad[i] + decay * weight;
-      m[i] = beta1 * m[i] + (1 - beta1) * slope;
-      v[i] = beta2 * v[i] + (1 - beta2) * slope ** 2;
-      const mean = m[i] / (1 - beta1 ** step);
-      const square = v[i] / (1 - beta2 ** step);
-      data[i] -= (rate * mean) / (Math.sqrt(square) + 1e-8);
-    });
-  }
-}
-
-function train(inputs, loss, trained, settings) {
-  const memory = {};
-  const before = loss(inputs);
-  for (let step = 1; step <= inputs.steps; step++) {
-    for (const weight of Object.values(inputs.weights)) weight.grad = zeros(weight.shape);
-    tape = [];
-    loss(inputs);
-    const steps = tape.reverse();
-    tape = null;
-    for (const backwards of steps) backwards();
-    adam(trained, memory, step, settings);
-  }
-  return { loss_before: before, loss_after: loss(inputs), ...trained };
+  const losses = parts(z).map(({ data }, n) => 0.5 * dot(data, data) - logDet.data[n]);
+  return { loss: array([N], losses) };
 }
 
 function fastflowParameters(inputs) {
+  const loss = () => total(flows(inputs).map((own) => average(fastflowLoss(own).loss.data)));
   const learned = Object.entries(inputs.weights).filter(([name]) => !name.endsWith('.order'));
-  const settings = { rate: 0.001, beta1: 0.9, beta2: 0.999, decay: 1e-5 };
-  return train(inputs, fastflowLoss, Object.fromEntries(learned), settings);
+  return train(loss, learned, inputs.steps, { rate: 0.001, betas: [0.9, 0.999], decay: 1e-5 });
 }
 
 function fastflowMap({ z1, z2, z3, size }) {
   const map = array([z1.shape[0], ...size.data]);
   for (const z of [z1, z2, z3]) {
     const [N, C, h, w] = z.shape;
-    const likelihoods = vectors(z).map((x) => {
-      const meanSquare = total(x.map((number) => number ** 2)) / C;
-      return -Math.exp(-0.5 * meanSquare);
-    });
+    const likelihoods = vectors(z).map((x) => -Math.exp((-0.5 * dot(x, x)) / C));
     const grown = enlarge(array([N, h, w], likelihoods), size.data, centres);
     grown.data.forEach((number, i) => { map.data[i] += number / 3; });
   }
@@ -921,25 +903,21 @@ function fastflowMap({ z1, z2, z3, size }) {
 
 // ---- Reverse Distillation ----
 
-// The decoded layers 3, 2 and 1; only what is returned is cut.
-function decoder({ layer1, layer2, layer3, weights }) {
+// Only what is returned is cut.
+function reverseDistillationEmbedding({ layer1, layer2, layer3, weights }) {
   const w = (rest) => weights[`bottleneck.${rest}`];
-  const reduce = (x, kernel, norm) => relu(batchNorm(convolution(x, w(kernel), 2, 1), w(norm)));
+  const reduce = (x, kernel, norm) => relu(batchNorm(convolution(x, w(kernel), 2), w(norm)));
   const from1 = reduce(reduce(layer1, 'fuse1.0', 'fuse1.1'), 'fuse1.3', 'fuse1.4');
   const from2 = reduce(layer2, 'fuse2.0', 'fuse2.1');
   let x = concatenate([from1, from2, layer3]);
   x = block(x, weights, 'bottleneck.embed.0', 2);
   x = block(x, weights, 'bottleneck.embed.1', 1);
-  return [layer3, layer2, layer1].map((layer, k) => {
+  const [decoded3, decoded2, decoded1] = [layer3, layer2, layer1].map((layer, k) => {
     const name = `decoder.to_layer${3 - k}`;
     x = block(x, weights, `${name}.0`, 2, true);
     x = block(x, weights, `${name}.1`, 1);
     return crop(x, layer.shape.slice(1));
   });
-}
-
-function reverseDistillationEmbedding(inputs) {
-  const [decoded3, decoded2, decoded1] = decoder(inputs);
   return { decoded1, decoded2, decoded3 };
 }
 
@@ -947,21 +925,23 @@ function reverseDistillationEmbedding(inputs) {
 function cosines(layer, decoded) {
   const others = vectors(decoded);
   return vectors(layer).map((a, i) => {
-    const b = others[i];
-    const lengthA = Math.max(Math.hypot(...a), 1e-8);
-    const lengthB = Math.max(Math.hypot(...b), 1e-8);
-    const cosine = total(a.map((x, c) => x * b[c])) / (lengthA * lengthB);
-    return { cosine, lengthA, lengthB };
+    const [lengthA, lengthB] = [a, others[i]].map((x) => Math.max(Math.sqrt(dot(x, x)), 1e-8));
+    return { cosine: dot(a, others[i]) / (lengthA * lengthB), lengthA, lengthB };
   });
 }
 
+const differences = (layer, decoded) => cosines(layer, decoded).map(({ cosine }) => 1 - cosine);
+
 function reverseDistillationLoss(inputs) {
-  const layers = [inputs.layer3, inputs.layer2, inputs.layer1];
-  const losses = decoder(inputs).map((decoded, k) => {
-    const layer = layers[k];
-    const [, C, h, w] = layer.shape;
-    const all = cosines(layer, decoded);
+  const flat = ({ shape: [N], data }) => ({ shape: [N, data.length / N, 1, 1], data });
+  const result = { positions: 0, flattened: 0 };
+  for (const k of [1, 2, 3]) {
+    const [layer, decoded] = [inputs[`layer${k}`], inputs[`decoded${k}`]];
+    result.positions += average(differences(layer, decoded));
+    result.flattened += average(differences(flat(layer), flat(decoded)));
     record(() => {
+      const [, C, h, w] = layer.shape;
+      const all = cosines(layer, decoded);
       const slopes = gradient(decoded);
       slopes.forEach((_, i) => {
         const position = Math.floor(i / (C * h * w)) * h * w + (i % (h * w));
@@ -971,27 +951,29 @@ function reverseDistillationLoss(inputs) {
         slopes[i] -= (along - across) / all.length;
       });
     });
-    return total(all.map(({ cosine }) => 1 - cosine)) / all.length;
-  });
-  return total(losses);
+  }
+  return result;
 }
 
 function reverseDistillationParameters(inputs) {
-  const settings = { rate: 0.005, beta1: 0.5, beta2: 0.999, decay: 0 };
-  return train(inputs, reverseDistillationLoss, inputs.weights, settings);
+  const decoded = () => reverseDistillationEmbedding(inputs);
+  const loss = () => reverseDistillationLoss({ ...inputs, ...decoded() }).positions;
+  const learned = Object.entries(inputs.weights);
+  return train(loss, learned, inputs.steps, { rate: 0.005, betas: [0.5, 0.999], decay: 0 });
 }
 
 function reverseDistillationMap({ size, ...layers }) {
-  const map = array([layers.layer1.shape[0], ...size.data]);
-  map.data.fill(1);
+  const sides = [layers.layer1.shape[0], ...size.data];
+  const [multiplied, added] = [array(sides).data.fill(1), array(sides).data];
   for (const k of [1, 2, 3]) {
     const [N, , h, w] = layers[`layer${k}`].shape;
-    const all = cosines(layers[`layer${k}`], layers[`decoded${k}`]);
-    const differences = array([N, h, w], all.map(({ cosine }) => 1 - cosine));
-    const grown = enlarge(differences, size.data, corners);
-    grown.data.forEach((number, i) => { map.data[i] *= number; });
+    const unlike = array([N, h, w], differences(layers[`layer${k}`], layers[`decoded${k}`]));
+    enlarge(unlike, size.data, corners).data.forEach((number, i) => {
+      multiplied[i] *= number;
+      added[i] += number;
+    });
   }
-  return { map: blur(map, 4) };
+  return { map: blur(array(sides, multiplied), 4), map_of_sum: blur(array(sides, added), 4) };
 }
 
 // ---- After the models ----
@@ -1011,6 +993,14 @@ function untile({ maps, grid }) {
   return { map };
 }
 
+function untileFeatures({ features, grid, factor }) {
+  const [rows, columns, N, C, ...sides] = features.shape;
+  const maps = { ...features, shape: [rows, columns, N * C, ...sides] };
+  const smaller = array([6], grid.data.map((side) => Math.ceil(side / factor)));
+  const { map } = untile({ maps, grid: smaller });
+  return { features: { ...map, shape: [N, C, ...map.shape.slice(1)] } };
+}
+
 function meanScore({ scores }) {
   const [rows, columns, N] = scores.shape;
   const score = array([N]);
@@ -1021,13 +1011,10 @@ function meanScore({ scores }) {
 // Whether each of n pixels is near a start or an end, inside the image, of a tile.
 function nearBorder(n, starts, side, width) {
   const reach = Math.trunc(width * side);
-  const near = new Array(n).fill(false);
-  for (const border of starts.flatMap((start) => [start, start + side])) {
-    if (border <= 0 || border >= n) continue;
-    const end = Math.min(border + reach, n);
-    for (let pixel = Math.max(border - reach, 0); pixel < end; pixel++) near[pixel] = true;
-  }
-  return near;
+  const borders = starts.flatMap((start) => [start, start + side]);
+  const inside = borders.filter((border) => border > 0 && border < n);
+  const near = (pixel) => inside.some((b) => b - reach <= pixel && pixel < b + reach);
+  return Array.from({ length: n }, (_, pixel) => near(pixel));
 }
 
 function seamMask({ grid, width }) {
@@ -1046,12 +1033,15 @@ function smoothing({ maps, grid, width, sigma }) {
   return { maps: array(maps.shape, values, maps.kind) };
 }
 
+// Without scores, or with a NaN among them, there is no order.
+const unranked = ({ data }) => data.length === 0 || data.some(Number.isNaN);
+
 function threshold({ scores, labels }) {
-  if (!labels.data.some((label) => label !== 0)) return { threshold: Math.max(...scores.data) };
+  if (unranked(scores)) return { threshold: NaN, f1: NaN };
+  if (!labels.data.some(Boolean)) return { threshold: Math.max(...scores.data), f1: NaN };
   let best = { threshold: NaN, f1: -1 };
   for (const candidate of [...scores.data].sort((a, b) => a - b)) {
-    let found = 0;
-    let wrong = 0;
+    let [found, wrong] = [0, 0];
     scores.data.forEach((score, i) => {
       if (score >= candidate && labels.data[i] !== 0) found += 1;
       if ((score >= candidate) !== (labels.data[i] !== 0)) wrong += 1;
@@ -1097,14 +1087,12 @@ function regions({ masks }) {
 }
 
 function auroc({ scores, labels }) {
+  if (unranked(scores)) return { auroc: NaN };
   const anomalous = scores.data.filter((_, i) => labels.data[i] !== 0);
   const normal = scores.data.filter((_, i) => labels.data[i] === 0);
   let wins = 0;
   for (const high of anomalous) {
-    for (const low of normal) {
-      if (high > low) wins += 1;
-      if (high === low) wins += 0.5;
-    }
+    for (const low of normal) wins += high === low ? 0.5 : Number(high > low);
   }
   return { auroc: wins / (anomalous.length * normal.length) };
 }
@@ -1114,26 +1102,23 @@ function aupro({ maps, masks, fpr_limit: limit }) {
   const count = labels.reduce((a, b) => Math.max(a, b));
   const sizes = new Array(count + 1).fill(0);
   labels.forEach((region) => { sizes[region] += 1; });
-  const falling = [...maps.data.keys()].sort((a, b) => {
-    if (maps.data[a] === maps.data[b]) return 0;
-    return maps.data[a] < maps.data[b] ? 1 : -1;
-  });
-  let [y, area, foundNormal] = [0, 0, 0];
-  let [pointX, pointY] = [0, 0];
+  if (count === 0 || sizes[0] === 0 || unranked(maps)) return { aupro: NaN };
+  const scores = maps.data;
+  const order = (a, b) => (scores[a] < scores[b]) - (scores[a] > scores[b]);
+  const falling = [...scores.keys()].sort(order);
+  let [y, area, foundNormal, pointX, pointY] = [0, 0, 0, 0, 0];
   falling.forEach((pixel, rank) => {
     const region = labels[pixel];
     if (region === 0) foundNormal += 1;
     else y += 1 / (sizes[region] * count);
     const x = foundNormal / sizes[0];
-    const next = falling[rank + 1];
-    if (maps.data[next] === maps.data[pixel]) return;
+    if (scores[falling[rank + 1]] === scores[pixel]) return;
     const end = Math.min(x, limit);
     if (end > pointX) {
       const endY = pointY + ((y - pointY) * (end - pointX)) / (x - pointX);
       area += ((end - pointX) * (pointY + endY)) / 2;
     }
-    pointX = x;
-    pointY = y;
+    [pointX, pointY] = [x, y];
   });
   return { aupro: area / limit };
 }
@@ -1145,10 +1130,8 @@ function ensemble({ train: normal, test, grid, channels, width, sigma, weights }
   const size = array([2], [h, w]);
   const cut = (images) => tile({ images: normalise({ images }).images, grid }).tiles;
   const [normalTiles, testTiles] = [normal, test].map(cut);
-  const embed = (images) => {
-    const layers = backbone({ images, weights });
-    return padimEmbedding({ ...layers, channels }).embedding;
-  };
+  const layersOf = (images) => backbone({ images, weights });
+  const embed = (images) => padimEmbedding({ ...layersOf(images), channels }).embedding;
   const rows = parts(normalTiles).map((row, i) => stack(parts(row).map((images, j) => {
     const parameters = padimParameters({ embedding: embed(images) });
     const embedding = embed(part(part(testTiles, i), j));
@@ -1163,24 +1146,25 @@ function ensemble({ train: normal, test, grid, channels, width, sigma, weights }
 }
 
 const STAGES = {
-  decode, resize, resize_mask: resizeMask, normalise, tile, backbone,
+  decode, resize, resize_mask: resizeMask, normalise, tile, stem, backbone,
   'padim.embedding': padimEmbedding, 'padim.parameters': padimParameters,
   'padim.map': padimMap, 'padim.score': score,
   'patchcore.embedding': patchcoreEmbedding, 'patchcore.parameters': patchcoreParameters,
   'patchcore.map': patchcoreMap, 'patchcore.score': patchcoreScore,
-  'fastflow.embedding': fastflowEmbedding, 'fastflow.parameters': fastflowParameters,
-  'fastflow.map': fastflowMap, 'fastflow.score': score,
+  adam, 'fastflow.embedding': fastflowEmbedding, 'fastflow.loss': fastflowLoss,
+  'fastflow.parameters': fastflowParameters, 'fastflow.map': fastflowMap, 'fastflow.score': score,
   'reverse_distillation.embedding': reverseDistillationEmbedding,
+  'reverse_distillation.loss': reverseDistillationLoss,
   'reverse_distillation.parameters': reverseDistillationParameters,
   'reverse_distillation.map': reverseDistillationMap, 'reverse_distillation.score': score,
-  untile, mean_score: meanScore, seam_mask: seamMask, smoothing,
+  untile, untile_features: untileFeatures, mean_score: meanScore, seam_mask: seamMask, smoothing,
   threshold, normalisation, regions, auroc, aupro, ensemble,
 };
 
 // ---- The bundle ----
 
 function value(bundle, manifest, input) {
-  if (input.model) return model(bundle, manifest, input.model);
+  if (input.model) return valuesOf(bundle, manifest, manifest.models[input.model]);
   if ('bytes' in input) return fs.readFileSync(path.join(bundle, input.path));
   const found = input.path
     ? readNpy(path.join(bundle, input.path))
@@ -1188,9 +1172,9 @@ function value(bundle, manifest, input) {
   return found.shape.length === 0 ? found.data[0] : found;
 }
 
-function model(bundle, manifest, name) {
-  const tensors = Object.entries(manifest.models[name]);
-  return Object.fromEntries(tensors.map(([key, t]) => [key, value(bundle, manifest, t)]));
+function valuesOf(bundle, manifest, inputs) {
+  const entries = Object.entries(inputs);
+  return Object.fromEntries(entries.map(([key, input]) => [key, value(bundle, manifest, input)]));
 }
 
 function main([bundle, out, ...chosen]) {
@@ -1202,9 +1186,7 @@ function main([bundle, out, ...chosen]) {
   for (const stage of manifest.stages.filter(({ name }) => names.includes(name))) {
     fs.mkdirSync(path.join(out, stage.name), { recursive: true });
     for (const { name, inputs } of stage.cases) {
-      const entries = Object.entries(inputs);
-      const given = entries.map(([key, input]) => [key, value(bundle, manifest, input)]);
-      const results = STAGES[stage.name](Object.fromEntries(given));
+      const results = STAGES[stage.name](valuesOf(bundle, manifest, inputs));
       for (const [key, result] of Object.entries(results)) {
         const whole = typeof result === 'number' ? array([], [result]) : result;
         writeNpy(path.join(out, stage.name, `${name}.out.${key}.npy`), whole);
