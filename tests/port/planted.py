@@ -301,3 +301,517 @@ PATCHCORE_SCORE = (
     ("fromMember[i] - fromMember[j]", "fromMember[j] - fromMember[i]",
      "farthest instead of nearest neighbours"),
 )
+
+FASTFLOW_EMBEDDING = (
+    ("const second = c >= C / 2;", "const second = c < C / 2;", "halves exchanged"),
+    ("net.data[i - half]) : 0", "net.data[i]) : 0", "scale read from the shift's half"),
+    ("2 * Math.tanh(0.1 * net.data[i - half])", "1.9 * Math.tanh(0.1 * net.data[i - half])",
+     "clamp of 1.9 instead of 2"),
+    ("2 * Math.tanh(0.1 * net.data[i - half])", "2 * Math.tanh(net.data[i - half])",
+     "factor 0.1 before tanh missing"),
+    ("2 * Math.tanh(0.1 * net.data[i - half])",
+     "2 * 0.636 * Math.atan(0.1 * net.data[i - half])", "atan clamp instead of tanh"),
+    ("second ? 0.1 * net.data[i] : 0", "second ? net.data[i] : 0",
+     "factor 0.1 of the shift missing"),
+    ("y.data[i] * Math.exp(l) + b", "(y.data[i] + b) * Math.exp(l)",
+     "shifted before scaling"),
+    ("y.data[i] * Math.exp(l) + b", "(y.data[i] - b) * Math.exp(-l)", "inverse coupling"),
+    ("const c = order.data[k];", "const c = order.data.indexOf(k);", "inverse permutation"),
+    ("const c = order.data[k];", "const c = k;", "permutation forgotten"),
+    ("const g = 0.1 * softplus(scale.data[c])", "const g = softplus(scale.data[c])",
+     "factor 0.1 of the global scale missing"),
+    ("2 * Math.log1p(Math.exp(x / 2))", "Math.log1p(Math.exp(x))",
+     "softplus with beta 1 instead of 1/2"),
+    ("g * value + offset.data[c]", "g * (value + offset.data[c])",
+     "offset added before the global scale"),
+    ("l + Math.log(g)", "l", "log of the global scale missing in log_det"),
+    ("l + Math.log(g)", "-(l + Math.log(g))", "sign of log_det"),
+    ("const place = (i) => (i % (h * w)) * C + (Math.floor(i / (h * w)) % C);",
+     "const place = (i) => i % (C * h * w);", "norm weights read as (C, h, w)"),
+    ("const variance = total(own.map((value) => (value - mean) ** 2)) / own.length",
+     "const variance = total(own.map((value) => (value - mean) ** 2)) / (own.length - 1)",
+     "unbiased variance in LayerNorm"),
+    ("(value - mean) / Math.sqrt(variance + 1e-5)", "(value - mean) / Math.sqrt(variance)",
+     "LayerNorm's epsilon missing"),
+    (KERNEL, "((d * C + c) * side + side - 1 - dy) * side + side - 1 - dx",
+     "kernels flipped (true convolution)"),
+    (KERNEL, "((c * D + d) * side + dy) * side + dx", "weights read as IOHW instead of OIHW"),
+    ("if (bias) out.data.forEach((_, o) =>", "if (false) out.data.forEach((_, o) =>",
+     "bias of the convolutions forgotten"),
+    (PRODUCT, f"out.data[o] += {BF16}(x.data[i]) * {BF16}(weights.data[k])",
+     "convolutions in bfloat16"),
+    ("const hidden = relu(", "const hidden = (", "ReLU between the convolutions missing"),
+)
+
+FASTFLOW_PARAMETERS = (
+    ("const g = slope + decay * value[i];",
+     "const g = slope; value[i] *= 1 - rate * decay;", "AdamW: decoupled decay"),
+    ("const g = slope + decay * value[i];", "const g = slope;", "weight decay forgotten"),
+    ("const g = slope + decay * value[i];", "const g = slope - decay * value[i];",
+     "sign of the weight decay"),
+    ("first[i] = beta1 * first[i] + (1 - beta1) * g", "first[i] = (1 - beta1) * first[i] + beta1 * g",
+     "momentum reversed in Adam's first moment"),
+    ("(first[i] / (1 - beta1 ** t))", "first[i]", "bias correction of the first moment missing"),
+    ("second[i] / (1 - beta2 ** t)", "second[i]", "bias correction of the second moment missing"),
+    ("(1 - beta2) * g ** 2", "(1 - beta2) * g", "gradient not squared in the second moment"),
+    ("(deviation + epsilon)", "deviation", "Adam's epsilon missing"),
+    ("rate: 0.001, betas: [0.9, 0.999], decay: 1e-5", "rate: 0.001, betas: [0.9, 0.99], decay: 1e-5",
+     "second beta 0.99"),
+    ("rate: 0.001, betas: [0.9, 0.999], decay: 1e-5", "rate: 0.01, betas: [0.9, 0.999], decay: 1e-5",
+     "learning rate ten times too large"),
+    ("value[i] -= (rate", "value[i] += (rate", "gradient ascent"),
+    ("tensor.gradient.fill(0)", "tensor.gradient.fill(tensor.gradient[0] * 0 || 0, 0, t === 1 ? undefined : 0)",
+     "gradients accumulated over the steps"),
+    ("gradient(logDet)[n] -= 1 / N", "gradient(logDet)[n] -= 0",
+     "log_det left out of the gradient"),
+    ("average(fastflowLoss(own).loss.data)", "total([...fastflowLoss(own).loss.data])",
+     "loss summed over the images in its value"),
+    ("dnet[i - half] += dl * 0.1 * 2 * (1 - (l / 2) ** 2)", "dnet[i - half] += dl * 0.1 * 2",
+     "derivative of tanh missing"),
+)
+
+FASTFLOW_MAP = (
+    ("(-0.5 * dot(x, x)) / C", "-0.5 * dot(x, x)", "sum instead of mean over channels"),
+    ("(-0.5 * dot(x, x)) / C", "-dot(x, x) / C", "factor one half missing"),
+    ("=> -Math.exp(", "=> Math.exp(", "sign of the likelihood"),
+    ("=> -Math.exp(", "=> 1 - Math.exp(", "1 minus the likelihood instead of its negative"),
+    ("likelihoods), size.data, centres)", "likelihoods), size.data, corners)", "align_corners"),
+    ("likelihoods), size.data, centres)", "likelihoods), size.data, nearest)",
+     "nearest instead of bilinear"),
+    ("map.data[i] += number / 3", "map.data[i] += number", "sum instead of mean of the layers"),
+    ("(-0.5 * dot(x, x)) / C", f"(-0.5 * {BF16}(dot(x, x))) / C", "sum of squares in bfloat16"),
+    ("for (const z of [z1, z2, z3]) {", "for (const z of [z1, z2, z2]) {",
+     "layer 2 taken twice, layer 3 left out"),
+)
+
+PADIM_SCORE = (
+    (SCORE, "data.reduce((a, b) => Math.max(a, b), 0)", "maximum starts from zero"),
+    (SCORE, "data.reduce((a, b) => Math.min(a, b))", "smallest instead of largest value"),
+    (SCORE, "total([...data]) / data.length", "mean instead of maximum"),
+    ("parts(maps).map(({ data }) => data.reduce", "parts(maps).map(() => maps.data.reduce",
+     "maximum over all images instead of each"),
+)
+
+FASTFLOW_SCORE = (
+    (SCORE, "data.reduce((a, b) => Math.max(Math.abs(a), Math.abs(b)))",
+     "maximum of absolute values"),
+    (SCORE, "data.reduce((a, b) => Math.max(a, b), 0)", "maximum starts from zero"),
+    (SCORE, "[...data].sort((a, b) => b - a)[Math.min(1, data.length - 1)]",
+     "second largest value"),
+    (SCORE, "-[...data].map((x) => -x).reduce((a, b) => Math.max(a, b))",
+     "minimum, as if anomalies were most negative"),
+    (SCORE, "[...data].sort((a, b) => a - b)[data.length >> 1]", "median instead of maximum"),
+)
+
+RD_SCORE = (
+    (SCORE, "data.reduce((a, b) => Math.max(a, b)) - data.reduce((a, b) => Math.min(a, b))",
+     "range of the map instead of its maximum"),
+    (SCORE, f"{BF16}(data.reduce((a, b) => Math.max(a, b)))", "score in bfloat16"),
+    (SCORE, "[...data].sort((a, b) => a - b)[Math.floor(0.99 * (data.length - 1))]",
+     "99th percentile instead of maximum"),
+    (SCORE, "[...data].sort().at(-1)", "numbers sorted as text"),
+    (SCORE, "data[0]", "first pixel instead of the largest"),
+)
+
+RD_EMBEDDING = (
+    ("concatenate([from1, from2, layer3])", "concatenate([layer3, from2, from1])",
+     "layers concatenated in reverse order"),
+    (KERNEL, "((d * C + c) * side + side - 1 - dy) * side + side - 1 - dx",
+     "kernels flipped (true convolution)"),
+    (KERNEL, "((c * D + d) * side + dy) * side + dx", "weights read as IOHW instead of OIHW"),
+    (WINDOW, WINDOW.replace("dy - padding", "dy - " + SAME.format(n="h", N="H")).replace(
+        "dx - padding", "dx - " + SAME.format(n="w", N="W")),
+     "SAME padding at stride 2 (less before than after)"),
+    (NORM, "[bias, weight, runningMean, runningVariance] = parts",
+     "batch norm's weight and bias exchanged"),
+    (NORM, "[weight, bias, runningVariance, runningMean] = parts",
+     "batch norm's mean and variance exchanged"),
+    (DEVIATION, "const deviation = Math.sqrt(variance)", "batch norm's epsilon missing"),
+    ("const reduce = (x, kernel, norm) => relu(", "const reduce = (x, kernel, norm) => (",
+     "ReLU of the fuse convolutions missing"),
+    ("return { decoded1, decoded2, decoded3 }",
+     "return { decoded1: decoded3, decoded2, decoded3: decoded1 }",
+     "decoded layers returned in the decoder's order"),
+    ("return crop(x, layer.shape.slice(1));", "return x = crop(x, layer.shape.slice(1));",
+     "cut before the next block, not only in the output"),
+    (PRODUCT, f"out.data[o] += {TF32}(x.data[i]) * {TF32}(weights.data[k])",
+     "convolutions in TF32"),
+    ("x = block(x, weights, 'bottleneck.embed.1', 1);", "", "second embedding block left out"),
+    ("x = block(x, weights, `${name}.1`, 1);", "", "decoder's plain blocks left out"),
+)
+
+RD_PARAMETERS = (
+    ("rate: 0.005, betas: [0.5, 0.999], decay: 0", "rate: 0.005, betas: [0.9, 0.999], decay: 0",
+     "first beta 0.9 instead of 0.5"),
+    ("rate: 0.005, betas: [0.5, 0.999], decay: 0", "rate: 0.001, betas: [0.5, 0.999], decay: 0",
+     "learning rate 0.001 instead of 0.005"),
+    ("rate: 0.005, betas: [0.5, 0.999], decay: 0", "rate: 0.005, betas: [0.5, 0.999], decay: 1e-4",
+     "weight decay where there is none"),
+    ("runningMean[c] += 0.1 * (mean - runningMean[c])",
+     "runningMean[c] += 0.9 * (mean - runningMean[c])",
+     "momentum of the running mean reversed"),
+    ("const unbiased = (variance * count) / (count - 1);", "const unbiased = variance;",
+     "running variance biased"),
+    ("runningVariance[c] += 0.1 * (unbiased - runningVariance[c]);", "",
+     "running variance not updated"),
+    ("    if (tape) {\n", "    if (false) {\n", "batch norm in evaluation mode while training"),
+    ("slopes[i] -= (along - across) / all.length", "slopes[i] -= along / all.length",
+     "length of the decoded vector treated as constant in the gradient"),
+    ("[layer, decoded] = [inputs[`layer${k}`], inputs[`decoded${k}`]]",
+     "[decoded, layer] = [inputs[`layer${k}`], inputs[`decoded${k}`]]",
+     "gradient goes to the encoder's layers"),
+    ("second[i] = beta2 * second[i] + (1 - beta2) * g ** 2",
+     "second[i] = (1 - beta2) * second[i] + beta2 * g ** 2",
+     "second moment's beta reversed"),
+    ("const rest = dout[i] - dbias / count - (unit(i) * dweight) / count;",
+     "const rest = dout[i];", "batch statistics treated as constants in the gradient"),
+)
+
+RD_MAP = (
+    ("(lengthA * lengthB), lengthA", "1, lengthA", "scalar product instead of cosine"),
+    ("map(({ cosine }) => 1 - cosine)", "map(({ cosine }) => cosine)", "similarity, not 1 minus it"),
+    ("map(({ cosine }) => 1 - cosine)", "map(({ cosine }) => (1 - cosine) / 2)",
+     "distance halved"),
+    ("enlarge(unlike, size.data, corners)", "enlarge(unlike, size.data, centres)",
+     "align_corners false"),
+    ("enlarge(unlike, size.data, corners)", "enlarge(unlike, size.data, nearest)",
+     "nearest instead of bilinear"),
+    ("multiplied[i] *= number;", "multiplied[i] += number - (k === 1);",
+     "maps added instead of multiplied"),
+    ("blur(array(sides, multiplied), 4)", "array(sides, multiplied)", "blur forgotten"),
+    ("blur(array(sides, multiplied), 4)", "blur(array(sides, multiplied), 16)",
+     "sigma 16 instead of 4"),
+    (RADIUS, "Math.trunc(2 * sigma + 0.5)", "radius of 2 sigma"),
+    ("Math.max(Math.sqrt(dot(x, x)), 1e-8)", "Math.sqrt(dot(x, x))",
+     "guard against zero length missing"),
+    ("differences(layers[`layer${k}`], layers[`decoded${k}`])",
+     "differences(layers[`layer${k}`], layers[`decoded${k}`]).map(Math.sqrt)",
+     "square root of the distance"),
+)
+
+UNTILE = (
+    ("map.data[i] = sum / covering[i % (H * W)]", "map.data[i] = sum", "sum instead of mean"),
+    ("map.data[n * H * W + pixel] += maps", "map.data[n * H * W + pixel] = maps",
+     "last tile wins in overlaps"),
+    ("map.data[i] = sum / covering[i % (H * W)]", "map.data[i] = sum / Math.max(...covering)",
+     "divided by the largest number of tiles everywhere"),
+    ("visit(i * columns + j, y", "visit(j * rows + i, y", "tiles numbered column by column"),
+    ("visit(i * columns + j, y * w + x,", "visit(i * columns + j, x * h + y,",
+     "pixels of a tile in column-major order"),
+    ("maps.data[(k * N + n) * h * w", "maps.data[(n * (maps.data.length / (N * h * w)) + k) * h * w",
+     "image axis read before the tile axes"),
+    ("(_, i) => i * down)", "(_, i) => Math.min(i * down, H - h))",
+     "last row of tiles moved back inside the image"),
+    ("(_, j) => j * across)", "(_, j) => j * w)", "tile width used as horizontal stride"),
+    (CORNER, "const [row, column] = [H - tops[i] - h + y, lefts[j] + x];\n    if (row < 0) return;",
+     "tiles placed from the bottom upwards"),
+    ("map.data[n * H * W + pixel] += maps.data[(k * N + n) * h * w + inside]",
+     "map.data[n * H * W + pixel] = Math.max(map.data[n * H * W + pixel], "
+     "maps.data[(k * N + n) * h * w + inside])", "maximum instead of mean of the tiles"),
+)
+
+MEAN_SCORE = (
+    ("score.data[i % N] += value / (rows * columns)", "score.data[i % N] += value",
+     "sum instead of mean"),
+    ("score.data[i % N] += value / (rows * columns)",
+     "score.data[Math.floor(i / (rows * columns))] += value / (rows * columns)",
+     "scores read with the image axis first"),
+    ("score.data[i % N] += value / (rows * columns)",
+     "score.data[i % N] = Math.max(score.data[i % N] || -Infinity, value)",
+     "maximum instead of mean"),
+    ("score.data[i % N] += value / (rows * columns)",
+     "score.data[i % N] += value / (rows * columns - 1)", "divided by n - 1"),
+    ("score.data[i % N] += value / (rows * columns)",
+     "score.data[i % N] += value / N", "divided by the number of images"),
+)
+
+SEAM_MASK = (
+    ("b - reach <= pixel && pixel < b + reach", "b - reach <= pixel && pixel <= b + reach",
+     "band one pixel too wide after the border"),
+    ("b - reach <= pixel && pixel < b + reach", "b - reach < pixel && pixel < b + reach",
+     "band one pixel too narrow before the border"),
+    ("b - reach <= pixel && pixel < b + reach", "b - reach - 1 <= pixel && pixel < b + reach",
+     "band one pixel too wide before the border"),
+    ("b - reach <= pixel && pixel < b + reach", "b - reach <= pixel && pixel < b + reach - 1",
+     "band one pixel too narrow after the border"),
+    ("Math.trunc(width * side)", "Math.round(width * side)", "reach rounded, not truncated"),
+    ("Math.trunc(width * side)", "Math.ceil(width * side)", "reach rounded up"),
+    ("Math.trunc(width * side)", "Math.trunc((width * side) / 2)",
+     "width taken as that of the whole band"),
+    ("flatMap((start) => [start, start + side])", "flatMap((start) => [start])",
+     "only starts of tiles, not their ends"),
+    ("flatMap((start) => [start, start + side])", "flatMap((start) => [start + side])",
+     "only ends of tiles, not their starts"),
+    ("row || column)", "row && column)", "only crossings of bands (and for or)"),
+    ("nearBorder(H, tops, h, width)", "nearBorder(H, tops, H, width)",
+     "share of the image instead of the tile"),
+    ("border > 0 && border < n", "border >= 0 && border <= n",
+     "the image's own edges counted as seams"),
+)
+
+SMOOTHING = (
+    ("? blurred[i] : x", "? x : blurred[i]", "mask inverted"),
+    ("(mask.data[i % mask.data.length] ? blurred[i] : x)", "blurred[i]",
+     "whole map blurred, not only the seams"),
+    (RADIUS, "Math.trunc(3 * sigma + 0.5)", "radius of 3 sigma"),
+    (RADIUS, "Math.trunc(4 * sigma + 0.5) - 1", "radius one too small"),
+    ("(2 * sigma * sigma)", "(2 * sigma)", "sigma not squared in the Gaussian"),
+    ("(2 * sigma * sigma)", "(sigma * sigma)", "factor 2 missing in the Gaussian's exponent"),
+    ("weight / total(weights)", "weight / (sigma * Math.sqrt(2 * Math.PI))",
+     "divided by the integral instead of the sum of the weights"),
+    (MIRROR, MIRROR + " return Math.min(Math.max(k, 0), n - 1);", "edge repeated in the blur"),
+    (MIRROR, MIRROR + """
+  const whole = 2 * n;
+  const at = ((k % whole) + whole) % whole;
+  return at < n ? at : whole - 1 - at;
+""", "symmetric border (edge repeated once) instead of reflect"),
+    ("pass(columns, (y", "pass(maps.data, (y", "blurred along the rows only"),
+    ("b - reach <= pixel && pixel < b + reach", "b - reach <= pixel && pixel <= b + reach",
+     "band one pixel too wide after the border"),
+    ("rounded(total(weights", f"{HALF}(total(weights", "blur rounded to float16"),
+    ("blur(maps, sigma).data", "blur(maps, sigma / 2).data", "sigma halved"),
+)
+
+THRESHOLD = (
+    ("if (score >= candidate &&", "if (score > candidate &&", "> for >= in the true positives"),
+    ("if (f1 > best.f1)", "if (f1 >= best.f1)", "largest instead of smallest best threshold"),
+    ("(2 * found) / (2 * found + wrong)", "found / (found + wrong)", "Jaccard index for F1"),
+    ("(2 * found) / (2 * found + wrong)", "1 - wrong / scores.data.length", "accuracy for F1"),
+    ("threshold: Math.max(...scores.data), f1: NaN", "threshold: Math.min(...scores.data), f1: NaN",
+     "smallest score without anomalous labels"),
+    ("f1: NaN };\n  let best", "f1: 0 };\n  let best", "f1 of 0 where it is undefined"),
+    ("sort((a, b) => a - b)) {\n    let found", "sort((a, b) => b - a)) {\n    let found",
+     "candidates from the largest down: ties go to the larger"),
+    ("best = { threshold: candidate, f1 }", "best = { threshold: candidate - 1e-3, f1 }",
+     "threshold a little below the score"),
+    ("if (score >= candidate && labels.data[i] !== 0)",
+     "if (score >= candidate && labels.data[i] === 0)", "labels inverted"),
+)
+
+NORMALISATION = (
+    ("(x - middle) / range + 0.5 :", "(x - minimum) / range :", "min-max without the threshold"),
+    ("(x - middle) / range + 0.5 :", "(x - middle) / range :", "0.5 not added"),
+    ("return Math.min(Math.max(y, 0), 1);", "return y;", "not clamped"),
+    ("Math.sign(x - middle) / 2 + 0.5", "0.5", "all 0.5 where the range is zero"),
+    ("Math.sign(x - middle) / 2 + 0.5", "(x >= middle ? 1 : 0)",
+     "1 instead of 0.5 at the threshold where the range is zero"),
+    ("range > 0 ? (x", "true ? (x", "division by a range of zero"),
+    ("const range = maximum - minimum;", "const range = maximum;", "minimum not subtracted"),
+    ("(x - middle) / range + 0.5 :", "(x - middle) / (2 * range) + 0.5 :", "divided by twice the range"),
+)
+
+REGIONS = (
+    ("each([3, 3], (i, j) => {", "each([3, 3], (i, j) => {\n        if ((i + j) % 2 === 0) return;",
+     "4-connectivity instead of 8"),
+    ("masks.data[pixel] !== 0 &&", "masks.data[pixel] === 1 &&", "only the value 1 is anomalous"),
+    ("masks.data[pixel] !== 0 &&", "masks.data[pixel] > 127 &&", "mask thresholded at half of 255"),
+    ("Math.floor(pixel / w) % h;", "Math.floor(pixel / w);",
+     "rows counted through the images"),
+    ("column < 0 || column >= w) return;\n        const neighbour", "false) return;\n        const neighbour",
+     "regions run over the left and right edge"),
+    ("    region += 1;\n", "    if (first % (h * w) === 0) region = 0;\n    region += 1;\n",
+     "numbers start again at an image whose first pixel is anomalous"),
+    ("const x = pixel % w;", "const x = pixel % h;", "width and height exchanged"),
+    ("let region = 0;", "let region = -1;", "regions numbered from 0"),
+)
+
+AUROC = (
+    ("if (high > low) wins += 1;", "if (high >= low) wins += 1;", "ties counted one and a half"),
+    ("if (high === low) wins += 0.5;", "", "ties counted as lost"),
+    ("if (high === low) wins += 0.5;", "if (high === low) wins += 1;", "ties counted as won"),
+    ("if (high > low) wins += 1;", "if (high < low) wins += 1;", "sign of the scores reversed"),
+    ("const anomalous = scores.data.filter((_, i) => labels.data[i] !== 0)",
+     "const anomalous = scores.data.filter((_, i) => labels.data[i] === 1)",
+     "only the label 1 is anomalous"),
+    ("wins / (anomalous.length * normal.length)", "wins / scores.data.length ** 2",
+     "divided by all pairs"),
+    ("if (high > low) wins += 1;", f"if ({HALF}(high) > {HALF}(low)) wins += 1;",
+     "scores compared in float16"),
+)
+
+AUPRO = (
+    ("return { aupro: area / limit }", "return { aupro: area }", "not divided by the limit"),
+    ("y += 1 / (sizes[region] * count)", "y += 1 / (labels.length - sizes[0])",
+     "all anomalous pixels count alike, not the regions"),
+    ("const end = Math.min(x, limit);", "const end = x;", "area not cut at the limit"),
+    ("const end = Math.min(x, limit);", "if (x > limit) return;\n    const end = x;",
+     "area up to the last point before the limit, not interpolated"),
+    ("area += ((end - pointX) * (pointY + endY)) / 2", "area += (end - pointX) * endY",
+     "step function instead of trapezoids"),
+    ("area += ((end - pointX) * (pointY + endY)) / 2", "area += (end - pointX) * pointY",
+     "left-hand steps instead of trapezoids"),
+    ("if (scores[falling[rank + 1]] === scores[pixel]) return;", "",
+     "a point for every pixel, ties in order of the pixels"),
+    ("const x = foundNormal / sizes[0];", "const x = foundNormal / labels.length;",
+     "false positive rate over all pixels"),
+    ("(scores[a] < scores[b]) - (scores[a] > scores[b])",
+     "(scores[a] > scores[b]) - (scores[a] < scores[b])", "pixels in ascending order"),
+    ("each([3, 3], (i, j) => {", "each([3, 3], (i, j) => {\n        if ((i + j) % 2 === 0) return;",
+     "4-connectivity instead of 8"),
+    ("if (region === 0) foundNormal += 1;\n    else y", "foundNormal += region === 0;\n    if (region > 1) y",
+     "first region left out"),
+)
+
+ENSEMBLE = (
+    ("tile({ images: normalise({ images }).images, grid }).tiles",
+     "normalise({ images: tile({ images, grid }).tiles }).images",
+     "tiles cut (and padded) before normalising"),
+    ("smoothing({ maps: merged, grid, width, sigma }).maps", "merged", "smoothing forgotten"),
+    ("smoothing({ maps: merged, grid, width, sigma }).maps", "blur(merged, sigma)",
+     "whole map blurred, not only the seams"),
+    ("padimParameters({ embedding: embed(images) })",
+     "padimParameters({ embedding: embed(part(part(normalTiles, 0), 0)) })",
+     "the first location's model used for all tiles"),
+    ("part(part(testTiles, i), j)", "part(part(testTiles, i), i)",
+     "test tiles of another column than the model's"),
+    ("stack(parts(row).map(largest))", "stack(parts(row).map((m) => largest(blur(m, 4))))",
+     "score of a map blurred twice"),
+    ("total(products) / (N - 1)", "total(products) / N", "biased covariance"),
+    ("padimEmbedding({ ...layers, channels })",
+     "padimEmbedding({ ...layers, channels: array([6], [...channels.data].sort((a, b) => a - b)) })",
+     "channels sorted"),
+    (PRODUCT, f"out.data[o] += {BF16}(x.data[i]) * {BF16}(weights.data[k])",
+     "convolutions in bfloat16"),
+    ("return { tile_maps: tileMaps, tile_scores: tileScores, map, score: mean }",
+     "return { tile_maps: tileMaps, tile_scores: tileScores, map, score: largest(map) }",
+     "score is the largest value of the map, not the tiles' mean"),
+    (INSIDE, INSIDE.replace("if (row < H && column < W) ", "").replace(
+        "row * W + column", "mirror(row, H) * W + mirror(column, W)"),
+     "reflect padding of tiles"),
+)
+
+STEM = (
+    (KERNEL, "((d * C + c) * side + side - 1 - dy) * side + side - 1 - dx",
+     "kernels flipped (true convolution)"),
+    ("2, -Infinity, Math.max", "2, 0, (a, b) => a + b / 9", "average instead of max pooling"),
+    ("const row = y * stride + dy - 1;", "const row = y * stride + dy;",
+     "max pooling without padding at the top"),
+    ("pool(relu(normalised), 2", "pool(normalised, 2", "ReLU before the pooling missing"),
+    (DEVIATION, "const deviation = Math.sqrt(variance)", "batch norm's epsilon missing"),
+    (WINDOW, WINDOW.replace("dy - padding", "dy - " + SAME.format(n="h", N="H")).replace(
+        "dx - padding", "dx - " + SAME.format(n="w", N="W")),
+     "SAME padding at stride 2 (less before than after)"),
+    ("Math.floor((side - 1) / 2)", "Math.floor((side - 1) / 2) - (side === 7)",
+     "padding of 2 instead of 3"),
+    (NORM, "[bias, weight, runningMean, runningVariance] = parts",
+     "batch norm's weight and bias exchanged"),
+)
+
+ADAM = (
+    ("const g = slope + decay * value[i];",
+     "const g = slope; value[i] *= 1 - rate * decay;", "AdamW: decoupled decay"),
+    ("const g = slope + decay * value[i];", "const g = slope;", "weight decay forgotten"),
+    ("first[i] = beta1 * first[i] + (1 - beta1) * g", "first[i] = (1 - beta1) * first[i] + beta1 * g",
+     "momentum reversed in Adam's first moment"),
+    ("first[i] = beta1 * first[i] + (1 - beta1) * g", "first[i] = beta1 * first[i] + g",
+     "first moment without dampening (as SGD's momentum)"),
+    ("(first[i] / (1 - beta1 ** t))", "first[i]", "bias correction of the first moment missing"),
+    ("(second[i] / (1 - beta2 ** t))", "(second[i] / (1 - beta2 ** t) + epsilon)",
+     "epsilon inside the square root as well"),
+    ("(deviation + epsilon)", "(deviation + 1e-7)", "epsilon 1e-7 (as in Keras)"),
+    ("(gradients).map((slopes, k) => {", "(gradients).map((slopes, k) => {\n    k -= 1;",
+     "step number one too small in the bias correction"),
+    ("Math.sqrt(second[i] /", "(second[i] /", "square root missing"),
+)
+
+FASTFLOW_LOSS = (
+    ("0.5 * dot(data, data) - logDet", "0.5 * dot(data, data) + logDet", "sign of log_det"),
+    ("0.5 * dot(data, data) - logDet", "dot(data, data) - logDet", "factor one half missing"),
+    ("0.5 * dot(data, data) - logDet", "(0.5 * dot(data, data)) / data.length - logDet",
+     "mean instead of sum over the numbers of z"),
+    ("0.5 * dot(data, data) - logDet.data[n]",
+     "(0.5 * dot(data, data) - logDet.data[n]) / data.length",
+     "loss per number instead of per image"),
+    ("0.5 * dot(data, data) - logDet",
+     "0.5 * dot(data, data) + 0.5 * data.length * Math.log(2 * Math.PI) - logDet",
+     "constant of the normal density added"),
+)
+
+RD_LOSS = (
+    ("result.positions += average(differences(layer, decoded))",
+     "result.positions += total(differences(layer, decoded))", "sum instead of mean over positions"),
+    ("result.positions += average(differences(layer, decoded))",
+     "result.positions += average(differences(layer, decoded)) / 3",
+     "mean instead of sum of the layers"),
+    ("const differences = (layer, decoded) => cosines(layer, decoded).map(({ cosine }) => 1 - cosine)",
+     "const differences = (layer, decoded) => cosines(layer, decoded).map(({ cosine }) => -cosine)",
+     "1 missing: minus the cosine"),
+    ("result.flattened += average(differences(flat(layer), flat(decoded)))",
+     "result.flattened += average(differences(layer, decoded))",
+     "cosine at each position where it should be of the whole layer"),
+    ("result.flattened += average(differences(flat(layer), flat(decoded)))",
+     "result.flattened += average(differences(flat({ ...layer, shape: [1] }), "
+     "flat({ ...decoded, shape: [1] })))", "one cosine for the whole batch"),
+    ("Math.max(Math.sqrt(dot(x, x)), 1e-8)", "Math.sqrt(dot(x, x)) + 1e-2",
+     "length with a large epsilon added"),
+)
+
+UNTILE_FEATURES = (
+    ("Math.ceil(side / factor)", "Math.floor(side / factor)", "feature grid rounded down"),
+    ("shape: [rows, columns, N * C, ...sides] }", "shape: [rows, columns, N * C, ...sides.reverse()] }",
+     "height and width of the feature tiles exchanged"),
+    ("map.data[i] = sum / covering[i % (H * W)]", "map.data[i] = sum", "sum instead of mean"),
+    ("map.data[n * H * W + pixel] += maps", "map.data[n * H * W + pixel] = maps",
+     "last tile wins in overlaps"),
+    ("visit(i * columns + j, y", "visit(j * rows + i, y", "tiles numbered column by column"),
+)
+
+BY_STAGE = {
+    "resize": RESIZE, "resize_mask": RESIZE_MASK, "normalise": NORMALISE, "tile": TILE,
+    "backbone.stem": STEM, "backbone": BACKBONE,
+    "padim.embedding": PADIM_EMBEDDING, "padim.parameters": PADIM_PARAMETERS,
+    "padim.map": PADIM_MAP, "padim.score": PADIM_SCORE,
+    "patchcore.embedding": PATCHCORE_EMBEDDING, "patchcore.parameters": PATCHCORE_PARAMETERS,
+    "patchcore.map": PATCHCORE_MAP, "patchcore.score": PATCHCORE_SCORE,
+    "adam": ADAM, "fastflow.embedding": FASTFLOW_EMBEDDING, "fastflow.loss": FASTFLOW_LOSS,
+    "fastflow.parameters": FASTFLOW_PARAMETERS, "fastflow.map": FASTFLOW_MAP,
+    "fastflow.score": FASTFLOW_SCORE,
+    "reverse_distillation.embedding": RD_EMBEDDING, "reverse_distillation.loss": RD_LOSS,
+    "reverse_distillation.parameters": RD_PARAMETERS, "reverse_distillation.map": RD_MAP,
+    "reverse_distillation.score": RD_SCORE,
+    "untile": UNTILE, "untile_features": UNTILE_FEATURES, "mean_score": MEAN_SCORE,
+    "seam_mask": SEAM_MASK, "smoothing": SMOOTHING, "threshold": THRESHOLD,
+    "normalisation": NORMALISATION, "regions": REGIONS, "auroc": AUROC, "aupro": AUPRO,
+    "ensemble": ENSEMBLE,
+}
+BUGS = tuple((stage, *row) for stage, rows in BY_STAGE.items() for row in rows)
+
+
+def plant(source, old, new):
+    if source.count(old) != 1:
+        raise SystemExit(f"occurs {source.count(old)} times: {old}")
+    return source.replace(old, new)
+
+
+def main():
+    from tiled_ref.golden import tiny
+    from tiled_ref.golden.__main__ import REFERENCE
+    from tiled_ref.golden.bundle import Bundle
+    from tiled_ref.golden.checker import check
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("numbers", nargs="*", type=int)
+    parser.add_argument("--port", type=Path, default=PORT)
+    args = parser.parse_args()
+    bundle, stages = Bundle(REFERENCE), {stage.name: stage for stage in tiny.stages()}
+    source = args.port.read_text("utf-8")
+    for number in args.numbers or range(1, len(BUGS) + 1):
+        stage, old, new, kind = BUGS[number - 1]
+        with tempfile.TemporaryDirectory() as folder:
+            port, out = Path(folder) / "port.js", Path(folder) / "out"
+            if stage not in stages or source.count(old) != 1:
+                print(number, stage, kind, f"SKIPPED: {source.count(old)} times", sep=" | ")
+                continue
+            port.write_text(plant(source, old, new), "utf-8")
+            ran = subprocess.run(["node", port, REFERENCE, out, stage], capture_output=True, text=True)
+            found, _ = check(out, bundle, stages, [stage])
+        (result,) = [each for each in found if each.name == stage]
+        verdict = "fails" if not result.ok else "AGREES"
+        if ran.returncode:
+            verdict = "CRASHES " + next(s for s in ran.stderr.splitlines() if "Error" in s)
+        causes = result.causes[:1] if not result.ok else []
+        print(number, stage, kind, verdict, *causes, sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
