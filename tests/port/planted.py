@@ -2,7 +2,8 @@
 
     python tests/port/planted.py [NUMBER ...] [--port FILE]
 
-plants each mistake alone, runs its stage and prints what the checker says.
+plants each mistake alone, runs its stage and prints what the checker says. One file because it is
+a table.
 """
 
 import argparse
@@ -179,7 +180,8 @@ PADIM_PARAMETERS = (
     ("(i === j ? 0.01 : 0)", "(i === j ? 0.001 : 0)", "regularisation of 0.001"),
     ("(i === j ? 0.01 : 0)", "0.01",
      "0.01 added to every entry"),
-    ("+ (i === j ? 0.01 : 0)", "* (i === j ? 1.01 : 1)", "regularisation multiplied instead of added"),
+    ("+ (i === j ? 0.01 : 0)", "* (i === j ? 1.01 : 1)",
+     "regularisation multiplied instead of added"),
     ("(x[i] - a) * (x[j] - b)", "x[i] * x[j]", "second moments without the mean subtracted"),
     ("if (i <= j) factors.push(inverse[j][i])", "if (i >= j) factors.push(inverse[i][j])",
      "lower triangle row by row"),
@@ -349,18 +351,19 @@ FASTFLOW_PARAMETERS = (
     ("const g = slope + decay * value[i];", "const g = slope;", "weight decay forgotten"),
     ("const g = slope + decay * value[i];", "const g = slope - decay * value[i];",
      "sign of the weight decay"),
-    ("first[i] = beta1 * first[i] + (1 - beta1) * g", "first[i] = (1 - beta1) * first[i] + beta1 * g",
+    ("first[i] = beta1 * first[i] + (1 - beta1) * g",
+     "first[i] = (1 - beta1) * first[i] + beta1 * g",
      "momentum reversed in Adam's first moment"),
     ("(first[i] / (1 - beta1 ** t))", "first[i]", "bias correction of the first moment missing"),
     ("second[i] / (1 - beta2 ** t)", "second[i]", "bias correction of the second moment missing"),
     ("(1 - beta2) * g ** 2", "(1 - beta2) * g", "gradient not squared in the second moment"),
     ("(deviation + epsilon)", "deviation", "Adam's epsilon missing"),
-    ("rate: 0.001, betas: [0.9, 0.999], decay: 1e-5", "rate: 0.001, betas: [0.9, 0.99], decay: 1e-5",
+    ("betas: [0.9, 0.999]", "betas: [0.9, 0.99]",
      "second beta 0.99"),
-    ("rate: 0.001, betas: [0.9, 0.999], decay: 1e-5", "rate: 0.01, betas: [0.9, 0.999], decay: 1e-5",
+    ("rate: 0.001,", "rate: 0.01,",
      "learning rate ten times too large"),
     ("value[i] -= (rate", "value[i] += (rate", "gradient ascent"),
-    ("tensor.gradient.fill(0)", "tensor.gradient.fill(tensor.gradient[0] * 0 || 0, 0, t === 1 ? undefined : 0)",
+    ("tensor.gradient.fill(0)", "if (t === 1) tensor.gradient.fill(0)",
      "gradients accumulated over the steps"),
     ("gradient(logDet)[n] -= 1 / N", "gradient(logDet)[n] -= 0",
      "log_det left out of the gradient"),
@@ -469,7 +472,8 @@ RD_PARAMETERS = (
 
 RD_MAP = (
     ("(lengthA * lengthB), lengthA", "1, lengthA", "scalar product instead of cosine"),
-    ("map(({ cosine }) => 1 - cosine)", "map(({ cosine }) => cosine)", "similarity, not 1 minus it"),
+    ("map(({ cosine }) => 1 - cosine)", "map(({ cosine }) => cosine)",
+     "similarity, not 1 minus it"),
     ("map(({ cosine }) => 1 - cosine)", "map(({ cosine }) => (1 - cosine) / 2)",
      "distance halved"),
     ("enlarge(unlike, size.data, corners)", "enlarge(unlike, size.data, centres)",
@@ -498,7 +502,8 @@ UNTILE = (
     ("visit(i * columns + j, y", "visit(j * rows + i, y", "tiles numbered column by column"),
     ("visit(i * columns + j, y * w + x,", "visit(i * columns + j, x * h + y,",
      "pixels of a tile in column-major order"),
-    ("maps.data[(k * N + n) * h * w", "maps.data[(n * (maps.data.length / (N * h * w)) + k) * h * w",
+    ("maps.data[(k * N + n) * h * w",
+     "maps.data[(n * (maps.data.length / (N * h * w)) + k) * h * w",
      "image axis read before the tile axes"),
     ("(_, i) => i * down)", "(_, i) => Math.min(i * down, H - h))",
      "last row of tiles moved back inside the image"),
@@ -597,7 +602,8 @@ NORMALISATION = (
      "1 instead of 0.5 at the threshold where the range is zero"),
     ("range > 0 ? (x", "true ? (x", "division by a range of zero"),
     ("const range = maximum - minimum;", "const range = maximum;", "minimum not subtracted"),
-    ("(x - middle) / range + 0.5 :", "(x - middle) / (2 * range) + 0.5 :", "divided by twice the range"),
+    ("(x - middle) / range + 0.5 :", "(x - middle) / (2 * range) + 0.5 :",
+     "divided by twice the range"),
 )
 
 REGIONS = (
@@ -607,12 +613,13 @@ REGIONS = (
     ("masks.data[pixel] !== 0 &&", "masks.data[pixel] > 127 &&", "mask thresholded at half of 255"),
     ("Math.floor(pixel / w) % h;", "Math.floor(pixel / w);",
      "rows counted through the images"),
-    ("column < 0 || column >= w) return;\n        const neighbour", "false) return;\n        const neighbour",
+    ("column < 0 || column >= w) return;\n        const neighbour",
+     "false) return;\n        const neighbour",
      "regions run over the left and right edge"),
     ("    region += 1;\n", "    if (first % (h * w) === 0) region = 0;\n    region += 1;\n",
      "numbers start again at an image whose first pixel is anomalous"),
     ("const x = pixel % w;", "const x = pixel % h;", "width and height exchanged"),
-    ("let region = 0;", "let region = -1;", "regions numbered from 0"),
+    ("let region = 0;", "let region = 1;", "regions numbered from 2"),
 )
 
 AUROC = (
@@ -649,7 +656,8 @@ AUPRO = (
      "(scores[a] > scores[b]) - (scores[a] < scores[b])", "pixels in ascending order"),
     ("each([3, 3], (i, j) => {", "each([3, 3], (i, j) => {\n        if ((i + j) % 2 === 0) return;",
      "4-connectivity instead of 8"),
-    ("if (region === 0) foundNormal += 1;\n    else y", "foundNormal += region === 0;\n    if (region > 1) y",
+    ("if (region === 0) foundNormal += 1;\n    else y",
+     "foundNormal += region === 0;\n    if (region > 1) y",
      "first region left out"),
 )
 
@@ -702,7 +710,8 @@ ADAM = (
     ("const g = slope + decay * value[i];",
      "const g = slope; value[i] *= 1 - rate * decay;", "AdamW: decoupled decay"),
     ("const g = slope + decay * value[i];", "const g = slope;", "weight decay forgotten"),
-    ("first[i] = beta1 * first[i] + (1 - beta1) * g", "first[i] = (1 - beta1) * first[i] + beta1 * g",
+    ("first[i] = beta1 * first[i] + (1 - beta1) * g",
+     "first[i] = (1 - beta1) * first[i] + beta1 * g",
      "momentum reversed in Adam's first moment"),
     ("first[i] = beta1 * first[i] + (1 - beta1) * g", "first[i] = beta1 * first[i] + g",
      "first moment without dampening (as SGD's momentum)"),
@@ -730,12 +739,12 @@ FASTFLOW_LOSS = (
 
 RD_LOSS = (
     ("result.positions += average(differences(layer, decoded))",
-     "result.positions += total(differences(layer, decoded))", "sum instead of mean over positions"),
+     "result.positions += total(differences(layer, decoded))",
+     "sum instead of mean over positions"),
     ("result.positions += average(differences(layer, decoded))",
      "result.positions += average(differences(layer, decoded)) / 3",
      "mean instead of sum of the layers"),
-    ("const differences = (layer, decoded) => cosines(layer, decoded).map(({ cosine }) => 1 - cosine)",
-     "const differences = (layer, decoded) => cosines(layer, decoded).map(({ cosine }) => -cosine)",
+    ("map(({ cosine }) => 1 - cosine)", "map(({ cosine }) => -cosine)",
      "1 missing: minus the cosine"),
     ("result.flattened += average(differences(flat(layer), flat(decoded)))",
      "result.flattened += average(differences(layer, decoded))",
@@ -749,7 +758,8 @@ RD_LOSS = (
 
 UNTILE_FEATURES = (
     ("Math.ceil(side / factor)", "Math.floor(side / factor)", "feature grid rounded down"),
-    ("shape: [rows, columns, N * C, ...sides] }", "shape: [rows, columns, N * C, ...sides.reverse()] }",
+    ("shape: [rows, columns, N * C, ...sides] }",
+     "shape: [rows, columns, N * C, ...sides.reverse()] }",
      "height and width of the feature tiles exchanged"),
     ("map.data[i] = sum / covering[i % (H * W)]", "map.data[i] = sum", "sum instead of mean"),
     ("map.data[n * H * W + pixel] += maps", "map.data[n * H * W + pixel] = maps",
@@ -804,12 +814,13 @@ def main():
                 print(number, stage, kind, f"SKIPPED: {source.count(old)} times", sep=" | ")
                 continue
             port.write_text(plant(source, old, new), "utf-8")
-            ran = subprocess.run(["node", port, REFERENCE, out, stage], capture_output=True, text=True)
+            command = ["timeout", "60", "node", port, REFERENCE, out, stage]
+            ran = subprocess.run(command, capture_output=True, text=True)
             found, _ = check(out, bundle, stages, [stage])
         (result,) = [each for each in found if each.name == stage]
         verdict = "fails" if not result.ok else "AGREES"
         if ran.returncode:
-            verdict = "CRASHES " + next(s for s in ran.stderr.splitlines() if "Error" in s)
+            verdict = "CRASHES " + next((s for s in ran.stderr.splitlines() if "Error" in s), "")
         causes = result.causes[:1] if not result.ok else []
         print(number, stage, kind, verdict, *causes, sep=" | ", flush=True)
 
