@@ -44,7 +44,11 @@ CORNERS = "(to === 1 ? 0 : (i * (from - 1)) / (to - 1))"
 DISTANCE = "Math.hypot(...a.map((x, i) => x - b[i]))"
 RGB = "[...data]), weights.conv1"
 
-# (stage, old text, new text, kind)
+COUPLED = """const second = c >= C / 2;
+    const l = second ? 2 * Math.tanh(0.1 * net.data[i - half]) : 0;
+    const b = second ? 0.1 * net.data[i] : 0;"""
+
+# For every stage: (old text, new text, kind)
 RESIZE = (
     (PLACE, "Math.fround(x * scale)", "positions without half-pixel centres"),
     (PLACE, "Math.fround((x * (n - 1)) / Math.max(m - 1, 1))", "align_corners in resize"),
@@ -305,7 +309,8 @@ PATCHCORE_SCORE = (
 )
 
 FASTFLOW_EMBEDDING = (
-    ("const second = c >= C / 2;", "const second = c < C / 2;", "halves exchanged"),
+    (COUPLED, COUPLED.replace(">=", "<").replace("i]", "i + half]").replace("i - half]", "i]"),
+     "first half of the channels transformed instead of the second"),
     ("net.data[i - half]) : 0", "net.data[i]) : 0", "scale read from the shift's half"),
     ("2 * Math.tanh(0.1 * net.data[i - half])", "1.9 * Math.tanh(0.1 * net.data[i - half])",
      "clamp of 1.9 instead of 2"),
