@@ -8,10 +8,12 @@ a table.
 
 import argparse
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 PORT = Path(__file__).with_name("port.js")
+sys.path.append(str(PORT.parents[2]))
 
 
 def _short(bits):
@@ -762,10 +764,10 @@ RD_LOSS = (
 )
 
 UNTILE_FEATURES = (
-    ("Math.ceil(side / factor)", "Math.floor(side / factor)", "feature grid rounded down"),
-    ("shape: [rows, columns, N * C, ...sides] }",
-     "shape: [rows, columns, N * C, ...sides.reverse()] }",
-     "height and width of the feature tiles exchanged"),
+    ("Math.ceil(side / factor)", "Math.ceil(side / 4)", "factor fixed at 4"),
+    ("grid.data.map((side) => Math.ceil(side / factor))",
+     "grid.data.map((side, k) => (k < 4 ? Math.ceil(side / factor) : side))",
+     "strides not divided by the factor"),
     ("map.data[i] = sum / covering[i % (H * W)]", "map.data[i] = sum", "sum instead of mean"),
     ("map.data[n * H * W + pixel] += maps", "map.data[n * H * W + pixel] = maps",
      "last tile wins in overlaps"),
@@ -790,6 +792,11 @@ BY_STAGE = {
     "normalisation": NORMALISATION, "regions": REGIONS, "auroc": AUROC, "aupro": AUPRO,
     "ensemble": ENSEMBLE,
 }
+# Planted, but no case shows it: (stage, old text, new text, kind and the input that would show it).
+INVISIBLE = (
+    ("untile_features", "Math.ceil(side / factor)", "Math.floor(side / factor)",
+     "feature grid rounded down; a grid whose H or W is no multiple of factor would show it"),
+)
 BUGS = tuple((stage, *row) for stage, rows in BY_STAGE.items() for row in rows)
 
 
