@@ -776,7 +776,7 @@ UNTILE_FEATURES = (
 
 BY_STAGE = {
     "resize": RESIZE, "resize_mask": RESIZE_MASK, "normalise": NORMALISE, "tile": TILE,
-    "backbone.stem": STEM, "backbone": BACKBONE,
+    "stem": STEM, "backbone": BACKBONE,
     "padim.embedding": PADIM_EMBEDDING, "padim.parameters": PADIM_PARAMETERS,
     "padim.map": PADIM_MAP, "padim.score": PADIM_SCORE,
     "patchcore.embedding": PATCHCORE_EMBEDDING, "patchcore.parameters": PATCHCORE_PARAMETERS,
