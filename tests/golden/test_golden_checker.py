@@ -124,6 +124,9 @@ def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(b
     assert {r.output for r in results if not r.ok} == {"distances"}
     silent = dataclasses.replace(stage, formula=distances)
     assert likely_causes(silent, results, bundle, cases)[0] == mistake.sentence
+    assert likely_causes(stage, results, bundle, cases)[0] == mistake.sentence  # made there alone
+    one = next(r for r in results if not r.ok)
+    one.port, one.status = one.reference, "ok"  # where the mistake would have shown
     denied = likely_causes(stage, results, bundle, cases)
     assert not any(cause == mistake.sentence for cause in denied)
     assert any(cause.startswith(f"partly like: {mistake.sentence} (explains") for cause in denied)

@@ -755,10 +755,10 @@ function trainable([name, tensor]) {
   const own = (numbers) => numbers.subarray(0, product(shape));
   const [value, slopes] = [tensor.data, gradient(tensor)].map(own);
   const moments = { first: zeros(shape), second: zeros(shape) };
-  return { name, normalises, shape, value, gradient: slopes, ...moments };
+  return { name, shape, value, gradient: slopes, ...moments };
 }
 
-// Gradients and moments are results only of kernels and the like of at most 4096 numbers.
+// Gradients and moments are results only of tensors of at most 4096 numbers.
 function train(loss, learned, steps, settings) {
   const results = { loss_before: loss(), ...Object.fromEntries(learned) };
   const tensors = learned.map(trainable);
@@ -771,7 +771,7 @@ function train(loss, learned, steps, settings) {
     for (const step of backwards) step();
     for (const tensor of tensors) {
       adamStep(tensor, t, settings);
-      if (tensor.normalises || tensor.value.length > 4096) continue;
+      if (tensor.value.length > 4096) continue;
       for (const kind of ['gradient', 'first', 'second']) {
         results[`${kind}${t}.${tensor.name}`] = array(tensor.shape, tensor[kind]);
       }

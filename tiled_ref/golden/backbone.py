@@ -4,6 +4,8 @@ A convolution's weights are stored as (C_out, C_in, kh, kw), a batch normalisati
 (4, C): weight, bias, running mean, running variance, under the names of the modules.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -172,8 +174,9 @@ def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switch
     return outputs
 
 
-def _late_pool(x, side, stride, padding):
-    return F.max_pool2d(F.pad(x, (0, 2 * padding, 0, 2 * padding)), side, stride)
+def _late_pool(x, side, stride, padding, rows=1, cols=1):
+    pads = padding - cols, padding + cols, padding - rows, padding + rows
+    return F.max_pool2d(F.pad(x, pads), side, stride)
 
 
 MISTAKES = (
@@ -189,6 +192,8 @@ MISTAKES = (
     *KERNEL_MISTAKES,
     *SAME,
     Mistake("the maximum starts one row and column too late", pool=_late_pool),
+    Mistake("the maximum starts one row too late", pool=partial(_late_pool, cols=0)),
+    Mistake("the maximum starts one column too late", pool=partial(_late_pool, rows=0)),
 )
 
 STEM = Stage(

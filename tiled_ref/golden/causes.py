@@ -19,8 +19,9 @@ from .compare import (
 )
 
 EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
-FACTOR = 16  # times the rounding that is expected, a port's may be
-ALIKE = 0.25  # correlation from which errors are alike
+FACTOR = 5  # times the rounding that is expected, a port's may be
+LEAST = 0.2  # of the outputs that differ, a mistake explains at least
+ALIKE = 0.15  # correlation from which errors are alike
 
 
 def likely_causes(stage, results, bundle, cases):
@@ -32,12 +33,13 @@ def likely_causes(stage, results, bundle, cases):
 
     A known mistake explains an output that differs where its numbers are within EXPLAINED of the
     port's (see _left); an output that is equal contradicts it where it would have changed that
-    output. Mistakes that explain every output come first, then those that explain most of them.
+    output, unless all outputs of that name are equal: then the mistake is made elsewhere. Mistakes that explain every output come first, then those that explain most of them.
     Next comes a pattern of the numbers, unless a mistake explains all; what explains no more than
     half of the outputs, or is contradicted, is last and called "partly like".
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]
+    names = {r.output for r in bad}
     if not bad:
         return _absent(results)
     ranked = []
@@ -47,7 +49,9 @@ def likely_causes(stage, results, bundle, cases):
         n = sum(part <= EXPLAINED for part in left)
         if not n:
             continue
-        denied = sum(_visible(wrong(r), r) for r in good)
+        denied = sum(_visible(wrong(r), r) for r in good if r.output in names)
+        if denied > n or n < LEAST * len(bad):
+            continue
         partly = denied > 0 or 2 * n <= len(bad)
         rank = partly, len(bad) - n + denied, sum(left), place
         ranked.append((*rank, n, mistake.sentence))
@@ -83,8 +87,6 @@ def _left(wrong, result):
     reference: 0 where the port's numbers are the mistake's, 1 where they are unrelated."""
     if wrong is None or wrong.shape != result.port.shape or not _visible(wrong, result):
         return 1.0
-    if wrong.size > 1 and np.isnan(wrong).mean() > 0.5:  # one NaN is like another
-        return 1.0
     with np.errstate(all="ignore"):
         size = np.abs(wrong.astype(np.float64))
         rounding = np.nan_to_num(2.0**-22 * size, posinf=0)  # of float32
@@ -103,8 +105,7 @@ def _visible(wrong, result):
         return False
     if wrong.shape != result.reference.shape:
         return True
-    cast = wrong.astype(result.reference.dtype) if result.rule.kind in ("exact", "ulp") else wrong
-    return not compare(cast, result.reference, result.rule).ok
+    return not compare(wrong.astype(result.reference.dtype), result.reference, result.rule).ok
 
 
 def _absent(results):
@@ -117,39 +118,49 @@ def _absent(results):
 
 
 def _looks(bad):
-    """A pattern in the numbers of the first differing output, whatever the stage."""
-    result = next((r for r in bad if r.status == "differs"), None)
-    if result is None:
-        port, reference = bad[0].port, bad[0].reference
-        if port.dtype.kind != reference.dtype.kind:
-            return ["another kind of numbers is expected"]
-        if sorted(port.shape) == sorted(reference.shape):
-            return ["the axes are in another order (rows and columns exchanged?)"]
-        return ["the array has another shape"]
-    port, reference = (a.astype(np.float64) for a in (result.port, result.reference))
+    """A pattern in the numbers of every output that differs, whatever the stage."""
+    arrays = [(r.port, r.reference) for r in bad if r.status == "differs"]
+    if not arrays:
+        return [_shape(bad[0].port, bad[0].reference)]
+    first, *others = [_patterns(*(a.astype(np.float64) for a in pair)) for pair in arrays]
+    return [s for s in first if all(s in sentences for sentences in others)][:1]
+
+
+def _shape(port, reference):
+    if port.dtype.kind != reference.dtype.kind:
+        return "another kind of numbers is expected"
+    if sorted(port.shape) == sorted(reference.shape):
+        return "the axes are in another order (rows and columns exchanged?)"
+    return "the array has another shape"
+
+
+def _patterns(port, reference):
+    """The sentences that hold for an output, float64 arrays of one shape."""
     if np.isnan(port).all():
         return ["all numbers are NaN"]
-    if not port.any():
+    if not port.any() and reference.size > 1:
         return ["all numbers are zero: nothing was written to the array"]
-    for sentence, view in _rearranged(reference):
-        if view.shape == port.shape and _same(port, view) and not _same(view, reference):
-            return [sentence]
+    found = [
+        sentence
+        for sentence, view in _rearranged(reference)
+        if view.shape == port.shape and _same(port, view) and not _same(view, reference)
+    ]
     with np.errstate(all="ignore"):
         ratio = port[reference != 0] / reference[reference != 0]
         spread = np.ptp(ratio) if ratio.size > 1 else np.inf
         if spread <= 1e-3 * abs(ratio.mean()) and spread < 0.1 * abs(ratio.mean() - 1):
-            return [f"every number is {ratio.mean():.6g} times the reference"]
+            found.append(f"every number is {ratio.mean():.4g} times the reference")
         offset = port - reference
         if offset.size > 1 and np.ptp(offset) <= 1e-3 * abs(offset.mean()):
-            return [f"every number is the reference plus {offset.mean():.6g}"]
+            found.append(f"every number is the reference plus {offset.mean():.4g}")
         squares, roots = reference**2, np.sqrt(np.abs(reference))
-        for sentence, view in (
-            ("numbers are squares of the reference: a square root is missing", squares),
-            ("numbers are square roots of the reference: a square root too many", roots),
-        ):
-            if _same(port, view) and not _same(view, reference):
-                return [sentence]
-    return []
+    for sentence, view in (
+        ("numbers are squares of the reference: a square root is missing", squares),
+        ("numbers are square roots of the reference: a square root too many", roots),
+    ):
+        if _same(port, view) and not _same(view, reference):
+            found.append(sentence)
+    return found
 
 
 def _rounding(stage, results, bundle, cases):
@@ -161,15 +172,16 @@ def _rounding(stage, results, bundle, cases):
     known = [r for r in results if r.verdict is not None and r.rule.reduced]
     bad = [r for r in known if not r.ok]
     found = []
-    for (name, bits), words in zip(BITS.items(), ("TF32 and float16 do", "bfloat16 does")):
-        sentence = f"rounding to {bits} bits, as {words}"
+    words = {"bfloat16": "bfloat16 does", "tf32": "TF32 and float16 do"}
+    for name, bits in sorted(BITS.items(), key=lambda item: item[1]):
+        sentence = f"rounding to {bits} bits, as {words[name]}"
         sizes = [r.verdict.difference / _expected(r, name) for r in bad]
         if not bad or max(sizes) > FACTOR:
             continue
         if all((rounded(r.port.astype(np.float32), bits) == r.port).all() for r in bad):
             return [sentence]
         if stage:
-            alike = _likeness(stage, bad, bundle, cases, bits)
+            alike = max(_likeness(stage, bad, bundle, cases, bits, k) for k in (False, True))
             found += [(alike, sentence)] if alike > ALIKE else []
     if not found and bad and len(bad) == sum(r.status == "differs" for r in results):
         if max(r.verdict.difference / _expected(r, "tf32") for r in bad) < FACTOR * 2.0**-13:
@@ -183,12 +195,12 @@ def _expected(result, name):
     return max(0, result.rule.reduced[name] - output) / ROOM + output / 2
 
 
-def _likeness(stage, bad, bundle, cases, bits):
-    """The correlation of the port's errors with those of rounded inputs, -1 to 1."""
+def _likeness(stage, bad, bundle, cases, bits, kernels):
+    """The correlation of the port's errors with those of rounded inputs, or kernels, -1 to 1."""
     products = np.zeros(3)
     for case in {r.case for r in bad}:
         inputs = bundle.inputs(cases[case])
-        truth, short = stage.formula(inputs), stage.formula(rounded_inputs(inputs, bits))
+        truth, short = stage.formula(inputs), stage.formula(rounded_inputs(inputs, bits, kernels))
         for result in (r for r in bad if r.case == case):
             ours = np.asarray(short[result.output]) - truth[result.output]
             theirs = result.port - np.asarray(truth[result.output])

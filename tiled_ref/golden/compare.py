@@ -156,12 +156,17 @@ def rounded(array, bits):
     return np.ldexp(np.rint(np.ldexp(mantissa, bits + 1)), exponent - bits - 1).astype(np.float32)
 
 
-def rounded_inputs(inputs, bits):
-    """The inputs of a case, {name: array or {tensor: array}}, `rounded`."""
-    return {
-        name: rounded_inputs(value, bits) if isinstance(value, dict) else rounded(value, bits)
-        for name, value in inputs.items()
-    }
+def rounded_inputs(inputs, bits, kernels=False):
+    """The inputs of a case, {name: array or {tensor: array}}, `rounded`; or only the kernels of
+    convolutions, tensors of four axes or more."""
+
+    def short(value):
+        if isinstance(value, dict):
+            few = {key: v for key, v in value.items() if v.ndim >= 4 or not kernels}
+            return {**value, **{key: rounded(v, bits) for key, v in few.items()}}
+        return value if kernels else rounded(value, bits)
+
+    return {name: short(value) for name, value in inputs.items()}
 
 
 def output_rounding(array, bits):

@@ -361,6 +361,12 @@ PARAMETERS = Stage(
         Mistake("one step instead of two", steps=1),
         Mistake("the loss is the sum over the images instead of their mean", mean=False),
         *ADAM_MISTAKES,
+        Mistake("AdamW: the decay acts on the weight, not on the gradient", decoupled=True),
+        Mistake("the weight decay is forgotten", decay=0.0),
+        Mistake("the weight decay has the wrong sign", decay=-model.WEIGHT_DECAY),
+        Mistake("Adam's second beta is 0.99", betas=(0.9, 0.99)),
+        Mistake("Adam's epsilon is missing", eps=0.0),
+        Mistake("gradients are added up over the steps", accumulate=True),
         Mistake("plain signs of the gradient: Adam's first beta is 0", betas=(0.0, 0.999)),
     ),
 )

@@ -99,14 +99,14 @@ def grid_counts(grid):
     return -(-(H - h) // sh) + 1, -(-(W - w) // sw) + 1
 
 
-def starts(grid, exchanged=False, shifted=()):
-    """Where tile rows and columns start. exchanged: stride and tile size, in "rows", "cols" or both
-    (True), or the strides of both ("strides"); shifted: "rows", "cols", whose last tile is moved
-    into the image."""
+def starts(grid, counts, exchanged=False, shifted=()):
+    """Where so many tile rows and columns start. exchanged: stride and tile size, in "rows", "cols"
+    or both (True), or the strides of both ("strides"), or that down is taken for both ("down");
+    shifted: "rows", "cols", whose last tile is moved into the image."""
     H, W, h, w, sh, sw = grid.tolist()
     down = h if exchanged in (True, "rows") else sw if exchanged == "strides" else sh
-    across = w if exchanged in (True, "cols") else sh if exchanged == "strides" else sw
-    tops, lefts = (np.arange(n) * step for n, step in zip(grid_counts(grid), (down, across)))
+    across = w if exchanged in (True, "cols") else sh if exchanged in ("strides", "down") else sw
+    tops, lefts = (np.arange(n) * step for n, step in zip(counts, (down, across)))
     tops = np.minimum(tops, H - h) if "rows" in shifted else tops
     return tops, np.minimum(lefts, W - w) if "cols" in shifted else lefts
 
@@ -115,8 +115,8 @@ def cut(images, grid, column_major=False, fill=0, inner=False, images_first=Fals
     """Tiles (rows, cols, N, C, h, w) of images (N, C, H, W), any dtype, padded by `fill`. inner:
     pixels of a tile column by column; images_first in memory; others as in starts."""
     h, w = grid[2:4].tolist()
-    rows, cols = grid_counts(grid)
-    tops, lefts = starts(grid, **switches)
+    rows, cols = counts = grid_counts(grid)
+    tops, lefts = starts(grid, counts, **switches)
     out = np.full((rows, cols, *images.shape[:2], h, w), fill, images.dtype)
     for i in range(rows):
         for j in range(cols):
@@ -143,7 +143,7 @@ def untile(
         tiles = tiles.reshape(rows, cols, n, w, h).swapaxes(-1, -2)
     if images_first:
         tiles = np.moveaxis(tiles.reshape(n, rows, cols, h, w), 0, 2)
-    tops, lefts = starts(grid, **switches)
+    tops, lefts = starts(grid, (rows, cols), **switches)
     total = np.zeros((tiles.shape[2], rows * h + H, cols * w + W))
     count = np.zeros(total.shape[1:])
     best, least = np.full(total.shape, -np.inf), np.full(total.shape, np.inf)

@@ -25,6 +25,7 @@ PLACE_MISTAKES = (  # of tiles
     Mistake("stride and tile size are exchanged in the rows of tiles", exchanged="rows"),
     Mistake("stride and tile size are exchanged in the columns of tiles", exchanged="cols"),
     Mistake("the strides down and across are exchanged", exchanged="strides"),
+    Mistake("the stride down is taken for both directions", exchanged="down"),
     Mistake("rows and columns of the tiles are exchanged (column-major order)", column_major=True),
     Mistake(
         "the last tiles are shifted back into the image instead of padded",
@@ -62,7 +63,7 @@ def _feature_cases():
     for name, image, tile, stride, factor, flags in (
         ("st4", 32, 16, 16, 4, ()),
         ("st9", 32, 16, 8, 8, ("overlap",)),
-        ("sticks_out", (45, 50), (16, 24), (8, 16), 4, ("non_divisible", "not_square")),
+        ("sticks_out", (41, 50), (16, 24), (8, 16), 4, ("non_divisible", "not_square")),
     ):
         grid = grid_array(image, tile, stride)
         rows, cols = formulas.grid_counts(grid)

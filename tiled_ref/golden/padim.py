@@ -1,5 +1,8 @@
 """The stages of PaDiM: embedding, fitted parameters, tile map, tile score."""
 
+import contextlib
+from functools import partial
+
 import numpy as np
 
 from ..models import gaussians
@@ -98,9 +101,18 @@ def _parameters(inputs):
     return {"mean": padim.mean.numpy(), "factors": padim.factors.numpy()}
 
 
-def _factor(covariance, invert=np.linalg.inv, change=lambda root: root):
+def _factor(covariance, invert=np.linalg.inv):
     """U, upper triangular, with covariance^-1 = U U^T: (P, D, D) -> the same shape."""
-    return invert(change(np.linalg.cholesky(covariance))).swapaxes(1, 2)
+    return invert(_cholesky(covariance)).swapaxes(1, 2)
+
+
+def _cholesky(covariance):
+    """NaN where a mistake leaves no positive matrix."""
+    roots = np.full_like(covariance, np.nan)
+    for root, matrix in zip(roots, covariance):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            root[:] = np.linalg.cholesky(matrix)
+    return roots
 
 
 def _places(d, by_columns):
@@ -143,7 +155,7 @@ PARAMETERS = Stage(
         Mistake("the diagonal is multiplied by 1.01 instead of added to", product=True),
         Mistake(
             "the covariance is not inverted: its own factor, transposed",
-            factor=lambda c: _factor(c, invert=lambda root: root),
+            factor=partial(_factor, invert=lambda root: root),
         ),
         Mistake(
             "the inverse covariance itself, not its factor (right in edition 2 of these files: "

@@ -44,12 +44,12 @@ class Residual:
     def normalised(self, x, name):
         """x (N, C, h, w) float64 through a batch normalisation."""
         weight, bias, mean, var = self.weights[name][list(self.rows)]
+        mean, var = mean.detach(), var.detach()
         if self.training:
             now = x.detach()
             var_now = now.var((0, 2, 3), unbiased=self.unbiased)
             self.seen[name] = torch.stack([now.mean((0, 2, 3)), var_now])
-            mean, var = mean.detach().clone(), var.detach().clone()
-            return F.batch_norm(x, mean, var, weight, bias, True, 0.1, self.eps)
+            return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, True, 0.1, self.eps)
         root = var.sqrt() + self.eps if self.rooted is True else (var + self.eps).sqrt()
         root = var + self.eps if self.rooted == "never" else root
         weight, bias, mean, root = (v[:, None, None] for v in (weight, bias, mean, root))

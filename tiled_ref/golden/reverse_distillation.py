@@ -217,7 +217,7 @@ PARAMETERS = Stage(
         Mistake("Adam's first beta is 0.9 instead of 0.5", betas=(0.9, 0.999)),
         Mistake("the learning rate is 0.001 instead of 0.005", rate=1e-3),
         Mistake("one step instead of two", steps=1),
-        *ADAM_MISTAKES,
+        *(m for m in ADAM_MISTAKES if "m" not in m.switches.get("reverse", "")),  # beta is 0.5
         Mistake("weight decay, where there is none", decay=1e-4),
         Mistake("weight decay, where there is none", decay=1e-5),
         Mistake("the running mean takes 0.9 of the batch's instead of 0.1", moving=(0.9, True)),
@@ -263,7 +263,8 @@ def _losses_formula(
         if flat:
             e, d = (x.reshape(1 if whole else len(x), -1, 1, 1) for x in (e, d))
         outputs["flattened"].append(distance(e, d).mean())
-    return {name: np.asarray(layers(values)) for name, values in outputs.items()}
+    outputs["positions"] = layers(outputs["positions"])
+    return {"positions": np.asarray(outputs["positions"]), "flattened": np.asarray(sum(outputs["flattened"]))}
 
 
 LOSS = Stage(
@@ -348,7 +349,6 @@ MAP = Stage(
         Mistake("the mean of the layers instead of their product", combine=np.mean),
         Mistake("the distance is halved", distance=lambda e, d: _cosine_distance(e, d) / 2),
         Mistake("the root of the distance", distance=lambda e, d: _cosine_distance(e, d).sqrt()),
-        Mistake("the lengths may be zero", distance=partial(_cosine_distance, eps=0.0)),
         Mistake("the largest of the layers instead of their product", combine=np.max),
         Mistake("the cosine itself instead of 1 less it", distance=_cosine),
         Mistake(

@@ -11,17 +11,20 @@ from .stage import Case, Mistake, Stage
 KEPT = 4096  # gradients and moments are outputs of tensors of at most so many numbers
 
 
-def train(values, names, loss, n_steps, rate, after=None, **switches):
+def train(values, names, loss, n_steps, rate, after=None, accumulate=False, **switches):
     """Train some of the values, float64 tensors (...) by name, in place.
 
     Parameters: names, of those that are trained; loss, of such a dict, a scalar; n_steps; rate,
-    the learning rate; after, called after every step; switches, those of `adam`.
+    the learning rate; after, called after every step; accumulate, a mistake: gradients of the
+    steps before are added; switches, those of `adam`.
     Returns {name: tensor}, gradients and moments of every step, named as `recorded` names them.
     """
     moments, seen = {name: (torch.zeros_like(values[name]),) * 2 for name in names}, {}
     for step in range(1, n_steps + 1):
         leaves = {name: v.detach().requires_grad_(name in names) for name, v in values.items()}
         gradients = torch.autograd.grad(loss(leaves), [leaves[name] for name in names])
+        if accumulate and step > 1:
+            gradients = [g + seen[f"gradient{step - 1}.{n}"] for n, g in zip(names, gradients)]
         for name, gradient in zip(names, gradients):
             moments[name], values[name] = adam(
                 values[name], gradient, moments[name], step, rate, **switches
@@ -98,8 +101,9 @@ def adam(
     step, from 1; rate, the learning rate; betas; decay, times the value added to the gradient;
     eps. The others are mistakes: corrected False, the moments' bias is not; decoupled, AdamW;
     or only one of them, "m" or "v"; reverse, a word with those moments in which the new gradient
-    gets the weight of the old moment; inside, eps under the root, or "both"; descent False, the
-    wrong sign; damped False, the whole gradient in m; rooted False; late, steps counted late.
+    gets the weight of the old moment; inside, eps under the root; descent False, the wrong
+    sign; damped False, the whole gradient in m; rooted False; late, what steps are
+    counted less.
     Returns ((m, v), value).
     """
     value = value.detach()
@@ -110,10 +114,10 @@ def adam(
     a, b = (1 - beta if name in reverse else beta for name, beta in zip("mv", betas))
     m = a * moments[0] + (1 - a if damped else 1) * gradient
     v = b * moments[1] + (1 - b) * gradient.square()
-    step = max(1, step - late)
+    step = step - late
     m_hat = m / (1 - betas[0] ** step) if corrected in (True, "m") else m
     v_hat = v / (1 - betas[1] ** step) if corrected in (True, "v") else v
-    root = (v_hat + eps).sqrt() + (eps if inside == "both" else 0) if inside else v_hat.sqrt() + eps
+    root = (v_hat + eps).sqrt() if inside else v_hat.sqrt() + eps
     root = root if rooted else v_hat + eps
     return (m, v), value + (-rate if descent else rate) * m_hat / root
 
@@ -196,10 +200,9 @@ ADAM = Stage(
         Mistake("Adam's epsilon is missing", eps=0.0),
         Mistake("Adam's epsilon is 1e-7", eps=1e-7),
         Mistake("Adam's epsilon is added under the root", inside=True),
-        Mistake("Adam's epsilon is added under the root too", inside="both"),
         Mistake("the weight decay has the wrong sign", decayed=-1.0),
         Mistake("Adam's second beta is 0.99", betas=(0.9, 0.99)),
-        Mistake("the second step is corrected like the first", late=1),
+        Mistake("the correction counts steps from 0", late=1),
     ),
 )
 
