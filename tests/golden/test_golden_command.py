@@ -50,7 +50,7 @@ def test_the_text_shows_first_values_the_largest_difference_and_its_place(port, 
     assert re.search(rf"first values  reference +{first:.8g} ", part)
     assert re.search(rf"first values  port +{first:.8g} ", part)
     assert re.search(r"largest difference 2 at \(0, 5, 7\): reference \S+, port \S+", part)
-    assert "1 of 2304 beyond" in part and "FAIL, 1 of 9 outputs" in part
+    assert "1 of 2304 beyond" in part and "FAIL, 1 of 10 outputs" in part
     assert "FIRST FAILING STAGE: smoothing" in text and "OK, 6 outputs" in text
 
 

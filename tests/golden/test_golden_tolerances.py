@@ -24,8 +24,8 @@ def pairwise(parts):
 
 
 def from_the_centre(parts):
-    middle = len(parts) // 2
-    return left_to_right([parts[k] for k in sorted(range(len(parts)), key=lambda k: abs(k - middle))])
+    places = sorted(range(len(parts)), key=lambda k: abs(k - len(parts) // 2))
+    return left_to_right([parts[k] for k in places])
 
 
 ORDERS = {

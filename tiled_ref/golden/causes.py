@@ -33,9 +33,10 @@ def likely_causes(stage, results, bundle, cases):
 
     A known mistake explains an output that differs where its numbers are within EXPLAINED of the
     port's (see _left); an output that is equal contradicts it where it would have changed that
-    output, unless all outputs of that name are equal: then the mistake is made elsewhere. Mistakes that explain every output come first, then those that explain most of them.
-    Next comes a pattern of the numbers, unless a mistake explains all; what explains no more than
-    half of the outputs, or is contradicted, is last and called "partly like".
+    output, unless all outputs of that name are equal: then the mistake is made elsewhere. Mistakes
+    that explain every output come first, then those that explain most of them. Next comes a pattern
+    of the numbers, unless a mistake explains all; what explains no more than half of the outputs,
+    or is contradicted, is last and called "partly like".
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]

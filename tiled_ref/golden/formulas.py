@@ -132,9 +132,9 @@ def cut(images, grid, column_major=False, fill=0, inner=False, images_first=Fals
 def untile(
     tiles, grid, combine="mean", column_major=False, inner=False, images_first=False, **switches
 ):
-    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min", "first",
-    "last", "last mean" (divided by the tiles) or "most" (the sum divided by the most tiles that
-    cover a pixel); the others as in cut."""
+    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min",
+    "first", "last", "last mean" (divided by the tiles) or "most" (the sum divided by the most
+    tiles that cover a pixel); the others as in cut."""
     H, W, h, w = grid[:4].tolist()
     rows, cols, n = tiles.shape[:3]
     if column_major:
@@ -225,8 +225,9 @@ def f1_threshold(
         hit, false = int((called & labels).sum()), int((called & ~labels).sum())
         missed = int(labels.sum()) - hit
         f1 = (1 + beta**2) * hit / ((1 + beta**2) * hit + beta**2 * missed + false or 1)
+        wrong = missed + false
         if of != "f1":
-            f1 = 1 - (missed + false) / labels.size if of == "accuracy" else hit / (hit + missed + false)
+            f1 = 1 - wrong / labels.size if of == "accuracy" else hit / (hit + wrong)
         if f1 > best[0] or (last and f1 == best[0]):
             place = (value + values[max(0, k - 1)]) / 2 if midpoint else value
             best = f1, float(place)
@@ -236,8 +237,8 @@ def f1_threshold(
 def normalize(
     values, threshold, minimum, maximum, clamp=True, shift=0.5, centre=True, spread=1, flat=None
 ):
-    """(x - threshold) / (maximum - minimum) + 0.5 in [0, 1]; values (...) float. flat: of the values
-    less the threshold, where there is no range."""
+    """(x - threshold) / (maximum - minimum) + 0.5 in [0, 1]; values (...) float. flat: of the
+    values less the threshold, where there is no range."""
     values = values.astype(np.float64)
     if maximum == minimum and flat != "divided":
         delta = values - threshold
@@ -325,7 +326,8 @@ def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, ove
     xs, ys = x[:n], y[:n]
     if interpolate and n < x.size:
         part = 1.0 if beyond else (limit - x[n - 1]) / (x[n] - x[n - 1])
-        xs, ys = np.append(xs, x[n] if beyond else limit), np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
+        xs = np.append(xs, x[n] if beyond else limit)
+        ys = np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
     heights = {"before": ys[:-1], "after": ys[1:]}.get(steps, (ys[1:] + ys[:-1]) / 2)
     total = float(np.sum((np.diff(xs) * heights)[0 if from_zero else 1 :]))
     return total / limit if divide else total

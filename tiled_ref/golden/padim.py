@@ -132,7 +132,10 @@ def _parameters_formula(
     mean = x.mean(1)
     delta = x - mean[:, None] if centred else x
     covariance = delta.swapaxes(1, 2) @ delta / (n - less)
-    covariance = covariance * (1 + epsilon * np.eye(d)) if product else covariance + epsilon * ridge(d)
+    if product:
+        covariance = covariance * (1 + epsilon * np.eye(d))
+    else:
+        covariance = covariance + epsilon * ridge(d)
     rows, cols = _places(d, by_columns)
     return {"mean": mean, "factors": factor(covariance)[:, rows, cols]}
 
@@ -151,7 +154,7 @@ PARAMETERS = Stage(
         Mistake("0.01 is not added to the diagonal", epsilon=1e-12),
         Mistake("0.001 is added to the diagonal instead of 0.01", epsilon=1e-3),
         Mistake("0.1 is added to the diagonal instead of 0.01", epsilon=0.1),
-        Mistake("0.01 is added to every entry, not to the diagonal", ridge=lambda d: np.ones((d, d))),
+        Mistake("0.01 is added to every entry, not to the diagonal", ridge=lambda d: 1.0),
         Mistake("the diagonal is multiplied by 1.01 instead of added to", product=True),
         Mistake(
             "the covariance is not inverted: its own factor, transposed",
@@ -231,7 +234,8 @@ def _map_formula(
     if transposed == "rows":  # each number of x - mean times the sum of its row
         products = delta * factor.sum(-1)
     distances = np.square(products).sum(-1)
-    distances = np.abs(products).sum(-1) if length == "L1" else distances**0.5 if root else distances
+    distances = np.sqrt(distances) if root else distances
+    distances = np.abs(products).sum(-1) if length == "L1" else distances
     maps = formulas.blur(distances, model.SIGMA) if early else distances
     maps = formulas.enlarge(maps, size_of(inputs), **switches)
     how = {"axes": "none"} if early else how or {}

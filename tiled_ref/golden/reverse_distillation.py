@@ -263,8 +263,8 @@ def _losses_formula(
         if flat:
             e, d = (x.reshape(1 if whole else len(x), -1, 1, 1) for x in (e, d))
         outputs["flattened"].append(distance(e, d).mean())
-    outputs["positions"] = layers(outputs["positions"])
-    return {"positions": np.asarray(outputs["positions"]), "flattened": np.asarray(sum(outputs["flattened"]))}
+    totals = layers(outputs["positions"]), sum(outputs["flattened"])
+    return {name: np.asarray(total) for name, total in zip(outputs, totals)}
 
 
 LOSS = Stage(
