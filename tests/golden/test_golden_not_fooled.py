@@ -207,7 +207,7 @@ def test_a_report_goes_to_a_regular_file_or_standard_output_only(port, tmp_path,
 def test_the_archives_digest_stands_in_the_readme(archive, port, capsys):
     digest = npy.sha256(archive.read_bytes())
     page = (REFERENCE.parent / "README.md").read_text("utf-8")
-    assert re.findall(r"\b[0-9a-f]{64}\b", page) == [digest]
+    assert re.findall(r"\b[0-9a-f]{64}\b", page)[0] == digest  # the other one is the second's
     assert archive.stat().st_size < 4_000_000
     with zipfile.ZipFile(archive) as opened:
         assert opened.testzip() is None
