@@ -186,6 +186,7 @@ MISTAKES = (
         training=True,
     ),
     Mistake("the maximum after the stem is not padded", pool_pad=0),
+    Mistake("the padding of the first convolution is 2 instead of 3", padding=2),
     Mistake("a mean instead of a maximum after the stem", pool=F.avg_pool2d),
     Mistake("no ReLU after the first convolution", relu=False),
     *NORM_MISTAKES,

@@ -21,7 +21,7 @@ from .compare import (
 EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
 FACTOR = 5  # times the rounding that is expected, a port's may be
 LEAST = 0.2  # of the outputs that differ, a mistake explains at least
-ALIKE = 0.15  # correlation from which errors are alike
+ALIKE = 0.12  # correlation from which errors of many numbers are alike
 
 
 def likely_causes(stage, results, bundle, cases):
@@ -179,11 +179,13 @@ def _rounding(stage, results, bundle, cases):
         sizes = [r.verdict.difference / _expected(r, name) for r in bad]
         if not bad or max(sizes) > FACTOR:
             continue
-        if all((rounded(r.port.astype(np.float32), bits) == r.port).all() for r in bad):
+        changed = [r.port[r.port != r.reference].astype(np.float32) for r in bad]
+        if all((rounded(values, bits) == values).all() for values in changed):
             return [sentence]
         if stage:
             alike = max(_likeness(stage, bad, bundle, cases, bits, k) for k in (False, True))
-            found += [(alike, sentence)] if alike > ALIKE else []
+            n = sum(r.reference.size for r in bad)
+            found += [(alike, sentence)] if alike > ALIKE + 4 / n**0.5 else []
     if not found and bad and len(bad) == sum(r.status == "differs" for r in results):
         if max(r.verdict.difference / _expected(r, "tf32") for r in bad) < FACTOR * 2.0**-13:
             return ["rounding of float32 in another order of sums"]

@@ -78,19 +78,25 @@ def _compute(inputs, **recipe):
 
 
 def _formula(
-    inputs, arch="padim", shared=False, early=False, of_map=False, smoothed=True, combine=np.mean
-):
+    inputs, arch="padim", shared=False, early=False, of_map=False, where="inside", combine=np.mean,
+    edge=None, **switches,
+):  # fmt: skip
     """The formulas of the stages one after the other. shared: one model for all locations, that
     of the first; early: tiles are padded before normalisation; of_map: the score is the largest
-    value of the merged map; smoothed False: seams stay; combine: the tiles' scores."""
+    value of the merged map; where, what is smoothed; combine: the tiles' scores; edge, of the
+    padding; others, of PaDiM."""
     fit, predict = ARCHITECTURES[arch]
+    if switches:
+        fit = partial(fit, **switches)
+        predict = partial(predict, first=switches.get("first", False))
     grid, size = inputs["grid"], inputs["grid"][2:4]
     tiles = {}
     for key in ("train", "test"):
-        levels = formulas.cut(inputs[key], grid) if early else inputs[key]
+        cut = partial(_cut, grid=grid, edge=edge)
+        levels = cut(inputs[key]) if early else inputs[key]
         flat = images.NORMALISE.formula({"images": levels.reshape(-1, *levels.shape[-3:])})
         normal = flat["images"].reshape(levels.shape)
-        tiles[key] = normal if early else formulas.cut(normal, grid)  # (rows, cols, N, 3, h, w)
+        tiles[key] = normal if early else cut(normal)  # (rows, cols, N, 3, h, w)
     rows, cols, n = tiles["test"].shape[:3]
     maps, scores, fitted = np.empty((rows, cols, n, *size)), np.empty((rows, cols, n)), None
     for i, j in np.ndindex(rows, cols):
@@ -99,23 +105,27 @@ def _formula(
         test = {**inputs, **_layers(tiles["test"][i, j], inputs), **fitted, "size": size}
         maps[i, j], scores[i, j] = predict(test)
     merged = formulas.untile(maps, grid)
-    if smoothed:
-        merged = formulas.smooth(merged, grid, float(inputs["width"]), float(inputs["sigma"]))
+    width, sigma = float(inputs["width"]), float(inputs["sigma"])
+    merged = formulas.smooth(merged, grid, width, sigma, where)
     score = merged.max((1, 2)) if of_map else combine(scores, axis=(0, 1))
     return {"tile_maps": maps, "tile_scores": scores, "map": merged, "score": score}
+
+
+def _cut(pictures, grid, edge):
+    return images.TILE.formula({"images": pictures, "grid": grid}, edge=edge)["tiles"]
 
 
 def _layers(tiles, inputs):
     return backbone.BACKBONE.formula({"images": tiles, "weights": inputs["weights"]})
 
 
-def _fit_padim(layers, inputs):
+def _fit_padim(layers, inputs, less=1, first=False):
     given = {**layers, "channels": inputs["channels"]}
-    return padim.PARAMETERS.formula(padim.EMBEDDING.formula(given))
+    return padim.PARAMETERS.formula(padim.EMBEDDING.formula(given, first=first), less=less)
 
 
-def _predict_padim(test):
-    maps = padim.MAP.formula({**test, **padim.EMBEDDING.formula(test)})["map"]
+def _predict_padim(test, first=False):
+    maps = padim.MAP.formula({**test, **padim.EMBEDDING.formula(test, first=first)})["map"]
     return maps, maps.max((1, 2))
 
 
@@ -166,7 +176,12 @@ ENSEMBLE = Stage(
         Mistake("tiles are padded before the normalisation instead of after", early=True),
         Mistake("the score is taken from the merged map, not from the tiles", of_map=True),
         Mistake("the largest of the tiles' scores instead of their mean", combine=np.max),
-        Mistake("the seams are not smoothed", smoothed=False),
+        Mistake("the seams are not smoothed", where="nowhere"),
+        Mistake("the whole map is blurred, not the seams alone", where="everywhere"),
+        Mistake("the image is mirrored (reflect) beyond its edge instead of zeros", edge="reflect"),
+        Mistake("the edge is repeated beyond the image instead of zeros", edge="edge"),
+        Mistake("biased covariance: divided by N instead of N - 1", less=0),
+        Mistake("the first channels are taken instead of the chosen ones", first=True),
     ),
 )
 

@@ -144,7 +144,7 @@ def untile(
     if images_first:
         tiles = np.moveaxis(tiles.reshape(n, rows, cols, h, w), 0, 2)
     tops, lefts = starts(grid, (rows, cols), **switches)
-    total = np.zeros((tiles.shape[2], rows * h + H, cols * w + W))
+    total = np.zeros((tiles.shape[2], max(tops) + h + H, max(lefts) + w + W))
     count = np.zeros(total.shape[1:])
     best, least = np.full(total.shape, -np.inf), np.full(total.shape, np.inf)
     first, last = np.zeros(total.shape), np.zeros(total.shape)
@@ -242,7 +242,7 @@ def normalize(
     values = values.astype(np.float64)
     if maximum == minimum and flat != "divided":
         delta = values - threshold
-        result = flat(delta) if flat else np.sign(delta) / 2 + shift
+        result = flat(delta) if flat else np.sign(delta) / 2 + 0.5
     else:
         start = threshold if centre else minimum
         result = (values - start) / (spread * (maximum - minimum) if spread else maximum)
@@ -254,8 +254,9 @@ def label(masks, connectivity=8, column_major=False, per_image=False, above=0, s
     """Regions of (N, H, W) numbered in the order of their first pixels, int32, by flood fill.
     above: what is not anomalous yet, or "one": what alone is; start: the first number."""
     masks = np.asarray(masks) == 1 if above == "one" else np.asarray(masks) > above
-    if start == 0:
-        return np.maximum(label(masks, connectivity) - 1, 0)
+    if start != 1:
+        labels = label(masks, connectivity)
+        return np.where(labels, labels + start - 1, 0).astype(np.int32)
     if column_major:
         return label(masks.swapaxes(1, 2), connectivity, per_image=per_image).swapaxes(1, 2)
     labels, found = np.zeros(masks.shape, np.int32), 0
@@ -283,7 +284,9 @@ def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0, win=1.0, all_p
     scores (n,) and labels (n,), float."""
     scores = np.asarray(scores, np.float64).reshape(-1)
     labels = np.asarray(labels).reshape(-1)
-    labels = labels == 1 if strict_label == "one" else labels > strict_label
+    if strict_label == "only":
+        scores, labels = scores[labels <= 1], labels[labels <= 1]
+    labels = labels == 1 if strict_label in ("one", "only") else labels > strict_label
     labels = ~labels if flipped else labels
     if labels.all() or not labels.any() or np.isnan(scores).any():
         return math.nan
@@ -322,7 +325,7 @@ def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, ove
     x, y = curve(maps.reshape(-1) * (-1 if ascending else 1), false, share, **switches)
     x = np.concatenate([[0.0], x / (masks.size if over == "all" else false.sum())])
     y = np.concatenate([[0.0], y])
-    n = int(np.searchsorted(x, limit, "right"))
+    n = x.size if beyond == "all" else int(np.searchsorted(x, limit, "right"))
     xs, ys = x[:n], y[:n]
     if interpolate and n < x.size:
         part = 1.0 if beyond else (limit - x[n - 1]) / (x[n] - x[n - 1])

@@ -79,10 +79,11 @@ def _features(inputs):
     return {"features": untile(features, int(inputs["factor"])).contiguous().numpy()}
 
 
-def _features_formula(inputs, down=False, **switches):
+def _features_formula(inputs, down=False, strides=True, **switches):
     rows, cols, n, c, h, w = inputs["features"].shape
     tiles, grid, factor = inputs["features"], inputs["grid"], inputs["factor"]
     grid = np.concatenate([(grid[:2] if down else grid[:2] + factor - 1), grid[2:]]) // factor
+    grid = grid if strides else np.concatenate([grid[:4], inputs["grid"][4:]])
     merged = formulas.untile(tiles.reshape(rows, cols, n * c, h, w), grid, **switches)
     return {"features": merged.reshape(n, c, *merged.shape[1:])}
 
@@ -99,6 +100,7 @@ FEATURES = Stage(
     (
         *UNTILE.mistakes,
         Mistake("the grid of the features is rounded down", down=True),
+        Mistake("the strides are not divided by the factor", strides=False),
     ),
 )
 

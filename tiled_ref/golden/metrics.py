@@ -60,6 +60,7 @@ REGIONS = Stage(
         Mistake("only the value 1 is anomalous", above="one"),
         Mistake("only values above 127 are anomalous", above=127),
         Mistake("numbers start at 0", start=0),
+        Mistake("numbers start at 2", start=2),
         Mistake(
             "rows and columns are exchanged: regions are numbered down the columns",
             column_major=True,
@@ -117,6 +118,7 @@ AUROC = Stage(
         Mistake("only ties are counted", win=0.0),
         Mistake("divided by the pairs of all scores", all_pairs=True),
         Mistake("only the label 1 counts as anomalous", strict_label="one"),
+        Mistake("labels above 1 are left out", strict_label="only"),
         Mistake("only labels above 1 count as anomalous", strict_label=1),
     ),
 )
@@ -213,6 +215,7 @@ AUPRO = Stage(
         Mistake("the curve is taken in steps (the point before)", steps="before"),
         Mistake("the curve is taken in steps (the point after)", steps="after"),
         Mistake("the area is not cut at the FPR limit", beyond=True),
+        Mistake("the area of the whole curve is divided by the limit", beyond="all"),
         Mistake("low scores come first", ascending=True),
         Mistake("the first region is left out", skip=1),
         Mistake("100 evenly spaced thresholds instead of all scores", points=100),

@@ -117,10 +117,11 @@ def _parameters(inputs):
 def _parameters_formula(
     inputs, projected=True, include=None, nearest=False, first=None, last=False, again=False,
     ordered=False, latest=False, distance=lambda d: np.square(d).sum(1), combine=np.minimum,
-    from_start=True,
+    from_start=True, unit=False,
 ):  # fmt: skip
     patches = inputs["patches"].astype(np.float64)
     points = patches @ inputs["projection"].T if projected else patches
+    points = points / np.linalg.norm(points, axis=1, keepdims=True) if unit else points
     include = bool(inputs["include_first"]) if include is None else include
     start = int(inputs["first"]) if first is None else first
     least = distance(points - points[start]) if from_start else np.full(len(points), np.inf)
@@ -166,6 +167,7 @@ PARAMETERS = Stage(
         Mistake("the farthest from the last chosen patch instead of from all", latest=True),
         Mistake("the largest distance to a chosen patch, not the smallest", combine=np.maximum),
         Mistake("sums of absolute differences", distance=lambda d: np.abs(d).sum(1)),
+        Mistake("the cosine distance instead of the Euclidean one", unit=True),
         Mistake("distances do not start from the given patch", from_start=False),
     ),
 )
@@ -298,7 +300,7 @@ def _score_formula(
         d = (image[patch] if of == "patch" else of_bank)[order[extra : b + extra]] ** power
         softmax = np.exp(sign * d) / np.exp(sign * d).sum()
         weight = softmax[0] if itself else 1 - softmax[0]
-        alone = (b == 1 and one) or not weighted
+        alone = (asked == 1 and one) or not weighted
         scores.append(star if alone else weight * (star if scaled else 1))
     return {"score": np.array(scores)}
 

@@ -15,20 +15,21 @@ class Residual:
     which its four are read; unbiased, the variance in `seen`; shortcut False; late, the ReLU
     before the sum; stride_first False, the stride in the second convolution; turned, the kernels
     of transposed convolutions by 180 degrees; kernels, see `misread`; same, padding at stride 2,
-    of everything (True) or of "convolutions"; inner, the ReLU in a block; norms, of a block.
+    of everything (True) or of "convolutions"; inner, the ReLU in a block; norms, of a block;
+    padding, of 7 x 7; held, the batch's statistics have no gradient.
     """
 
     def __init__(
         self, weights, training=False, eps=1e-5, unbiased=True, shortcut=True, late=False,
         stride_first=True, turned=False, kernels=None, rows=(0, 1, 2, 3), rooted=False, same=False,
-        inner=True, norms=("bn1", "bn2"),
+        inner=True, norms=("bn1", "bn2"), padding=3, held=False,
     ):  # fmt: skip
         self.weights, self.seen = weights, {}
         self.training, self.eps, self.unbiased = training, eps, unbiased
         self.shortcut, self.late = shortcut, late
         self.stride_first, self.turned = stride_first, turned
         self.kernels, self.rows, self.rooted, self.same = kernels, rows, rooted, same
-        self.inner, self.norms = inner, norms
+        self.inner, self.norms, self.padding, self.held = inner, norms, padding, held
 
     def convolved(self, x, name, stride=1):
         """x (N, C, h, w) float64 through a convolution; stride 0.5 is a transposed one's 2."""
@@ -37,6 +38,7 @@ class Residual:
             kernel = kernel.flip(2, 3) if self.turned else kernel
             return F.conv_transpose2d(x, misread(kernel, self.kernels), None, 2)
         padding, side = kernel.shape[-1] // 2, kernel.shape[-1]
+        padding = self.padding if side == 7 else padding
         if self.same and stride == 2:
             x, padding = padded_same(x, side), 0
         return F.conv2d(x, misread(kernel, self.kernels), None, stride, padding)
@@ -49,7 +51,9 @@ class Residual:
             now = x.detach()
             var_now = now.var((0, 2, 3), unbiased=self.unbiased)
             self.seen[name] = torch.stack([now.mean((0, 2, 3)), var_now])
-            return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, True, 0.1, self.eps)
+            if not self.held:
+                return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, True, 0.1, self.eps)
+            mean, var = now.mean((0, 2, 3)), now.var((0, 2, 3), unbiased=False)
         root = var.sqrt() + self.eps if self.rooted is True else (var + self.eps).sqrt()
         root = var + self.eps if self.rooted == "never" else root
         weight, bias, mean, root = (v[:, None, None] for v in (weight, bias, mean, root))

@@ -170,13 +170,13 @@ def _cosine(e, d):
 
 def _parameters_formula(
     inputs, steps=None, rate=RATE, betas=model.BETAS, flat=False, unbiased=True, momentum=0.1,
-    layers_mean=False, moving=(True, True), batch=True, **switches,
+    layers_mean=False, moving=(True, True), batch=True, held=False, **switches,
 ):  # fmt: skip
     layers, values = _doubled(inputs)
     seen = {}  # statistics of the last batch
 
     def loss(values, training=False):
-        net, total = Residual(values, training and batch, unbiased=unbiased), 0
+        net, total = Residual(values, training and batch, unbiased=unbiased, held=held), 0
         for e, d in zip(layers, _student(layers, net)):
             if flat and training:
                 e, d = e.flatten(1)[..., None, None], d.flatten(1)[..., None, None]
@@ -226,6 +226,7 @@ PARAMETERS = Stage(
         Mistake("the running mean is not updated", moving=(0.0, True)),
         Mistake("the running statistics are not updated", momentum=0.0),
         Mistake("batch normalisation uses the running statistics in training", batch=False),
+        Mistake("the batch's statistics are constants in the gradient", held=True),
         Mistake("one cosine of the flattened maps instead of one per position", flat=True),
         Mistake(
             "the running variance takes the biased variance (N) instead of N - 1", unbiased=False
