@@ -98,6 +98,7 @@ FLOW_MISTAKES = (
     *KERNEL_MISTAKES,
     Mistake("the scale's logarithm is not clamped by 2 tanh", squash=lambda a: a / 2),
     Mistake("the clamp is 1 instead of 2", clamp=1.0),
+    Mistake("the clamp is 1.9 instead of 2", clamp=1.9),
     Mistake(
         "the clamp is 2 * 0.636 atan instead of 2 tanh", squash=lambda a: 0.636 * torch.atan(a)
     ),

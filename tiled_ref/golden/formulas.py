@@ -111,11 +111,16 @@ def starts(grid, counts, exchanged=False, shifted=()):
     return tops, np.minimum(lefts, W - w) if "cols" in shifted else lefts
 
 
-def cut(images, grid, column_major=False, fill=0, inner=False, images_first=False, **switches):
+def cut(
+    images, grid, column_major=False, fill=0, inner=False, images_first=False, dropped=(0, 0),
+    **switches,
+):  # fmt: skip
     """Tiles (rows, cols, N, C, h, w) of images (N, C, H, W), any dtype, padded by `fill`. inner:
-    pixels of a tile column by column; images_first in memory; others as in starts."""
+    pixels of a tile column by column; images_first in memory; dropped, whether the incomplete last
+    row and column are; others as in starts."""
     h, w = grid[2:4].tolist()
-    rows, cols = counts = grid_counts(grid)
+    rest = (grid[:2] - grid[2:4]) % grid[4:] != 0
+    rows, cols = counts = [n - int(d * r) for n, d, r in zip(grid_counts(grid), dropped, rest)]
     tops, lefts = starts(grid, counts, **switches)
     out = np.full((rows, cols, *images.shape[:2], h, w), fill, images.dtype)
     for i in range(rows):
@@ -159,8 +164,8 @@ def untile(
             count[where[1:]] += 1
     merged = {
         "mean": total / np.maximum(count, 1), "sum": total, "max": best, "min": least,
-        "first": first, "last": last, "last mean": last / np.maximum(count, 1),
-        "most": total / count.max(),
+        "max mean": best / np.maximum(count, 1), "first": first, "last": last,
+        "last mean": last / np.maximum(count, 1), "most": total / count.max(),
     }  # fmt: skip
     return merged[combine][:, :H, :W]
 
@@ -172,10 +177,11 @@ def band(
     """Band rows (H,) and columns (W,), bool. change: pixels added to the reach, before and after:
     on one side only; borders: "ends" (starts and ends of tiles), "starts", "finish" (ends only) or
     "tile multiples"; of: what width is a fraction of."""
-    sizes = grid.tolist()
     result = []
-    for n, tile, stride, count in zip(sizes[:2], sizes[2:4], sizes[4:], grid_counts(grid)):
-        reach = max(0, rounding(width * {"tile": tile, "stride": stride, "image": n}[of]) + change)
+    of = (of, of) if isinstance(of, str) else of
+    for n, tile, stride, count, name in zip(*grid.reshape(3, 2).tolist(), grid_counts(grid), of):
+        whole = {"tile": tile, "stride": stride, "image": n}[name]
+        reach = max(0, rounding(width * whole) + change)
         begin = [k * stride for k in range(count)]
         finish = [place + tile for place in begin]
         places = {"starts": begin, "finish": finish}.get(borders, begin + finish)

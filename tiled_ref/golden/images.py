@@ -149,7 +149,9 @@ def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint, half=0
     f = np.where((low >= 0) & (low < n_in - 1) | stay, places - low, 0)
     one_hot = [np.arange(n_in) == np.clip(low + k, 0, n_in - 1)[:, None] for k in (0, 1)]
     weights = (f, 1 - f) if turn else (1 - f, f)
-    return [place * whole(2048 * w).astype(int)[:, None] for place, w in zip(one_hot, weights)]
+    rules = whole if isinstance(whole, tuple) else (whole, whole)
+    numbers = [rule(2048 * w).astype(int)[:, None] for rule, w in zip(rules, weights)]
+    return [place * number for place, number in zip(one_hot, numbers)]
 
 
 def _area_matrix(n_in, n_out):
@@ -194,6 +196,7 @@ RESIZE = Stage(
         Mistake("values are cut off instead of rounded", mode="bilinear", rounding=np.floor),
         Mistake("f is a float64 instead of a float32", single=False),
         Mistake("weights are cut off instead of rounded to integers", whole=np.floor),
+        Mistake("the second weight is cut off instead of rounded", whole=(np.rint, np.floor)),
         Mistake("one shift by 22 at the end instead of 4, 16 and 2", drop=False),
         Mistake("2 is not added before the last shift", last=0),
         Mistake("down the columns first, then along the rows", turned=True),
@@ -310,13 +313,14 @@ def _tile(inputs):
     return {"tiles": np.ascontiguousarray(tile_grid(inputs["grid"]).tile(inputs["images"]))}
 
 
-def _tile_formula(inputs, edge=None, both_sides=False, **switches):
+def _tile_formula(inputs, edge=None, both_sides=(), **switches):
     whole, grid = inputs["images"], inputs["grid"]
     if edge or both_sides:
         rows, cols = formulas.grid_counts(grid)
         H, W, h, w, sh, sw = grid.tolist()
         below, right = (rows - 1) * sh + h - H, (cols - 1) * sw + w - W
-        top, left = (below // 2, right // 2) if both_sides else (0, 0)
+        top = below // 2 if "rows" in both_sides else 0
+        left = right // 2 if "cols" in both_sides else 0
         sides = (0, 0), (0, 0), (top, below - top), (left, right - left)
         whole = np.pad(whole, sides, edge or "constant")
     return {"tiles": formulas.cut(whole, grid, **switches)}
@@ -333,7 +337,12 @@ TILE = Stage(
     _tile_formula,
     (
         *PLACE_MISTAKES,
-        Mistake("what is padded is divided between both sides", both_sides=True),
+        Mistake("what is padded is divided between both sides", both_sides=("rows", "cols")),
+        Mistake("rows that are padded are divided between both sides", both_sides=("rows",)),
+        Mistake("columns that are padded are divided between both sides", both_sides=("cols",)),
+        Mistake("incomplete last rows and columns of tiles are left out", dropped=(1, 1)),
+        Mistake("an incomplete last row of tiles is left out", dropped=(1, 0)),
+        Mistake("an incomplete last column of tiles is left out", dropped=(0, 1)),
         Mistake("the edge is repeated beyond the image instead of zeros", edge="edge"),
         Mistake("the image is mirrored (reflect) beyond its edge instead of zeros", edge="reflect"),
         Mistake("the image is mirrored (symmetric) beyond its edge, not zeros", edge="symmetric"),
