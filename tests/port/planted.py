@@ -1,4 +1,4 @@
-"""A held-back list of mistakes for port.js, to see whether the checker names them.
+"""Mistakes that are planted in port.js, to see whether the checker names them.
 
     python tests/port/planted.py [NUMBER ...] [--port FILE]
 

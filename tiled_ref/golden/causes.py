@@ -85,19 +85,20 @@ def _mistaken(stage, mistake, bundle, cases):
 
 def _left(wrong, result):
     """The distance from the mistake to the port, as a share of that from the mistake to the
-    reference: 0 where the port's numbers are the mistake's, 1 where they are unrelated."""
+    reference, or to 0 where that is nearer: 0 where the port's numbers are the mistake's, 1 where
+    they are unrelated."""
     if wrong is None or wrong.shape != result.port.shape or not _visible(wrong, result):
         return 1.0
     with np.errstate(all="ignore"):
         size = np.abs(wrong.astype(np.float64))
         rounding = np.nan_to_num(2.0**-22 * size, posinf=0)  # of float32
     left = float(np.maximum(differences(result.port, wrong) - rounding, 0).mean())
+    if left == 0 or not np.isfinite(left):
+        return 0.0 if left == 0 else 1.0
     way = float(size.mean())
-    if wrong.shape == result.reference.shape:
-        way = float(differences(result.reference, wrong).mean())
-    if way == 0 or not np.isfinite(left):
-        return 1.0
-    return min(1.0, left / way) if np.isfinite(way) else 0.0
+    if wrong.shape == result.reference.shape and np.isfinite(way):
+        way = min(way, float(differences(result.reference, wrong).mean()))
+    return min(1.0, left / way) if way else 1.0
 
 
 def _visible(wrong, result):
