@@ -57,7 +57,7 @@ def test_the_table_of_planted_mistakes_is_complete():
     assert judged.count("wrong") == 0 and judged.count("right") >= 0.9 * len(rows)
 
 
-@pytest.mark.parametrize("number", range(1, len(planted.BUGS), 24))
+@pytest.mark.parametrize("number", range(1, len(planted.BUGS), 36))
 def test_a_planted_mistake_is_found_and_named_as_the_table_says(node, number):
     rows = ROW.findall((PORT.parent / "planted.md").read_text("utf-8"))
     assert planted.cause_of(number) == rows[number - 1][3]
