@@ -132,6 +132,25 @@ def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(b
     assert any(cause.startswith(f"partly like: {mistake.sentence} (explains") for cause in denied)
 
 
+@pytest.mark.parametrize("n, partly", [(3, True), (4, False)])
+def test_a_mistake_that_explains_half_is_only_partly_like_the_port(bundle, n, partly):
+    """In n of six wrong maps sigma is halved, the others are too large."""
+    entry = next(s for s in bundle.stages if s["name"] == "smoothing")
+    entry = {**entry, "cases": [c for c in entry["cases"] if c["name"] != "single_tile"][:6]}
+    halved = [id(bundle.inputs(case)) for case in entry["cases"][:n]]
+    stage = STAGES["smoothing"]
+
+    def numbers(inputs):
+        right = stage.formula(inputs)
+        wrong = {"maps": right["maps"] + 7}
+        return stage.formula(inputs, of=0.5) if id(inputs) in halved else wrong
+
+    results = results_of(bundle, entry, numbers)
+    causes = likely_causes(stage, results, bundle, {c["name"]: c for c in entry["cases"]})
+    start = "partly like: " if partly else ""
+    assert causes[0] == f"{start}sigma is halved (explains {n} of 6 differing outputs)"
+
+
 def test_two_forms_of_a_mistake_that_explain_as_much_are_one_sentence(bundle):
     """Ties in either order: one wrong output has the first order, the other the last."""
     entry = next(s for s in bundle.stages if s["name"] == "aupro")
