@@ -60,8 +60,7 @@ def build_parser():
         metavar="STAGE",
         help="compare these stages only; padim stands for all that start with padim.",
     )
-    words = "write the report to a JSON file too; - prints it instead"
-    two.add_argument("--json", metavar="FILE", help=words)
+    two.add_argument("--json", metavar="FILE", help="write the report as JSON; - prints it")
     three = commands.add_parser("archive", help="write a bundle as one ZIP file, byte for byte")
     three.add_argument("file", metavar="FILE.zip", help="where to; an earlier one is replaced")
     for command in (two, three):

@@ -186,6 +186,7 @@ def _rounding(stage, results, bundle, cases):
         if stage:
             alike = max(_likeness(stage, bad, bundle, cases, bits, k) for k in (False, True))
             n = sum(r.reference.size for r in bad)
+            # Chance alone makes n numbers alike by some 1 / sqrt(n).
             found += [(alike, sentence)] if alike > ALIKE + 4 / n**0.5 else []
     if not found and bad and len(bad) == sum(r.status == "differs" for r in results):
         if max(r.verdict.difference / _expected(r, "tf32") for r in bad) < FACTOR * 2.0**-13:

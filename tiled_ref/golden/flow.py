@@ -41,11 +41,7 @@ def flowed(
             y = F.conv2d(y, kernel, bias, padding=kernel.shape[-1] // 2)
             if last_relu or (conv == "conv1" and relu):
                 y = y.relu()
-        factor = torch.ones(y.shape[1], dtype=y.dtype)
-        factor[: len(factor) // 2] = damping if damped[0] else 1
-        factor[len(factor) // 2 :] = damping if damped[1] else 1
-        y = factor[:, None, None] * y
-        a, shift = y.chunk(2, dim=1)
+        a, shift = (damping * y if damp else y for y, damp in zip(y.chunk(2, dim=1), damped))
         if exchanged:
             a, shift = shift, a
         log_scale = clamp * squash(a)

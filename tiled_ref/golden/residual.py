@@ -74,10 +74,10 @@ class Residual:
         return y.relu() + x if self.late else (y + x).relu()
 
 
-def padded_same(x, side, value=0.0):
+def padded_same(x, side):
     """x (N, C, h, w) padded for stride 2 as SAME does: what is odd goes to the bottom and right."""
     (top, below), (left, right) = (_same(n, side) for n in x.shape[-2:])
-    return F.pad(x, (left, right, top, below), value=value)
+    return F.pad(x, (left, right, top, below))
 
 
 def _same(n, side):

@@ -1,5 +1,7 @@
 """Training in float64, Adam written out: a stage of its own, and part of both trained models'."""
 
+from collections import Counter
+
 import numpy as np
 import torch
 
@@ -43,7 +45,7 @@ def recorded(model, pack):
     Returns a dict that fit fills: float32 arrays by "gradient1.NAME", "first1.NAME" and
     "second1.NAME" for step 1, and so on, of tensors of at most KEPT numbers.
     """
-    seen, make = {}, model.optimizer
+    seen, make, steps = {}, model.optimizer, Counter()
     names = {id(value): name for name, value in model.network.named_parameters()}
 
     def optimizer():
@@ -51,13 +53,11 @@ def recorded(model, pack):
         parameters = [p for group in adam.param_groups for p in group["params"]]
 
         def keep(kind, value_of):
+            steps[kind] += 1
             values = {names[id(p)]: value_of(p).detach().clone() for p in parameters}
-            step = 1 + sum(name.startswith(f"{kind}") for name in steps)
-            steps.append(f"{kind}{step}")
             packed = pack(values).items()
-            seen.update({f"{kind}{step}.{k}": v for k, v in packed if v.size <= KEPT})
+            seen.update({f"{kind}{steps[kind]}.{k}": v for k, v in packed if v.size <= KEPT})
 
-        steps = []
         adam.register_step_pre_hook(lambda *_: keep("gradient", lambda p: p.grad))
 
         def after(*_):
@@ -99,11 +99,10 @@ def adam(
 
     Parameters: value, gradient, float64 tensors (...); moments, m and v of the step before;
     step, from 1; rate, the learning rate; betas; decay, times the value added to the gradient;
-    eps. The others are mistakes: corrected False, the moments' bias is not; decoupled, AdamW;
-    or only one of them, "m" or "v"; reverse, a word with those moments in which the new gradient
-    gets the weight of the old moment; inside, eps under the root; descent False, the wrong
-    sign; damped False, the whole gradient in m; rooted False; late, what steps are
-    counted less.
+    eps. The others are mistakes: corrected, the bias of no moment (False) or of "m" or "v" alone;
+    decoupled, AdamW; reverse, a word with those moments in which the new gradient gets the weight
+    of the old moment; inside, eps under the root; descent False, the wrong sign; damped False, the
+    whole gradient in m; rooted False, v without its root; late, how many steps too few are counted.
     Returns ((m, v), value).
     """
     value = value.detach()
