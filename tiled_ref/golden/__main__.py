@@ -64,12 +64,8 @@ def build_parser():
     three = commands.add_parser("archive", help="write a bundle as one ZIP file, byte for byte")
     three.add_argument("file", metavar="FILE.zip", help="where to; an earlier one is replaced")
     for command in (two, three):
-        command.add_argument(
-            "--reference",
-            metavar="DIR|ZIP",
-            default=REFERENCE,
-            help="another bundle than the one in the package",
-        )
+        words = "another bundle than the one in the package"
+        command.add_argument("--reference", metavar="DIR|ZIP", default=REFERENCE, help=words)
     return parser
 
 
