@@ -14,15 +14,23 @@ import torch
 from crash_server import make_folder, outcome
 from ranks_server import OPTIONS
 from sources import ROOT
+from toys import toy_category
 
 from tiled_ref import cli
 from tiled_ref.running import processes
+from tiled_ref.running import results as stored
+from tiled_ref.running.category_images import CategoryImages
+from tiled_ref.running.cell import Options, run_cell
 from tiled_ref.running.pieces import Pieces
 from tiled_ref.running.processes import ENDED, Ended, Ranks, Share
+from tiled_ref.setups import Recipe, Setup
 from tiled_ref.support.devices import resolve_device
+from tiled_ref.support.errors import InputError
+from tiled_ref.support.progress import Progress
 
 SERVER = ROOT / "tests" / "ranks_server.py"
 RUN = SERVER.parent.parent / "run.py"
+QUIET = Progress(quiet=True)
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TILED_REF_THREADS": "1"}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -307,6 +315,52 @@ def test_a_cell_is_shared_location_by_location():
     assert list(second) == [] and not b.finishes
     assert list(first) == [] and a.finishes
     assert not b.finishes
+
+
+def test_a_rank_that_joins_holds_a_location_from_then_on():
+    """So the cell cannot be finished, and its files removed, before it has opened them."""
+    locations = [(0, 0), (0, 1)]
+    a, b = (Share(ranks, "cell") for ranks in together())
+    a.opened("ready")
+    first = a.take(locations)
+    assert next(first) == (0, 0) and b.joins(2)
+    assert list(first) == [] and not a.finishes
+    assert list(b.take(locations)) == [(0, 1)] and b.finishes
+
+
+def test_a_rank_that_comes_when_the_work_is_done_does_nothing(tmp_path, tiny_backbone):
+    """The other one has finished the cell and has removed its files; with one location, as of ST
+    and SM, that is usual."""
+    first, second = (one_cell(tiny_backbone, tmp_path, ranks=ranks) for ranks in together())
+    assert first["n_processes"] == 2 and second is None
+
+
+def one_cell(backbone, out, seed=42, **options):
+    """The result of a cell of one location."""
+    options = Options(out, **options)
+    images = CategoryImages(toy_category(), options, QUIET)
+    recipe = Recipe(Setup("SM-48", "SM", (48, 48), (48, 48), (48, 48)), seed=seed)
+    return run_cell(recipe, images, backbone, options, QUIET)
+
+
+def test_a_result_that_another_rank_replaces_has_no_row(tiny_backbone, tmp_path, monkeypatch):
+    """It was there when the folder was listed and has been moved away when it is read."""
+    for seed in 1, 2:
+        one_cell(tiny_backbone, tmp_path, seed)
+    gone, left = sorted(tmp_path.rglob("metrics.json"))
+    read, rows = stored.read_result, tmp_path / "results.csv"
+    assert len(rows.read_text().splitlines()) == 3
+
+    def replaced(path):
+        gone.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(stored, "read_result", replaced)
+    stored.write_results_csv(tmp_path)
+    assert len(rows.read_text().splitlines()) == 2
+    left.write_text("{}")
+    with pytest.raises(InputError, match="damaged"):
+        stored.write_results_csv(tmp_path)
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])

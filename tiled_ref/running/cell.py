@@ -77,7 +77,7 @@ def run_cell(recipe, images, backbone, options, progress=None):
         raise InputError("all cells of a category need the same antialias")
     progress.title = f"{category.name} {recipe.arch} {setup.name} seed {recipe.seed}"
     with Share(options.ranks, f"{category.dataset} {progress.title}") as share:
-        if not share.opens and share.is_over():
+        if not share.opens and (share.is_over() or not share.joins(setup.n_models)):
             return None
         ensemble = TiledEnsemble(
             recipe, backbone=backbone, weights=options.weights, device=options.device

@@ -133,7 +133,7 @@ class Share:
     last location, so it merges and scores."""
 
     def __init__(self, ranks, name):
-        self.ranks, self.name = ranks, f"cell/{name}"
+        self.ranks, self.name, self._held = ranks, f"cell/{name}", []
         self.opens = ranks.size == 1 or ranks.store.add(f"{self.name}/arrivals", 1) == 1
         self.finishes = ranks.size == 1
 
@@ -153,12 +153,22 @@ class Share:
         """Whether there is nothing left to compute; waits until the cell is open."""
         return self.ranks.read(f"{self.name}/open") != "ready"
 
+    def joins(self, count):
+        """Whether one of count locations is left for this rank, which did not open the cell.
+        It is kept for `take`, so the cell cannot be finished and removed before that."""
+        self._held = [self._next()]
+        return self._held[0] < count
+
     def take(self, locations):
         """Yield the cell's locations that this rank does, each done before the next is taken."""
         if self.ranks.size == 1:
             yield from locations
             return
-        store = self.ranks.store
-        while (k := store.add(f"{self.name}/next", 1) - 1) < len(locations) and not self.is_over():
+        while (k := self._next()) < len(locations) and not self.is_over():
             yield locations[k]
-            self.finishes = store.add(f"{self.name}/done", 1) == len(locations)
+            done = self.ranks.store.add(f"{self.name}/done", 1)
+            self.finishes = done == len(locations)
+
+    def _next(self):
+        """The index of the location to do next, which no other rank gets."""
+        return self._held.pop() if self._held else self.ranks.store.add(f"{self.name}/next", 1) - 1

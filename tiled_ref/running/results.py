@@ -107,8 +107,7 @@ def check_folder(out, category, identity):
     folder, or the same images in another, may be computed again.
     Parameters: out, Path; category, a data.Category; identity, see cell_identity.
     """
-    for path in sorted(Path(out, category.dataset, category.name).glob(f"*/*/seed*/{RESULT}")):
-        result = read_result(path)
+    for path, result in _results(Path(out, category.dataset, category.name), "*/*"):
         before = result.get("folder")
         same = result.get("images_digest") == identity["images_digest"]
         if before and before != category.folder and not same:
@@ -182,10 +181,21 @@ def read_result(path):
 
 def write_results_csv(out):
     """OUT/results.csv: one row for every metrics.json below OUT, sorted by path."""
-    paths = sorted(Path(out).glob(f"*/*/*/*/seed*/{RESULT}"))
-    rows = [{column: read_result(path)[column] for column in RESULT_COLUMNS} for path in paths]
+    found = _results(Path(out), "*/*/*/*")
+    rows = [{column: result[column] for column in RESULT_COLUMNS} for _, result in found]
     with atomic_write(Path(out) / "results.csv") as file:
         file.write(csv_text(RESULT_COLUMNS, rows))
+
+
+def _results(folder, levels):
+    """Yield (path, result) of every metrics.json so many levels below a folder, sorted, but for
+    those that another process of the run is replacing and has moved away since they were listed."""
+    for path in sorted(folder.glob(f"{levels}/seed*/{RESULT}")):
+        try:
+            yield path, read_result(path)
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
 
 
 def versions():
