@@ -21,7 +21,7 @@ SANITIZE = os.environ.get("TILED_REF_SANITIZE", "")
 
 ROOMS = (
     "archive", "data", "golden", "metrics", "models", "models.search", "reporting", "reporting.drawing",
-    "running", "serving", "support", "verdicts",
+    "reporting.walk", "running", "serving", "support", "verdicts",
 )  # fmt: skip
 DIRECTIVES = {
     "language_level": 3,
@@ -60,9 +60,9 @@ def kernel(name):
 setup(
     packages=["tiled_ref", *(f"tiled_ref.{room}" for room in ROOMS)],
     package_data={
-        "": ["README.md"],  # of every room
-        "tiled_ref.golden": ["CONVERSIONS.md", "reference/*", "reference/*/*", "reference/*/*/*"],
-        "tiled_ref.reporting": ["*.csv", "assets/*"],
+        "": ["*.md", "assets/*"],  # of every room
+        "tiled_ref.golden": ["reference/*", "reference/*/*", "reference/*/*/*"],
+        "tiled_ref.reporting": ["*.csv"],
     },
     ext_modules=cythonize(
         [kernel(name) for name in ("untile", "seam_blur", "aupro", "kcenter", "mahalanobis")],

@@ -27,7 +27,8 @@ from .models.padim import N_FEATURES, STORES, D
 from .models.weights import find_weights
 from .reporting.page import write_report
 from .reporting.summary import result_table, text_table
-from .reporting.walk import BUILT_IN, explain, write_walk
+from .reporting.walk.page import write_walk
+from .reporting.walk.stages import BUILT_IN, explain
 from .running import shared_layers
 from .running.cell import METRIC_SIZES, Options, run_cell
 from .running.engine import MEMORY_MODES

@@ -30,9 +30,10 @@ ROOMS = {
     "running": "ensemble archive verdicts smoothing metrics merging models data tiling support",
     "serving": "running archive verdicts smoothing metrics models data reporting.drawing "
     "support",
-    "reporting": "running ensemble setups verdicts smoothing merging models data "
-    "reporting.drawing support",
-    "cli": "serving running reporting ensemble setups verdicts models data support",
+    "reporting.walk": "running ensemble verdicts smoothing merging models data reporting.drawing "
+    "support",
+    "reporting": "running setups data reporting.drawing support",
+    "cli": "serving running reporting.walk reporting ensemble setups verdicts models data support",
     "__main__": "cli support",
 }
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "tiled_ref"}

@@ -11,7 +11,8 @@ from tiled_ref import cli
 from tiled_ref.data.encoders import encode_png
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
-from tiled_ref.reporting import walk
+from tiled_ref.reporting.walk import page as pages
+from tiled_ref.reporting.walk import stages as walk
 from tiled_ref.running.cell import Options
 from tiled_ref.setups import SETUPS, Setup
 from tiled_ref.support.errors import InputError
@@ -150,7 +151,7 @@ def test_without_defective_images_the_threshold_is_the_largest_normal_value(tiny
 
 def test_write_walk_makes_a_page_with_every_stage(walked, tmp_path):
     stages = walked[1]
-    names = walk.write_walk(stages, tmp_path / "new", "a <title>")
+    names = pages.write_walk(stages, tmp_path / "new", "a <title>")
     page = (tmp_path / "new" / "index.html").read_text("utf-8")
     assert names == [f"{k:02d}-{name}.png" for k, name in enumerate(STAGES, start=1)]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(
@@ -166,7 +167,7 @@ def test_write_walk_makes_a_page_with_every_stage(walked, tmp_path):
 def test_large_pictures_are_reduced(tmp_path):
     wide = np.zeros((100, 3000, 3), np.uint8)
     stage = walk.Stage("image", "", wide, "", "", "", wide)
-    (name,) = walk.write_walk([stage], tmp_path, "")
+    (name,) = pages.write_walk([stage], tmp_path, "")
     assert Image.open(tmp_path / name).size == (1024, 34)
 
 

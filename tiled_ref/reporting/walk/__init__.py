@@ -1,0 +1,1 @@
+"""The walk of one image through the whole method: `run.py --explain`."""
