@@ -41,6 +41,22 @@ OPTIONS = (
 PATIENCE = 150  # seconds for a case, which takes one or two; then it counts as hanging
 
 
+def environment(rank=0, size=2, **more):
+    """torchrun's variables of a rank, as text."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost",
+             "MASTER_PORT": 1, **more}  # fmt: skip
+    return {name: str(value) for name, value in names.items()}
+
+
+def together(size=2):
+    """Ranks of one process, whose store is in memory."""
+    store, ranks = dist.HashStore(), []
+    for rank in range(size):
+        ranks.append(processes.Ranks(environment(rank, size)))
+        ranks[-1].store = store
+    return ranks
+
+
 def launch(root, out, *extra, size=2, acts=None, of_rank=None, serves=True, event=None, restarts=0):
     """Run the command line in `size` ranks; a list of {status, signal, stdout, stderr}, by rank.
 

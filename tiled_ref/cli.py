@@ -690,8 +690,6 @@ def _prepare(args, progress):
     ]
     categories = _categories(args, progress)
     device = resolve_device(args.device, args.ranks)
-    if device.type == "cuda":  # float32 means float32, as on the CPU
-        torch.backends.cudnn.allow_tf32 = False
     make_folder(args.out)
     with args.ranks.one_at_a_time("weights"):  # one downloads them, the others find them
         weights = find_weights(args.weights, say=progress.note)

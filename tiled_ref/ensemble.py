@@ -23,7 +23,7 @@ from .data.tiles import LocationImages, OneAfterTheOther
 from .models.backbone import ResNet18Features
 from .models.weights import find_weights
 from .setups import Recipe
-from .support.devices import to_host
+from .support.devices import full_precision, to_host
 from .support.errors import InputError
 from .support.progress import Progress
 from .verdicts import thresholds
@@ -81,13 +81,15 @@ def each_location(
             model = None  # the last one goes before the next one comes
             model = recipe.model(network, device)
             tiles = OneAfterTheOther(list(inputs(train).values()))
-            model.fit(tiles, progress.stage(f"fit{where}", "fit"))  # Eq. 3
+            with full_precision():
+                model.fit(tiles, progress.stage(f"fit{where}", "fit"))  # Eq. 3
             states[location] = model.state()
         for place, tiles in inputs(test).items():
             where = f" tile {places.index(place) + 1}/{len(places)}" if len(places) > 1 else ""
             stage = progress.stage(f"predict{where}", "predict")
             for rows in slices(len(test), recipe.batch_size):
-                maps, scores = model.predict(tiles[rows])  # Eq. 4
+                with full_precision():
+                    maps, scores = model.predict(tiles[rows])  # Eq. 4
                 yield place, rows, *to_host(maps, scores)
                 stage(rows.stop, len(test))
 

@@ -15,6 +15,7 @@ from tiled_ref.models.search import coreset, lazy
 from tiled_ref.models.search import filter as filter_module
 from tiled_ref.models.search.coreset import (
     k_centre_greedy,
+    k_centre_greedy_device,
     project,
     projected_dimensions,
     select_coreset,
@@ -22,7 +23,6 @@ from tiled_ref.models.search.coreset import (
     squared_distances,
 )
 from tiled_ref.models.search.filter import Filter, product_roundoff
-from tiled_ref.models.search.lazy import k_centre_greedy_device
 from tiled_ref.support import arrays
 from tiled_ref.support.errors import InputError
 
@@ -259,21 +259,18 @@ def test_impossible_arguments_are_refused(change, message):
             k_centre_greedy_device(**arguments)
 
 
-@pytest.mark.parametrize("pool, budget", [(1, 1), (5, 3000), (4096, 2**28)])
-def test_device_algorithm_chooses_the_same_without_near_ties(pool, budget, rng):
+def test_device_algorithm_chooses_the_same_without_near_ties(rng):
     points = rng.standard_normal((150, 20)).astype(np.float32)
     for include_first in (False, True):
         expected = k_centre_greedy(points, 150, 7, include_first)
-        actual = k_centre_greedy_device(
-            torch.from_numpy(points), 150, 7, include_first, pool=pool, budget=budget
-        )
+        actual = k_centre_greedy_device(torch.from_numpy(points), 150, 7, include_first)
         assert actual.tolist() == expected.tolist()
 
 
 def test_device_algorithm_chooses_distinct_points_among_ties():
     for name in ("all equal", "duplicates", "few integers", "largest", "one point"):
         points = torch.from_numpy(hard_points()[name].astype(np.float32))
-        chosen = k_centre_greedy_device(points, len(points), 0, pool=16)
+        chosen = k_centre_greedy_device(points, len(points), 0)
         assert sorted(chosen.tolist()) == list(range(len(points)))
 
 
@@ -283,7 +280,7 @@ def test_progress_rises_to_the_count_and_says_so_once(tiny_sizes, rng):
     for choose in (
         lambda progress: k_centre_greedy(points, 90, 7, progress=progress),
         lambda progress: k_centre_greedy(points, 90, 7, impl="numpy", progress=progress),
-        lambda progress: k_centre_greedy_device(tensor, 90, 7, pool=10, progress=progress),
+        lambda progress: k_centre_greedy_device(tensor, 90, 7, progress=progress),
     ):
         calls = []
         choose(lambda *call: calls.append(call))

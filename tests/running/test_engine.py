@@ -12,6 +12,7 @@ import torch
 from meter import TensorMeter
 from toys import toy_images
 
+from tiled_ref.data.tiles import LocationImages
 from tiled_ref.ensemble import Forgotten, TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.running.engine import Engine, Resident
@@ -46,7 +47,9 @@ def head_by_head(ensemble, images, locations):
     """Maps (L, B, h, w) and scores (L, B) of one model after the other, and the features
     (L * B, ...) that joint heads are given."""
     resident = Resident(ensemble, ensemble.states)
-    features = resident.heads[0].features(resident.tiles(images))
+    grid = ensemble.setup.input_grid
+    tiles = LocationImages(images, grid, grid.locations(), ensemble.device)[:]
+    features = resident.heads[0].features(tiles)
     n, found = len(images), []
     for k, location in enumerate(locations):
         model = ensemble.make_model()

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from crash_server import make_folder, outcome
-from ranks_server import OPTIONS
+from ranks_server import OPTIONS, environment, together
 from sources import ROOT
 from toys import toy_category
 
@@ -258,21 +258,6 @@ def test_torchrun_ends_a_run_one_of_whose_processes_was_killed(parts, tmp_path):
 
 
 # ---------------------------------------------------------------------------------- part by part
-
-
-def environment(rank=0, size=2, **more):
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost",
-             "MASTER_PORT": 1, **more}  # fmt: skip
-    return {name: str(value) for name, value in names.items()}
-
-
-def together(size=2):
-    """Ranks of one process, whose store is in memory."""
-    store, ranks = torch.distributed.HashStore(), []
-    for rank in range(size):
-        ranks.append(Ranks(environment(rank, size)))
-        ranks[-1].store = store
-    return ranks
 
 
 def test_one_process_asks_nobody():

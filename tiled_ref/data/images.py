@@ -103,6 +103,7 @@ def normalize(batch):
     Returns float32 (B, 3, h, w) on the same device: (x / 255 - MEAN) / STD per channel, in
     float32 in the written order.
     """
-    mean = torch.tensor(MEAN, device=batch.device)[:, None, None]
-    std = torch.tensor(STD, device=batch.device)[:, None, None]
-    return batch.to(torch.float32).div_(255).sub_(mean).div_(std)
+    pixels = batch.to(torch.float32).div_(255)
+    for channel, mean, std in zip(pixels.unbind(1), MEAN, STD):
+        channel.sub_(mean).div_(std)
+    return pixels

@@ -38,13 +38,23 @@ class LocationImages:
         return len(self.images)
 
     def __getitem__(self, indices):
-        tiles = []
-        for location in self.locations:
-            rows, cols = self.grid.window(*location)
-            part = to_device(self.images[:, :, rows, cols][indices], self.device)
-            tiles.append(self.grid.pad_tile(normalize(part)))
+        windows = [self.grid.window(*location) for location in self.locations]
+        rows, cols = map(_around, zip(*windows))  # uploaded, and normalised, once
+        part = normalize(to_device(self.images[:, :, rows, cols][indices], self.device))
         forget_pages(self.images)
+        tiles = [
+            self.grid.pad_tile(part[:, :, _within(r, rows), _within(c, cols)]) for r, c in windows
+        ]
         return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
+
+
+def _around(spans):
+    """The slice from the first start to the last end of some slices."""
+    return slice(min(span.start for span in spans), max(span.stop for span in spans))
+
+
+def _within(span, outer):
+    return slice(span.start - outer.start, span.stop - outer.start)
 
 
 class OneAfterTheOther:

@@ -11,6 +11,7 @@ import tempfile
 import numpy as np
 import torch
 
+from ..support.devices import to_host
 from ..support.errors import InputError
 from .backbone import chunks
 
@@ -47,12 +48,12 @@ class CachedFeatures:
             )
         for index in range(len(images)):
             layers = layers_in_chunks(backbone, images[[index]])
-            layers = [layer.permute(0, 2, 3, 1) for layer in layers]  # (T, hf, wf, C)
+            self.device = layers[0].device
+            layers = to_host(*(layer.permute(0, 2, 3, 1) for layer in layers))  # (T, hf, wf, C)
             if index == 0:
                 self._reserve([(len(images), *layer.shape) for layer in layers], budget)
-                self.device = layers[0].device
             for k, layer in enumerate(layers):
-                self._table(k)[index] = layer.cpu().numpy()
+                self._table(k)[index] = layer
             if progress:
                 progress(index + 1, len(images), "features")
 

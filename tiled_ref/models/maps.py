@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ..support import arrays
 from ..support.devices import on_cpu
-from ..support.gaussian import SMALL, blur_rows_and_columns, gaussian_taps, reflected
+from ..support.gaussian import SMALL, blur_rows_and_columns, gaussian_taps
 from .backbone import chunks
 
 
@@ -37,10 +37,18 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
 
 
 def convolved(maps, sigma):
-    """gaussian_blur by torch's convolutions: maps (B, H, W), any device."""
-    half = torch.from_numpy(gaussian_taps(sigma, most=max(SMALL, *maps.shape[1:])))
-    taps = torch.cat([half.flip(0), half[1:]]).to(maps)  # (2r + 1,)
-    radius = len(half) - 1
-    rows, cols = (torch.from_numpy(reflected(n, radius)).to(maps.device) for n in maps.shape[1:])
+    """gaussian_blur by torch's convolutions: maps (B, H, W), any device, from which and to which
+    nothing moves."""
+    radius = len(gaussian_taps(sigma, most=max(SMALL, *maps.shape[1:]))) - 1
+    k = torch.arange(-radius, radius + 1, dtype=torch.float64, device=maps.device)
+    taps = torch.exp(k.square() / (-2 * sigma * sigma))
+    taps = (taps / taps.sum()).to(maps.dtype)  # (2r + 1,)
+    rows, cols = (_reflected(n, radius, maps.device) for n in maps.shape[1:])
     padded = maps[:, rows][:, :, cols][:, None]  # (B, 1, H + 2r, W + 2r)
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[:, 0]
+
+
+def _reflected(n, radius, device):
+    """`gaussian.reflected` on a device."""
+    k = torch.arange(-radius, n + radius, device=device) % max(1, 2 * (n - 1))
+    return torch.minimum(k, 2 * (n - 1) - k)

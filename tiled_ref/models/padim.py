@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..support.devices import on_cpu
+from ..support.devices import on_cpu, to_host
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
 from .base import Model
@@ -59,7 +59,7 @@ class Padim(Model):
     """
 
     STRIDE = FEATURE_STRIDE["layer1"]  # px per position of the embedding
-    FACTOR_CHUNK = {"cpu": 32, "cuda": 512}  # covariance matrices factored at a time
+    FACTOR_CHUNK = 32  # covariance matrices factored at a time
 
     def __init__(
         self, backbone, output_size, *, n_channels=D, store="float32", impl="cython", **options
@@ -70,9 +70,26 @@ class Padim(Model):
             raise InputError(f"n_channels must be between 1 and {of}, not {n_channels!r}")
         if store not in STORES:
             raise InputError(f"store must be one of {', '.join(STORES)}, not {store!r}")
+        self.impl, self.store, self._channels = impl, store, None
         self.channels = channel_choice(self.seed, n_channels, of)
-        self.impl, self.store = impl, store
         self.mean = self.factors = self.grid = None
+
+    @property
+    def channels(self):
+        """The channels kept, a list of ints, of the concatenation of all layers."""
+        return self._channels
+
+    @channels.setter
+    def channels(self, chosen):
+        """Also notes, for each layer, which of its channels they are and where they stand among
+        those kept: two rows of int64 on the device."""
+        if chosen != self._channels:
+            self._channels, self._places, first = chosen, [], 0
+            for width in channels_of(self.backbone).values():
+                mine = [k for k, c in enumerate(chosen) if first <= c < first + width]
+                places = [chosen[k] - first for k in mine], mine
+                self._places.append(torch.tensor(places, dtype=torch.int64).to(self.device))
+                first += width
 
     def n_learnt(self, n_images):
         """Numbers kept after training: at every position a mean and a triangle."""
@@ -92,14 +109,10 @@ class Padim(Model):
             layers = self.backbone(chunk)
             size = layers[0].shape[-2:]
             part = images.new_empty(len(chunk), len(self.channels), *size)
-            first = 0  # where the layer starts in the concatenation of all three
-            for layer in layers:
-                after = first + layer.shape[1]
-                mine = [k for k, c in enumerate(self.channels) if first <= c < after]
-                if mine:
-                    chosen = layer[:, [self.channels[k] - first for k in mine]]  # fewer to enlarge
-                    part[:, mine] = F.interpolate(chosen, size=size)  # nearest
-                first = after
+            for layer, (source, target) in zip(layers, self._places):
+                if len(source):  # only what is kept is enlarged
+                    chosen = layer.index_select(1, source)
+                    part.index_copy_(1, target, F.interpolate(chosen, size=size))  # nearest
             parts.append(part)
         embedding = torch.cat(parts)  # (B, D, hf, wf)
         return embedding if self.untile is None else self.untile(embedding, self.STRIDE)
@@ -150,20 +163,20 @@ class Padim(Model):
         d = scatter.shape[-1]
         shape, dtype = (len(scatter), d * (d + 1) // 2), STORES[self.store]
         self.factors = torch.empty(shape, dtype=dtype, device=self.device)
-        size, done = self.FACTOR_CHUNK.get(self.device.type, len(scatter)), 0
+        least, size = [], self.FACTOR_CHUNK
         for chunk, out in zip(scatter.split(size), self.factors.split(size)):
             covariance = chunk.div_(n - 1)
             covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
             factors = factors_of(covariance)  # no entry is beyond 1 / sqrt(EPSILON)
-            if factors.diagonal(dim1=-2, dim2=-1).min() < torch.finfo(dtype).tiny:
-                raise InputError(
-                    f"the features vary so much that {self.store} cannot keep PaDiM's factors; "
-                    "use --store float32"
-                )
+            least.append(factors.diagonal(dim1=-2, dim2=-1).min())
             out.copy_(pack(factors))
-            done += len(chunk)
             if progress:
-                progress(done, len(scatter), "factors")
+                progress(min(len(least) * size, len(scatter)), len(scatter), "factors")
+        if to_host(torch.stack(least))[0].min() < torch.finfo(dtype).tiny:
+            raise InputError(
+                f"the features vary so much that {self.store} cannot keep PaDiM's factors; "
+                "use --store float32"
+            )
 
     @torch.no_grad()
     def head(self, features):

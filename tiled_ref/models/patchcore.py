@@ -200,7 +200,7 @@ class PatchCore(Model):
     def load_state(self, state):
         """The inverse of state()."""
         self.bank = state["bank"]
-        self.chosen = state["chosen"].to(self.device)
+        self.chosen = state["chosen"]
         self.grid = tuple(state["grid"].tolist())
 
 

@@ -9,10 +9,9 @@
 import numpy as np
 import torch
 
-from ..data.images import normalize
-from ..data.reading import forget_pages
+from ..data.tiles import LocationImages
 from ..ensemble import collect, slices
-from ..support.devices import to_device, to_host
+from ..support.devices import full_precision, to_host
 from .rows import merge_rows
 
 MEMORY_MODES = ("low", "resident")
@@ -83,8 +82,10 @@ class Resident:
         low mode, at least those of one image.
         """
         for rows in slices(len(images), max(1, self.recipe.batch_size // len(self.locations))):
-            for location, found in zip(self.locations, self.found(images[rows])):
-                yield location, rows, *to_host(*found)
+            with full_precision():
+                maps, scores = map(torch.stack, zip(*self.found(images[rows])))  # (L, B, h, w)
+            for location, *found in zip(self.locations, *to_host(maps, scores)):
+                yield location, rows, *found
             if progress:
                 progress(rows.stop, len(images))
 
@@ -93,20 +94,11 @@ class Resident:
 
         Parameters: images uint8 (B, 3, H, W).
         """
-        features = self.heads[0].features(self.tiles(images))
+        grid = self.recipe.setup.input_grid
+        tiles = LocationImages(images, grid, grid.locations(), self.device)[:]  # (T * B, 3, h, w)
+        features = self.heads[0].features(tiles)
         n = len(features[0]) // len(self.locations)
         if self.joint:
             return zip(*(part.split(n) for part in self.joint(features)))
         parts = zip(*(layer.split(n) for layer in features))
         return (model.head(part) for model, part in zip(self.heads, parts))
-
-    def tiles(self, images):
-        """Normalised, padded tiles of all models, on the device: float32 (T * B, 3, h, w).
-
-        The images, uint8 (B, 3, H, W), go to the device once, and each pixel is normalised once.
-        """
-        grid = self.recipe.setup.input_grid
-        batch = normalize(to_device(images, self.device))
-        forget_pages(images)
-        windows = (grid.window(*location) for location in grid.locations())
-        return torch.cat([grid.pad_tile(batch[..., rows, cols]) for rows, cols in windows])

@@ -1,9 +1,11 @@
-"""Devices: the names that --device takes, the device that this process gets, and the ways there
-and back."""
+"""Devices: the names that --device takes, the device that this process gets, the ways there and
+back, and the precision of what is computed there."""
 
 import argparse
+import contextlib
 import re
 
+import numpy as np
 import torch
 
 from .errors import InputError
@@ -49,5 +51,43 @@ def to_device(array, device):
 
 
 def to_host(*tensors):
-    """Tensors (...), any dtype, of any device as NumPy arrays."""
-    return [tensor.cpu().numpy() for tensor in tensors]
+    """Tensors (...) of one dtype and one device as NumPy arrays, moved in a single transfer."""
+    if tensors[0].device.type == "cpu":
+        return [tensor.numpy() for tensor in tensors]
+    together = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
+    parts = np.split(together, np.cumsum([tensor.numel() for tensor in tensors[:-1]]))
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors)]
+
+
+@contextlib.contextmanager
+def full_precision():
+    """A context in which float32 means float32, whatever the process has asked torch for: products
+    and convolutions without TF32 or bfloat16. The settings, torch's own, are restored after it."""
+    before = _float32()
+    try:
+        _set_float32(["ieee"] * 4 if len(before) == 4 else [False, "highest"])
+        yield
+    finally:
+        _set_float32(before)
+
+
+def _float32():
+    """Torch's settings for products and convolutions of float32: four since torch 2.9."""
+    backends = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return [backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]
+    return [part.fp32_precision for part in _parts()]
+
+
+def _set_float32(settings):
+    if len(settings) == 2:
+        torch.backends.cudnn.allow_tf32 = settings[0]
+        torch.set_float32_matmul_precision(settings[1])
+        return
+    for part, setting in zip(_parts(), settings):
+        part.fp32_precision = setting
+
+
+def _parts():
+    cuda, cudnn, cpu = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    return cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv

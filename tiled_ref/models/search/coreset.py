@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from ...support import arrays
+from ...support.devices import to_host
 from ...support.errors import InputError
-from .lazy import check_sizes, k_centre_greedy_device, lazy_greedy
+from .lazy import check_sizes, lazy_greedy
 
 EPSILON = 0.9  # distortion allowed to the projection, the authors' configuration
 PROJECTED_AT_ONCE = 2**26  # bytes of the projection's float64 copies
@@ -147,9 +148,7 @@ def k_centre_greedy(
     threads = arrays.thread_count(threads)
     array = arrays.host_array("points", points, arrays.FLOATS[:1])
     check_sizes(array.shape, count, first)
-    extremes = np.min(array), np.max(array)
-    if not np.isfinite(extremes).all():
-        raise InputError("points must be finite: the features hold a NaN or an infinity")
+    _check_finite(np.array([np.min(array), np.max(array)]))
     search = greedy if impl == "numpy" else lazy_greedy
     return arrays.like(search(array, count, first, include_first, threads, progress), points)
 
@@ -173,3 +172,41 @@ def greedy(points, count, first, include_first=False, threads=None, progress=Non
         if progress:
             progress(step + 1, count)
     return chosen
+
+
+def k_centre_greedy_device(points, count, first, include_first=False, progress=None):
+    """`greedy` for points that stay where they are, on any device, which nothing waits for.
+
+    Parameters: points float32 (N, d), any device, finite; the others as in `k_centre_greedy`.
+    Returns int64 (count,), distinct, on the device.
+    Raises InputError as `k_centre_greedy` does.
+    Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on float64 points less their mean, so
+    within about 1e-13 of the largest |x|^2 of `squared_distances`: the indices are the same unless
+    two candidates are nearer than that to a tie.
+    """
+    check_sizes(points.shape, count, first)
+    _check_finite(*to_host(torch.stack([points.min(), points.max()])))
+    x = points.double()
+    x -= x.mean(0)
+    norms = x.square().sum(1)  # (N,)
+
+    def squares(row):
+        return (norms + norms[row] - 2 * (x @ x[row][0])).clamp_min_(0)  # (N,)
+
+    row = torch.full((1,), first, device=points.device)  # the last centre
+    minimum = squares(row)
+    chosen = row.new_empty(count)
+    for step in range(count):
+        if step or not include_first:
+            row = minimum.argmax(0, keepdim=True)
+        chosen[step] = row[0]
+        minimum = torch.minimum(minimum, squares(row)).index_fill_(0, row, -1.0)
+        if progress:
+            progress(step + 1, count)
+    return chosen
+
+
+def _check_finite(extremes):
+    """Raise InputError unless the smallest and the largest number, an array (2,), are finite."""
+    if not np.isfinite(extremes).all():
+        raise InputError("points must be finite: the features hold a NaN or an infinity")

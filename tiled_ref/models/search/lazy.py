@@ -14,7 +14,6 @@ The fast algorithm on a CPU returns the plain one's indices. It rests on three t
    filter nor on its rounding, nor on threads. (The projected points are a product.)
 """
 
-import math
 import threading
 
 import numpy as np
@@ -181,87 +180,6 @@ def _top(values, size):
     taken = size - len(above)
     rival = int(equal[taken]) if taken < len(equal) else n
     return np.sort(np.concatenate([above, equal[:taken]])), float(bound), rival
-
-
-def _top_of(values, size):
-    """_top for a tensor."""
-    n = len(values)
-    if n <= size:
-        return torch.arange(n, device=values.device), -1.0, n
-    bound = values.topk(size).values[-1]
-    above = torch.nonzero(values > bound)[:, 0]
-    equal = torch.nonzero(values == bound)[:, 0]
-    taken = size - len(above)
-    rival = int(equal[taken]) if taken < len(equal) else n
-    return torch.cat([above, equal[:taken]]).sort().values, float(bound), rival
-
-
-def k_centre_greedy_device(
-    points, count, first, include_first=False, pool=MAX_COMPETING, budget=2**28, progress=None
-):
-    """k_centre_greedy for points that stay where they are, on any device.
-
-    A pool of the points with the largest minima competes as in the fast algorithm, by their
-    float64 Gram matrix; the chosen ones are then applied to all points by matrix products in
-    float64, in chunks. Nothing but the numbers of the chosen points leaves the device.
-
-    Parameters: points float32 (N, d), any device, finite; count, first and include_first as
-    in k_centre_greedy; pool, points that compete; budget, bytes of a chunk; progress as there.
-    Returns int64 (count,), distinct, on the device.
-    Raises InputError as k_centre_greedy does.
-    Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on float64 points less their mean,
-    so within about 1e-13 of the largest |x|^2 of k_centre_greedy's distances: the indices
-    are the same unless two candidates are nearer than that to a tie.
-    """
-    check_sizes(points.shape, count, first)
-    if not bool(torch.isfinite(torch.stack([points.min(), points.max()])).all()):
-        raise InputError("points must be finite: the features hold a NaN or an infinity")
-    n, d = points.shape
-    mean = points.mean(0, dtype=torch.float64)  # (d,)
-    rows_at_a_time = max(1, budget // (8 * (d + BLOCK)))
-    chunks = [slice(a, a + rows_at_a_time) for a in range(0, n, rows_at_a_time)]
-
-    def centred(rows):
-        return points[rows].double() - mean
-
-    norms = torch.cat([centred(rows).square().sum(1) for rows in chunks])  # (N,)
-
-    def apply(centres):
-        for some in centres.split(BLOCK):
-            c, c_norms = centred(some), norms[some]
-            for rows in chunks:
-                nearest = _squares(centred(rows), norms[rows], c, c_norms).amin(1)
-                minimum[rows] = torch.minimum(minimum[rows], nearest)
-
-    minimum = torch.full_like(norms, math.inf)
-    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
-    apply(torch.tensor([first], device=points.device))
-    done = 0
-    if include_first:
-        chosen[0], minimum[first], done = first, -1.0, 1
-    while done < count:
-        rows, rival, rival_row = _top_of(minimum, pool)
-        x, competing = centred(rows), minimum[rows]
-        gram = _squares(x, norms[rows], x, norms[rows])  # (pool, pool)
-        before = done
-        while done < count:
-            value, best = competing.max(0)
-            best, row = int(best), int(rows[best])
-            if value < rival or (value == rival and row > rival_row):
-                break
-            chosen[done], done = row, done + 1
-            competing = torch.minimum(competing, gram[best])
-            competing[best] = -1.0
-        minimum[rows] = competing
-        apply(chosen[before:done])
-        if progress:
-            progress(done, count)
-    return chosen
-
-
-def _squares(x, x_norms, c, c_norms):
-    """|x|^2 + |c|^2 - 2 x.c of every x with every c, at least 0: float64 (x, c)."""
-    return torch.addmm(x_norms[:, None] + c_norms, x, c.T, alpha=-2).clamp_min_(0)
 
 
 def check_sizes(shape, count, first):
