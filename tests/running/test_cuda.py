@@ -174,12 +174,13 @@ def test_low_and_resident_agree(arch, setup):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_float16_deviates_little(arch):
-    """On a CPU, whose autocast takes float16 too, the largest difference was 1e-3."""
+    """But by more than float32 does from itself. On a CPU, whose autocast takes float16 too, the
+    largest differences were 3e-4 to 1e-3."""
     ensemble = fitted("ENS9", arch, DEVICE)
     images = images_of(ensemble.setup)[3:]
     half = elsewhere(ensemble, DEVICE, precision="float16").predict(images)
     found = off(half, ensemble.predict(images))
-    assert found[0] > 0 and max(found) <= 1e-2, found
+    assert 2e-5 < found[0] and max(found) <= 1e-2, found
 
 
 # ----------------------------------------------------------------------------------------- memory
