@@ -289,15 +289,6 @@ def test_progress_rises_to_the_count_and_says_so_once(tiny_sizes, rng):
         assert len(set(calls)) > 2 and done == sorted(done) and done.count(90) == 1 == 90 / done[-1]
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_device_algorithm_on_cuda(rng):
-    points = rng.standard_normal((3000, 100)).astype(np.float32)
-    expected = k_centre_greedy(points, 500, 7)
-    actual = k_centre_greedy_device(torch.from_numpy(points).cuda(), 500, 7)
-    assert actual.is_cuda and actual.tolist() == expected.tolist()
-
-
 def test_projected_dimensions_by_hand():
     """4 ln n / (0.81/2 - 0.729/3) = 4 ln n / 0.162."""
     assert projected_dimensions(40960) == int(4 * 10.6203516 / 0.162) == 262

@@ -332,23 +332,3 @@ def test_fit_takes_embeddings_as_well(tiny_backbone, pictures):
 def test_one_image_has_no_covariance(tiny_backbone, pictures):
     with pytest.raises(InputError, match="at least two normal training images.*got 1"):
         fitted(tiny_backbone, pictures[:1])
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_gives_the_maps_of_the_cpu(pictures):
-    from tiled_ref.models.backbone import ResNet18Features
-    from tiled_ref.models.weights import find_weights
-
-    def maps(device):
-        backbone = ResNet18Features(find_weights("random", seed=0).state_dict).to(device)
-        model = Padim(backbone, (64, 64), seed=42, device=device)
-        model.fit(Images(pictures.to(device)))
-        return model.predict(pictures.to(device))[0].cpu()
-
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        torch.testing.assert_close(maps("cuda"), maps("cpu"), rtol=1e-4, atol=0)
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

@@ -146,21 +146,3 @@ def test_no_step_and_no_image_are_refused(kind, tiny_backbone):
             kind(tiny_backbone, (64, 64), seed=0, device="cpu", steps=steps)
     with pytest.raises(InputError, match="at least one normal image"):
         kind(tiny_backbone, (64, 64), seed=0, device="cpu").fit(Images(pictures(2)[:0]))
-
-
-@pytest.mark.cuda
-def test_cuda_agrees_with_the_cpu(kind, fitted, monkeypatch):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as the command line does
-    from tiled_ref.models.backbone import ResNet18Features
-    from tiled_ref.models.weights import find_weights
-
-    images = pictures(5)
-    model = fitted(images)
-    backbone = ResNet18Features(find_weights("random", seed=0).state_dict).to("cuda")
-    other = kind(backbone, (64, 64), seed=42, device="cuda")
-    other.load_state(model.state())
-    torch.testing.assert_close(
-        other.predict(images.cuda())[0].cpu(), model.predict(images)[0], rtol=1e-4, atol=1e-4
-    )

@@ -90,7 +90,7 @@ class Sweep:
         """Yield (recipe, images, backbone) of every cell, the arguments of cell.run_cell.
 
         The backbone is a SharedLayers where cells may share its layers: in float32 on the CPU of
-        one process; a GPU computes them faster than a disk returns them.
+        one process. Whether the disk would pay beside a GPU is not measured.
         """
         for part in filter(None, self.estimates):
             self._plan(part.work, *(cell.work for cell in part.cells))

@@ -39,8 +39,8 @@ class Predictor(Engine):
     several frames are a batch. README.md has the whole loop.
     Parameters: ensemble, a fitted or loaded TiledEnsemble; impl and threads, see
     `merging.untile_average`; memory, see `running.engine`: None keeps all models in memory where
-    they fit RESIDENT_BUDGET on a CPU, and the tiles of an image BATCH_BUDGET, else one; on a GPU
-    choose "resident" where they fit.
+    they fit RESIDENT_BUDGET on a CPU, and the tiles of an image BATCH_BUDGET, else one, as on
+    a GPU, where the modes are not measured.
     Raises InputError where nothing was fitted; `predict`, for frames that `data.inputs` refuses.
     """
 
