@@ -25,8 +25,7 @@ from tiled_ref.data.images import normalize
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.models.backbone import ResNet18Features
-from tiled_ref.models.search.coreset import k_centre_greedy
-from tiled_ref.models.search.lazy import k_centre_greedy_device
+from tiled_ref.models.search.coreset import k_centre_greedy, k_centre_greedy_device
 from tiled_ref.models.weights import find_weights
 from tiled_ref.running.engine import MEMORY_MODES, Engine
 from tiled_ref.running.results import METRICS

@@ -19,7 +19,8 @@ def device_name(text):
 
 
 def resolve_device(name, ranks=None):
-    """The torch.device of a name; each of several processes on a machine has its own GPU.
+    """The torch.device of a name. "cuda" gives each of several processes on a machine its own GPU,
+    or GPU k modulo their number where there are fewer.
 
     Parameters: name, see `device_name`; ranks, a processes.Ranks, None for a single process.
     Returns torch.device. Raises InputError for a CUDA device that is not there.
