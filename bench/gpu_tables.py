@@ -59,11 +59,13 @@ def by_arch(head, rows, key, names, text, ratios=(), archs=MODELS):
 
     lines = [(name.replace("/", ", "), *line(name)) for name in names]
     if all(word in (NOT_YET, "-") for cells in lines for word in cells[1:]):
-        lines = []  # one sentence for all of it
+        lines = []  # a sentence instead
     for title, above, below, numbers in ratios:
         pairs = [(key.format(arch, above), key.format(arch, below)) for arch in archs]
         lines.append((title, *(quotient(rows, *pair, numbers) for pair in pairs)))
-    return markdown([head, *(TITLES.get(a, a) for a in archs)], lines) if lines else "Not measured."
+    if not lines:
+        return f"{head[0].upper() + head[1:]}: {NOT_YET}."
+    return markdown([head, *(TITLES.get(arch, arch) for arch in archs)], lines)
 
 
 def checks(rows):
@@ -132,7 +134,6 @@ def latency(rows, about):
 
 
 def quality(rows, about):
-    """Means over the seeds."""
     category, means = about.get("category"), {}
     dataset = next((name for name in ("mvtec", "visa") if category in paper.categories(name)), None)
     for arch in TRAINED:
@@ -154,7 +155,7 @@ def quality(rows, about):
             parts.append(f"{title} {mean} ({len(row[name])} seeds{beside})")
         return "; ".join(parts)
 
-    return [by_arch("", means, "quality/{}/{}", SETUPS, text, archs=TRAINED)]
+    return [by_arch("means over the seeds", means, "quality/{}/{}", SETUPS, text, archs=TRAINED)]
 
 
 def report(kept):
