@@ -26,8 +26,8 @@ from gpu_tables import SIDES  # noqa: E402
 from pipeline import THROUGHPUT_BATCH, made_ensemble  # noqa: E402
 
 from tiled_ref.data import folder, reading, synthetic  # noqa: E402
-from tiled_ref.ensemble import merge  # noqa: E402
-from tiled_ref.running.engine import Engine, Resident  # noqa: E402
+from tiled_ref.models.backbone import chunks  # noqa: E402
+from tiled_ref.running.engine import Engine  # noqa: E402
 from tiled_ref.support.files import atomic_write  # noqa: E402
 from tiled_ref.support.memory import PeakMemory  # noqa: E402
 
@@ -159,34 +159,38 @@ def passes(function, device, n, limit):
 
 
 @torch.no_grad()
-def graph_of(ensemble, image):
-    """The engine's resident mode as one CUDA graph: images like this (1, 3, H, W) -> as Engine."""
-    grid, resident = ensemble.grid, Resident(ensemble, ensemble.states)
-    static = torch.from_numpy(image).to(ensemble.device)
-
-    def found():
-        maps, scores = zip(*list(resident.found(static)))
-        return torch.stack(maps), torch.stack(scores)  # (T, 1, h, w), (T, 1)
-
-    side = torch.cuda.Stream()
+def captured(network, tiles):
+    """A function that passes tiles of this shape through the network as one CUDA graph; its
+    results are overwritten by the next call."""
+    static, side = tiles.clone(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            found()
+            network(static)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = found()
+        layers = network(static)
 
-    def predict(images):
-        static.copy_(torch.from_numpy(images))
+    def replay(tiles):
+        static.copy_(tiles)
         graph.replay()
-        maps, scores = (part.cpu().numpy() for part in results)
-        shape = grid.rows, grid.cols, len(images)
-        maps = maps.reshape(*shape, *grid.tile_size)
-        return merge(maps, scores.reshape(shape), ensemble.recipe)
+        return layers
 
-    return predict
+    return replay
+
+
+def graph_of(ensemble, image):
+    """predict of the engine in resident mode with CUDA graphs of the backbone, one for each size of
+    its batches, for images like this one, uint8 (1, 3, H, W).
+
+    Tiles and heads stay outside: they copy constants from the host, which a graph cannot.
+    """
+    engine = Engine(ensemble, "resident")
+    parts = {len(part): part for part in chunks(engine.resident.tiles(image))}
+    graphs = {n: captured(ensemble.network, part) for n, part in parts.items()}
+    engine.resident.heads[0].backbone = lambda tiles: graphs[len(tiles)](tiles)
+    return engine.predict
 
 
 def rows_of(job):

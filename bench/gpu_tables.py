@@ -126,7 +126,8 @@ def latency(rows, about):
     return [
         f"One image in host memory, {warmup} warm-up and {measured} measured passes{capped}: mean "
         "/ median / min. Ratios are of medians. Deviations are from float32 in `low`, relative to "
-        "the largest value; float32 is timed up to 1e-4.",
+        "the largest value; float32 is timed up to 1e-4. Graph: resident, the backbone in CUDA "
+        "graphs; tiles and heads stay outside.",
         by_arch("latency, ms", rows, key, RUNS, times, ratios),
         by_arch("images/s, batch of 16, PatchCore 8", rows, key, RUNS, rate),
         by_arch("passes made; deviation", rows, key, RUNS, made),
