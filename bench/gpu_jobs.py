@@ -45,6 +45,7 @@ def pictures(job, split, n, size):
 
 
 def category_of(job):
+    """The Category that the images are of."""
     if job["root"]:
         return folder.load(job["root"], job["category"])
     return synthetic.load(None, "board", n_train=job["n_train"])

@@ -166,8 +166,9 @@ def report(kept):
     if rows:
         data = about["category"] or "the built-in category board"
         blocks = [
-            f"{about['date']}, {about['card']}, torch {about['torch']}; {data}, {about['n_train']} "
-            f"training images; {about['kind']} weights; {about['steps']} training steps; no TF32."
+            f"{about['date']}, {about['card']}, torch {about['torch']}; {data}, memory and latency "
+            f"with {about['n_train']} training images; {about['kind']} weights; {about['steps']} "
+            "training steps; no TF32."
         ]
     blocks += ["### Tests", *checks(rows), "### Memory", *memory(rows),
                "### Latency and throughput", *latency(rows, about),

@@ -273,7 +273,7 @@ def test_the_tables(bench):
              "card": "H", "date": "D", "passes": [100, 300]}  # fmt: skip
     page = bench.gpu_tables.report({"measured": rows, "about": about})
     for text in (
-        "D, H, torch 2; screw, 3 training images; imagenet weights; 200 training steps",
+        "D, H, torch 2; screw, memory and latency with 3 training images; imagenet weights; 200 ",
         "| SM256 | 4 / 5 | not measured |", "| ENS9 | 3 / 5 | not measured |",
         "| ENS9 / SM256 (goal: at most 1.10) | 1.50 / 1.25 | not measured |",
         "| ENS9 | 1.2 (3; 975) | not measured |",
