@@ -1,0 +1,276 @@
+"""Everything about CUDA, measured by one command that is called until nothing is left.
+
+    python bench/gpu.py                                     the built-in pictures
+    python bench/gpu.py --root mvtec --category screw       a folder of images, as of run.py
+    python bench/gpu.py --full                              1000 + 1000 passes of the latency
+
+Parts, in this order; each row is one measurement and is kept in OUT/gpu.json as it is finished:
+
+    checks    pytest -m cuda
+    memory    peaks and seconds of training, peaks of prediction; images of up to 4096 px
+    latency   of one image, from host memory to its map in host memory, and images per second
+    quality   FastFlow and Reverse Distillation by run.py, six setups, three seeds
+
+A call measures what is missing until its minutes are over; the same command continues. What fails
+is a row with its error, and the others go on; --retry tries it again. OUT/gpu.md has the tables,
+OUT/errors.txt what failed processes said.
+
+Exit status: 0 all is measured, 1 all but what failed, 3 something is left, 2 wrong options or no
+CUDA device.
+
+The script is not called cuda.py, because that would hide NVIDIA's package `cuda` from torch.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+from pathlib import Path
+from xml.etree import ElementTree
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from gpu_tables import PARTS, keys_of, report  # noqa: E402
+from pipeline import failure, setup_of, write_readme  # noqa: E402
+
+from tiled_ref.data import folder  # noqa: E402
+from tiled_ref.models import MODELS  # noqa: E402
+from tiled_ref.models.weights import find_weights  # noqa: E402
+from tiled_ref.support.errors import InputError  # noqa: E402
+from tiled_ref.support.files import atomic_write  # noqa: E402
+
+TITLE = "GPU: `python bench/gpu.py`"
+CHECKS = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"]
+GRACE = 15  # seconds between SIGTERM and SIGKILL
+
+
+def run(command, seconds, on_line=lambda line: None):
+    """Run a command; on_line gets each line that it prints. After the seconds it is ended.
+
+    Returns (whether it was ended, its returncode and stderr).
+    """
+    ended = threading.Event()
+
+    def end(process, how):
+        ended.set()
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(process.pid, how)
+
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True
+    ) as process:  # fmt: skip
+        timers = [
+            threading.Timer(max(0, seconds), end, (process, signal.SIGTERM)),
+            threading.Timer(max(0, seconds) + GRACE, end, (process, signal.SIGKILL)),
+        ]
+        for timer in timers:
+            timer.start()
+        try:
+            for line in process.stdout:
+                on_line(line)
+            process.wait()
+        finally:
+            for timer in timers:
+                timer.cancel()
+            if process.poll() is None:
+                end(process, signal.SIGKILL)
+        errors.seek(0)
+        done = types.SimpleNamespace(returncode=process.returncode, stderr=errors.read())
+    return ended.is_set(), done
+
+
+def run_checks(args, keys, seconds, store):
+    path = args.out / "checks.xml"
+    path.unlink(missing_ok=True)
+    ended, done = run([*CHECKS, f"--junitxml={path}"], seconds)
+    if path.is_file() and not ended:
+        cases = list(ElementTree.parse(path).iter("testcase"))
+        kinds = [{part.tag for part in case} for case in cases]
+        failed = [f"{case.get('classname')}::{case.get('name')}"
+                  for case, kind in zip(cases, kinds) if kind & {"failure", "error"}]  # fmt: skip
+        skipped = sum("skipped" in kind for kind in kinds)
+        passed = len(cases) - len(failed) - skipped
+        store("checks", {"passed": passed, "skipped": skipped, "failed": failed})
+    return ended, done
+
+
+def run_job(args, keys, seconds, store):
+    def on_line(line):
+        if line.startswith('{"key"'):
+            found = json.loads(line)
+            store(found["key"], found["row"])
+
+    job = json.dumps(job_of(args) | {"keys": keys})
+    return run([sys.executable, str(ROOT / "bench" / "gpu_jobs.py"), job], seconds, on_line)
+
+
+def run_quality(args, keys, seconds, store):
+    """All setups of an architecture and seed by one run.py, which keeps what is finished."""
+    _, arch, seed, _ = keys[0].split("/")
+    job = job_of(args)
+    names = {setup_of(job, key.split("/")[-1]).name: key for key in keys}
+    command = [
+        sys.executable, str(ROOT / "run.py"), "--resume", "--quiet", "--device", args.device,
+        "--weights", args.weights, "--arch", arch, "--seed", seed, "--steps", str(args.steps),
+        "--out", str(args.out / "runs"), "--setup", *(key.split("/")[-1] for key in keys),
+    ]  # fmt: skip
+    if args.root:
+        command += ["--dataset", "folder", "--root", args.root, "--category", args.category]
+    if args.shrink > 1:
+        setup = setup_of(job, keys[0].split("/")[-1])
+        command += ["--image-size", str(setup.image_size[0])]
+        if setup.kind != "SM":
+            command += ["--tile-size", str(setup.tile_size[0]), "--stride", str(setup.stride[0])]
+    ended, done = run(command, seconds)
+    for path in (args.out / "runs").rglob("metrics.json"):
+        result = json.loads(path.read_text("utf-8"))
+        key = names.get(result["setup"])
+        if key and (result["arch"], str(result["seed"])) == (arch, seed):
+            wanted = "image_auroc", "pixel_aupro", "seconds_train", "n_train"
+            store(key, {name: result[name] for name in wanted})
+    return ended, done
+
+
+RUNS = {"checks": run_checks, "memory": run_job, "latency": run_job, "quality": run_quality}
+
+
+def fill(args, kept, started):
+    """Measure what is missing, process after process, until the minutes are over."""
+    rows, since = kept["measured"], [started]
+    budget = 60 * args.minutes * 0.95  # the rest is for ending the last process
+
+    def store(key, row):
+        rows[key], since[0] = row, time.monotonic()
+        print(f"{key}: {row.get('error', 'measured')}", file=sys.stderr, flush=True)
+        with atomic_write(args.out / "gpu.json") as file:
+            json.dump(kept | {"rows": figure_rows(rows, args.device)}, file, indent=1)
+
+    while missing := [key for key in args.keys if key not in rows]:
+        left = started + budget - time.monotonic()
+        if left <= 0:
+            return
+        part, *names = missing[0].split("/")
+        group = [part, *names[: 2 if part == "quality" else 1]]
+        keys = [key for key in missing if key.split("/")[: len(group)] == group]
+        if part == "quality" and args.shrink > 1:
+            keys = keys[:1]  # a run.py has the sizes of one setup
+        ended, done = RUNS[part](args, keys, left, store)
+        rest = [key for key in keys if key not in rows]
+        if ended:  # what had nearly the whole call would be ended again
+            if rest and part != "quality" and time.monotonic() - since[0] > 0.9 * budget:
+                store(rest[0], {"error": f"took more than --minutes {args.minutes:g}"})
+        elif rest:
+            with open(args.out / "errors.txt", "a", encoding="utf-8") as file:
+                file.write(f"{rest[0]}\n{done.stderr}\n")
+            store(rest[0], {"error": failure(done)})
+
+
+def job_of(args):
+    """What all measurements have in common."""
+    names = "device", "weights", "root", "category", "n_train", "steps", "shrink"
+    passes = [1000, 1000] if args.full else [100, 300]
+    limit = 1e9 if args.full else args.row_seconds
+    return {name: getattr(args, name) for name in names} | {
+        "passes": passes, "row_seconds": limit, "out": str(args.out),
+    }  # fmt: skip
+
+
+def figure_rows(rows, device):
+    """Rows for Fig. 8, as of bench/pipeline.py: float32, low mode."""
+    return [
+        {"arch": key.split("/")[1], "setup": key.split("/")[2], "device": device, **row}
+        for key, row in rows.items() if key.endswith("/float32/low") and "latency_ms" in row
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--root", metavar="FOLDER", help="images laid out as for run.py --dataset folder; "
+        "default: the built-in category board")
+    add("--category", help="a folder in --root; default: the first")
+    add("--weights", default="auto", metavar="auto|random|FILE", help="as of run.py")
+    add("--minutes", type=float, default=8, help="of this call, at most; default 8")
+    add("--full", action="store_true", help="1000 + 1000 passes of the latency, however long")
+    add("--row-seconds", type=float, default=3, help="of a row of the latency, about; default 3")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    add("--archs", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    add("--retry", action="store_true", help="measure again what failed")
+    add("--n-train", type=int, default=200, help="training images, at most; default 200")
+    add("--steps", type=int, default=200, help="of FastFlow and Reverse Distillation; default 200")
+    add("--shrink", type=int, default=1, help="divide the sizes of the setups, for a quick look")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: for a test of this script")
+    add("--out", type=Path, default=Path("results/gpu"), help="default results/gpu")
+    add("--readme", type=Path, metavar="FILE", help="a page that gets the tables too")
+    return parser
+
+
+def prepare(args):
+    """Decide what is measured; returns what earlier calls have kept. Raises InputError."""
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.root:
+        args.root = str(Path(args.root).resolve())
+        args.category = args.category or folder.categories(args.root)[0]
+        args.n_train = min(args.n_train, len(folder.load(args.root, args.category).train))
+    weights = find_weights(args.weights)
+    if args.weights not in ("auto", "random"):
+        args.weights = str(Path(args.weights).resolve())
+    elif weights.kind == "random":
+        args.weights = "random"  # a search without success is not repeated
+    card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    about = job_of(args) | {"card": card, "torch": torch.__version__, "kind": weights.kind}
+    args.keys = keys_of(args.parts, args.archs)
+    path = args.out / "gpu.json"
+    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {"measured": {}}
+    before = kept.get("about", about | {"date": time.strftime("%Y-%m-%d")})
+    if changed := [name for name in about if about[name] != before.get(name)]:
+        changed = ", ".join(changed)
+        raise InputError(f"{path} was measured with another {changed}; choose another --out")
+    if args.retry:
+        kept["measured"] = {k: row for k, row in kept["measured"].items() if "error" not in row}
+    return kept | {"about": before}
+
+
+def main(argv=None):
+    started = time.monotonic()
+    args = build_parser().parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("torch sees no CUDA device here, so nothing was measured", file=sys.stderr)
+        return 2
+    try:
+        kept = prepare(args)
+    except InputError as error:
+        print(f"bench/gpu.py: {error}", file=sys.stderr)
+        return 2
+    fill(args, kept, started)
+    text = report(kept)
+    with atomic_write(args.out / "gpu.md") as file:
+        file.write(f"## {TITLE}\n\n{text}\n")
+    if args.readme:
+        write_readme(args.readme, "gpu", TITLE, text)
+    left = [key for key in args.keys if key not in kept["measured"]]
+    if left:
+        print(f"left: {len(left)} of {len(args.keys)} measurements, {left[0]} is next; the same "
+              "command continues", file=sys.stderr)  # fmt: skip
+        return 3
+    return 1 if any("error" in kept["measured"][key] for key in args.keys) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
