@@ -6,7 +6,7 @@
 
 Parts: latency and memory (Figs. 5, 8), training (Table 4), resolution (Fig. 6), images and
 tiles (how the cost grows), peer (anomalib's tiled ensemble beside run.py, end to end). GPUs are
-measured by bench/gpu.py.
+measured by bench/cuda.py.
 
 Protocol of the latency: one image in memory; timed are tiling, all models, untiling and
 smoothing. Throughput: batches of 16 (8 for PatchCore). Both modes of the engine are first compared

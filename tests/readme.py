@@ -10,7 +10,7 @@ FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[\w: ]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 # The page in front, one in each room, and the results. The commands of bench/README.md take hours;
-# test_bench.py, test_pipeline.py and test_gpu.py run what they run on small data.
+# test_bench.py, test_pipeline.py and test_cuda_bench.py run what they run on small data.
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "tiled_ref").rglob("README.md")),

@@ -1,6 +1,6 @@
-"""What bench/gpu.py measures of memory and latency, in a process of its own.
+"""What bench/cuda.py measures of memory and latency, in a process of its own.
 
-    python bench/gpu_jobs.py JOB        JOB: bench/gpu.py's dict, as JSON
+    python -m bench.cuda_jobs JOB        JOB: bench/cuda.py's dict, as JSON
 
 Protocol of the latency: one image in host memory; timed are the copy to the device, tiling, all
 models, untiling, smoothing, map and score back on the host. Throughput: batches of 16 (8 for
@@ -10,7 +10,6 @@ PatchCore). Results are compared with those of float32 in low mode before anythi
 import functools
 import gc
 import json
-import os
 import statistics
 import sys
 import time
@@ -20,16 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-
-from gpu_tables import SIDES  # noqa: E402
-from pipeline import THROUGHPUT_BATCH, made_ensemble  # noqa: E402
-
-from tiled_ref.data import folder, reading, synthetic  # noqa: E402
-from tiled_ref.models.backbone import chunks  # noqa: E402
-from tiled_ref.running.engine import Engine  # noqa: E402
-from tiled_ref.support.files import atomic_write  # noqa: E402
-from tiled_ref.support.memory import PeakMemory  # noqa: E402
+from bench.cuda_tables import SIDES
+from bench.pipeline import THROUGHPUT_BATCH, made_ensemble
+from tiled_ref.data import folder, reading, synthetic
+from tiled_ref.running.engine import Engine
+from tiled_ref.support.devices import full_precision
+from tiled_ref.support.files import atomic_write
+from tiled_ref.support.memory import PeakMemory
 
 BOUND = 1e-4  # relative deviation of float32 results
 
@@ -160,43 +156,40 @@ def passes(function, device, n, limit):
 
 
 @torch.no_grad()
-def captured(network, tiles):
-    """A function that passes tiles of this shape through the network as one CUDA graph; its
-    results are overwritten by the next call."""
-    static, side = tiles.clone(), torch.cuda.Stream()
+def captured(function):
+    """The result of a function of tensors on the device, and a CUDA graph that computes it anew."""
+    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            network(static)
+            function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        layers = network(static)
-
-    def replay(tiles):
-        static.copy_(tiles)
-        graph.replay()
-        return layers
-
-    return replay
+        result = function()
+    return result, graph
 
 
 def graph_of(ensemble, image):
-    """predict of the engine in resident mode with CUDA graphs of the backbone, one for each size of
-    its batches, for images like this one, uint8 (1, 3, H, W).
-
-    Tiles and heads stay outside: they copy constants from the host, which a graph cannot.
-    """
+    """predict of the engine in resident mode, all between the upload of one image, such as this
+    uint8 (1, 3, H, W), and the download of its maps and scores in one CUDA graph."""
     engine = Engine(ensemble, "resident")
-    parts = {len(part): part for part in chunks(engine.resident.tiles(image))}
-    graphs = {n: captured(ensemble.network, part) for n, part in parts.items()}
-    engine.resident.heads[0].backbone = lambda tiles: graphs[len(tiles)](tiles)
+    resident = engine.resident
+    static, found = torch.from_numpy(image).to(ensemble.device), resident.found
+    with full_precision():
+        result, graph = captured(lambda: list(found(static)))
+
+    def replay(images):
+        static.copy_(torch.from_numpy(images))
+        graph.replay()
+        return result
+
+    resident.found = replay
     return engine.predict
 
 
 def rows_of(job):
     """Measure the job's keys: a dict each. What fails ends the process."""
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as on the CPU
     for key in job["keys"]:
         part, *names = key.split("/")
         measure = {"memory": measure_memory, "latency": measure_latency}[part]

@@ -1,10 +1,10 @@
 """Everything about CUDA, measured by one command that is called until nothing is left.
 
-    python bench/gpu.py                                     the built-in pictures
-    python bench/gpu.py --root mvtec --category screw       a folder of images, as of run.py
-    python bench/gpu.py --full                              1000 + 1000 passes of the latency
+    python bench/cuda.py                                     the built-in pictures
+    python bench/cuda.py --root mvtec --category screw       a folder of images, as of run.py
+    python bench/cuda.py --full                              1000 + 1000 passes of the latency
 
-Parts, in this order; each row is one measurement and is kept in OUT/gpu.json as it is finished:
+Parts, in this order; each row is one measurement and is kept in OUT/cuda.json as it is finished:
 
     checks    pytest -m cuda
     memory    peaks and seconds of training, peaks of prediction; images of up to 4096 px
@@ -12,13 +12,11 @@ Parts, in this order; each row is one measurement and is kept in OUT/gpu.json as
     quality   FastFlow and Reverse Distillation by run.py, six setups, three seeds
 
 A call measures what is missing until its minutes are over; the same command continues. What fails
-is a row with its error, and the others go on; --retry tries it again. OUT/gpu.md has the tables,
+is a row with its error, and the others go on; --retry tries it again. OUT/cuda.md has the tables,
 OUT/errors.txt what failed processes said.
 
 Exit status: 0 all is measured, 1 all but what failed, 3 something is left, 2 wrong options or no
 CUDA device.
-
-The script is not called cuda.py, because that would hide NVIDIA's package `cuda` from torch.
 """
 
 import argparse
@@ -35,21 +33,22 @@ import types
 from pathlib import Path
 from xml.etree import ElementTree
 
-import torch
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+# Not this folder, where torch would find this file instead of NVIDIA's package `cuda`.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != HERE)]
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+import torch  # noqa: E402
 
-from gpu_tables import PARTS, keys_of, report  # noqa: E402
-from pipeline import failure, setup_of, write_readme  # noqa: E402
-
+from bench.cuda_tables import PARTS, keys_of, report  # noqa: E402
+from bench.pipeline import failure, setup_of, write_readme  # noqa: E402
 from tiled_ref.data import folder  # noqa: E402
 from tiled_ref.models import MODELS  # noqa: E402
 from tiled_ref.models.weights import find_weights  # noqa: E402
 from tiled_ref.support.errors import InputError  # noqa: E402
 from tiled_ref.support.files import atomic_write  # noqa: E402
 
-TITLE = "GPU: `python bench/gpu.py`"
+TITLE = "GPU: `python bench/cuda.py`"
 CHECKS = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"]
 GRACE = 15  # seconds between SIGTERM and SIGKILL
 
@@ -111,7 +110,7 @@ def run_job(args, keys, seconds, store):
             store(found["key"], found["row"])
 
     job = json.dumps(job_of(args) | {"keys": keys})
-    return run([sys.executable, str(ROOT / "bench" / "gpu_jobs.py"), job], seconds, on_line)
+    return run([sys.executable, "-m", "bench.cuda_jobs", job], seconds, on_line)
 
 
 def run_quality(args, keys, seconds, store):
@@ -152,7 +151,7 @@ def fill(args, kept, started):
     def store(key, row):
         rows[key], since[0] = row, time.monotonic()
         print(f"{key}: {row.get('error', 'measured')}", file=sys.stderr, flush=True)
-        with atomic_write(args.out / "gpu.json") as file:
+        with atomic_write(args.out / "cuda.json") as file:
             json.dump(kept | {"rows": figure_rows(rows, args.device)}, file, indent=1)
 
     while missing := [key for key in args.keys if key not in rows]:
@@ -215,7 +214,7 @@ def build_parser():
     add("--steps", type=int, default=200, help="of FastFlow and Reverse Distillation; default 200")
     add("--shrink", type=int, default=1, help="divide the sizes of the setups, for a quick look")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: for a test of this script")
-    add("--out", type=Path, default=Path("results/gpu"), help="default results/gpu")
+    add("--out", type=Path, default=Path("results/cuda"), help="default results/cuda")
     add("--readme", type=Path, metavar="FILE", help="a page that gets the tables too")
     return parser
 
@@ -236,7 +235,7 @@ def prepare(args):
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     about = job_of(args) | {"card": card, "torch": torch.__version__, "kind": weights.kind}
     args.keys = keys_of(args.parts, args.archs)
-    path = args.out / "gpu.json"
+    path = args.out / "cuda.json"
     kept = json.loads(path.read_text("utf-8")) if path.is_file() else {"measured": {}}
     before = kept.get("about", about | {"date": time.strftime("%Y-%m-%d")})
     if changed := [name for name in about if about[name] != before.get(name)]:
@@ -256,14 +255,14 @@ def main(argv=None):
     try:
         kept = prepare(args)
     except InputError as error:
-        print(f"bench/gpu.py: {error}", file=sys.stderr)
+        print(f"bench/cuda.py: {error}", file=sys.stderr)
         return 2
     fill(args, kept, started)
     text = report(kept)
-    with atomic_write(args.out / "gpu.md") as file:
+    with atomic_write(args.out / "cuda.md") as file:
         file.write(f"## {TITLE}\n\n{text}\n")
     if args.readme:
-        write_readme(args.readme, "gpu", TITLE, text)
+        write_readme(args.readme, "cuda", TITLE, text)
     left = [key for key in args.keys if key not in kept["measured"]]
     if left:
         print(f"left: {len(left)} of {len(args.keys)} measurements, {left[0]} is next; the same "

@@ -1,9 +1,8 @@
-"""What bench/gpu.py measures, by name, and the tables in Markdown of what it has measured."""
+"""What bench/cuda.py measures, by name, and the tables in Markdown of what it has measured."""
 
 import statistics
 
-from pipeline import MIB, TITLES, TRAINED, markdown, milliseconds
-
+from bench.pipeline import MIB, TITLES, TRAINED, markdown, milliseconds
 from tiled_ref.models import MODELS
 from tiled_ref.reporting import paper
 from tiled_ref.setups import SETUPS
@@ -126,8 +125,8 @@ def latency(rows, about):
     return [
         f"One image in host memory, {warmup} warm-up and {measured} measured passes{capped}: mean "
         "/ median / min. Ratios are of medians. Deviations are from float32 in `low`, relative to "
-        "the largest value; float32 is timed up to 1e-4. Graph: resident, the backbone in CUDA "
-        "graphs; tiles and heads stay outside.",
+        "the largest value; float32 is timed up to 1e-4. Graph: resident, all between "
+        "upload and download as one CUDA graph.",
         by_arch("latency, ms", rows, key, RUNS, times, ratios),
         by_arch("images/s, batch of 16, PatchCore 8", rows, key, RUNS, rate),
         by_arch("passes made; deviation", rows, key, RUNS, made),
@@ -160,7 +159,7 @@ def quality(rows, about):
 
 
 def report(kept):
-    """The tables of what gpu.json holds."""
+    """The tables of what cuda.json holds."""
     rows, about = kept["measured"], kept["about"]
     blocks = []
     if rows:

@@ -1,4 +1,4 @@
-"""bench/gpu.py on a CPU: it measures, goes on where it ended, keeps errors and writes tables."""
+"""bench/cuda.py on a CPU: it measures, goes on where it ended, keeps errors and writes tables."""
 
 import contextlib
 import importlib
@@ -11,8 +11,8 @@ import pytest
 from sources import ROOT
 
 from tiled_ref.data.encoders import encode_png
-from tiled_ref.models import padim
 from tiled_ref.reporting.charts import read_pipeline
+from tiled_ref.running.engine import Resident
 
 TOY = ["--device", "cpu", "--weights", "random", "--shrink", "8", "--n-train", "3", "--steps", "1",
        "--row-seconds", "0.01"]  # fmt: skip
@@ -22,9 +22,9 @@ TOY = ["--device", "cpu", "--weights", "random", "--shrink", "8", "--n-train", "
 def bench():
     """The script's three files."""
     before = list(sys.path)
-    sys.path.insert(0, str(ROOT / "bench"))
-    names = "gpu", "gpu_jobs", "gpu_tables"
-    modules = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    sys.path.insert(0, str(ROOT))
+    names = "cuda", "cuda_jobs", "cuda_tables"
+    modules = SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
     sys.path[:] = before
     return modules
 
@@ -45,9 +45,9 @@ def call(bench, tmp_path):
     """Calls the script: (status, what is measured, the page)."""
 
     def call(*argv):
-        status = bench.gpu.main([*TOY, "--out", str(tmp_path / "out"), *argv])
-        kept = json.loads((tmp_path / "out" / "gpu.json").read_text())
-        return status, kept["measured"], (tmp_path / "out" / "gpu.md").read_text()
+        status = bench.cuda.main([*TOY, "--out", str(tmp_path / "out"), *argv])
+        kept = json.loads((tmp_path / "out" / "cuda.json").read_text())
+        return status, kept["measured"], (tmp_path / "out" / "cuda.md").read_text()
 
     return call
 
@@ -59,7 +59,7 @@ def machine(bench, monkeypatch):
 
     def run(command, seconds, on_line):
         state.processes += 1
-        for key in json.loads(command[2])["keys"]:
+        for key in json.loads(command[-1])["keys"]:
             if key in state.fail:
                 stderr = f"Traceback\n{state.fail[key]}"
                 return False, SimpleNamespace(returncode=1, stderr=stderr)
@@ -72,8 +72,8 @@ def machine(bench, monkeypatch):
         return False, SimpleNamespace(returncode=0, stderr="")
 
     clock = SimpleNamespace(monotonic=lambda: state.clock, strftime=lambda form: "2026-11-28")
-    monkeypatch.setattr(bench.gpu, "run", run)
-    monkeypatch.setattr(bench.gpu, "time", clock)
+    monkeypatch.setattr(bench.cuda, "run", run)
+    monkeypatch.setattr(bench.cuda, "time", clock)
     return state
 
 
@@ -117,8 +117,8 @@ def test_rows_of_other_settings_are_not_mixed(call, machine, capsys):
 
 
 def test_no_gpu_is_one_sentence(bench, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench.gpu.torch.cuda, "is_available", lambda: False)
-    assert bench.gpu.main(["--out", str(tmp_path / "out")]) == 2
+    monkeypatch.setattr(bench.cuda.torch.cuda, "is_available", lambda: False)
+    assert bench.cuda.main(["--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "torch sees no CUDA device here, so nothing was measured\n"
     assert not (tmp_path / "out").exists()
 
@@ -128,18 +128,18 @@ PATIENT = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 
 @pytest.mark.parametrize("before", ["", PATIENT], ids=["ends", "ignores SIGTERM"])
 def test_a_process_is_ended_and_what_it_printed_is_kept(bench, monkeypatch, before):
-    monkeypatch.setattr(bench.gpu, "GRACE", 0.2)
+    monkeypatch.setattr(bench.cuda, "GRACE", 0.2)
     code = before + "import time; print('measured', flush=True); time.sleep(60)"
     lines = []
-    ended, done = bench.gpu.run([sys.executable, "-c", code], 0.5, lines.append)
+    ended, done = bench.cuda.run([sys.executable, "-c", code], 0.5, lines.append)
     assert ended and lines == ["measured\n"] and done.returncode == (-9 if before else -15)
 
 
 def test_a_process_that_fails_says_why(bench):
     code = "import sys; print('a'); sys.exit('RuntimeError: broken')"
-    ended, done = bench.gpu.run([sys.executable, "-c", code], 60)
+    ended, done = bench.cuda.run([sys.executable, "-c", code], 60)
     assert not ended and done.returncode == 1
-    assert bench.gpu.failure(done) == "RuntimeError: broken"
+    assert bench.cuda.failure(done) == "RuntimeError: broken"
 
 
 JUNIT = """import sys; open(sys.argv[-1].partition('=')[2], 'w').write('''<testsuites><testsuite>
@@ -149,14 +149,14 @@ JUNIT = """import sys; open(sys.argv[-1].partition('=')[2], 'w').write('''<tests
 
 
 def test_the_cuda_tests_are_counted(bench, call, monkeypatch):
-    monkeypatch.setattr(bench.gpu, "CHECKS", [sys.executable, "-c", JUNIT])
+    monkeypatch.setattr(bench.cuda, "CHECKS", [sys.executable, "-c", JUNIT])
     status, rows, page = call("--parts", "checks")
     assert rows["checks"] == {"passed": 2, "skipped": 1, "failed": ["a::two"]} and status == 0
     assert "2 passed, 1 skipped, 1 failed.\n\n- a::two" in page
 
 
 def test_without_pytest_the_tests_fail(bench, call, monkeypatch):
-    monkeypatch.setattr(bench.gpu, "CHECKS", [sys.executable, "-c", "import no_pytest"])
+    monkeypatch.setattr(bench.cuda, "CHECKS", [sys.executable, "-c", "import no_pytest"])
     status, rows, page = call("--parts", "checks")
     assert status == 1 and rows["checks"]["error"].endswith("No module named 'no_pytest'")
     assert "`python -m pytest -m cuda`: failed." in page
@@ -167,14 +167,14 @@ def here(bench, monkeypatch):
     """Jobs run in this process."""
 
     def run(command, seconds, on_line):
-        for row in bench.gpu_jobs.rows_of(json.loads(command[2])):
+        for row in bench.cuda_jobs.rows_of(json.loads(command[-1])):
             on_line(json.dumps(row))
         return False, SimpleNamespace(returncode=0, stderr="")
 
     def only(*keys):
-        monkeypatch.setattr(bench.gpu, "keys_of", lambda parts, archs: list(keys))
+        monkeypatch.setattr(bench.cuda, "keys_of", lambda parts, archs: list(keys))
 
-    monkeypatch.setattr(bench.gpu, "run", run)
+    monkeypatch.setattr(bench.cuda, "run", run)
     return only
 
 
@@ -194,66 +194,66 @@ def test_memory_and_latency_are_measured(call, here, parts, tmp_path):
     for key in ("latency/padim/SM256/float16/low", "latency/padim/SM256/float32/graph"):
         assert rows[key] == {"left_out": "needs a GPU"}
     assert "| SM256, float16, low | needs a GPU | not measured |" in page
-    (figure,) = read_pipeline(tmp_path / "out" / "gpu.json")
+    (figure,) = read_pipeline(tmp_path / "out" / "cuda.json")
     assert (figure["arch"], figure["setup"], figure["device"]) == ("padim", "SM256", "cpu")
 
 
 @pytest.fixture
 def job(bench, parts, tmp_path):
     argv = [*TOY, "--root", str(parts), "--category", "parts", "--out", str(tmp_path)]
-    args = bench.gpu.build_parser().parse_args(argv)
-    return bench.gpu.job_of(args)
+    args = bench.cuda.build_parser().parse_args(argv)
+    return bench.cuda.job_of(args)
 
 
 def test_what_deviates_is_not_timed(bench, job, monkeypatch):
-    class Off(bench.gpu_jobs.Engine):
+    class Off(bench.cuda_jobs.Engine):
         def predict(self, images):
             maps, scores = super().predict(images)
             return maps, scores * np.float32(1.001)
 
-    monkeypatch.setattr(bench.gpu_jobs, "Engine", Off)
+    monkeypatch.setattr(bench.cuda_jobs, "Engine", Off)
     with pytest.raises(SystemExit, match="off by 1.0e-03 of the largest value: nothing is timed"):
-        bench.gpu_jobs.measure_latency(job, "padim", "SM256", "float32", "low")
-    row = bench.gpu_jobs.measure_latency(job, "padim", "SM256", "bfloat16", "low")
+        bench.cuda_jobs.measure_latency(job, "padim", "SM256", "float32", "low")
+    row = bench.cuda_jobs.measure_latency(job, "padim", "SM256", "bfloat16", "low")
     assert row["deviation"] > 5e-4  # fewer bits have no limit
 
 
-def test_graphs_give_what_the_engine_gives(bench, job, monkeypatch):
-    """A stand-in for a graph runs the network again on the tensors that it was captured with."""
-    ensemble, image, _ = bench.gpu_jobs.fitted(json.dumps(job), "padim", "ENS4")
-    expected = ensemble.predict(255 - image)
-    network, calls = ensemble.network, []
+def test_a_graph_gives_what_the_engine_gives(bench, job, monkeypatch):
+    """A stand-in for a graph computes anew into the tensors that were captured."""
+    ensemble, image, _ = bench.cuda_jobs.fitted(json.dumps(job), "padim", "ENS4")
+    kind, calls = Resident, []
+    found = kind.found
 
-    def noted(tiles):
-        calls.append((tiles, network(tiles)))
-        return calls[-1][1]
+    def noted(self, images):
+        calls.append((self, images, list(found(self, images))))
+        return calls[-1][-1]
 
-    def graph():
-        at = len(calls)  # the pass that is captured comes next
-        return SimpleNamespace(replay=lambda: [
-            layer.copy_(again) for layer, again in zip(calls[at][1], network(calls[at][0]))
-        ])  # fmt: skip
+    def replay():
+        resident, images, captured = calls[-1]
+        for old, new in zip(captured, list(found(resident, images))):
+            for part, again in zip(old, new):
+                part.copy_(again)
 
     nothing, stream = contextlib.nullcontext, SimpleNamespace(wait_stream=lambda other: None)
     fakes = {
         "Stream": lambda: stream, "current_stream": lambda: stream, "stream": nothing,
-        "CUDAGraph": graph, "graph": nothing,
+        "CUDAGraph": lambda: SimpleNamespace(replay=replay), "graph": nothing,
     }  # fmt: skip
     for name, fake in fakes.items():
-        monkeypatch.setattr(bench.gpu_jobs.torch.cuda, name, fake)
-    for module in (bench.gpu_jobs, padim):  # batches of three tiles and of one
-        monkeypatch.setattr(module, "chunks", lambda tiles: tiles.split(3))
-    monkeypatch.setattr(ensemble, "network", noted)
-    found = bench.gpu_jobs.graph_of(ensemble, image)(255 - image)
-    assert [len(tiles) for tiles, _ in calls] == [3] * 4 + [1] * 4
-    for part, same in zip(found, expected):
-        np.testing.assert_allclose(part, same, rtol=1e-4)
+        monkeypatch.setattr(bench.cuda_jobs.torch.cuda, name, fake)
+    monkeypatch.setattr(kind, "found", noted)
+    predict = bench.cuda_jobs.graph_of(ensemble, image)
+    assert len(calls) == 4  # three to warm up
+    monkeypatch.setattr(kind, "found", found)
+    for other in image, 255 - image:
+        for part, same in zip(predict(other), ensemble.predict(other)):
+            np.testing.assert_allclose(part, same, rtol=1e-4)
 
 
 def test_passes_stop_at_the_limit(bench):
     device = SimpleNamespace(type="cpu")
-    assert len(bench.gpu_jobs.passes(lambda: None, device, 7, 60)) == 7
-    assert len(bench.gpu_jobs.passes(lambda: None, device, 7, -1)) == 1
+    assert len(bench.cuda_jobs.passes(lambda: None, device, 7, 60)) == 7
+    assert len(bench.cuda_jobs.passes(lambda: None, device, 7, -1)) == 1
 
 
 def test_the_tables(bench):
@@ -271,7 +271,7 @@ def test_the_tables(bench):
     }  # fmt: skip
     about = {"category": "screw", "n_train": 3, "kind": "imagenet", "steps": 200, "torch": "2",
              "card": "H", "date": "D", "passes": [100, 300]}  # fmt: skip
-    page = bench.gpu_tables.report({"measured": rows, "about": about})
+    page = bench.cuda_tables.report({"measured": rows, "about": about})
     for text in (
         "D, H, torch 2; screw, memory and latency with 3 training images; imagenet weights; 200 ",
         "| SM256 | 4 / 5 | not measured |", "| ENS9 | 3 / 5 | not measured |",
@@ -285,7 +285,7 @@ def test_the_tables(bench):
         "| ENS9 | AUROC 62.5 (2 seeds, paper 81.2); AUPRO 25.0 (2 seeds, paper 88.6) | not measured",
     ):
         assert text in page, text
-    page = bench.gpu_tables.report({"measured": {}, "about": {}})
+    page = bench.cuda_tables.report({"measured": {}, "about": {}})
     assert "Training: not measured." in page and "Images/s, batch of 16, PatchCore 8: not" in page
     assert "| ENS9 / SM256 (goal: at most 1.10) | not measured |" in page and "None" not in page
 
@@ -293,7 +293,7 @@ def test_the_tables(bench):
 @pytest.mark.slow
 def test_real_processes(bench, call, parts, monkeypatch):
     keys = ["memory/fastflow/ST9", "quality/fastflow/42/ENS4"]
-    monkeypatch.setattr(bench.gpu, "keys_of", lambda parts, archs: keys)
+    monkeypatch.setattr(bench.cuda, "keys_of", lambda parts, archs: keys)
     status, rows, _ = call("--root", str(parts))
     assert status == 0 and list(rows) == keys, rows
     assert rows[keys[0]]["n_train"] == 2 and rows[keys[0]]["seconds"] > 0
