@@ -1,0 +1,78 @@
+"""The setups of the paper, drawn to scale: image, tiles, overlap, models."""
+
+import numpy as np
+
+from ...setups import SETUPS
+from ..drawing import svg
+from .stage import Stage
+
+SCALE, GAP, HEAD, FOOT = 200, 30, 62, 96  # px: the largest image's side; between, above, below
+SQUARE = 11  # px, side of the square that stands for a model
+
+
+def setups_stage(walked):
+    """The six setups, and the walked one, a Setup, where it is none of them, as a Stage; its array
+    int64 (n, 8): image, tile and stride, height and width each, tiles and models."""
+    setups = list(SETUPS.values())
+    setups += [] if walked in setups else [walked]
+    rows = [[*s.image_size, *s.tile_size, *s.stride, s.n_tiles, s.n_models] for s in setups]
+    factor = SCALE / max(max(s.image_size) for s in setups)  # px of the drawing per px
+    columns = min(3, len(setups))
+    panels = [
+        f'<g transform="translate({GAP + k % columns * (SCALE + 2 * GAP)} '
+        f'{HEAD + k // columns * (SCALE + FOOT)})">{_panel(s, factor, s == walked)}</g>'
+        for k, s in enumerate(setups)
+    ]
+    size = columns * (SCALE + 2 * GAP), HEAD + -(-len(setups) // columns) * (SCALE + FOOT) - 30
+    heading = _words(14, 27, "The setups to scale; one tile of each in orange", 16, "ink")
+    return Stage(
+        "setups", "The setups", np.array(rows),
+        "setups.SETUPS", "Rolih et al. Sec. 4.2",
+        "SM: one model on the whole image. ST: one model on the features of all tiles, put "
+        "together. ENS: one model per tile. Darker: tiles overlap. Small squares: models.",
+        svg.document(heading + "".join(panels), *size, "The setups"),
+    )  # fmt: skip
+
+
+def _panel(setup, factor, walked):
+    (height, width), (h, w) = setup.image_size, setup.tile_size
+    parts = [_words(0, -10, setup.name + (", walked here" if walked else ""), 13, "ink")]
+    for k, (top, left) in enumerate(setup.input_grid.origins):
+        series, opacity = (1, 0.55) if k == 0 else (0, 0.16)
+        parts.append(_rectangle(left, top, w, h, factor, series, f'opacity="{opacity}"'))
+    parts += [
+        f'<rect class="ink-line" x="{left * factor:g}" y="{top * factor:g}" '
+        f'width="{w * factor:g}" height="{h * factor:g}" fill="none" '
+        f'stroke="{svg.LIGHT["ink"]}" stroke-width="0.8"/>'
+        for top, left in setup.input_grid.origins
+    ]
+    below = height * factor
+    tiles = "tile" if setup.n_tiles == 1 else "tiles"
+    models = "model" if setup.n_models == 1 else "models"
+    parts.append(_words(0, below + 17, f"image {_side(height, width)}, {setup.n_tiles} {tiles}"))
+    parts.append(
+        _words(0, below + 33, f"of {_side(h, w)}, every {_side(*setup.stride)}; "
+               f"{setup.n_models} {models}")
+    )  # fmt: skip
+    for k in range(min(setup.n_models, SCALE // (SQUARE + 3))):
+        parts.append(_rectangle(k * (SQUARE + 3), below + 40, SQUARE, SQUARE, 1, 2))
+    return "".join(parts)
+
+
+def _rectangle(x, y, width, height, factor, series, more=""):
+    return (
+        f'<rect class="f{series}" x="{x * factor:g}" y="{y * factor:g}" '
+        f'width="{width * factor:g}" height="{height * factor:g}" '
+        f'fill="{svg.SERIES[series][0]}" {more}/>'
+    )
+
+
+def _words(x, y, text, size=svg.TICK, name="soft"):
+    return (
+        f'<text class="{name}" x="{x}" y="{y:g}" font-size="{size}" '
+        f'fill="{svg.LIGHT[name]}">{text}</text>'
+    )
+
+
+def _side(height, width):
+    return f"{height} px" if height == width else f"{height} x {width} px"
