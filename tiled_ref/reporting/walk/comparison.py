@@ -1,5 +1,4 @@
-"""A single model on the whole, reduced image beside the ensemble: what is lost."""
-
+"""A single model on the whole, reduced image beside the walked setup: what is lost."""
 
 import numpy as np
 import torch
@@ -37,11 +36,11 @@ def mask_of(maps, masks):
     return maps[0] >= threshold, threshold, f1
 
 
-def compare(stages, ensemble, images, train, masks, truth, options, progress):
-    """Train the single model and draw its predictions beside the ensemble's -> a list of Stage.
+def compare(stages, walked, ensemble, images, train, masks, truth, options, progress):
+    """Train the single model and draw its predictions beside the walked setup's -> list of Stage.
 
-    Parameters: stages, the ensemble's; ensemble, a TiledEnsemble of `single_setup`; images uint8
-    (1 + V, 3, h, w), the walked one and those that choose the threshold, and train (N, 3, h, w) at
+    Parameters: stages, the walked setup's; walked, its name; ensemble, a TiledEnsemble of
+    `single_setup`; images uint8 (1 + V, 3, h, w), the walked one and those that choose the threshold, and train (N, 3, h, w) at
     its size; masks bool (V, H, W) and truth bool (H, W) or None, at the size of the stages;
     options, a cell.Options; progress.
     """
@@ -53,7 +52,7 @@ def compare(stages, ensemble, images, train, masks, truth, options, progress):
     maps = upsample_bilinear(torch.from_numpy(small), full.shape[:2]).numpy()  # (1 + V, H, W)
     mask = mask_of(maps, masks)[0]
     pairs = [
-        ("Ensemble", by_name["smoothed-map"].array, by_name["mask"].array,
+        (walked, by_name["smoothed-map"].array, by_name["mask"].array,
          by_name["image-scores"].array),
         (recipe.setup.name, maps[0], mask, scores),
     ]  # fmt: skip
@@ -66,20 +65,20 @@ def compare(stages, ensemble, images, train, masks, truth, options, progress):
         Stage(
             "single-image", "The same place in the image that a single model sees", images[0],
             "data.resizing.resize_image", "Rolih et al. Sec. 4.2",
-            f"Left as the ensemble sees it, right reduced to {h} x {w} px.",
+            f"Left for {walked}, right reduced to {h} x {w} px.",
             in_a_row(_close_ups(full, image, truth, maps[0])),
         ),
         Stage(
             "single-map", f"The map of {recipe.setup.name}", maps[0],
             "ensemble.merge", "Rolih et al. Table 1",
-            f"Left the ensemble's, right that of one model on {h} x {w} px, enlarged; each has a "
-            f"scale of its own. Image scores: {margins}.",
+            f"Left {walked}'s, right that of one model on {h} x {w} px, enlarged; each has a scale "
+            f"of its own. Image scores: {margins}.",
             in_a_row([heat_map(m, truth, title=name) for name, m, _, _ in pairs]),
         ),
         Stage(
             "single-mask", f"The mask of {recipe.setup.name}", mask,
             "thresholds.f1_threshold", "",
-            f"White: the masks, left the ensemble's, each at the threshold that suits it best on "
+            f"White: the masks, left {walked}'s, each at the threshold that suits it best on "
             f"the {len(masks)} other images. {found}.",
             in_a_row([render.draw_contours(outlined(full, truth), m) for _, _, m, _ in pairs]),
         ),
@@ -111,8 +110,10 @@ def _close_ups(full, image, truth, values):
 
     def part(picture):
         at = (np.arange(CLOSE_UP) + 0.5) * side / CLOSE_UP
-        rows, cols = ((at + first) * small / large
-                      for first, small, large in zip((top, left), picture.shape, (H, W)))
+        rows, cols = (
+            (at + first) * small / large
+            for first, small, large in zip((top, left), picture.shape, (H, W))
+        )
         return np.ascontiguousarray(picture[rows.astype(int)][:, cols.astype(int)])
 
     inside = None if truth is None else part(truth)

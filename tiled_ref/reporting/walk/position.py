@@ -8,7 +8,7 @@ import torch
 
 from ...data.tiles import LocationImages, OneAfterTheOther
 from ...models import fastflow, gaussians, patchcore, reverse_distillation
-from ...models.backbone import FEATURE_STRIDE
+from ...models.backbone import FEATURE_STRIDE, channels_of
 from ...models.maps import upsample_bilinear
 from ...models.search.neighbours import nearest
 from ..drawing import svg
@@ -17,6 +17,7 @@ from .stage import Stage, heat_map, in_a_row
 AROUND = 200  # vectors of a bank that are drawn, those nearest to m*
 RADII = (1, 2, 3)  # distances at which the Gaussian is drawn
 CIRCLE = np.linspace(0, 2 * np.pi, 97)
+SIDE = 512  # px, to which the maps of a small tile are enlarged
 BIN = 0.5  # width of the histogram's bars
 STRIDES = tuple(FEATURE_STRIDE.values())
 
@@ -80,7 +81,9 @@ class View:
             values = values.repeat(stride, 0).repeat(stride, 1)[: self.size[0], : self.size[1]]
         spot = np.zeros(self.size, bool)
         spot[row * stride : (row + 1) * stride, col * stride : (col + 1) * stride] = True
-        return heat_map(values, self.truth, spot=spot, title=title)
+        square = np.ones([max(1, SIDE // max(self.size))] * 2, np.uint8)  # px per px
+        truth = None if self.truth is None else np.kron(self.truth, square)
+        return heat_map(np.kron(values, square), truth, spot=np.kron(spot, square), title=title)
 
 
 def _padim(model, tile, normal, view):
@@ -96,6 +99,9 @@ def _padim(model, tile, normal, view):
     values = np.linalg.eigvalsh(sigma)
     test, d, n = rows[0, p].numpy(), len(mu), len(trained)
     a, b, near = widest_pair(test - mu, sigma)
+    layers = channels_of(model.backbone).items()
+    every = [f"{layer}, channel {k}" for layer, count in layers for k in range(count)]
+    names = [every[model.channels[c]] for c in (a, b)]
     where = f"{view.model}, position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}"
     return [
         Stage(
@@ -120,7 +126,7 @@ def _padim(model, tile, normal, view):
             f"The {n} training images at that position, the Gaussian fitted to them, and the "
             f"walked image (the last row). In these two channels it lies {near:.3g} standard "
             f"deviations out, more than in any other two; in all {d} of them {found[p]:.4g}.",
-            _gaussian_chart(trained, test, mu, sigma, (a, b), model.channels, found[p]),
+            _gaussian_chart(trained, test, mu, sigma, (a, b), names, found[p]),
         ),
     ]  # fmt: skip
 
@@ -140,8 +146,7 @@ def widest_pair(delta, sigma):
     return int(a), int(b), float((square / det)[a, b] ** 0.5)
 
 
-def _gaussian_chart(trained, test, mu, sigma, pair, channels, distance):
-    names = [f"channel {channels[c]}" for c in pair]
+def _gaussian_chart(trained, test, mu, sigma, pair, names, distance):
     chart = svg.Chart("The Gaussian of one position", *names, width=560, height=460)
     spread = np.linalg.cholesky(sigma[np.ix_(pair, pair)] + 1e-12 * np.eye(2))
     circle = spread @ [np.cos(CIRCLE), np.sin(CIRCLE)]
@@ -258,7 +263,9 @@ def _reverse_distillation(model, tile, normal, view):
         np.stack([x[0, :, r, c].cpu().numpy() for x in both])  # (2, C)
         for both, (r, c) in zip(zip(encoded, decoded), spots)
     ]
-    units = [pair / np.maximum(np.linalg.norm(pair, axis=1, keepdims=True), 1e-30) for pair in pairs]
+    units = [
+        pair / np.maximum(np.linalg.norm(pair, axis=1, keepdims=True), 1e-30) for pair in pairs
+    ]
     cosines = [1 - float(e @ d) for e, d in units]
     return [
         Stage(

@@ -63,10 +63,11 @@ def seam_stage(merged, smooth, recipe):
 
 def _chart(title, label, part, profile, band, places):
     start, stop = part.start, min(part.stop, len(band))
-    low, high = (f([p[part].min() for p in profile] + [p[part].max() for p in profile])
-                 for f in (min, max))  # fmt: skip
+    shown = np.concatenate([p[part] for p in profile])
+    room = 0.05 * float(shown.max() - shown.min()) or 1.0
+    low, high = float(shown.min()) - room, float(shown.max()) + room
     chart = svg.Chart(title, f"{label} (px)", "anomaly", width=WIDTH, height=HEIGHT,
-                      x_range=(start, stop - 1))  # fmt: skip
+                      x_range=(start, stop - 1), y_range=(low, high))  # fmt: skip
     edges = np.flatnonzero(np.diff(np.pad(band[part], 1).astype(int))).reshape(-1, 2) + start
     for first, last in edges:
         chart.band([first, last - 1], [low, low], [high, high], 6)

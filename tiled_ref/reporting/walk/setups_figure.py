@@ -6,8 +6,8 @@ from ...setups import SETUPS
 from ..drawing import svg
 from .stage import Stage
 
-SCALE, GAP, HEAD, FOOT = 200, 30, 62, 96  # px: the largest image's side; between, above, below
-SQUARE = 11  # px, side of the square that stands for a model
+SCALE, WIDTH, HEAD, FOOT = 200, 280, 66, 98  # px: the largest side; a column; above; below a row
+COLUMNS, SQUARE = 3, 11  # in a row; px, side of the square that stands for a model
 
 
 def setups_stage(walked):
@@ -17,13 +17,14 @@ def setups_stage(walked):
     setups += [] if walked in setups else [walked]
     rows = [[*s.image_size, *s.tile_size, *s.stride, s.n_tiles, s.n_models] for s in setups]
     factor = SCALE / max(max(s.image_size) for s in setups)  # px of the drawing per px
-    columns = min(3, len(setups))
-    panels = [
-        f'<g transform="translate({GAP + k % columns * (SCALE + 2 * GAP)} '
-        f'{HEAD + k // columns * (SCALE + FOOT)})">{_panel(s, factor, s == walked)}</g>'
-        for k, s in enumerate(setups)
-    ]
-    size = columns * (SCALE + 2 * GAP), HEAD + -(-len(setups) // columns) * (SCALE + FOOT) - 30
+    panels, y = [], HEAD
+    for start in range(0, len(setups), COLUMNS):
+        row = setups[start : start + COLUMNS]
+        for k, setup in enumerate(row):
+            panel = _panel(setup, factor, setup == walked)
+            panels.append(f'<g transform="translate({20 + k * WIDTH} {y:g})">{panel}</g>')
+        y += factor * max(setup.image_size[0] for setup in row) + FOOT
+    size = COLUMNS * WIDTH, y - 30
     heading = _words(14, 27, "The setups to scale; one tile of each in orange", 16, "ink")
     return Stage(
         "setups", "The setups", np.array(rows),
@@ -46,15 +47,12 @@ def _panel(setup, factor, walked):
         f'stroke="{svg.LIGHT["ink"]}" stroke-width="0.8"/>'
         for top, left in setup.input_grid.origins
     ]
-    below = height * factor
-    tiles = "tile" if setup.n_tiles == 1 else "tiles"
-    models = "model" if setup.n_models == 1 else "models"
-    parts.append(_words(0, below + 17, f"image {_side(height, width)}, {setup.n_tiles} {tiles}"))
-    parts.append(
-        _words(0, below + 33, f"of {_side(h, w)}, every {_side(*setup.stride)}; "
-               f"{setup.n_models} {models}")
-    )  # fmt: skip
-    for k in range(min(setup.n_models, SCALE // (SQUARE + 3))):
+    below, n, m = height * factor, setup.n_tiles, setup.n_models
+    tiles = f"{n} tiles of {_side(h, w)}, every {_side(*setup.stride)}" if n > 1 else "one tile"
+    models = f"{m} models" if m > 1 else "one model"
+    parts.append(_words(0, below + 17, f"image of {_side(height, width)}, {models}"))
+    parts.append(_words(0, below + 33, tiles))
+    for k in range(min(setup.n_models, WIDTH // (SQUARE + 3) - 1)):
         parts.append(_rectangle(k * (SQUARE + 3), below + 40, SQUARE, SQUARE, 1, 2))
     return "".join(parts)
 

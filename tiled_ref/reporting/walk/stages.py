@@ -60,9 +60,9 @@ def explain(text, category, recipe, backbone, options, progress):
     title = progress.title
     stages = walk(images[0], train, ensemble, options, images[1:], masks, truth, progress)
     if single:
-        recipe = replace(recipe, setup=single, seam_sigma=1.0)  # a single model has no seams
-        ensemble, images, train = ensemble_and_images(recipe)
-        stages += compare(stages, ensemble, images, train, masks, truth, options, progress)
+        alone = replace(recipe, setup=single, seam_sigma=1.0)  # a single model has no seams
+        walked = recipe.setup.name, *ensemble_and_images(alone)
+        stages += compare(stages, *walked, masks, truth, options, progress)
     return title, stages
 
 
@@ -208,13 +208,11 @@ def _map_stages(tile_maps, tile_scores, recipe, truth):
 
 def _score_stage(scores, masks, recipe):
     """scores (1 + V,), the walked image first; masks (V, H, W) of the others."""
-    chart = svg.Chart("Image scores", "image score", "", width=640, height=200, y_range=(-1, 1))
     bad = masks.any((1, 2))
-    for name, values, series in (
-        ("normal images", scores[1:][~bad], 2), ("defective images", scores[1:][bad], 3),
-        ("walked image", scores[:1], 1),
-    ):  # fmt: skip
-        chart.points(values, np.zeros(len(values)), name, series)
+    groups = {"normal": scores[1:][~bad], "defective": scores[1:][bad], "walked": scores[:1]}
+    chart = svg.Chart("Image scores", "images", "image score", height=300, x_names=list(groups))
+    for k, values in enumerate(groups.values()):
+        chart.points(np.full(len(values), k), values, series=(2, 3, 1)[k])
     return Stage(
         "image-scores", "The image score", scores,
         "merging.image_scores", "Rolih et al. Eq. 5",
