@@ -88,7 +88,7 @@ def _page(stages, title):
     page = _asset("walk.html")
     for name, value in values.items():
         page = page.replace(f"@{name}@", value)
-    return page
+    return page.replace("<!-- playground -->", "".join(stage.play for stage in stages))
 
 
 def _section(stage):

@@ -22,6 +22,7 @@ class Stage:
     source: str  # the equation or section that it follows, "" where there is none
     text: str  # what the picture shows
     picture: object  # uint8 (h, w, 3), or the text of an SVG file
+    play: str = ""  # HTML of the place to play, at the end of the page
 
     @property
     def shape(self):

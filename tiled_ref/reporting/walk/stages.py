@@ -20,6 +20,7 @@ from ...running.category_images import CategoryImages
 from ...support.errors import InputError
 from ..drawing import render, svg
 from .comparison import compare, mask_of, single_setup
+from .playground import section
 from .position import Latest, position_stages, watch
 from .seams import seam_stage
 from .setups_figure import setups_stage
@@ -136,7 +137,9 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     stages += _map_stages(tile_maps[:, :, 0], tile_scores[:, :, 0], recipe, truth)
     stages.append(_score_stage(merging.image_scores(tile_scores, recipe.score), masks, recipe))
     stages += _merged_stages(photo, merged[0], smooth[0], recipe, tile_maps[:, :, 0], truth)
-    stages.append(_mask_stage(photo, smooth, masks, truth))
+    play = section(photo, tile_maps[:, :, 0], tile_scores[:, :, 0], mask_of(smooth, masks)[1],
+                   recipe, truth)  # fmt: skip
+    stages.append(replace(_mask_stage(photo, smooth, masks, truth), play=play))
     return stages if truth is None else [*stages, _truth_stage(photo, truth, stages[-1].array)]
 
 
