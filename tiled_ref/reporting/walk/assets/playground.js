@@ -64,9 +64,10 @@ function untileAverage(maps, grid) {
       })));
       for (let y = rows.start; y < rows.stop; y++) {
         for (let x = cols.start; x < cols.stop; x++) {
-          covering.forEach(({first, top, left}, k) => {
+          for (let k = 0; k < covering.length; k++) {
+            const {first, top, left} = covering[k];
             parts[k] = maps[first + (y - top) * w + x - left];
-          });
+          }
           merged[y * W + x] = pairwiseSum(parts, covering.length) / covering.length;
         }
       }
@@ -108,29 +109,30 @@ function reflected(n, radius) {
   });
 }
 
-// One pass of the blur over lines of n pixels, `step` apart; line number l starts at l * next.
-function blur(map, taps, n, step, lines, next) {
-  const {fround} = Math, radius = taps.length - 1, at = reflected(n, radius);
-  const out = new Float32Array(map.length);
-  for (let y = 0; y < n; y++) {
-    for (let l = 0; l < lines; l++) {
-      const start = l * next;
-      let total = fround(taps[0] * map[start + y * step]);
-      for (let k = 1; k <= radius; k++) {
-        const before = map[start + at[radius + y - k] * step];
-        const after = map[start + at[radius + y + k] * step];
-        total = fround(total + fround(taps[k] * fround(before + after)));
-      }
-      out[start + y * step] = total;
-    }
-  }
-  return out;
-}
-
 // The map blurred down, then across, where its row or column lies in the band: float32 (H, W).
 function seamBlur(map, taps, rows, cols) {
-  const blurred = blur(blur(map, taps, H, W, W, 1), taps, W, 1, H, W);
-  return map.map((value, k) => (rows[Math.trunc(k / W)] || cols[k % W] ? blurred[k] : value));
+  const {fround} = Math, radius = taps.length - 1;
+  const atRow = reflected(H, radius), atCol = reflected(W, radius);
+  const down = new Float32Array(H * W), blurred = map.slice();
+  for (let y = 0; y < H; y++) {
+    for (let x = 0; x < W; x++) down[y * W + x] = taps[0] * map[y * W + x];
+    for (let k = 1; k <= radius; k++) {
+      const above = atRow[radius + y - k] * W, below = atRow[radius + y + k] * W, tap = taps[k];
+      for (let x = 0; x < W; x++) {
+        down[y * W + x] += fround(tap * fround(map[above + x] + map[below + x]));
+      }
+    }
+    for (let x = 0; x < W; x++) {
+      if (!rows[y] && !cols[x]) continue;
+      let total = fround(taps[0] * down[y * W + x]);
+      for (let k = 1; k <= radius; k++) {
+        const pair = down[y * W + atCol[radius + x - k]] + down[y * W + atCol[radius + x + k]];
+        total = fround(total + fround(taps[k] * fround(pair)));
+      }
+      blurred[y * W + x] = total;
+    }
+  }
+  return blurred;
 }
 
 // The image score by a rule: "mean", "max" or "top:K", the mean of the K largest.
@@ -143,6 +145,13 @@ function imageScores(scores, rule) {
   return Math.fround(chosen.reduce((sum, score) => sum + score, 0) / chosen.length);
 }
 
+// The last value made under a name, made anew where its key differs.
+const kept = {};
+function once(name, key, make) {
+  if (kept[name]?.key !== key) kept[name] = {key, value: make()};
+  return kept[name].value;
+}
+
 // Everything that a state of the controls decides.
 function compute(state) {
   const grid = data.grids.find((one) => one.step === state.step);
@@ -152,11 +161,13 @@ function compute(state) {
       scores.push(data.scores[(i * data.cols + j) * grid.step]);
     }
   }
-  const merged = untileAverage(maps, grid);
+  const merged = once("merged", state.step, () => untileAverage(maps, grid));
   const rows = band(H, h, down, grid.rows, state.width);
   const cols = band(W, w, across, grid.cols, state.width);
-  const smooth = seamBlur(merged, gaussianTaps(state.sigma), rows, cols);
-  const mask = Uint8Array.from(smooth, (value) => value >= state.threshold);
+  const smooth = once("smooth", `${state.step} ${state.width} ${state.sigma}`,
+    () => seamBlur(merged, gaussianTaps(state.sigma), rows, cols));
+  const mask = new Uint8Array(H * W);
+  for (let k = 0; k < mask.length; k++) mask[k] = smooth[k] >= state.threshold;
   return {grid, scores, score: imageScores(scores, state.rule), merged, rows, cols, smooth, mask};
 }
 
@@ -217,29 +228,37 @@ function grown(mask, pixels) {
   return out;
 }
 
-// Paint the outline of a mask around it, with a black rim, into RGBA pixels.
+// A colour as the four bytes of a pixel, from the lowest on.
+function rgba([red, green, blue], alpha = 255) {
+  return ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+}
+
+// Paint the outline of a mask around it, with a black rim, into pixels, one number for each.
 function outline(pixels, mask, colour) {
   const wide = Math.max(1, Math.round(Math.min(H, W) / 300));
   const line = grown(mask, wide), rim = grown(line, 1);
-  mask.forEach((inside, k) => {
-    if (!inside && rim[k]) pixels.set([...(line[k] ? colour : [0, 0, 0]), 255], 4 * k);
-  });
+  for (let k = 0; k < mask.length; k++) {
+    if (rim[k] && !mask[k]) pixels[k] = rgba(line[k] ? colour : [0, 0, 0]);
+  }
 }
 
-const DEFECT = [255, 92, 225];
-const TABLE = Array.from({length: 256}, (_, k) => {
-  const at = k / 255 * (data.colours.length - 1), node = Math.min(Math.trunc(at), data.colours.length - 2);
-  return data.colours[node].map((value, c) =>
-    Math.round(value + (at - node) * (data.colours[node + 1][c] - value)));
+const NARROW = matchMedia("(max-width:700px)"); // a phone, as in the style sheet
+const WHITE = [255, 255, 255], DEFECT = [255, 92, 225];
+const TABLE = Uint32Array.from({length: 256}, (_, k) => {
+  const at = k / 255 * (data.colours.length - 1);
+  const node = Math.min(Math.trunc(at), data.colours.length - 2);
+  const from = data.colours[node], to = data.colours[node + 1];
+  return rgba(from.map((value, c) => Math.round(value + (at - node) * (to[c] - value))));
 });
 
 function drawMap() {
   const context = part("map").getContext("2d"), image = context.createImageData(W, H);
-  result.smooth.forEach((value, k) => {
-    const shade = Math.round(255 * Math.min(1, Math.max(0, (value - low) / (high - low || 1))));
-    image.data.set([...TABLE[shade], 255], 4 * k);
-  });
-  if (truth) outline(image.data, truth, DEFECT);
+  const pixels = new Uint32Array(image.data.buffer), {smooth} = result;
+  for (let k = 0; k < pixels.length; k++) {
+    const level = (smooth[k] - low) / (high - low || 1);
+    pixels[k] = TABLE[Math.round(255 * Math.min(1, Math.max(0, level)))];
+  }
+  if (truth) outline(pixels, truth, DEFECT);
   context.putImageData(image, 0, 0);
   context.fillStyle = "rgb(255 255 255 / 70%)"; // the edges of the band
   result.cols.forEach((inside, x) => {
@@ -250,20 +269,21 @@ function drawMap() {
   });
   const {isColumn, from, to} = profileSpan(), thick = Math.max(1, Math.round(Math.min(H, W) / 150));
   for (const [colour, more] of [["#000", 1], ["#fff", 0]]) {
+    const along = [from - more, to - from + 2 * more];
+    const across = [state.place - thick / 2 - more, thick + 2 * more];
+    const [[x, width], [y, height]] = isColumn ? [along, across] : [across, along];
     context.fillStyle = colour;
-    const box = [from - more, state.place - thick / 2 - more, to - from + 2 * more, thick + 2 * more];
-    context.fillRect(...(isColumn ? box : [box[1], box[0], box[3], box[2]]));
+    context.fillRect(x, y, width, height);
   }
 }
 
 function drawMask() {
   const context = part("mask").getContext("2d"), layer = new OffscreenCanvas(W, H);
   const above = layer.getContext("2d"), image = above.createImageData(W, H);
-  result.mask.forEach((inside, k) => {
-    if (inside) image.data.set([255, 255, 255, 110], 4 * k);
-  });
-  outline(image.data, result.mask, [255, 255, 255]);
-  if (truth) outline(image.data, truth, DEFECT);
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let k = 0; k < pixels.length; k++) pixels[k] = result.mask[k] && rgba(WHITE, 110);
+  outline(pixels, result.mask, WHITE);
+  if (truth) outline(pixels, truth, DEFECT);
   above.putImageData(image, 0, 0);
   context.drawImage(photo, 0, 0, W, H);
   context.drawImage(layer, 0, 0);
@@ -293,10 +313,10 @@ function element(name, attributes, text = "") {
 
 function drawProfile() {
   const {isColumn, at, from, to} = profileSpan(), {before, after} = profile();
-  const narrow = matchMedia("(max-width:700px)").matches;
-  const width = narrow ? 400 : 1060, height = narrow ? 260 : 280, left = 62, bottom = height - 26;
+  const width = 400, height = NARROW.matches ? 190 : 400, left = 58, right = width - 8;
+  const bottom = height - 26;
   const least = Math.min(...before, ...after), most = Math.max(...before, ...after);
-  const x = (k) => left + (k - from) / (to - from) * (width - left - 8);
+  const x = (k) => left + (k - from) / (to - from) * (right - left);
   const y = (v) => bottom - (v - least) / (most - least || 1) * (bottom - 14);
   const svg = element("svg", {viewBox: `0 0 ${width} ${height}`, role: "img",
     "aria-label": `The map across the seam at ${state.seam}`});
@@ -309,14 +329,16 @@ function drawProfile() {
     k = stop;
   }
   for (const value of [least, (least + most) / 2, most]) {
-    svg.append(element("line", {x1: left, x2: width - 8, y1: y(value), y2: y(value)}));
-    svg.append(element("text", {x: left - 6, y: y(value) + 4, "text-anchor": "end"}, number(value)));
+    svg.append(element("line", {x1: left, x2: right, y1: y(value), y2: y(value)}));
+    const place = {x: left - 6, y: y(value) + 5, "text-anchor": "end"};
+    svg.append(element("text", place, number(value)));
   }
   svg.append(element("line", {class: "play-seam", x1: x(at), x2: x(at), y1: 14, y2: bottom}));
   if (least <= state.threshold && state.threshold <= most) {
     const level = y(state.threshold);
-    svg.append(element("line", {class: "play-level", x1: left, x2: width - 8, y1: level, y2: level}));
-    svg.append(element("text", {x: width - 10, y: level - 4, "text-anchor": "end"}, "threshold"));
+    const ends = {x1: left, x2: right, y1: level, y2: level};
+    svg.append(element("line", {class: "play-level", ...ends}));
+    svg.append(element("text", {x: right, y: level - 4, "text-anchor": "end"}, "threshold"));
   }
   for (const [k, anchor] of [[from, "start"], [at, "middle"], [to, "end"]]) {
     svg.append(element("text", {x: x(k), y: height - 6, "text-anchor": anchor},
@@ -334,11 +356,11 @@ function sentences() {
   const {scores, score, mask, rows, cols, merged, smooth} = result, marked = count(mask);
   const share = (n) => `${(100 * n / (H * W)).toFixed(2)} %`;
   let banded = 0, change = 0, both = 0;
-  smooth.forEach((value, k) => {
+  for (let k = 0; k < mask.length; k++) {
     banded += rows[Math.trunc(k / W)] || cols[k % W];
-    change = Math.max(change, Math.abs(value - merged[k]));
-    both += mask[k] && truth !== null && truth[k];
-  });
+    change = Math.max(change, Math.abs(smooth[k] - merged[k]));
+    both += truth && mask[k] && truth[k];
+  }
   const said = [
     `Image score ${number(score)}, the ${state.rule} of the scores of ${scores.length} tiles.`,
     `The seam band holds ${share(banded)} of the pixels; smoothing changes a value by at most ` +
@@ -363,7 +385,7 @@ function showControls() {
   part("seam").value = state.seam;
   part("place").max = along - 1;
   const texts = {
-    width: `${number(100 * state.width)} % of a tile`,
+    width: `${number(100 * state.width)} %, ${Math.trunc(state.width * h)} px`,
     sigma: `${number(state.sigma)} px`,
     threshold: number(state.threshold),
     place: `${isColumn ? "row" : "column"} ${state.place}`,
@@ -421,7 +443,7 @@ function setUp() {
   part("low").textContent = number(low);
   part("high").textContent = number(high);
   part("truth").hidden = truth === null;
-  matchMedia("(max-width:700px)").onchange = drawProfile;
+  NARROW.onchange = drawProfile;
   set({...data.start, seam: "", place: 0});
 }
 
