@@ -135,15 +135,16 @@ def widest_pair(delta, sigma):
     """The two channels in which a vector lies farthest out.
 
     Parameters: delta (D,), its difference from the mean; sigma (D, D), the covariance; floats.
-    Returns (a, b, distance), the distance in units of standard deviations; a = b where D is 1.
+    Returns (a, b, distance), the distance in units of standard deviations; a < b, but 0 both where D is 1.
     """
     s = np.diag(sigma)
     if len(s) == 1:
         return 0, 0, float(abs(delta[0]) / s[0] ** 0.5)
     det = s[:, None] * s - sigma**2 + np.diag(np.full(len(s), np.inf))
     square = delta[:, None] ** 2 * s - 2 * np.outer(delta, delta) * sigma + delta**2 * s[:, None]
-    a, b = np.unravel_index(np.argmax(square / det), det.shape)
-    return int(a), int(b), float((square / det)[a, b] ** 0.5)
+    ratio = np.triu(square / det)
+    a, b = np.unravel_index(np.argmax(ratio), ratio.shape)
+    return int(a), int(b), float(ratio[a, b] ** 0.5)
 
 
 def _gaussian_chart(trained, test, mu, sigma, pair, names, distance):
@@ -196,12 +197,12 @@ def _patchcore(model, tile, normal, view):
 def _bank_chart(vectors, b, distance):
     """vectors (1 + M, C): the patch, then vectors of the bank, m* and its b - 1 neighbours first."""
     centred = vectors.astype(np.float64) - vectors[1]
-    axes = np.linalg.svd(centred[: 1 + b], full_matrices=False)[2][:2]
-    flat = centred @ axes.T
-    x, y = flat.T if flat.shape[1] == 2 else (flat[:, 0], 0 * flat[:, 0])
+    first = centred[0] / max(float(np.linalg.norm(centred[0])), 1e-30)  # from m* to the patch
+    beside = centred - np.outer(centred @ first, first)
+    x, y = centred @ first, beside @ np.linalg.svd(beside[1 : 1 + b])[2][0]
     chart = svg.Chart(
-        "The patch and the memory bank", "first principal component", "second principal component",
-        width=560, height=460, note="Projected to the plane of patch and neighbours, m* at (0, 0).",
+        "The patch and the memory bank", "from m* to the patch", "principal component beside it",
+        width=560, height=460, note="Projected to a plane: only the line has its true length.",
     )  # fmt: skip
     chart.points(x[1 + b :], y[1 + b :], "others of the bank", 6)
     chart.line(x[:2], y[:2], f"s* = {distance:.4g}", 7)
