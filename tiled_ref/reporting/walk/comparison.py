@@ -40,9 +40,9 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
     """Train the single model and draw its predictions beside the walked setup's -> list of Stage.
 
     Parameters: stages, the walked setup's; walked, its name; ensemble, a TiledEnsemble of
-    `single_setup`; images uint8 (1 + V, 3, h, w), the walked one and those that choose the threshold, and train (N, 3, h, w) at
-    its size; masks bool (V, H, W) and truth bool (H, W) or None, at the size of the stages;
-    options, a cell.Options; progress.
+    `single_setup`; images uint8 (1 + V, 3, h, w), the walked one and those that choose the
+    threshold, and train (N, 3, h, w), at its size; masks bool (V, H, W) and truth bool (H, W) or
+    None, at the walked setup's; options, a cell.Options; progress.
     """
     recipe, by_name = ensemble.recipe, {stage.name: stage for stage in stages}
     found = ensemble.each_location(train, images, Forgotten(), progress=progress)

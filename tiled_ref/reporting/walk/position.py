@@ -15,7 +15,6 @@ from ..drawing import svg
 from .stage import Stage, heat_map, in_a_row
 
 AROUND = 200  # vectors of a bank that are drawn, those nearest to m*
-RADII = (1, 2, 3)  # distances at which the Gaussian is drawn
 CIRCLE = np.linspace(0, 2 * np.pi, 97)
 SIDE = 512  # px, to which the maps of a small tile are enlarged
 BIN = 0.5  # width of the histogram's bars
@@ -85,13 +84,18 @@ class View:
         truth = None if self.truth is None else np.kron(self.truth, square)
         return heat_map(np.kron(values, square), truth, spot=np.kron(spot, square), title=title)
 
+    def layers(self, maps, spots):
+        """The pictures of three layers' maps (3, h, w), any dtype, and positions, side by side."""
+        each = zip(maps, spots, FEATURE_STRIDE.items())
+        return in_a_row([self.heat(m, *spot, step, name) for m, spot, (name, step) in each])
+
 
 def _padim(model, tile, normal, view):
     x = model.embed(tile).cpu()  # (1, D, hf, wf)
     rows, mean, factors = x.flatten(2).mT, model.mean.cpu(), model.factors.cpu()  # (1, P, D)
     found = gaussians.distances(rows, mean, factors, model.impl)[0]  # (P,)
-    p = int(found.argmax())
-    row, col = divmod(p, x.shape[-1])
+    p, grid = int(found.argmax()), found.reshape(x.shape[-2:])
+    row, col = _largest(grid)
     trained = torch.cat([e.flatten(2)[:, :, p].cpu() for e in model.embeddings(normal)])  # (N, D)
     trained, mu = trained.numpy(), mean[p].numpy()
     inverse = np.linalg.inv(gaussians.unpack(factors[p : p + 1].double())[0].numpy())  # U^-1
@@ -105,16 +109,16 @@ def _padim(model, tile, normal, view):
     where = f"{view.model}, position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}"
     return [
         Stage(
-            "distances", "Distances from the Gaussians", found.reshape(x.shape[-2:]),
+            "distances", "Distances from the Gaussians", grid,
             "models.gaussians.distances", "Defard et al. Eq. 2",
             f"A distance per position, in standard deviations; the largest, {found[p]:.4g}, is "
             f"that of {where}, framed in white.",
-            view.heat(found.reshape(x.shape[-2:]), row, col, model.STRIDE, "distance"),
+            view.heat(grid, row, col, model.STRIDE, "distance"),
         ),
         Stage(
             "covariance", "The covariance of that position", sigma,
             "models.padim.Padim.fit", "Defard et al. Eq. 1",
-            f"{d} x {d} channels, estimated from {n} training images; Sigma^-1 = U U^T is kept. Its "
+            f"{d} x {d} channels, estimated from {n} images; Sigma^-1 = U U^T is kept. Its "
             f"eigenvalues run from {values[0]:.3g}, which is epsilon where {n} images say nothing, "
             f"to {values[-1]:.3g}. The mean of the channels lies between {mu.min():.3g} and "
             f"{mu.max():.3g}.",
@@ -135,7 +139,7 @@ def widest_pair(delta, sigma):
     """The two channels in which a vector lies farthest out.
 
     Parameters: delta (D,), its difference from the mean; sigma (D, D), the covariance; floats.
-    Returns (a, b, distance), the distance in units of standard deviations; a < b, but 0 both where D is 1.
+    Returns (a, b, distance), a < b, in units of standard deviations; a = b = 0 where D is 1.
     """
     s = np.diag(sigma)
     if len(s) == 1:
@@ -151,7 +155,7 @@ def _gaussian_chart(trained, test, mu, sigma, pair, names, distance):
     chart = svg.Chart("The Gaussian of one position", *names, width=560, height=460)
     spread = np.linalg.cholesky(sigma[np.ix_(pair, pair)] + 1e-12 * np.eye(2))
     circle = spread @ [np.cos(CIRCLE), np.sin(CIRCLE)]
-    for radius in RADII:
+    for radius in (1, 2, 3):
         x, y = mu[list(pair), None] + radius * circle
         chart.line(x, y, "1, 2, 3 standard deviations" if radius == 1 else None, 0)
     ends = np.array([mu, test])[:, list(pair)].T
@@ -195,7 +199,7 @@ def _patchcore(model, tile, normal, view):
 
 
 def _bank_chart(vectors, b, distance):
-    """vectors (1 + M, C): the patch, then vectors of the bank, m* and its b - 1 neighbours first."""
+    """vectors (1 + M, C): the patch, then the bank's, m* and its b - 1 neighbours first."""
     centred = vectors.astype(np.float64) - vectors[1]
     first = centred[0] / max(float(np.linalg.norm(centred[0])), 1e-30)  # from m* to the patch
     beside = centred - np.outer(centred @ first, first)
@@ -216,7 +220,7 @@ def _fastflow(model, tile, normal, view):
     z = model.whole(model.outputs(model.features(tile)))
     maps = [upsample_bilinear(fastflow.likelihood_map(x), model.output_size) for x in z]
     maps = torch.cat(maps).cpu().numpy()  # (3, h, w)
-    at = np.unravel_index(maps.mean(0).argmax(), view.size)
+    at = _largest(maps.mean(0))
     spots = _spots(at, z)
     hidden = [x[0, :, r, c].cpu().numpy() for x, (r, c) in zip(z, spots)]  # (C,) each
     spread = ", ".join(f"{np.square(part).mean():.3g}" for part in hidden)
@@ -225,9 +229,8 @@ def _fastflow(model, tile, normal, view):
             "likelihoods", "Likelihoods of the layers", maps,
             "models.fastflow.likelihood_map", "Yu et al. Sec. 3.3",
             f"-exp(-1/2 mean of z^2) of layers 1 to 3, as {view.model} sees its tile: -1 is most "
-            f"likely, 0 impossible. Their mean is the tile's map, largest at pixel {_pair(at)}.",
-            in_a_row([view.heat(m, *spot, stride, f"layer{k}")
-                      for k, m, spot, stride in zip((1, 2, 3), maps, spots, STRIDES)]),
+            f"likely, 0 impossible. Their mean is the tile's map, largest at pixel {at}, framed.",
+            view.layers(maps, spots),
         ),
         Stage(
             "hidden", "z of that position", np.concatenate(hidden),
@@ -257,8 +260,7 @@ def _reverse_distillation(model, tile, normal, view):
         upsample_bilinear(reverse_distillation.cosine_distance(e, d), model.output_size, True)
         for e, d in zip(encoded, decoded)
     ]).cpu().numpy()  # (3, h, w)  # fmt: skip
-    combined = maps.prod(0) if model.combine == "product" else maps.sum(0)
-    at = np.unravel_index(combined.argmax(), view.size)
+    at = _largest(maps.prod(0) if model.combine == "product" else maps.sum(0))
     spots = _spots(at, encoded)
     pairs = [
         np.stack([x[0, :, r, c].cpu().numpy() for x in both])  # (2, C)
@@ -272,11 +274,10 @@ def _reverse_distillation(model, tile, normal, view):
         Stage(
             "cosines", "Encoder against decoder", maps,
             "models.reverse_distillation.cosine_distance", "Deng and Li Eq. 1",
-            f"1 - cosine of the vectors of encoder and decoder, layers 1 to 3, as {view.model} sees "
-            f"its tile. Their {model.combine}, blurred, is the tile's map; before the blur it is "
-            f"largest at pixel {_pair(at)}, whose position is framed.",
-            in_a_row([view.heat(m, *spot, stride, f"layer{k}")
-                      for k, m, spot, stride in zip((1, 2, 3), maps, spots, STRIDES)]),
+            f"1 - cosine of encoder and decoder in layers 1 to 3, as {view.model} sees its tile. "
+            f"Their {model.combine}, blurred, is the tile's map; before the blur it is largest at "
+            f"pixel {at}, framed.",
+            view.layers(maps, spots),
         ),
         Stage(
             "vectors", "The two vectors of that position", np.hstack(pairs),
@@ -298,16 +299,16 @@ def _vector_chart(title, encoded, decoded):
     return chart
 
 
+def _largest(values):
+    return tuple(map(int, np.unravel_index(values.argmax(), values.shape)))
+
+
 def _spots(at, layers):
     """The position of each layer (..., hf, wf) at a pixel."""
     return [
-        tuple(min(int(a) // stride, side - 1) for a, side in zip(at, layer.shape[-2:]))
+        tuple(min(a // stride, side - 1) for a, side in zip(at, layer.shape[-2:]))
         for stride, layer in zip(STRIDES, layers)
     ]
-
-
-def _pair(at):
-    return f"({at[0]}, {at[1]})"
 
 
 STAGES = {
