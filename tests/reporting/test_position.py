@@ -106,7 +106,7 @@ def check_padim(by_name, best, model, tile, score):
     np.testing.assert_allclose(
         by_name["gaussian"].array, np.vstack([x, test])[:, [a, b]], rtol=1e-5
     )
-    assert f"it lies {near:.3g} standard" in by_name["gaussian"].text
+    assert f"the image lies {near:.3g} standard" in by_name["gaussian"].text
 
 
 def check_patchcore(by_name, best, model, tile, score):
@@ -164,6 +164,27 @@ def test_the_widest_pair_is_found_among_all(rng):
     assert distance**2 == pytest.approx(max(found.values()))
     assert found[max(i, j), min(i, j)] == max(found.values())
     assert position.widest_pair(np.array([3.0]), np.array([[4.0]])) == (0, 0, 1.5)
+
+
+@pytest.mark.parametrize("arch, options", [
+    ("padim", {"n_channels": 1}), ("patchcore", {"n_neighbours": 1}), ("patchcore", {"ratio": 1e-9}),
+])  # fmt: skip
+def test_the_smallest_models_walk(tiny_backbone, arch, options):
+    """One channel, one neighbour, a bank of one vector; a model that two tiles share."""
+    setup = Setup("two", "ENS", (48, 96), (48, 48), (48, 48), (1, 2))
+    train = np.ascontiguousarray(TRAIN[:, :, :48])
+    ensemble = TiledEnsemble(Recipe(setup, arch, switches=options), backbone=tiny_backbone)
+    none = np.zeros((1, 48, 96), bool)
+    stages = walk(train[0] // 2, train, ensemble, Options(), train[:1], none)
+    by_name = {stage.name: stage for stage in stages}
+    if arch == "padim":
+        assert by_name["covariance"].array.shape == (1, 1)
+        assert by_name["gaussian"].array.shape == (2 * len(train) + 1, 2)
+    else:
+        assert by_name["neighbourhood"].array.shape == (2, 384)
+        score = by_name["distances"].array.max()
+        assert f"the tile's score {score:.4g}" in by_name["neighbourhood"].text
+    assert "nan" not in by_name["gaussian" if arch == "padim" else "neighbourhood"].picture
 
 
 def test_the_defect_is_drawn_in_the_tile_of_the_position(tiny_backbone):

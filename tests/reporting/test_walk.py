@@ -404,9 +404,9 @@ def test_the_figure_of_the_setups_is_to_scale():
     stage = setups_stage(SETUPS["ENS9"])
     assert stage.array[-1].tolist() == [512, 512, 256, 256, 128, 128, 9, 9]
     panel = stage.picture.split(">ENS9, walked here<")[1]
-    assert panel.count('width="100" height="100" fill="none"') == 9  # 256 px at 200 px for 512
+    assert panel.count('width="100" height="100"') == 9  # 256 px at 200 px for 512
     assert panel.count(f'width="{SQUARE}"') == 9  # models
-    assert '<rect class="ink-line" x="50" y="100"' in panel
+    assert 'x="50" y="100" width="100"' in panel and 'x="100" y="100" width="100"' in panel
     own = setups_stage(Setup("mine", "ENS", (96, 48), (48, 48), (24, 48)))
     assert (
         own.array[-1].tolist() == [96, 48, 48, 48, 24, 48, 3, 3] and "mine, walked" in own.picture

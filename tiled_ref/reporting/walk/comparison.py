@@ -78,8 +78,8 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
         Stage(
             "single-mask", f"The mask of {recipe.setup.name}", mask,
             "thresholds.f1_threshold", "",
-            f"White: the masks, left {walked}'s, each at the threshold that suits it best on "
-            f"the {len(masks)} other images. {found}.",
+            f"White: the masks, left {walked}'s, each at a threshold of its own, chosen on the "
+            f"{len(masks)} other images. {found}.",
             in_a_row([render.draw_contours(outlined(full, truth), m) for _, _, m, _ in pairs]),
         ),
     ]  # fmt: skip

@@ -15,7 +15,6 @@ from ..drawing import svg
 from .stage import Stage, heat_map, in_a_row
 
 AROUND = 200  # vectors of a bank that are drawn, those nearest to m*
-CIRCLE = np.linspace(0, 2 * np.pi, 97)
 SIDE = 512  # px, to which the maps of a small tile are enlarged
 BIN = 0.5  # width of the histogram's bars
 STRIDES = tuple(FEATURE_STRIDE.values())
@@ -105,7 +104,8 @@ def _padim(model, tile, normal, view):
     a, b, near = widest_pair(test - mu, sigma)
     layers = channels_of(model.backbone).items()
     every = [f"{layer}, channel {k}" for layer, count in layers for k in range(count)]
-    names = [every[model.channels[c]] for c in (a, b)]
+    pair = [a, b]
+    names = [every[model.channels[c]] for c in pair]
     where = f"{view.model}, position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}"
     return [
         Stage(
@@ -125,12 +125,15 @@ def _padim(model, tile, normal, view):
             heat_map(np.kron(sigma, np.ones((4, 4))), title="covariance"),
         ),
         Stage(
-            "gaussian", "Two of its channels", np.vstack([trained, test])[:, [a, b]],
+            "gaussian", "Two of its channels", np.vstack([trained, test])[:, pair],
             "models.padim.Padim.embed", "Defard et al. Eq. 2",
             f"The {n} training images at that position, the Gaussian fitted to them, and the "
-            f"walked image (the last row). In these two channels it lies {near:.3g} standard "
-            f"deviations out, more than in any other two; in all {d} of them {found[p]:.4g}.",
-            _gaussian_chart(trained, test, mu, sigma, (a, b), names, found[p]),
+            f"walked image (the last row). Mean ({mu[a]:.3g}, {mu[b]:.3g}), variances "
+            f"{sigma[a, a]:.3g} and {sigma[b, b]:.3g}, covariance {sigma[a, b]:.3g}. In these two "
+            f"channels the image lies {near:.3g} standard deviations out, more than in any other "
+            f"two; in all {d} of them {found[p]:.4g}.",
+            _gaussian_chart(trained[:, pair], test[pair], mu[pair], sigma[np.ix_(pair, pair)],
+                            names, found[p]),
         ),
     ]  # fmt: skip
 
@@ -151,17 +154,18 @@ def widest_pair(delta, sigma):
     return int(a), int(b), float(ratio[a, b] ** 0.5)
 
 
-def _gaussian_chart(trained, test, mu, sigma, pair, names, distance):
+def _gaussian_chart(trained, test, mu, sigma, names, distance):
+    """trained (N, 2), test and mu (2,), sigma (2, 2): the two channels with these names."""
     chart = svg.Chart("The Gaussian of one position", *names, width=560, height=460)
-    spread = np.linalg.cholesky(sigma[np.ix_(pair, pair)] + 1e-12 * np.eye(2))
-    circle = spread @ [np.cos(CIRCLE), np.sin(CIRCLE)]
+    angles = np.linspace(0, 2 * np.pi, 97)
+    sigma = sigma + 1e-9 * sigma[0, 0] * np.eye(2)  # for a single channel, drawn twice
+    circle = np.linalg.cholesky(sigma) @ [np.cos(angles), np.sin(angles)]
     for radius in (1, 2, 3):
-        x, y = mu[list(pair), None] + radius * circle
-        chart.line(x, y, "1, 2, 3 standard deviations" if radius == 1 else None, 0)
-    ends = np.array([mu, test])[:, list(pair)].T
-    chart.line(*ends, f"distance {distance:.4g} in all channels", 7)
-    chart.points(*trained[:, list(pair)].T, "training images", 2)
-    chart.points(*test[list(pair), None], "walked image", 1)
+        label = "1, 2, 3 standard deviations" if radius == 1 else None
+        chart.line(*(mu[:, None] + radius * circle), label, 0)
+    chart.line(*np.array([mu, test]).T, f"distance {distance:.4g} in all channels", 7)
+    chart.points(*trained.T, "training images", 2)
+    chart.points(*test[:, None], "walked image", 1)
     return chart.svg()
 
 
