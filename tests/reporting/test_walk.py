@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import Browser, find_browser
 from PIL import Image
 from toys import toy_category, toy_images
 
@@ -234,6 +235,24 @@ def test_write_walk_makes_a_page_with_every_stage(walked, tmp_path):
             assert (tmp_path / "new" / name).read_text("utf-8") == stage.picture
         else:
             assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / name)), stage.picture)
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("size, dark", [((1280, 900), True), ((390, 844), False)])
+def test_the_page_in_a_browser(walked, tmp_path, size, dark):
+    """One file, no message, no sideways scrolling on a phone, and dark where the reader is."""
+    if find_browser() is None:
+        pytest.skip("needs Chromium")
+    pages.write_walk(walked[1], tmp_path / "walk", "a walk")
+    with Browser(tmp_path / "profile", size, dark) as b:
+        b.resize(*size, mobile=size[0] < 700)
+        b.open(tmp_path / "walk" / "index.html")
+        assert b.run("document.documentElement.scrollWidth") <= size[0]
+        assert b.run("[...document.images].every(image => image.naturalWidth > 0)")
+        ground = b.run("getComputedStyle(document.body).backgroundColor")
+        paper = b.run("getComputedStyle(document.querySelector('svg.chart .paper')).fill")
+        assert ground == paper == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
+        assert len(b.requests) == 1 and b.messages == []
 
 
 def test_large_pictures_are_reduced(tmp_path):
