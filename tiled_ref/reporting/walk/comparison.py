@@ -40,9 +40,9 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
     """Train the single model and draw its predictions beside the walked setup's -> list of Stage.
 
     Parameters: stages, the walked setup's; walked, its name; ensemble, a TiledEnsemble of
-    `single_setup`; images uint8 (1 + V, 3, h, w), the walked one and those that choose the threshold, and train (N, 3, h, w) at
-    its size; masks bool (V, H, W) and truth bool (H, W) or None, at the size of the stages;
-    options, a cell.Options; progress.
+    `single_setup`; images uint8 (1 + V, 3, h, w), the walked one and those that choose the
+    threshold, and train (N, 3, h, w), at its size; masks bool (V, H, W) and truth bool (H, W) or
+    None, at the walked setup's; options, a cell.Options; progress.
     """
     recipe, by_name = ensemble.recipe, {stage.name: stage for stage in stages}
     found = ensemble.each_location(train, images, Forgotten(), progress=progress)
@@ -78,8 +78,8 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
         Stage(
             "single-mask", f"The mask of {recipe.setup.name}", mask,
             "thresholds.f1_threshold", "",
-            f"White: the masks, left {walked}'s, each at the threshold that suits it best on "
-            f"the {len(masks)} other images. {found}.",
+            f"White: the masks, left {walked}'s, each at a threshold of its own, chosen on the "
+            f"{len(masks)} other images. {found}.",
             in_a_row([render.draw_contours(outlined(full, truth), m) for _, _, m, _ in pairs]),
         ),
     ]  # fmt: skip

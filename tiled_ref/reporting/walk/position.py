@@ -15,8 +15,6 @@ from ..drawing import svg
 from .stage import Stage, heat_map, in_a_row
 
 AROUND = 200  # vectors of a bank that are drawn, those nearest to m*
-RADII = (1, 2, 3)  # distances at which the Gaussian is drawn
-CIRCLE = np.linspace(0, 2 * np.pi, 97)
 SIDE = 512  # px, to which the maps of a small tile are enlarged
 BIN = 0.5  # width of the histogram's bars
 STRIDES = tuple(FEATURE_STRIDE.values())
@@ -85,13 +83,18 @@ class View:
         truth = None if self.truth is None else np.kron(self.truth, square)
         return heat_map(np.kron(values, square), truth, spot=np.kron(spot, square), title=title)
 
+    def layers(self, maps, spots):
+        """The pictures of three layers' maps (3, h, w), any dtype, and positions, side by side."""
+        each = zip(maps, spots, FEATURE_STRIDE.items())
+        return in_a_row([self.heat(m, *spot, step, name) for m, spot, (name, step) in each])
+
 
 def _padim(model, tile, normal, view):
     x = model.embed(tile).cpu()  # (1, D, hf, wf)
     rows, mean, factors = x.flatten(2).mT, model.mean.cpu(), model.factors.cpu()  # (1, P, D)
     found = gaussians.distances(rows, mean, factors, model.impl)[0]  # (P,)
-    p = int(found.argmax())
-    row, col = divmod(p, x.shape[-1])
+    p, grid = int(found.argmax()), found.reshape(x.shape[-2:])
+    row, col = _largest(grid)
     trained = torch.cat([e.flatten(2)[:, :, p].cpu() for e in model.embeddings(normal)])  # (N, D)
     trained, mu = trained.numpy(), mean[p].numpy()
     inverse = np.linalg.inv(gaussians.unpack(factors[p : p + 1].double())[0].numpy())  # U^-1
@@ -101,32 +104,36 @@ def _padim(model, tile, normal, view):
     a, b, near = widest_pair(test - mu, sigma)
     layers = channels_of(model.backbone).items()
     every = [f"{layer}, channel {k}" for layer, count in layers for k in range(count)]
-    names = [every[model.channels[c]] for c in (a, b)]
+    pair = [a, b]
+    names = [every[model.channels[c]] for c in pair]
     where = f"{view.model}, position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}"
     return [
         Stage(
-            "distances", "Distances from the Gaussians", found.reshape(x.shape[-2:]),
+            "distances", "Distances from the Gaussians", grid,
             "models.gaussians.distances", "Defard et al. Eq. 2",
             f"A distance per position, in standard deviations; the largest, {found[p]:.4g}, is "
             f"that of {where}, framed in white.",
-            view.heat(found.reshape(x.shape[-2:]), row, col, model.STRIDE, "distance"),
+            view.heat(grid, row, col, model.STRIDE, "distance"),
         ),
         Stage(
             "covariance", "The covariance of that position", sigma,
             "models.padim.Padim.fit", "Defard et al. Eq. 1",
-            f"{d} x {d} channels, estimated from {n} training images; Sigma^-1 = U U^T is kept. Its "
+            f"{d} x {d} channels, estimated from {n} images; Sigma^-1 = U U^T is kept. Its "
             f"eigenvalues run from {values[0]:.3g}, which is epsilon where {n} images say nothing, "
             f"to {values[-1]:.3g}. The mean of the channels lies between {mu.min():.3g} and "
             f"{mu.max():.3g}.",
             heat_map(np.kron(sigma, np.ones((4, 4))), title="covariance"),
         ),
         Stage(
-            "gaussian", "Two of its channels", np.vstack([trained, test])[:, [a, b]],
+            "gaussian", "Two of its channels", np.vstack([trained, test])[:, pair],
             "models.padim.Padim.embed", "Defard et al. Eq. 2",
             f"The {n} training images at that position, the Gaussian fitted to them, and the "
-            f"walked image (the last row). In these two channels it lies {near:.3g} standard "
-            f"deviations out, more than in any other two; in all {d} of them {found[p]:.4g}.",
-            _gaussian_chart(trained, test, mu, sigma, (a, b), names, found[p]),
+            f"walked image (the last row). Mean ({mu[a]:.3g}, {mu[b]:.3g}), variances "
+            f"{sigma[a, a]:.3g} and {sigma[b, b]:.3g}, covariance {sigma[a, b]:.3g}. In these two "
+            f"channels the image lies {near:.3g} standard deviations out, more than in any other "
+            f"two; in all {d} of them {found[p]:.4g}.",
+            _gaussian_chart(trained[:, pair], test[pair], mu[pair], sigma[np.ix_(pair, pair)],
+                            names, found[p]),
         ),
     ]  # fmt: skip
 
@@ -135,28 +142,30 @@ def widest_pair(delta, sigma):
     """The two channels in which a vector lies farthest out.
 
     Parameters: delta (D,), its difference from the mean; sigma (D, D), the covariance; floats.
-    Returns (a, b, distance), the distance in units of standard deviations; a = b where D is 1.
+    Returns (a, b, distance), a < b, in units of standard deviations; a = b = 0 where D is 1.
     """
     s = np.diag(sigma)
     if len(s) == 1:
         return 0, 0, float(abs(delta[0]) / s[0] ** 0.5)
     det = s[:, None] * s - sigma**2 + np.diag(np.full(len(s), np.inf))
     square = delta[:, None] ** 2 * s - 2 * np.outer(delta, delta) * sigma + delta**2 * s[:, None]
-    a, b = np.unravel_index(np.argmax(square / det), det.shape)
-    return int(a), int(b), float((square / det)[a, b] ** 0.5)
+    ratio = np.triu(square / det)
+    a, b = np.unravel_index(np.argmax(ratio), ratio.shape)
+    return int(a), int(b), float(ratio[a, b] ** 0.5)
 
 
-def _gaussian_chart(trained, test, mu, sigma, pair, names, distance):
+def _gaussian_chart(trained, test, mu, sigma, names, distance):
+    """trained (N, 2), test and mu (2,), sigma (2, 2): the two channels with these names."""
     chart = svg.Chart("The Gaussian of one position", *names, width=560, height=460)
-    spread = np.linalg.cholesky(sigma[np.ix_(pair, pair)] + 1e-12 * np.eye(2))
-    circle = spread @ [np.cos(CIRCLE), np.sin(CIRCLE)]
-    for radius in RADII:
-        x, y = mu[list(pair), None] + radius * circle
-        chart.line(x, y, "1, 2, 3 standard deviations" if radius == 1 else None, 0)
-    ends = np.array([mu, test])[:, list(pair)].T
-    chart.line(*ends, f"distance {distance:.4g} in all channels", 7)
-    chart.points(*trained[:, list(pair)].T, "training images", 2)
-    chart.points(*test[list(pair), None], "walked image", 1)
+    angles = np.linspace(0, 2 * np.pi, 97)
+    sigma = sigma + 1e-9 * sigma[0, 0] * np.eye(2)  # for a single channel, drawn twice
+    circle = np.linalg.cholesky(sigma) @ [np.cos(angles), np.sin(angles)]
+    for radius in (1, 2, 3):
+        label = "1, 2, 3 standard deviations" if radius == 1 else None
+        chart.line(*(mu[:, None] + radius * circle), label, 0)
+    chart.line(*np.array([mu, test]).T, f"distance {distance:.4g} in all channels", 7)
+    chart.points(*trained.T, "training images", 2)
+    chart.points(*test[:, None], "walked image", 1)
     return chart.svg()
 
 
@@ -194,14 +203,14 @@ def _patchcore(model, tile, normal, view):
 
 
 def _bank_chart(vectors, b, distance):
-    """vectors (1 + M, C): the patch, then vectors of the bank, m* and its b - 1 neighbours first."""
+    """vectors (1 + M, C): the patch, then the bank's, m* and its b - 1 neighbours first."""
     centred = vectors.astype(np.float64) - vectors[1]
-    axes = np.linalg.svd(centred[: 1 + b], full_matrices=False)[2][:2]
-    flat = centred @ axes.T
-    x, y = flat.T if flat.shape[1] == 2 else (flat[:, 0], 0 * flat[:, 0])
+    first = centred[0] / max(float(np.linalg.norm(centred[0])), 1e-30)  # from m* to the patch
+    beside = centred - np.outer(centred @ first, first)
+    x, y = centred @ first, beside @ np.linalg.svd(beside[1 : 1 + b])[2][0]
     chart = svg.Chart(
-        "The patch and the memory bank", "first principal component", "second principal component",
-        width=560, height=460, note="Projected to the plane of patch and neighbours, m* at (0, 0).",
+        "The patch and the memory bank", "from m* to the patch", "principal component beside it",
+        width=560, height=460, note="Projected to a plane: only the line has its true length.",
     )  # fmt: skip
     chart.points(x[1 + b :], y[1 + b :], "others of the bank", 6)
     chart.line(x[:2], y[:2], f"s* = {distance:.4g}", 7)
@@ -215,7 +224,7 @@ def _fastflow(model, tile, normal, view):
     z = model.whole(model.outputs(model.features(tile)))
     maps = [upsample_bilinear(fastflow.likelihood_map(x), model.output_size) for x in z]
     maps = torch.cat(maps).cpu().numpy()  # (3, h, w)
-    at = np.unravel_index(maps.mean(0).argmax(), view.size)
+    at = _largest(maps.mean(0))
     spots = _spots(at, z)
     hidden = [x[0, :, r, c].cpu().numpy() for x, (r, c) in zip(z, spots)]  # (C,) each
     spread = ", ".join(f"{np.square(part).mean():.3g}" for part in hidden)
@@ -224,9 +233,8 @@ def _fastflow(model, tile, normal, view):
             "likelihoods", "Likelihoods of the layers", maps,
             "models.fastflow.likelihood_map", "Yu et al. Sec. 3.3",
             f"-exp(-1/2 mean of z^2) of layers 1 to 3, as {view.model} sees its tile: -1 is most "
-            f"likely, 0 impossible. Their mean is the tile's map, largest at pixel {_pair(at)}.",
-            in_a_row([view.heat(m, *spot, stride, f"layer{k}")
-                      for k, m, spot, stride in zip((1, 2, 3), maps, spots, STRIDES)]),
+            f"likely, 0 impossible. Their mean is the tile's map, largest at pixel {at}, framed.",
+            view.layers(maps, spots),
         ),
         Stage(
             "hidden", "z of that position", np.concatenate(hidden),
@@ -256,8 +264,7 @@ def _reverse_distillation(model, tile, normal, view):
         upsample_bilinear(reverse_distillation.cosine_distance(e, d), model.output_size, True)
         for e, d in zip(encoded, decoded)
     ]).cpu().numpy()  # (3, h, w)  # fmt: skip
-    combined = maps.prod(0) if model.combine == "product" else maps.sum(0)
-    at = np.unravel_index(combined.argmax(), view.size)
+    at = _largest(maps.prod(0) if model.combine == "product" else maps.sum(0))
     spots = _spots(at, encoded)
     pairs = [
         np.stack([x[0, :, r, c].cpu().numpy() for x in both])  # (2, C)
@@ -271,11 +278,10 @@ def _reverse_distillation(model, tile, normal, view):
         Stage(
             "cosines", "Encoder against decoder", maps,
             "models.reverse_distillation.cosine_distance", "Deng and Li Eq. 1",
-            f"1 - cosine of the vectors of encoder and decoder, layers 1 to 3, as {view.model} sees "
-            f"its tile. Their {model.combine}, blurred, is the tile's map; before the blur it is "
-            f"largest at pixel {_pair(at)}, whose position is framed.",
-            in_a_row([view.heat(m, *spot, stride, f"layer{k}")
-                      for k, m, spot, stride in zip((1, 2, 3), maps, spots, STRIDES)]),
+            f"1 - cosine of encoder and decoder in layers 1 to 3, as {view.model} sees its tile. "
+            f"Their {model.combine}, blurred, is the tile's map; before the blur it is largest at "
+            f"pixel {at}, framed.",
+            view.layers(maps, spots),
         ),
         Stage(
             "vectors", "The two vectors of that position", np.hstack(pairs),
@@ -297,16 +303,16 @@ def _vector_chart(title, encoded, decoded):
     return chart
 
 
+def _largest(values):
+    return tuple(map(int, np.unravel_index(values.argmax(), values.shape)))
+
+
 def _spots(at, layers):
     """The position of each layer (..., hf, wf) at a pixel."""
     return [
-        tuple(min(int(a) // stride, side - 1) for a, side in zip(at, layer.shape[-2:]))
+        tuple(min(a // stride, side - 1) for a, side in zip(at, layer.shape[-2:]))
         for stride, layer in zip(STRIDES, layers)
     ]
-
-
-def _pair(at):
-    return f"({at[0]}, {at[1]})"
 
 
 STAGES = {

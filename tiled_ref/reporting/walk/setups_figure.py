@@ -39,37 +39,29 @@ def _panel(setup, factor, walked):
     (height, width), (h, w) = setup.image_size, setup.tile_size
     parts = [_words(0, -10, setup.name + (", walked here" if walked else ""), 13, "ink")]
     for k, (top, left) in enumerate(setup.input_grid.origins):
-        series, opacity = (1, 0.55) if k == 0 else (0, 0.16)
-        parts.append(_rectangle(left, top, w, h, factor, series, f'opacity="{opacity}"'))
-    parts += [
-        f'<rect class="ink-line" x="{left * factor:g}" y="{top * factor:g}" '
-        f'width="{w * factor:g}" height="{h * factor:g}" fill="none" '
-        f'stroke="{svg.LIGHT["ink"]}" stroke-width="0.8"/>'
-        for top, left in setup.input_grid.origins
-    ]
+        place = [side * factor for side in (left, top, w, h)]
+        parts.append(_rectangle(*place, *((0, 0.16) if k else (1, 0.55))))
     below, n, m = height * factor, setup.n_tiles, setup.n_models
     tiles = f"{n} tiles of {_side(h, w)}, every {_side(*setup.stride)}" if n > 1 else "one tile"
     models = f"{m} models" if m > 1 else "one model"
     parts.append(_words(0, below + 17, f"image of {_side(height, width)}, {models}"))
     parts.append(_words(0, below + 33, tiles))
-    for k in range(min(setup.n_models, WIDTH // (SQUARE + 3) - 1)):
-        parts.append(_rectangle(k * (SQUARE + 3), below + 40, SQUARE, SQUARE, 1, 2))
+    for k in range(min(m, WIDTH // (SQUARE + 3) - 1)):
+        parts.append(_rectangle(k * (SQUARE + 3), below + 40, SQUARE, SQUARE, 2, 1))
     return "".join(parts)
 
 
-def _rectangle(x, y, width, height, factor, series, more=""):
+def _rectangle(x, y, width, height, series, opacity):
     return (
-        f'<rect class="f{series}" x="{x * factor:g}" y="{y * factor:g}" '
-        f'width="{width * factor:g}" height="{height * factor:g}" '
-        f'fill="{svg.SERIES[series][0]}" {more}/>'
+        f'<rect class="f{series} ink-line" x="{x:g}" y="{y:g}" width="{width:g}" '
+        f'height="{height:g}" fill="{svg.SERIES[series][0]}" fill-opacity="{opacity}" '
+        f'stroke="{svg.LIGHT["ink"]}" stroke-width="0.8"/>'
     )
 
 
 def _words(x, y, text, size=svg.TICK, name="soft"):
-    return (
-        f'<text class="{name}" x="{x}" y="{y:g}" font-size="{size}" '
-        f'fill="{svg.LIGHT[name]}">{text}</text>'
-    )
+    color = svg.LIGHT[name]
+    return f'<text class="{name}" x="{x}" y="{y:g}" font-size="{size}" fill="{color}">{text}</text>'
 
 
 def _side(height, width):

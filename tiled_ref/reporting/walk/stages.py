@@ -134,7 +134,7 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     ]  # fmt: skip
     stages += _feature_stages(_features(image, tile_grid, ensemble), tile_grid, truth)
     stages += position_stages(ensemble, best, image, train, truth)
-    stages += _map_stages(tile_maps[:, :, 0], tile_scores[:, :, 0], recipe, truth)
+    stages.append(_map_stage(tile_maps[:, :, 0], tile_scores[:, :, 0], recipe, truth))
     stages.append(_score_stage(merging.image_scores(tile_scores, recipe.score), masks, recipe))
     stages += _merged_stages(photo, merged[0], smooth[0], recipe, tile_maps[:, :, 0], truth)
     play = section(photo, tile_maps[:, :, 0], tile_scores[:, :, 0], mask_of(smooth, masks)[1],
@@ -197,16 +197,16 @@ def _heat_tiles(values, grid, truth, title="anomaly"):
     return render.with_color_bar(_outlined_tiles(colours, grid, truth), *limits, (), title)
 
 
-def _map_stages(tile_maps, tile_scores, recipe, truth):
+def _map_stage(tile_maps, tile_scores, recipe, truth):
     """tile_maps (rows, cols, h, w) and tile_scores (rows, cols) are the walked image's."""
     models = "one model" if tile_scores.size == 1 else f"{tile_scores.size} models"
-    return [Stage(
+    return Stage(
         "tile-maps", "Anomaly maps of the tiles", tile_maps[:, :, None],
         "ensemble.each_location", "Rolih et al. Eq. 4",
         f"Predicted by {models}, with the scores {', '.join(f'{s:.4g}' for s in tile_scores.flat)}"
         ", row by row.",
         _heat_tiles(tile_maps, recipe.grid, truth),
-    )]  # fmt: skip
+    )  # fmt: skip
 
 
 def _score_stage(scores, masks, recipe):
@@ -264,8 +264,8 @@ def _mask_stage(photo, smooth, masks, truth):
     return Stage(
         "mask", "The mask", mask,
         "thresholds.f1_threshold", "",
-        f"White: {100 * mask.mean():.2f} % of the pixels reach the threshold {threshold:.4g}, {how} "
-        f"{len(masks)} other images{f' (F1 {f1:.2f})' if labelled else ''}.",
+        f"White: {100 * mask.mean():.2f} % of the pixels reach the threshold {threshold:.4g}, "
+        f"{how} {len(masks)} other images{f' (F1 {f1:.2f})' if labelled else ''}.",
         render.draw_contours(outlined(photo, truth), mask),
     )  # fmt: skip
 
