@@ -224,7 +224,7 @@ def test_write_walk_makes_a_page_with_every_stage(walked, tmp_path):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(
         [*names, "index.html", "overview.jpg"]
     )
-    assert "<!-- playground -->" in page and "@" not in re.sub('@media|base64,[^"]*', "", page)
+    assert 'id="playground"' in page and "@" not in re.sub('@media|base64,[^"]*', "", page)
     assert all(address[:5] in ("data:", "") for address in re.findall(r'src="([^"]*)"', page))
     assert page.count("<img ") == sum(s.suffix == "png" for s in stages)
     assert page.count("<svg ") == sum(s.suffix == "svg" for s in stages)

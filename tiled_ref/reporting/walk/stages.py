@@ -137,9 +137,10 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     stages.append(_map_stage(tile_maps[:, :, 0], tile_scores[:, :, 0], recipe, truth))
     stages.append(_score_stage(merging.image_scores(tile_scores, recipe.score), masks, recipe))
     stages += _merged_stages(photo, merged[0], smooth[0], recipe, tile_maps[:, :, 0], truth)
+    stages.append(_mask_stage(photo, smooth, masks, truth))
     play = section(photo, tile_maps[:, :, 0], tile_scores[:, :, 0], mask_of(smooth, masks)[1],
                    recipe, truth)  # fmt: skip
-    stages.append(replace(_mask_stage(photo, smooth, masks, truth), play=play))
+    stages[-1] = replace(stages[-1], play=play)
     return stages if truth is None else [*stages, _truth_stage(photo, truth, stages[-1].array)]
 
 
