@@ -17,7 +17,7 @@ from tiled_ref.reporting.walk import page as pages
 from tiled_ref.reporting.walk import playground
 from tiled_ref.reporting.walk import stages as walk
 from tiled_ref.running.cell import Options
-from tiled_ref.setups import Recipe, Setup
+from tiled_ref.setups import SETUPS, Recipe, Setup
 from tiled_ref.tiling import TileGrid
 
 SHAPES = [
@@ -104,14 +104,19 @@ def test_strides_are_those_whose_tiles_are_all_there():
     assert strides(64, 32, 32) == [(32, 32)]
     assert strides(80, 32, 8) == [(8, 8), (16, 16), (24, 24)]  # 32 px: its last tile starts at 64
     assert strides((64, 32), (32, 16), (16, 8)) == [(16, 8), (32, 16)]
+    for image in ((80, 64), (64, 80)):  # 24 px fit one side only, 32 px the other
+        assert strides(image, 32, 8) == [(8, 8), (16, 16)]
 
 
 def test_one_location_or_too_many_bytes_is_one_sentence(monkeypatch):
     image, maps, _, *rest = toy(SHAPES[0])
     alone = playground.section(image, maps[:1, :1], maps[:1, :1].max((2, 3)), *rest)
+    most = playground.MOST_BYTES
     monkeypatch.setattr(playground, "MOST_BYTES", 20_000)
     large = playground.section(*toy(SHAPES[0]))
     assert "one model on the whole image" in alone and "would add 0.0 MB" in large
+    paper = max(setup.tile_pixels for setup in SETUPS.values()) * 2 * 4 / 3  # of base64
+    assert paper <= most
     for text in (alone, large):
         assert text.count("<p>") == 1 and not re.search("<(script|form|canvas)", text)
 
