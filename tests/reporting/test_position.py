@@ -153,6 +153,17 @@ def check_reverse_distillation(by_name, best, model, tile, score):
         assert f"{1 - cosine:.3g}" in by_name["vectors"].text
 
 
+def test_the_bank_is_drawn_at_its_distances_from_m_and_patch(rng, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(position.svg.Chart, "points", lambda self, x, y, *_: drawn.append((x, y)))
+    vectors = rng.normal(size=(12, 7))
+    position._bank_chart(vectors, 4, 1.0)
+    flat = np.hstack([np.stack(part) for part in drawn[::-1]]).T  # patch, m*, neighbours, others
+    for k in (0, 1):
+        expected = np.linalg.norm(vectors - vectors[k], axis=1)
+        np.testing.assert_allclose(np.linalg.norm(flat - flat[k], axis=1), expected)
+
+
 def test_the_widest_pair_is_found_among_all(rng):
     a = rng.normal(size=(12, 5))
     sigma, delta = a.T @ a, rng.normal(size=5)

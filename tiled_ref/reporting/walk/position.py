@@ -206,11 +206,11 @@ def _bank_chart(vectors, b, distance):
     """vectors (1 + M, C): the patch, then the bank's, m* and its b - 1 neighbours first."""
     centred = vectors.astype(np.float64) - vectors[1]
     first = centred[0] / max(float(np.linalg.norm(centred[0])), 1e-30)  # from m* to the patch
-    beside = centred - np.outer(centred @ first, first)
-    x, y = centred @ first, beside @ np.linalg.svd(beside[1 : 1 + b])[2][0]
+    x = centred @ first
+    y = np.linalg.norm(centred - np.outer(x, first), axis=1)
     chart = svg.Chart(
-        "The patch and the memory bank", "from m* to the patch", "principal component beside it",
-        width=560, height=460, note="Projected to a plane: only the line has its true length.",
+        "The patch and the memory bank", "from m* to the patch", "distance from that line",
+        width=560, height=460, note="Distances from m* and from the patch are those in all channels.",
     )  # fmt: skip
     chart.points(x[1 + b :], y[1 + b :], "others of the bank", 6)
     chart.line(x[:2], y[:2], f"s* = {distance:.4g}", 7)
