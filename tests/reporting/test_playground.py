@@ -114,7 +114,7 @@ def test_one_location_or_too_many_bytes_is_one_sentence(monkeypatch):
     most = playground.MOST_BYTES
     monkeypatch.setattr(playground, "MOST_BYTES", 20_000)
     large = playground.section(*toy(SHAPES[0]))
-    assert "one model on the whole image" in alone and "would add 0.0 MB" in large
+    assert "one model on the whole image" in alone and "take 0.0 MB, more than" in large
     paper = max(setup.tile_pixels for setup in SETUPS.values()) * 2 * 4 / 3  # of base64
     assert paper <= most
     for text in (alone, large):

@@ -15,14 +15,14 @@ from ..drawing import render
 LEVELS = 2**16 - 1  # the highest level of a map's values in the page
 MOST_BYTES = 2_000_000  # of the tile maps in the page
 QUALITY = 85  # of the JPEG picture of the image
-EMPTY = '<section id="playground">\n<h2>Play with it</h2>\n<p>{}</p>\n</section>'
+EMPTY = '<section id="playground">\n<h2>Change the settings yourself</h2>\n<p>{}</p>\n</section>'
 ONE = (
     "This setup has one model on the whole image, so there are no tile maps to merge; an ENS setup "
     "has them."
 )
 LARGE = (
-    "The tile maps of this setup would add {} MB to the page, more than {} MB; it leaves them out. "
-    "A smaller --image-size has room."
+    "The tile maps of this setup take {} MB, more than the {} MB that this page has room for; "
+    "choose a smaller --image-size to play with them."
 )
 
 
@@ -41,15 +41,9 @@ def section(image, maps, scores, threshold, recipe, truth=None):
     if n_bytes > MOST_BYTES:
         return EMPTY.format(LARGE.format(f"{n_bytes / 1e6:.1f}", f"{MOST_BYTES / 1e6:g}"))
     data = playground_data(image, maps, scores, threshold, recipe, truth)
-    parts = {
-        "CSS": _asset("playground.css"),
-        "DATA": json.dumps(data, separators=(",", ":"), allow_nan=False),  # base64 has no "<"
-        "JS": _asset("playground.js"),
-    }
-    text = _asset("playground.html")
-    for name, part in parts.items():
-        text = text.replace(f"@{name}@", part)
-    return text
+    data = json.dumps(data, separators=(",", ":"), allow_nan=False)  # base64 has no "<"
+    text = _asset("html").replace("@CSS@", _asset("css"))
+    return text.replace("@DATA@", data).replace("@JS@", _asset("js"))
 
 
 def playground_data(image, maps, scores, threshold, recipe, truth):
@@ -118,5 +112,5 @@ def _base64(content):
     return base64.b64encode(content).decode()
 
 
-def _asset(name):
-    return resources.files(__package__).joinpath("assets", name).read_text("utf-8")
+def _asset(suffix):
+    return resources.files(__package__).joinpath(f"assets/playground.{suffix}").read_text("utf-8")
