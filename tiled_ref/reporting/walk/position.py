@@ -210,7 +210,8 @@ def _bank_chart(vectors, b, distance):
     y = np.linalg.norm(centred - np.outer(x, first), axis=1)
     chart = svg.Chart(
         "The patch and the memory bank", "from m* to the patch", "distance from that line",
-        width=560, height=460, note="Distances from m* and from the patch are those in all channels.",
+        width=560, height=460,
+        note="By the axes, distances from m* and the patch are those in all channels.",
     )  # fmt: skip
     chart.points(x[1 + b :], y[1 + b :], "others of the bank", 6)
     chart.line(x[:2], y[:2], f"s* = {distance:.4g}", 7)
