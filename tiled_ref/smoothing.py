@@ -79,13 +79,20 @@ def bands(grid, width):
     if not 0.0 <= width <= 1.0:
         raise InputError("the width of the seam band must be a fraction of the tile, 0 to 1")
     bands = []
-    counts = grid.rows, grid.cols
-    for image, tile, stride, n in zip(grid.image_size, grid.tile_size, grid.stride, counts):
+    for image, tile, places in zip(grid.image_size, grid.tile_size, borders(grid)):
         reach = int(width * tile)
         band = np.zeros(image, dtype=bool)
-        for k in range(n):
-            for border in (k * stride, k * stride + tile):
-                if 0 < border < image:
-                    band[max(0, border - reach) : border + reach] = True
+        for border in places:
+            band[max(0, border - reach) : border + reach] = True
         bands.append(band)
     return bands
+
+
+def borders(grid):
+    """The rows and the columns at which tiles start or end inside the image (deviation D2): two
+    sorted lists of ints, the first pixel behind each border."""
+    sides = zip(grid.image_size, grid.tile_size, grid.stride, (grid.rows, grid.cols))
+    return [
+        sorted({b for k in range(n) for b in (k * step, k * step + tile) if 0 < b < image})
+        for image, tile, step, n in sides
+    ]

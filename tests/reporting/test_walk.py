@@ -4,24 +4,62 @@ import re
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from browser import Browser, find_browser
 from PIL import Image
 from toys import toy_category, toy_images
 
 from tiled_ref import cli
 from tiled_ref.data.encoders import encode_png
+from tiled_ref.data.resizing import resize_image
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
+from tiled_ref.reporting.drawing import render
+from tiled_ref.reporting.walk import comparison, seams
 from tiled_ref.reporting.walk import page as pages
 from tiled_ref.reporting.walk import stages as walk
+from tiled_ref.reporting.walk.setups_figure import SQUARE, setups_stage
+from tiled_ref.reporting.walk.stage import DEFECT, Stage, apart
 from tiled_ref.running.cell import Options
-from tiled_ref.setups import SETUPS, Setup
+from tiled_ref.setups import SETUPS, Recipe, Setup
 from tiled_ref.support.errors import InputError
+from tiled_ref.support.progress import Progress
+from tiled_ref.verdicts.thresholds import f1_threshold
 
 SETUP = Setup("toy", "ENS", (96, 96), (48, 48), (24, 24))
-STAGES = [
-    "image", "tiles", "features-layer1", "features-layer2", "features-layer3", "tile-maps",
-    "merged-map", "seam-band", "smoothed-map", "mask", "truth",
-]  # fmt: skip
+POSITION = {  # architecture: the stages of one position
+    "padim": ["distances", "covariance", "gaussian"], "patchcore": ["distances", "neighbourhood"],
+    "fastflow": ["likelihoods", "hidden"], "reverse_distillation": ["cosines", "vectors"],
+}  # fmt: skip
+SINGLE = ["single-image", "single-map", "single-mask"]
+CHARTS = {
+    "setups",
+    "gaussian",
+    "neighbourhood",
+    "hidden",
+    "vectors",
+    "image-scores",
+    "seam-profile",
+}
+
+
+def stage_names(arch="padim", seams=True):
+    """The names of the stages up to the mask."""
+    return [
+        "setups", "image", "tiles", "features-layer1", "features-layer2", "features-layer3",
+        *POSITION[arch], "tile-maps", "image-scores", "merged-map", "seam-band", "smoothed-map",
+        *["seam-profile"] * seams, "mask",
+    ]  # fmt: skip
+
+
+def file_names(names):
+    return [
+        f"{k:02d}-{name}.{'svg' if name in CHARTS else 'png'}" for k, name in enumerate(names, 1)
+    ]
+
+
+STAGES = [*stage_names(), "truth"]
 
 
 def pictures(samples):
@@ -59,9 +97,9 @@ def test_arrays_are_those_of_a_run(walked):
 
 def test_the_image_score_in_the_text_is_eq_5(walked):
     by_name, _, (_, scores), _ = walked
-    text = by_name["tile-maps"].text
-    assert f"image score {scores[0]:.4g}" in text
-    tiles = re.search(r"the mean of ([\d., ]+) \(Eq", text)[1].split(", ")
+    assert np.array_equal(by_name["image-scores"].array, scores)
+    assert f"image score {scores[0]:.4g} is the mean" in by_name["image-scores"].text
+    tiles = re.search(r"the scores ([\d., ]+), row", by_name["tile-maps"].text)[1].split(", ")
     assert len(tiles) == 9
     assert np.mean([float(t) for t in tiles]) == pytest.approx(scores[0], rel=1e-3)
 
@@ -95,21 +133,46 @@ def test_the_mask_holds_the_threshold_itself(tiny_backbone):
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
     none = np.zeros((1, 96, 96), bool)
     stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
-    largest = stages[-2].array == stages[-2].array.max()
-    assert np.array_equal(stages[-1].array, largest)
+    smooth = next(stage.array for stage in stages if stage.name == "smoothed-map")
+    assert np.array_equal(stages[-1].array, smooth == smooth.max())
 
 
-def test_pictures_are_made_of_the_arrays(walked):
+def test_the_defect_is_outlined_in_every_picture_at_its_place(walked):
+    """In the image and the maps around the truth itself, in tiles and features around its parts."""
     by_name = walked[0]
-    assert np.array_equal(by_name["image"].picture, by_name["image"].array.transpose(1, 2, 0))
-    assert by_name["tiles"].picture.shape == (3 * 48 + 2 * 8, 3 * 48 + 2 * 8, 3)
-    changed = (by_name["truth"].picture != by_name["image"].picture).any(2)
-    assert changed.any() and not changed[by_name["truth"].array].any()
+    image, truth = by_name["image"].array.transpose(1, 2, 0), by_name["truth"].array
+
+    def lines(picture):
+        return (picture == DEFECT).all(-1)
+
+    line = lines(render.draw_contours(image, truth, DEFECT))
+    assert line.any() and not (line & truth).any()
+    assert np.array_equal(by_name["truth"].picture[truth], image[truth])
+    for name in ("image", "truth", "merged-map", "smoothed-map", "seam-band"):
+        assert np.array_equal(lines(by_name[name].picture)[:96, :96], line), name
+    hidden = lines(by_name["mask"].picture) & ~line
+    assert not hidden.any()  # the mask's own line may cover it
+    for name in ("tiles", "features-layer1", "features-layer2", "features-layer3", "tile-maps"):
+        found = lines(by_name[name].picture)
+        for i, j in SETUP.input_grid.locations():
+            part = found[i * 56 : i * 56 + 48, j * 56 : j * 56 + 48]
+            inside = truth[24 * i : 24 * i + 48, 24 * j : 24 * j + 48]
+            expected = lines(render.draw_contours(np.zeros((48, 48, 3), np.uint8), inside, DEFECT))
+            assert np.array_equal(part, expected), (name, i, j)
+
+
+@pytest.mark.parametrize("name", ["distances", "features-layer1", "tile-maps", "merged-map"])
+def test_a_heat_map_has_its_scale(walked, name):
+    """To the right of the map, from the highest colour at the top to the lowest."""
+    picture = walked[0][name].picture
+    columns = [picture[:, k] for k in range(picture.shape[1] * 3 // 4, picture.shape[1])]
+    ends = render.COLORS[[-1, 0]]
+    assert any(all((column == end).all(1).any() for end in ends) for column in columns)
 
 
 def test_apart_by_hand():
     tiles = np.arange(4, dtype=np.uint8).reshape(2, 2, 1, 1, 1).repeat(3, axis=4)
-    assert walk.apart(tiles, gap=1)[:, :, 0].tolist() == [
+    assert apart(tiles, gap=1)[:, :, 0].tolist() == [
         [0, 255, 1], [255, 255, 255], [2, 255, 3]
     ]  # fmt: skip
 
@@ -134,7 +197,11 @@ def test_the_walked_image_does_not_choose_its_own_threshold(category):
     walked = next(s for s in category.test if s.label)
     chosen = walk.threshold_samples(category, walked, n=3)
     assert walked not in chosen and [s.label for s in chosen] == [0, 0, 0, 1, 1, 1]
-    assert [s.label for s in walk.threshold_samples(toy_category(has_masks=False), n=3)] == [0, 0, 0]
+    assert [s.label for s in walk.threshold_samples(toy_category(has_masks=False), n=3)] == [
+        0,
+        0,
+        0,
+    ]
     only_bad = toy_category(n_good=0)
     assert walk.threshold_samples(only_bad, n=2)[:2] == list(only_bad.train[:2])
 
@@ -153,20 +220,44 @@ def test_write_walk_makes_a_page_with_every_stage(walked, tmp_path):
     stages = walked[1]
     names = pages.write_walk(stages, tmp_path / "new", "a <title>")
     page = (tmp_path / "new" / "index.html").read_text("utf-8")
-    assert names == [f"{k:02d}-{name}.png" for k, name in enumerate(STAGES, start=1)]
+    assert names == file_names(STAGES)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(
         [*names, "index.html", "overview.jpg"]
     )
-    assert set(re.findall(r'src="([^"]+)"', page)) == {*names, "overview.jpg"}
+    assert 'id="playground"' in page and "@" not in re.sub('@media|base64,[^"]*', "", page)
+    assert all(address[:5] in ("data:", "") for address in re.findall(r'src="([^"]*)"', page))
+    assert page.count("<img ") == sum(s.suffix == "png" for s in stages)
+    assert page.count("<svg ") == sum(s.suffix == "svg" for s in stages)
     assert "a &lt;title&gt;" in page and "<title>a <" not in page
     for name, stage in zip(names, stages):
         assert stage.shape in page and stage.code in page
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / name)), stage.picture)
+        if stage.suffix == "svg":
+            assert (tmp_path / "new" / name).read_text("utf-8") == stage.picture
+        else:
+            assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / name)), stage.picture)
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("size, dark", [((1280, 900), True), ((390, 844), False)])
+def test_the_page_in_a_browser(walked, tmp_path, size, dark):
+    """One file, no message, no sideways scrolling on a phone, and dark where the reader is."""
+    if find_browser() is None:
+        pytest.skip("needs Chromium")
+    pages.write_walk(walked[1], tmp_path / "walk", "a walk")
+    with Browser(tmp_path / "profile", size, dark) as b:
+        b.resize(*size, mobile=size[0] < 700)
+        b.open(tmp_path / "walk" / "index.html")
+        assert b.run("document.documentElement.scrollWidth") <= size[0]
+        assert b.run("[...document.images].every(image => image.naturalWidth > 0)")
+        ground = b.run("getComputedStyle(document.body).backgroundColor")
+        paper = b.run("getComputedStyle(document.querySelector('svg.chart .paper')).fill")
+        assert ground == paper == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
+        assert len(b.requests) == 1 and b.messages == []
 
 
 def test_large_pictures_are_reduced(tmp_path):
     wide = np.zeros((100, 3000, 3), np.uint8)
-    stage = walk.Stage("image", "", wide, "", "", "", wide)
+    stage = Stage("image", "", wide, "", "", "", wide)
     (name,) = pages.write_walk([stage], tmp_path, "")
     assert Image.open(tmp_path / name).size == (1024, 34)
 
@@ -200,9 +291,8 @@ def test_every_architecture_and_every_setup_walks(parts, tmp_path, capsys, arch,
     argv = ["--arch", arch, "--setup", setup, "--steps", 1, "--batch-size", 4, "--out", tmp_path]
     assert run(parts, "--explain", parts / "test" / "square" / "5.png", *sizes, *argv) == 0
     rows = capsys.readouterr().out.splitlines()[2:]
-    assert [row.split()[0] for row in rows] == [
-        f"{k:02d}-{name}.png" for k, name in enumerate(STAGES[:-1], start=1)
-    ]
+    names = stage_names(arch, setup.startswith("ENS")) + ([] if setup[:2] == "SM" else SINGLE)
+    assert [row.split()[0] for row in rows] == file_names(names)
     assert all((tmp_path / "explain" / row.split()[0]).is_file() for row in rows)
 
 
@@ -215,7 +305,7 @@ def test_the_truth_of_a_sample_is_shown_where_it_is_known(parts, tmp_path, capsy
     """A normal sample's is known to be empty; the data set here has no masks for the other."""
     sizes = ["--tile-size", 32, "--out", tmp_path]
     assert run(parts, "--explain", "test/good/4.png", *sizes) == 0
-    assert "11-truth.png" in capsys.readouterr().out
+    assert "17-truth.png" in capsys.readouterr().out
     page = (tmp_path / "explain" / "index.html").read_text("utf-8")
     assert "0 px are defective" in page
     assert run(parts, "--explain", "test/square/5.png", *sizes) == 0
@@ -240,3 +330,103 @@ def test_tiles_that_stick_out_are_filled_with_zeros(tiny_backbone):
     assert tiles.shape == (3, 2, 1, 3, 48, 48)
     assert not tiles[2, :, :, :, 32:].any() and tiles[2, :, :, :, :32].any()
     assert by_name["mask"].array.shape == (80, 72)
+
+
+def test_a_single_models_size_is_a_tiles():
+    """SM256 beside the paper's setups (Sec. 4.2), nothing beside SM256 itself."""
+    singles = {name: comparison.single_setup(setup) for name, setup in SETUPS.items()}
+    assert singles.pop("SM256") is None
+    assert set(singles.values()) == {SETUPS["SM256"]}
+    assert comparison.single_setup(SETUPS["ENS9"].with_sizes((96, 96), (48, 48))).image_size == (
+        48,
+        48,
+    )
+    assert comparison.single_setup(SETUPS["SM512"].with_sizes((64, 64))) is None
+
+
+def test_overlap_by_hand():
+    mask, truth = np.zeros((2, 3, 4), bool)
+    mask[0, :3] = truth[0, 1:] = True  # two of four in both
+    text = "marks 3 px, 2 of the 3 defective ones (intersection over union 0.50)"
+    assert comparison.overlap(mask, truth) == text
+    assert comparison.overlap(mask, None) == "marks 3 px"
+
+
+def test_the_single_model_is_a_run_of_its_own(tiny_backbone, category):
+    """Its map, enlarged, its scores and its mask are those of an ensemble of smaller images."""
+    title, stages = walk.explain(
+        walk.BUILT_IN, category, Recipe(SETUP), tiny_backbone, Options(), Progress(quiet=True)
+    )
+    by_name = {stage.name: stage for stage in stages}
+    assert [stage.name for stage in stages] == [*STAGES, *SINGLE] and title.endswith("padim, toy")
+    walked = next(s for s in category.test if s.label)
+    others = walk.threshold_samples(category, walked)
+    small = [resize_image(s.read_image(), (48, 48)) for s in (*category.train, walked, *others)]
+    small, n = np.stack(small), len(category.train)
+    single = TiledEnsemble(comparison.single_setup(SETUP), backbone=tiny_backbone).fit(small[:n])
+    maps, scores = single.predict(small[n:])
+    maps = F.interpolate(torch.from_numpy(maps)[:, None], size=(96, 96), mode="bilinear")[
+        :, 0
+    ].numpy()
+    assert np.array_equal(by_name["single-image"].array, small[n].transpose(2, 0, 1))
+    assert np.array_equal(by_name["single-map"].array, maps[0])
+    masks = np.stack([s.read_mask() if s.label else np.zeros((96, 96), bool) for s in others])
+    mask = maps[0] >= f1_threshold(maps[1:].ravel(), masks.ravel())[0]
+    assert np.array_equal(by_name["single-mask"].array, mask)
+    text, truth = by_name["single-map"].text, walked.read_mask()
+    normal = scores[1:][[s.label == 0 for s in others]]
+    assert f"SM-48 {scores[0]:.4g}, normal images {normal.max():.4g} at most" in text
+    assert f"toy {by_name['image-scores'].array[0]:.4g}, normal images" in text
+    both, either = (mask & truth).sum(), (mask | truth).sum()
+    assert f"SM-48 marks {mask.sum()} px, {both} of the {truth.sum()} defective ones" in (
+        by_name["single-mask"].text
+    )
+    assert f"union {both / either:.2f})" in by_name["single-mask"].text.split("SM-48")[1]
+
+
+def test_the_profile_crosses_the_strongest_seam(walked):
+    by_name = walked[0]
+    merged, smooth = by_name["merged-map"].array, by_name["smoothed-map"].array
+    axis, border, line = seams.strongest_seam(merged, SETUP.input_grid, 0.1)
+    values, after = (merged.T, smooth.T) if axis == 0 else (merged, smooth)
+    assert np.array_equal(by_name["seam-profile"].array, [values[line], after[line]])
+    jumps = np.abs(np.diff(values[line]))
+    assert border in (24, 48, 72) and jumps[border - 1] == max(jumps[[23, 47, 71]])
+    text = by_name["seam-profile"].text
+    assert f"jumps by {jumps[border - 1]:.3g} from" in text
+    assert f"the smoothed one by {abs(np.diff(after[line])[border - 1]):.3g};" in text
+
+
+def test_the_strongest_seam_by_hand():
+    grid = Setup("four", "ENS", (40, 60), (20, 30), (20, 30)).input_grid  # seams at 20 and 30
+    step = np.zeros((40, 60))
+    step[:, 33:] = 9  # a larger jump where no seam is
+    step[20:, 7] = 2
+    assert seams.strongest_seam(step, grid) == (0, 20, 7)
+    step[5, 30:33] = 3
+    assert seams.strongest_seam(step, grid) == (1, 30, 5)
+    step[20, 30:33] = 5  # stronger, but in the band of the other seam
+    assert seams.strongest_seam(step, grid, 0.1) == (1, 30, 5)
+    assert seams.strongest_seam(step, Setup("one", "SM", *[(40, 60)] * 3).input_grid) is None
+
+
+def test_the_close_up_shows_the_same_place_in_both_images():
+    full = np.zeros((80, 80, 3), np.uint8)
+    full[20:30, 60:70] = 200
+    truth = (full > 0).all(2)
+    left, right = comparison._close_ups(full, full[::2, ::2], truth, truth)
+    assert np.array_equal(left, right)  # even edges: both cut at the same places
+    assert 0.08 < (left == 200).all(2).mean() < 0.12  # a ninth, less the line
+
+
+def test_the_figure_of_the_setups_is_to_scale():
+    stage = setups_stage(SETUPS["ENS9"])
+    assert stage.array[-1].tolist() == [512, 512, 256, 256, 128, 128, 9, 9]
+    panel = stage.picture.split(">ENS9, walked here<")[1]
+    assert panel.count('width="100" height="100"') == 9  # 256 px at 200 px for 512
+    assert panel.count(f'width="{SQUARE}"') == 9  # models
+    assert 'x="50" y="100" width="100"' in panel and 'x="100" y="100" width="100"' in panel
+    own = setups_stage(Setup("mine", "ENS", (96, 48), (48, 48), (24, 48)))
+    assert (
+        own.array[-1].tolist() == [96, 48, 48, 48, 24, 48, 3, 3] and "mine, walked" in own.picture
+    )

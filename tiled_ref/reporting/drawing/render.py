@@ -179,10 +179,10 @@ def contours(mask, impl="cython"):
     return regions
 
 
-def draw_contours(picture, mask):
-    """A picture with the outlines of a mask's regions, white with a black rim.
+def draw_contours(picture, mask, color=LINE):
+    """A picture with the outlines of a mask's regions, white by default, with a black rim.
 
-    Parameters: picture uint8 (H, W, 3); mask bool or uint8 (H, W).
+    Parameters: picture uint8 (H, W, 3); mask bool or uint8 (H, W); color (R, G, B) of the line.
     Returns uint8 (H, W, 3). The line runs outside the region, whose pixels stay visible; it is
     1 px wide for every 400 px of the picture's smaller side.
     Raises InputError for other shapes or types.
@@ -196,7 +196,7 @@ def draw_contours(picture, mask):
         line = _grown(mask, width)
         rim = _grown(line, width) & ~line
         out[rim] = HALO
-        out[line & ~mask] = LINE
+        out[line & ~mask] = color
     return out
 
 

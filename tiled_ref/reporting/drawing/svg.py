@@ -129,10 +129,9 @@ class Chart:
 
         self._items.append(draw)
 
-    def upright(self, x, label):
-        """A thin dashed line across the chart at x, labelled in the legend."""
-        self._xs.append(float(x))
-        self._legend.append((label, 0, "rule"))
+    def upright(self, x, label=None):
+        """A thin dashed line across the chart at x, labelled in the legend unless label is None."""
+        self._see([float(x)], [], label, 0, "rule")
 
         def draw(place):
             a, _ = place(x, self._y_bottom)

@@ -1,23 +1,30 @@
-"""The files of a walk: a numbered PNG per stage, an overview, and `index.html`."""
+"""The files of a walk: a numbered picture per stage, an overview, and `index.html`."""
 
+import base64
 import html
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from ...data import encoders, resizing
 from ...support.files import make_folder, write_files
-from .stages import GAP, PAPER
+from ..drawing import svg
+from .stage import GAP, PAPER
 
 MAX_SIDE = 1024  # px, pictures are reduced to this
+QUALITY = 85  # of the JPEG pictures in the page
 OVERVIEW_SIDE, PER_ROW = 200, 6  # of the overview: px, height of its pictures; pictures in a row
 TITLE = 22  # px, height of the line above each of them
 
 
 def _overview(stages):
-    """All stages on one sheet, numbered and named, uint8 (height, width, 3)."""
+    """The pictures of all stages on one sheet, numbered and named, uint8 (height, width, 3); charts
+    are left out."""
     side, panels = OVERVIEW_SIDE, []
     for number, stage in enumerate(stages, start=1):
+        if stage.suffix == "svg":
+            continue
         h, w = stage.picture.shape[:2]
         w = max(1, round(w * side / h))
         title = encoders.text_coverage(f"{number} {stage.name}", TITLE)[:, :w]
@@ -35,19 +42,25 @@ def _overview(stages):
 
 
 def write_walk(stages, folder, title):
-    """Write a numbered PNG per stage, overview.jpg, and index.html that shows and explains them.
+    """Write a numbered picture per stage, PNG or SVG, overview.jpg, and index.html, which shows and
+    explains them and needs no other file.
 
     Parameters: stages, list of Stage; folder, made where it is missing; title, text.
-    Returns the list of the PNG files' names.
+    Returns the list of the pictures' names.
     Raises InputError where the folder cannot be written.
     """
-    folder = Path(folder)
+    folder, files = Path(folder), {}
     make_folder(folder)
-    names = [f"{number:02d}-{stage.name}.png" for number, stage in enumerate(stages, start=1)]
-    pictures = [encoders.encode_png(_reduced(stage.picture)) for stage in stages]
-    files = dict(zip(names, pictures))
-    files["overview.jpg"] = encoders.encode_jpeg(_overview(stages), 85)
-    files["index.html"] = _page(stages, names, title).encode()
+    for number, stage in enumerate(stages, start=1):
+        name = f"{number:02d}-{stage.name}.{stage.suffix}"
+        is_chart = stage.suffix == "svg"
+        files[name] = (
+            stage.picture.encode() if is_chart else encoders.encode_png(_reduced(stage.picture))
+        )
+    names = list(files)
+    pictures = [stage.picture for stage in stages if stage.suffix == "png"]
+    files |= {"overview.jpg": encoders.encode_jpeg(_overview(stages), 85)} if pictures else {}
+    files["index.html"] = _page(stages, title).encode()
     write_files(folder, files)
     return names
 
@@ -61,21 +74,39 @@ def _reduced(picture):
     return resizing.resize_image(picture, size, antialias=True)
 
 
-def _page(stages, names, title):
-    parts = []
-    for number, (stage, name) in enumerate(zip(stages, names), start=1):
-        source = f", {html.escape(stage.source)}" if stage.source else ""
-        parts.append(
-            f"<h2>{number}. {html.escape(stage.title)}</h2>\n"
-            f"<p><code>{html.escape(stage.shape)}</code> from "
-            f"<code>{html.escape(stage.code)}</code>{source}<br>{html.escape(stage.text)}</p>\n"
-            f'<p><img src="{name}" alt="{html.escape(stage.title)}"></p>\n'
-        )
+def _page(stages, title):
+    """The text of index.html: the skeleton of assets/, filled."""
+    values = {
+        "TITLE": html.escape(title),
+        "CSS": _asset("walk.css"),
+        "CHART_CSS": svg.style_sheet("svg.chart"),
+        "CONTENTS": "\n".join(
+            f'<li><a href="#{stage.name}">{html.escape(stage.title)}</a></li>' for stage in stages
+        ),
+        "STAGES": "\n".join(_section(stage) for stage in stages),
+    }
+    page = _asset("walk.html")
+    for name, value in values.items():
+        page = page.replace(f"@{name}@", value)
+    return page.replace("<!-- playground -->", "".join(stage.play for stage in stages))
+
+
+def _section(stage):
+    source = f", {html.escape(stage.source)}" if stage.source else ""
     return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n"
-        "<style>body { font: 16px/1.5 sans-serif; max-width: 1060px; margin: 2em auto; "
-        "padding: 0 1em } img { max-width: 100% }</style>\n"
-        f"<h1>{html.escape(title)}</h1>\n"
-        '<p><img src="overview.jpg" alt="all stages"></p>\n' + "".join(parts) + "</html>\n"
+        f'<section id="{stage.name}">\n<h2>{html.escape(stage.title)}</h2>\n'
+        f"<p>{html.escape(stage.text)}</p>\n<figure>{_figure(stage)}</figure>\n"
+        f'<p class="soft"><code>{html.escape(stage.shape)}</code> from '
+        f"<code>{html.escape(stage.code)}</code>{source}</p>\n</section>"
     )
+
+
+def _figure(stage):
+    if stage.suffix == "svg":
+        return svg.inline(stage.picture)
+    data = base64.b64encode(encoders.encode_jpeg(_reduced(stage.picture), QUALITY)).decode()
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(stage.title)}">'
+
+
+def _asset(name):
+    return resources.files(__package__).joinpath("assets", name).read_text("utf-8")

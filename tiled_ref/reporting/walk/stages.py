@@ -3,7 +3,7 @@
 Every picture is drawn from the array that the functions of a run return; the Stage keeps it.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,37 +14,21 @@ from ...data import reading, resizing
 from ...data import images as image_data
 from ...data.samples import NORMAL
 from ...data.tiles import LocationImages
-from ...ensemble import UNTILE, Forgotten, TiledEnsemble, collect
+from ...ensemble import UNTILE, TiledEnsemble, collect
 from ...models.backbone import FEATURE_STRIDE
 from ...running.category_images import CategoryImages
 from ...support.errors import InputError
-from ...verdicts.thresholds import f1_threshold
-from ..drawing import render
+from ..drawing import render, svg
+from .comparison import compare, mask_of, single_setup
+from .playground import section
+from .position import Latest, position_stages, watch
+from .seams import seam_stage
+from .setups_figure import setups_stage
+from .stage import Stage, apart, heat, heat_map, outlined
 
 BUILT_IN = "builtin"  # the IMAGE that stands for the data set's first defective one
 N_THRESHOLD = 4  # normal and as many defective images on which the threshold is chosen
-GAP = 8  # px between the tiles of a picture
-PAPER = np.uint8(255)  # grey level between tiles
 MERGED = {"mean": "Averaged", "window": "Weighted, less towards the edges of a tile,"}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of an image's walk."""
-
-    name: str  # part of its file's name, such as "tile-maps"
-    title: str  # a few words
-    array: np.ndarray  # the result of the stage for the one image
-    code: str  # the function that made it
-    source: str  # the equation or section that it follows, "" where there is none
-    text: str  # what the picture shows
-    picture: np.ndarray  # uint8 (h, w, 3)
-
-    @property
-    def shape(self):
-        """Shape and dtype as text, such as "(3, 3, 1, 256, 256) float32"."""
-        sides = ", ".join(map(str, self.array.shape))
-        return f"({sides}) {self.array.dtype}"
 
 
 def explain(text, category, recipe, backbone, options, progress):
@@ -53,19 +37,34 @@ def explain(text, category, recipe, backbone, options, progress):
     Parameters: text, see choose_image; category, recipe, backbone, options and progress as in
     cell.run_cell. Raises InputError for whatever is wrong with images or options.
     """
-    size, antialias = recipe.setup.image_size, recipe.antialias
-    name, image, sample = choose_image(text, category, size, antialias)
+    size, single = recipe.setup.image_size, single_setup(recipe.setup)
+    name, _, sample = choose_image(text, category, size)
     samples = threshold_samples(category, sample)
-    others = reading.read_images(samples, size, antialias=antialias)
     masks = reading.read_masks(samples, size)
-    progress.title = f"{name}: {recipe.arch}, {recipe.setup.name}"
-    train = CategoryImages(category, options, progress, antialias).images("train", size)
-    ensemble = TiledEnsemble(recipe, backbone=backbone, device=options.device)
     truth = None
     if sample is not None and (sample.label == NORMAL or category.has_masks):
         truth = reading.read_masks([sample], size)[0]
-    stages = walk(image, train, ensemble, options, others, masks, truth, progress)
-    return progress.title, stages
+    sizes = [size, *([single.image_size] if single else [])]
+    pictures = CategoryImages(category, options, progress, recipe.antialias, sizes)
+
+    def ensemble_and_images(recipe):
+        """An ensemble, the walked image with those of the threshold, and the training images."""
+        size, antialias = recipe.setup.image_size, recipe.antialias
+        progress.title = f"{name}: {recipe.arch}, {recipe.setup.name}"
+        walked = choose_image(text, category, size, antialias)[1]
+        others = reading.read_images(samples, size, antialias=antialias)
+        ensemble = TiledEnsemble(recipe, backbone=backbone, device=options.device)
+        images = np.concatenate([walked[None], others])  # (1 + V, 3, H, W)
+        return ensemble, images, pictures.images("train", size)
+
+    ensemble, images, train = ensemble_and_images(recipe)
+    title = progress.title
+    stages = walk(images[0], train, ensemble, options, images[1:], masks, truth, progress)
+    if single:
+        alone = replace(recipe, setup=single, seam_sigma=1.0)  # a single model has no seams
+        walked = recipe.setup.name, *ensemble_and_images(alone)
+        stages += compare(stages, *walked, masks, truth, options, progress)
+    return title, stages
 
 
 def choose_image(text, category, size, antialias=False):
@@ -109,28 +108,39 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     untrained TiledEnsemble; others uint8 (V, 3, H, W), the images on which the threshold of the
     mask is chosen, and masks bool (V, H, W), the defects in them; truth bool (H, W), the defects
     in the image.
-    Returns a list of Stage, from the image to the mask, and to the truth where it is known.
+    Returns a list of Stage, from the setups and the image to the mask, and to the truth where it
+    is known.
     """
     recipe, grid, tile_grid = ensemble.recipe, ensemble.grid, ensemble.setup.input_grid
     everything = np.concatenate([image[None], others])  # (1 + V, 3, H, W)
-    found = ensemble.each_location(train, everything, Forgotten(), progress=progress)
-    tile_maps, tile_scores = collect(found, grid, len(everything))
+    states, best = Latest(), {}
+    found = ensemble.each_location(train, everything, states, progress=progress)
+    tile_maps, tile_scores = collect(watch(found, states, best), grid, len(everything))
     merged = UNTILE[recipe.merge](tile_maps, grid, impl=options.impl, threads=options.threads)
     smooth = smoothing.smooth_seams(
         merged, grid, recipe.seam_width, recipe.seam_sigma, options.impl, options.threads
     )
     photo = np.ascontiguousarray(image.transpose(1, 2, 0))
     stages = [
+        setups_stage(ensemble.setup),
         Stage(
             "image", "The image, decoded and resized once", image,
             "data.resizing.resize_image", "Rolih et al. Sec. 4.2",
-            "8-bit RGB, bilinear; every tile is cut from this array.", photo,
+            "8-bit RGB, bilinear; every tile is cut from this array."
+            + (" Here and below, magenta: the true defects." if truth is not None else ""),
+            outlined(photo, truth),
         ),
-        _tile_stage(image, tile_grid),
+        _tile_stage(image, tile_grid, truth),
     ]  # fmt: skip
-    stages += _feature_stages(_features(image, tile_grid, ensemble), tile_grid)
-    stages += _map_stages(photo, tile_maps[:, :, :1], tile_scores, merged[0], smooth[0], recipe)
-    stages.append(_mask_stage(photo, smooth, masks))
+    stages += _feature_stages(_features(image, tile_grid, ensemble), tile_grid, truth)
+    stages += position_stages(ensemble, best, image, train, truth)
+    stages.append(_map_stage(tile_maps[:, :, 0], tile_scores[:, :, 0], recipe, truth))
+    stages.append(_score_stage(merging.image_scores(tile_scores, recipe.score), masks, recipe))
+    stages += _merged_stages(photo, merged[0], smooth[0], recipe, tile_maps[:, :, 0], truth)
+    stages.append(_mask_stage(photo, smooth, masks, truth))
+    play = section(photo, tile_maps[:, :, 0], tile_scores[:, :, 0], mask_of(smooth, masks)[1],
+                   recipe, truth)  # fmt: skip
+    stages[-1] = replace(stages[-1], play=play)
     return stages if truth is None else [*stages, _truth_stage(photo, truth, stages[-1].array)]
 
 
@@ -143,7 +153,15 @@ def _features(image, grid, ensemble):
     return [torch.cat(layer).numpy() for layer in zip(*tiles)]
 
 
-def _tile_stage(image, grid):
+def _outlined_tiles(pictures, grid, truth):
+    """Pictures uint8 (rows, cols, h, w, 3) of an image's tiles, drawn apart with its defects."""
+    parts = pictures.copy()
+    for place in grid.locations() if truth is not None else ():
+        parts[place] = outlined(parts[place], grid.pad_tile(truth[grid.window(*place)]))
+    return apart(parts)
+
+
+def _tile_stage(image, grid, truth):
     tiles = np.ascontiguousarray(grid.tile(image[None]))  # (rows, cols, 1, 3, h, w)
     (h, w), (down, across) = grid.tile_size, grid.stride
     return Stage(
@@ -151,86 +169,105 @@ def _tile_stage(image, grid):
         "tiling.TileGrid.tile", "Rolih et al. Eq. 1-2",
         f"Tiles of {h} x {w} px, one every {down} x {across} px, drawn apart; "
         "shared pixels appear in each of them. Zeros fill tiles that extend beyond the image.",
-        apart(tiles[:, :, 0].transpose(0, 1, 3, 4, 2)),
+        _outlined_tiles(tiles[:, :, 0].transpose(0, 1, 3, 4, 2), grid, truth),
     )  # fmt: skip
 
 
-def _feature_stages(layers, grid):
+def _feature_stages(layers, grid, truth):
     """A stage per layer; layers, list of (T, C, hf, wf) of the walked image's tiles."""
     stages = []
     for (name, stride), layer in zip(FEATURE_STRIDE.items(), layers):
         strength = np.sqrt(np.square(layer, dtype=np.float64).mean(1))  # (T, hf, wf)
         enlarged = strength.repeat(stride, axis=1).repeat(stride, axis=2)
         enlarged = enlarged[:, : grid.tile_size[0], : grid.tile_size[1]]  # (T, h, w)
-        limits = float(strength.min()), float(strength.max())
-        colours = np.stack([_heat(tile, *limits) for tile in enlarged])  # (T, h, w, 3)
         features = layer.reshape(grid.rows, grid.cols, *layer.shape[1:])
         stages.append(Stage(
             f"features-{name}", f"Features of {name}", features,
             "models.backbone.ResNet18Features", "He et al., CVPR 2016",
             f"{features.shape[2]} channels for every {stride} x {stride} px of each tile; the "
             "picture shows the root of their mean square.",
-            render.with_color_bar(
-                apart(colours.reshape(grid.rows, grid.cols, *colours.shape[1:])), *limits, (), ""
-            ),
+            _heat_tiles(enlarged.reshape(grid.rows, grid.cols, *grid.tile_size), grid, truth, ""),
         ))  # fmt: skip
     return stages
 
 
-def _map_stages(photo, tile_maps, tile_scores, merged, smooth, recipe):
-    """tile_maps (rows, cols, 1, h, w), merged and smooth (H, W) are the walked image's, which is
-    the first in tile_scores (rows, cols, 1 + V)."""
-    scores, score = tile_scores[:, :, 0], merging.image_scores(tile_scores, recipe.score)[0]
+def _heat_tiles(values, grid, truth, title="anomaly"):
+    """Heat maps of values (rows, cols, h, w) apart, one scale for all."""
+    limits = float(values.min()), float(values.max())
+    colours = np.stack([[heat(tile, *limits) for tile in row] for row in values])
+    return render.with_color_bar(_outlined_tiles(colours, grid, truth), *limits, (), title)
+
+
+def _map_stage(tile_maps, tile_scores, recipe, truth):
+    """tile_maps (rows, cols, h, w) and tile_scores (rows, cols) are the walked image's."""
+    models = "one model" if tile_scores.size == 1 else f"{tile_scores.size} models"
+    return Stage(
+        "tile-maps", "Anomaly maps of the tiles", tile_maps[:, :, None],
+        "ensemble.each_location", "Rolih et al. Eq. 4",
+        f"Predicted by {models}, with the scores {', '.join(f'{s:.4g}' for s in tile_scores.flat)}"
+        ", row by row.",
+        _heat_tiles(tile_maps, recipe.grid, truth),
+    )  # fmt: skip
+
+
+def _score_stage(scores, masks, recipe):
+    """scores (1 + V,), the walked image first; masks (V, H, W) of the others."""
+    bad = masks.any((1, 2))
+    groups = {"normal": scores[1:][~bad], "defective": scores[1:][bad], "walked": scores[:1]}
+    chart = svg.Chart("Image scores", "images", "image score", height=300, x_names=list(groups))
+    for k, values in enumerate(groups.values()):
+        chart.points(np.full(len(values), k), values, series=(2, 3, 1)[k])
+    return Stage(
+        "image-scores", "The image score", scores,
+        "merging.image_scores", "Rolih et al. Eq. 5",
+        f"The image score {scores[0]:.4g} is the {recipe.score} of the tile scores; the others are "
+        "those of the images that choose the threshold of the mask.",
+        chart.svg(),
+    )  # fmt: skip
+
+
+def _merged_stages(photo, merged, smooth, recipe, tile_maps, truth):
+    """photo (H, W, 3), merged and smooth (H, W), all of the walked image; the colours are those of
+    tile_maps (rows, cols, h, w)."""
     band = smoothing.seam_mask(recipe.grid, recipe.seam_width)  # (H, W)
-    low, high = float(tile_maps.min()), float(tile_maps.max())  # of the colours of all maps
-    models = "one model" if scores.size == 1 else f"{scores.size} models"
+    low, high = limits = float(tile_maps.min()), float(tile_maps.max())
     return [
-        Stage(
-            "tile-maps", "Anomaly maps of the tiles", tile_maps,
-            "ensemble.each_location", "Rolih et al. Eq. 4",
-            f"Predicted by {models}; image score {score:.4g}, the {recipe.score} of "
-            f"{', '.join(f'{s:.4g}' for s in scores.flat)} (Eq. 5).",
-            render.with_color_bar(
-                apart(np.stack([[_heat(tile[0], low, high) for tile in row] for row in tile_maps])),
-                low, high, (),
-            ),
-        ),
         Stage(
             "merged-map", "The merged map", merged,
             f"merging.{UNTILE[recipe.merge].__name__}", "Rolih et al. Sec. 3.3",
             f"{MERGED[recipe.merge]} where tiles overlap; colours from {low:.4g} to {high:.4g} in "
             "all maps.",
-            render.with_color_bar(_heat(merged, low, high), low, high, ()),
+            heat_map(merged, truth, limits),
         ),
         Stage(
             "seam-band", "The seam band", band,
             "smoothing.seam_mask", "Rolih et al. Sec. 3.3",
             f"{100 * band.mean():.1f} % of the pixels lie within {recipe.seam_width:g} of a "
             "tile's side from a border between tiles; only these are smoothed.",
-            render.overlay(photo, band.astype(np.float32)),
+            outlined(render.overlay(photo, band.astype(np.float32)), truth),
         ),
         Stage(
             "smoothed-map", "The map with smoothed seams", smooth,
             "smoothing.smooth_seams", "Rolih et al. Sec. 3.3",
             f"A Gaussian of {recipe.seam_sigma:g} px inside the band; the largest change is "
             f"{np.abs(smooth - merged).max():.3g}.",
-            render.with_color_bar(_heat(smooth, low, high), low, high, ()),
+            heat_map(smooth, truth, limits),
         ),
+        *seam_stage(merged, smooth, recipe),
     ]  # fmt: skip
 
 
-def _mask_stage(photo, smooth, masks):
+def _mask_stage(photo, smooth, masks, truth):
     """smooth (1 + V, H, W), the walked image first; masks (V, H, W) of the others."""
-    threshold, f1 = f1_threshold(smooth[1:].ravel(), masks.ravel())
-    mask = smooth[0] >= threshold
+    mask, threshold, f1 = mask_of(smooth, masks)
     labelled = masks.any()
     how = "the best F1 over the pixels of" if labelled else "the largest value on"
     return Stage(
         "mask", "The mask", mask,
         "thresholds.f1_threshold", "",
-        f"{100 * mask.mean():.2f} % of the pixels reach the threshold {threshold:.4g}, {how} "
-        f"{len(masks)} other images{f' (F1 {f1:.2f})' if labelled else ''}.",
-        render.draw_contours(photo, mask),
+        f"White: {100 * mask.mean():.2f} % of the pixels reach the threshold {threshold:.4g}, "
+        f"{how} {len(masks)} other images{f' (F1 {f1:.2f})' if labelled else ''}.",
+        render.draw_contours(outlined(photo, truth), mask),
     )  # fmt: skip
 
 
@@ -240,18 +277,5 @@ def _truth_stage(photo, truth, mask):
         "data.reading.read_masks", "",
         f"{truth.sum()} px are defective, {mask.sum()} px are in the mask, "
         f"{(truth & mask).sum()} px in both.",
-        render.draw_contours(photo, truth),
+        outlined(photo, truth),
     )  # fmt: skip
-
-
-def _heat(values, low, high):
-    """Colours of values from low to high."""
-    return render.colormap(np.clip((values - low) / ((high - low) or 1.0), 0, 1))
-
-
-def apart(tiles, gap=GAP):
-    """Tiles uint8 (rows, cols, h, w, 3) side by side, `gap` px apart: uint8 (H, W, 3)."""
-    rows, cols, h, w, _ = tiles.shape
-    padded = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=PAPER)
-    picture = padded.transpose(0, 2, 1, 3, 4).reshape(rows * (h + gap), cols * (w + gap), 3)
-    return np.ascontiguousarray(picture[:-gap, :-gap])
