@@ -2,15 +2,16 @@
 
     python bench/lesson.py picture [--image NAME] [--out bench/lesson.jpg]
     python bench/lesson.py seams
-    python bench/lesson.py scores [--dataset mvtec --root DIR --category screw] [--arch NAME]
+    python bench/lesson.py scores [--dataset mvtec --root DIR --category screw] [--setup NAME] [--arch NAME]
 
 picture draws a defect at 512 and at 256 px with the maps of ENS9 and SM256, and prints the largest
 value on the defect and outside the window drawn. seams prints what the borders of tiles do to
-features and to maps, scores what the tiles of ENS9 score and how well the mean and the maximum of
-them tell defective images from normal ones, as Markdown tables.
+features and to maps, scores what the tiles score and how well the mean and the maximum of them tell
+defective images from normal ones, as Markdown tables.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -34,12 +35,15 @@ OFFSETS = (-32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32)  # px from the seam
 FROM_BORDER = (0, 1, 2, 4, 8, 16, 24)  # positions from the border of a tile
 
 
+read = functools.lru_cache(maxsize=3)(read_images)  # samples as a tuple, (H, W) -> uint8 (N, 3, H, W)
+
+
 def predictions(setup, category, samples, arch="padim", **options):
     """An ensemble trained on the category, and what its tiles predict for samples: grid, maps
     (rows, cols, M, h, w), scores (rows, cols, M)."""
     ensemble = TiledEnsemble(setup, arch, **options)
     size = ensemble.setup.image_size
-    train, test = read_images(category.train, size), read_images(samples, size)
+    train, test = read(tuple(category.train), size), read(tuple(samples), size)
     found = ensemble.each_location(train, test, Forgotten())
     return ensemble.grid, *collect(found, ensemble.grid, len(test))
 
@@ -88,7 +92,7 @@ def seams(category, n_images=16, **options):
     from the tile's border, and the step from a column of the map to the next beside a seam."""
     normal = [sample for sample in category.test if not sample.label][:n_images]
     whole, tiled = (TiledEnsemble(name, **options) for name in ("SM512", "ENS4"))
-    images, features = read_images(normal, whole.setup.image_size), []
+    images, features = read(tuple(normal), whole.setup.image_size), []
     for ensemble in (whole, tiled):
         cut = LocationImages(images, ensemble.grid, [(0, 0)], ensemble.device)
         model = ensemble.make_model()
@@ -114,7 +118,7 @@ def seams(category, n_images=16, **options):
     return first + "\n\n" + table(["px from the seam", *OFFSETS], rows)
 
 
-def scores(category, arch="padim", setup="ENS9", **options):
+def scores(category, setup="ENS9", arch="padim", **options):
     """Three tables: the scores of normal images by tile location, the tiles with and without a
     defect, and the image scores by mean and maximum."""
     samples, labels = category.test, labels_of(category.test)
@@ -125,7 +129,7 @@ def scores(category, arch="padim", setup="ENS9", **options):
     mean, spread = normal.mean(2), normal.std(2, ddof=1)
     first = table(
         ["normal images", *(f"{i}, {j}" for i, j in grid.locations())],
-        [["mean", *(f"{v:.2f}" for v in mean.flat)], ["std", *(f"{v:.2f}" for v in spread.flat)]],
+        [["mean score", *(f"{v:.2f}" for v in mean.flat)], ["std", *(f"{v:.2f}" for v in spread.flat)]],
     )
     rows = []
     for title, chosen in ("with a defect", with_defect), ("without, same images", ~with_defect):
@@ -161,21 +165,26 @@ def scores(category, arch="padim", setup="ENS9", **options):
     )
 
 
-def main(argv=None):
+def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("picture", "seams", "scores"))
     parser.add_argument("--dataset", choices=tuple(DATASETS), default="synthetic")
     parser.add_argument("--root")
     parser.add_argument("--category", default="board")
+    parser.add_argument("--setup", default="ENS9")
     parser.add_argument("--arch", default="padim")
     parser.add_argument("--image", default=IMAGE)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "lesson.jpg")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
     category = DATASETS[args.dataset].load(args.root, args.category)
     if args.part == "picture":
         args.out.write_bytes(encode_jpeg(picture(category, args.image), 80))
     else:
-        print(seams(category) if args.part == "seams" else scores(category, args.arch))
+        print(seams(category) if args.part == "seams" else scores(category, args.setup, args.arch))
 
 
 if __name__ == "__main__":
