@@ -87,7 +87,7 @@ def picture(category, name, crop=CROP, setups=("ENS9", "SM256"), **options):
     return np.vstack([rows[0], np.full((8, rows[0].shape[1], 3), 255, np.uint8), rows[1]])
 
 
-def seams(category, n_images=16, **options):
+def seams(category, n_images=16, setups=("SM512", "ST4", "ENS4", "ENS9"), **options):
     """Two tables: how far the features of a tile are from those of the whole image, by the distance
     from the tile's border, and the step from a column of the map to the next beside a seam."""
     normal = [sample for sample in category.test if not sample.label][:n_images]
@@ -106,7 +106,7 @@ def seams(category, n_images=16, **options):
         ["positions from the border", *near], [["%", *(f"{change[k]:.1f}" for k in near)]]
     )
     rows = []
-    for setup in ("SM512", "ST4", "ENS4", "ENS9"):
+    for setup in setups:
         grid, maps, _ = predictions(setup, category, normal, **options)
         merged = merging.untile_average(maps, grid)
         tiles = TiledEnsemble(setup, **options).setup.input_grid
@@ -165,7 +165,7 @@ def scores(category, setup="ENS9", arch="padim", **options):
     )
 
 
-def parse(argv=None):
+def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("picture", "seams", "scores"))
     parser.add_argument("--dataset", choices=tuple(DATASETS), default="synthetic")
@@ -175,11 +175,11 @@ def parse(argv=None):
     parser.add_argument("--arch", default="padim")
     parser.add_argument("--image", default=IMAGE)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "lesson.jpg")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv=None):
-    args = parse(argv)
+    args = build_parser().parse_args(argv)
     category = DATASETS[args.dataset].load(args.root, args.category)
     if args.part == "picture":
         args.out.write_bytes(encode_jpeg(picture(category, args.image), 80))

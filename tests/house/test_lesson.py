@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from readme import commands
 from sources import ROOT
 from test_bench import load
-from test_readme import program
 from toys import toy_category
 
 from tiled_ref import cli, metrics
@@ -81,16 +79,14 @@ def test_the_quoted_lines_are_those_of_the_page_and_every_equation_has_one():
             assert line in map(str.strip, METHOD.splitlines()), line
 
 
-@pytest.fixture(scope="module")
-def small():
-    return synthetic.load(None, "board", n_train=6, n_good=3, n_defective=4)
+TOYS = toy_category(5, 3, 3, side=128)
 
 
 @pytest.mark.parametrize("title, lines", EXERCISES, ids=TITLES)
-def test_a_change_moves_what_the_answer_says_it_moves(title, lines, small, capsys):
+def test_a_change_moves_what_the_answer_says_it_moves(title, lines, capsys):
     """At a quarter of the size: scores, maps or both differ as AUROC and AUPRO do at full size."""
-    _, before = run(scaled(METHOD, 4), "random", small, capsys)
-    _, after = run(changed(lines, 4), "random", small, capsys)
+    _, before = run(scaled(METHOD, 4), "random", TOYS, capsys)
+    _, after = run(changed(lines, 4), "random", TOYS, capsys)
     for k, name in enumerate(("auroc", "aupro")):
         moved = not np.array_equal(before[name], after[name])
         assert moved == (ANSWERS[title][k] != ANSWERS["as it is"][k]), name
@@ -123,13 +119,14 @@ def test_its_files_and_commands_exist():
         assert (ROOT / name).is_file(), name
     picture = ROOT / "bench" / "lesson.jpg"
     assert picture.stat().st_size < 60_000 and decode_bytes(picture.read_bytes()).shape == (520, 520, 3)
-    for words, _, where in commands([PAGE]):
-        if program(words) is not None:
-            cli.build_parser().parse_args(program(words))
-        elif words[1] == "bench/lesson.py":
-            load("lesson").parse(words[2:])
+    for text in re.findall(r"`(python [^`]+)`", LESSON):
+        words = text.split()
+        if words[1] == "run.py":
+            cli.build_parser().parse_args(words[2:])
+        elif words[1].startswith("bench/"):
+            load(words[1][6:-3]).build_parser().parse_args(words[2:])
         else:
-            assert words[:3] in (["python", "-m", "tiled_ref.method"], ["python", "-m", "pytest"]), where
+            assert words[1:3] in (["-m", "tiled_ref.method"], ["-m", "pytest"]), text
 
 
 # --------------------------------------------------------------- what it says and is true of any data
@@ -143,9 +140,6 @@ def quarter(monkeypatch):
         monkeypatch.setitem(SETUPS, name, replace(setup, **sizes))
 
 
-TOYS = toy_category(5, 3, 3, side=128)
-
-
 def test_an_untiled_padim_has_the_gaussians_of_the_ensemble(quarter, tiny_backbone):
     """ST4 and ENS4: the same features at the same positions, so the same means and factors."""
     pictures = [sample.read_image() for sample in TOYS.train]
@@ -157,11 +151,17 @@ def test_an_untiled_padim_has_the_gaussians_of_the_ensemble(quarter, tiny_backbo
             np.testing.assert_allclose(whole[i, :, j], tile, rtol=1e-4, atol=1e-4)
 
 
-def test_the_bytes_of_a_location_are_those_printed():
-    for name, printed in re.findall(r"^\| (\w+) \| [\d,x ]+ \| ([\d,]+) \|", LESSON, re.MULTILINE):
-        ensemble = TiledEnsemble(name, weights="random")
-        learnt = ensemble.make_model().n_learnt(48) * ensemble.setup.n_models
-        assert printed == f"{4 * learnt:,}", name
+def test_the_bytes_are_those_printed():
+    rows = re.findall(r"^\| (\w+) \| \d+ x [\d,x ]+ \| ([\d,]+) \|", LESSON, re.MULTILINE)
+    channels, location = (
+        re.search(rf"^\| {title} \| (.+) \|$", LESSON, re.MULTILINE)[1].split(" | ")
+        for title in ("D", "bytes of a location")
+    )
+    rows += [("SM256", number, int(d)) for d, number in zip(channels, location)]
+    assert len(rows) == 7
+    for name, printed, *d in rows:
+        ensemble = TiledEnsemble(name, weights="random", switches={"n_channels": d[0]} if d else {})
+        assert printed == f"{4 * ensemble.make_model().n_learnt(48) * ensemble.setup.n_models:,}", name
 
 
 def test_the_script_measures_what_it_names(quarter, tiny_backbone):
