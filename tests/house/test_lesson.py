@@ -25,10 +25,12 @@ EXERCISES = [
     for title, diff in re.findall(r"### (\d\. .+?)\n.*?```diff\n(.*?)```", LESSON, re.DOTALL)
 ]
 TITLES = [title for title, _ in EXERCISES]
-# title -> (AUROC, AUPRO) of the table of answers, "as it is" for no change
+# title -> (AUROC, AUPRO, what moves) of the table of answers, "as it is" for no change
 ANSWERS = {
-    title: (float(auroc), float(aupro))
-    for title, auroc, aupro in re.findall(r"^\| (.+?) \| (0\.\d{4}) \| (0\.\d{4}) \|", LESSON, re.MULTILINE)
+    title: (float(auroc), float(aupro), moves)
+    for title, auroc, aupro, moves in re.findall(
+        r"^\| (.+?) \| (0\.\d{6}) \| (0\.\d{6}) \| ([a-z ]*)\|", LESSON, re.MULTILINE
+    )
 }
 
 
@@ -84,22 +86,25 @@ TOYS = toy_category(5, 3, 3, side=128)
 
 @pytest.mark.parametrize("title, lines", EXERCISES, ids=TITLES)
 def test_a_change_moves_what_the_answer_says_it_moves(title, lines, capsys):
-    """At a quarter of the size: scores, maps or both differ as AUROC and AUPRO do at full size."""
+    """At a quarter of the size. What does not move leaves its metric as it is, at full size too."""
     _, before = run(scaled(METHOD, 4), "random", TOYS, capsys)
     _, after = run(changed(lines, 4), "random", TOYS, capsys)
-    for k, name in enumerate(("auroc", "aupro")):
-        moved = not np.array_equal(before[name], after[name])
-        assert moved == (ANSWERS[title][k] != ANSWERS["as it is"][k]), name
+    said = ANSWERS[title][2]
+    for k, (name, what) in enumerate((("auroc", "scores"), ("aupro", "maps"))):
+        assert np.array_equal(before[name], after[name]) == (what not in said)
+        assert what in said or ANSWERS[title][k] == ANSWERS["as it is"][k]
 
 
 @pytest.mark.real
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("title, lines", [("as it is", None), *EXERCISES], ids=["as it is", *TITLES])
 def test_the_answers_are_those_of_the_whole_data_set(title, lines, official_weights, capsys):
-    """Four digits on the machine of the lesson; other processors round features differently."""
+    """All digits on the lesson's machine; others round features differently: one pair of images
+    is 0.002 of AUROC."""
     category, source = synthetic.load(None, "board"), METHOD if lines is None else changed(lines)
     printed, _ = run(source, str(official_weights), category, capsys)
-    assert printed == pytest.approx(ANSWERS[title], abs=5e-4)
+    assert printed[0] == pytest.approx(ANSWERS[title][0], abs=2e-3)
+    assert printed[1] == pytest.approx(ANSWERS[title][1], abs=2e-4)
 
 
 def test_the_seven_questions_lead_to_paragraphs():
