@@ -1762,4 +1762,10 @@ MUTANTS = [
      "tests/house/test_bench.py::test_a_page_without_markers_is_left_alone"),
     ("bench/conftest.py", "        check(found, case.expected, agrees)", "        pass",
      "tests/house/test_bench.py::test_what_differs_is_not_timed"),
+    ("bench/lesson.py", '("mean", merging.mean_scores(found))', '("mean", merging.max_scores(found))',
+     "tests/house/test_lesson.py::test_the_script_measures_what_it_names"),
+    ("bench/lesson.py", "tiles.image_size[1] // 2 - 1", "tiles.image_size[1] // 2",
+     "tests/house/test_lesson.py::test_the_script_measures_what_it_names"),
+    ("tiled_ref/reporting/walk/LESSON.md", "+    maps = untile(tile_maps)", "+    maps = smooth_seams(untile(tile_maps))",
+     "tests/house/test_lesson.py::test_a_change_moves_what_the_answer_says_it_moves"),
 ]  # fmt: skip
