@@ -287,9 +287,9 @@ def test_streams_that_are_no_streams():
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ("one more", "gave 4 pixels and 6 when it was called again"),
-    ("one less", "gave 4 pixels and 2 when it was called again"),
-    ("another kind", "map of image 1 is float32 and the first one is float64"),
+    ("one more", "gave 4 pixels and 6 when called again"),
+    ("one less", "gave 4 pixels and 2 when called again"),
+    ("another kind", "map of image 1 is float32 but the first one is float64"),
 ])  # fmt: skip
 def test_a_stream_that_changes_from_walk_to_walk_is_refused(change, sentence):
     first = [(np.array([[1.0, 0.0]]), np.array([[True, False]]))] * 2

@@ -438,7 +438,7 @@ TABLE = [
     option("pixels beyond memory", ["--max-pixels", 2**40], "at most 1,099,511,627,775"),
     option("a number of 5,000 digits", ["--seed", "9" * 5000], "is not a whole number of at least"),
     option("bytes of 400 digits", ["--memory", "9" * 400 + "TiB"], "a cap in bytes"),
-    option("device beyond all", ["--device", "cuda:128"], "is none of auto, cpu, cuda"),
+    option("device beyond all", ["--device", "cuda:128"], "is not one of auto, cpu, cuda"),
     option("folder of a long name", ["--root", "n" * 300, "--dataset", "folder"], "n" * 300),
     Case("ensemble of a long name", lambda f: ["--load", "n" * 300, "--predict", f], "n" * 300),
     predict("image of a long name", ["--predict", "n" * 300], "File name too long"),
@@ -448,8 +448,8 @@ TABLE = [
     option("unknown validation", ["--validation", "half"], "invalid choice: 'half'"),
     option("no threads", ["--threads", 0], "'0' is not a whole number of at least 1"),
     option("size of three", ["--image-size", "1x2x3"], "is not a size such as"),
-    option("no such device", ["--device", "tpu"], "is none of auto, cpu, cuda"),
-    option("out that is a file", ["--out", __file__], "cannot make the folder"),
+    option("no such device", ["--device", "tpu"], "is not one of auto, cpu, cuda"),
+    option("out that is a file", ["--out", __file__], "cannot create the folder"),
 ]  # fmt: skip
 
 

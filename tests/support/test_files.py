@@ -121,7 +121,7 @@ def test_a_place_that_cannot_be_written_is_named(old):
     with pytest.raises(InputError, match="cannot write .*deep: .*choose another --out"):
         with files.atomic_write(old.parent):
             pass
-    with pytest.raises(InputError, match="cannot make the folder .*x.txt"):
+    with pytest.raises(InputError, match="cannot create the folder .*x.txt"):
         files.make_folder(old)
     check_unchanged(old)
 
