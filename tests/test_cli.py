@@ -73,7 +73,7 @@ def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
 def test_notes_on_a_folder_are_said_once(folder, capsys):
     (folder / "ground_truth").rename(folder / "gt")
     (folder / "train/notes.txt").touch()
-    passed = "passed over 1 file (hidden, of another kind, or in the wrong place), such as "
+    passed = "skipped 1 file (hidden, not an image, or in the wrong place), such as "
     masks = "no masks are read, because there is no folder ground_truth; the folder gt looks like "
     passed, masks = f"parts: {passed}train/notes.txt", f"parts: {masks}masks: --masks gt takes it"
     for argv, notes in (

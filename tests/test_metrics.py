@@ -278,9 +278,9 @@ def test_streams_that_are_no_streams():
     once = iter([(image, mask)])
     with pytest.raises(InputError, match=r"pairs\(\) gave 2 pixels and 0 when"):
         pixel_metrics(lambda: once)
-    with pytest.raises(InputError, match="must give .map, mask. for image 0"):
+    with pytest.raises(InputError, match="must yield .map, mask. for image 0"):
         pixel_metrics(lambda: iter([image, mask]))
-    with pytest.raises(InputError, match="give all maps one dtype"):
+    with pytest.raises(InputError, match="use the same dtype for all maps"):
         pixel_metrics(lambda: iter([(image, mask), (image.astype(np.float32), mask)]))
     with pytest.raises(InputError, match="image 0 must both be"):
         pixel_metrics(lambda: iter([(image, mask[0])]))

@@ -169,7 +169,7 @@ def test_verdict_and_marks_that_disagree_are_drawn_and_said(saved, parts, tmp_pa
 
 
 @pytest.mark.parametrize("argv, sentence", [
-    (["--calibrate", "parts/none"], "there is no such folder; give a folder of normal images"),
+    (["--calibrate", "parts/none"], "does not exist; give a folder of normal images"),
     (["--calibrate", "parts/test/square", "--threshold", "1"], "--threshold does not go with --cal"),
     (["--predict", "parts", "--calibrate", "parts"], "give --load DIR and exactly one of --pred"),
     (["--predict", "parts", "--false-alarms", "0.1"], "--false-alarms does not go with --predict"),
