@@ -201,7 +201,7 @@ def test_kernels_equal_specification(dtype, monkeypatch):
         assert (both.aupro, both.pixel_auroc) == (expected, expected_roc)
         assert np.array_equal(maps, before[0]) and np.array_equal(masks, before[1])
         walk = pixel_ranking.walk_arrays(maps, masks)
-        cut += pixel_ranking._score_beyond(walk, Fraction(limit))[1] < 1
+        cut += pixel_ranking._score_at_limit(walk, Fraction(limit))[1] < 1
     assert tried > 500 and cut > 50
 
 
@@ -227,7 +227,7 @@ def test_limit_beyond_the_sampled_cut():
     maps[0, 0, :: pixel_ranking.SAMPLE_STEP] += 100  # what is sampled is all on top
     masks = rng.random(maps.shape) < 0.01
     walk = pixel_ranking.walk_arrays(maps, masks)
-    assert pixel_ranking._score_beyond(walk, Fraction(0.3))[0] > 50
+    assert pixel_ranking._score_at_limit(walk, Fraction(0.3))[0] > 50
     assert aupro(maps, masks) == aupro(maps, masks, impl="numpy")
 
 

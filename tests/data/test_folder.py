@@ -175,7 +175,7 @@ def test_every_image_has_its_own_mask(tmp_path, images, masks):
          ["dent/7.png belongs to no image in ", "test/dent; add", "(2 such masks)"]),
         (["0.png"], ["0_mask.png", "0_mask_mask.png"], ["0_mask_mask.png belongs to no image"]),
         (["0.png", "0.jpg"], ["0.png"], ["0.jpg and ", "0.png differ only in their extension"]),
-        (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "have the same name before"]),
+        (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "differ only in their"]),
         (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "1.png is missing; add"]),
         (["0.png", "1.png"], ["0_gt.png", "1_gt.png"],
          ["dent/0_mask.png of the image", "0.png is missing (is it 0_gt.png? Rename it); add"]),

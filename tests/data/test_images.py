@@ -404,14 +404,14 @@ def test_no_file_and_a_folder_are_told_apart(tmp_path):
 def test_an_image_that_memory_cannot_hold_is_an_error_that_names_it(tmp_path):
     write_image(tmp_path / "a.png")
     with pytest.raises(InputError, match="^there is not enough memory to decode .*a.png$"):
-        with decoding._explained(tmp_path / "a.png", "image"):
+        with decoding._named_errors(tmp_path / "a.png", "image"):
             raise MemoryError
 
 
 def test_a_long_reason_is_cut(tmp_path):
     """Pillow quotes what it does not understand, up to a whole palette."""
     with pytest.raises(InputError, match="a.png is damaged or in an unsupported format") as caught:
-        with decoding._explained(tmp_path / "a.png", "image"):
+        with decoding._named_errors(tmp_path / "a.png", "image"):
             raise ValueError("x" * 5000)
     assert len(str(caught.value)) < 500
 

@@ -118,7 +118,7 @@ MISTAKES = [  # a change of the root, and parts of the error
     (renamed("screw/ground_truth/bent/001_mask.png", "001_mask.bmp"), ["001_mask.png of the image"]),
     (renamed("screw/test/bent/001.png", "0.png"), ["0_mask.png of the image", "is missing"]),
     (without("screw/test/bent/001.png"), ["bent/001_mask.png belongs to no image", "test/bent"]),
-    (copied("screw/test/bent/001.png", "001.jpg"), ["001.jpg and ", "001.png have the same name"]),
+    (copied("screw/test/bent/001.png", "001.jpg"), ["001.jpg and ", "001.png differ only in their"]),
     (copied("screw/ground_truth/bent/001_mask.png", "1.png"), ["bent/1.png belongs to no image"]),
     (emptied("screw/train/good"), ["screw/train/good holds no images"]),
     (without("screw/test"), ["screw/test does not exist"]),

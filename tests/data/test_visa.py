@@ -138,7 +138,7 @@ def test_what_is_listed_twice_is_refused_with_both_lines(root, row, says):
     write_table(root, [*ROWS, row])
     with pytest.raises(InputError) as caught:
         visa.load(root, "candle")
-    assert says in str(caught.value) and " too; correct one" in str(caught.value)
+    assert says in str(caught.value) and "is also on line" in str(caught.value)
 
 
 def test_a_missing_mask_file_is_named(root):

@@ -454,19 +454,19 @@ def _line(picture, cover, rng, points, width, colours, opacity):
 
 def _missing_part(board, bare, picture, cover, rng):
     """A small part that was not placed or fell off: its pads are bare."""
-    _take_off(board.parts[rng.integers(len(board.parts))], bare, picture, cover)
+    _remove_part(board.parts[rng.integers(len(board.parts))], bare, picture, cover)
 
 
 def _misplaced_part(board, bare, picture, cover, rng):
     """A small part that was placed rotated and off its nominal position."""
     part = board.parts[rng.integers(len(board.parts))]
-    _take_off(part, bare, picture, cover)
+    _remove_part(part, bare, picture, cover)
     angle = rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
     index, alpha = part.paste(picture, *rng.normal(0, 2.5, 2), 1.0, angle)
     np.maximum(cover[index], alpha, out=cover[index])
 
 
-def _take_off(part, bare, picture, cover):
+def _remove_part(part, bare, picture, cover):
     index, alpha = part.paste(picture)  # at the nominal position, which its shadow covers
     alpha = d.widened(alpha)
     part_of = picture[index]

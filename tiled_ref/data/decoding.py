@@ -53,7 +53,7 @@ def read_picture(path, for_mask=False):
     Raises InputError, naming the file, if it is missing, damaged, not an image in a supported
     format, or has more pixels than `pixel_limit` allows (checked before memory is allocated).
     """
-    with _explained(path, "mask" if for_mask else "image"), _quiet:
+    with _named_errors(path, "mask" if for_mask else "image"), _quiet:
         data = _bytes(path)
         if pnm.is_pnm(data):
             return Picture(*pnm.read(data, _check_pixels))
@@ -252,15 +252,15 @@ _quiet = _Quiet()
 
 
 @contextlib.contextmanager
-def _explained(path, kind):
+def _named_errors(path, kind):
     """A context that turns any exception into an InputError that names the file."""
     try:
         yield
     except Exception as error:
-        raise InputError(_sentence(error, os.fsdecode(path), kind)) from error
+        raise InputError(_message(error, os.fsdecode(path), kind)) from error
 
 
-def _sentence(error, name, kind):
+def _message(error, name, kind):
     """The message for any of the many exceptions that Pillow raises."""
     if isinstance(error, InputError):
         return f"the {kind} {name} {error}"

@@ -158,7 +158,7 @@ def kinds(folder):
     """
     found = folders(folder)
     for name, path in found.items():
-        if name != GOOD and _plain(name) in GOOD_ALIKE:
+        if name != GOOD and _letters(name) in GOOD_ALIKE:
             raise InputError(
                 f"does the folder {path} hold normal images? If so, rename it to {GOOD}; "
                 "otherwise name it after the defect"
@@ -173,10 +173,10 @@ def kinds(folder):
 
 def looks_like_masks(name):
     """Whether a folder with this name probably holds masks."""
-    return _plain(name) in MASKS_ALIKE
+    return _letters(name) in MASKS_ALIKE
 
 
-def _plain(name):
+def _letters(name):
     return "".join(char for char in nfc(name).lower() if char.isalpha())
 
 

@@ -62,7 +62,7 @@ def read_images_at(
             images[k] = pixels.transpose(2, 0, 1)
             forget_pages(images)
 
-    _each(read, len(samples), 3 * max(map(math.prod, sizes)), progress)
+    _in_threads(read, len(samples), 3 * max(map(math.prod, sizes)), progress)
     return arrays
 
 
@@ -85,7 +85,7 @@ def read_masks(samples, size, seen=None):
             seen(sample, mask)
         masks[anomalous[n]] = resize_mask(mask, size)
 
-    _each(read, len(anomalous), 8 * math.prod(size))  # 8 bytes per pixel, for region labels
+    _in_threads(read, len(anomalous), 8 * math.prod(size))  # 8 bytes per pixel, for region labels
     return masks
 
 
@@ -141,7 +141,7 @@ def allocate(shape, budget, dtype=np.uint8):
         ) from error
 
 
-def _each(function, n, n_bytes, progress=None):
+def _in_threads(function, n, n_bytes, progress=None):
     """Call function(k) for k in range(n) in threads, each of which holds n_bytes; the error of the
     smallest k is raised."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()

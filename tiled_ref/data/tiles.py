@@ -39,7 +39,7 @@ class LocationImages:
 
     def __getitem__(self, indices):
         windows = [self.grid.window(*location) for location in self.locations]
-        rows, cols = map(_around, zip(*windows))  # uploaded, and normalised, once
+        rows, cols = map(_cover, zip(*windows))  # uploaded, and normalised, once
         part = normalize(to_device(self.images[:, :, rows, cols][indices], self.device))
         forget_pages(self.images)
         tiles = [
@@ -48,7 +48,7 @@ class LocationImages:
         return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
 
 
-def _around(spans):
+def _cover(spans):
     """The smallest slice that covers all given slices."""
     return slice(min(span.start for span in spans), max(span.stop for span in spans))
 

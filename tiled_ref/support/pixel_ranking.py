@@ -31,8 +31,8 @@ def rank_pixels(walk, threads, limit=None):
     Returns (N, areas, regions, ranks, scores), see `metrics.rank_pixels`.
     Raises InputError for NaN, an image of 2**31 - 1 pixels or more, or passes that differ.
     """
-    low, part = (-np.inf, 1.0) if limit is None else _score_beyond(walk, limit)
-    n_pixels, areas, scores, regions = _anomalous(walk, threads, low)
+    low, part = (-np.inf, 1.0) if limit is None else _score_at_limit(walk, limit)
+    n_pixels, areas, scores, regions = _anomalous_scores(walk, threads, low)
     if low == -np.inf and scores.size:
         low = scores[0]  # lower scores exceed no anomalous pixel
     seen, counts = _count(walk, threads, low, part, n_pixels, scores)
@@ -48,7 +48,7 @@ def rank_pixels(walk, threads, limit=None):
     return normals, areas, regions, counts[:-1].reshape(-1, 2), scores
 
 
-def _score_beyond(walk, limit):
+def _score_at_limit(walk, limit):
     """A score below which the FPR almost certainly exceeds the limit, and the fraction of normal
     pixels above it; -inf and 1 if the sample is too small."""
     sample = [
@@ -61,7 +61,7 @@ def _score_beyond(walk, limit):
     return (sample[-enough], enough / sample.size) if enough < sample.size else (-np.inf, 1.0)
 
 
-def _anomalous(walk, threads, low):
+def _anomalous_scores(walk, threads, low):
     """Number of all pixels, areas of the regions, scores >= low in them, region of each score."""
     kernel = arrays.kernel("_aupro")
 

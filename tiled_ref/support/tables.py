@@ -17,11 +17,11 @@ def csv_text(columns, rows, header=True):
     writer = csv.DictWriter(SimpleNamespace(write=lines.append), columns, lineterminator="\r\n")
     if header:
         writer.writeheader()
-    writer.writerows({key: _harmless(cell) for key, cell in row.items()} for row in rows)
+    writer.writerows({key: _escaped(cell) for key, cell in row.items()} for row in rows)
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines)  # breaks in cells are quoted
 
 
-def _harmless(cell):
+def _escaped(cell):
     if not isinstance(cell, str) or not cell.startswith(FORMULA):
         return cell
     try:
