@@ -75,7 +75,7 @@ def test_notes_on_a_folder_are_said_once(folder, capsys):
     (folder / "train/notes.txt").touch()
     passed = "skipped 1 file (hidden, not an image, or in the wrong place), such as "
     masks = "no masks are read, because there is no folder ground_truth; the folder gt looks like "
-    passed, masks = f"parts: {passed}train/notes.txt", f"parts: {masks}masks: --masks gt takes it"
+    passed, masks = f"parts: {passed}train/notes.txt", f"parts: {masks}masks: --masks gt uses it"
     for argv, notes in (
         (["--seed", 1, 2], [masks, passed]),
         (["--seed", 1, 2, "--masks", "gt"], [passed]),

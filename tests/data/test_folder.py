@@ -267,7 +267,7 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
         ),
         ["test/dent/0_GT.png the mask of ", "test/dent/0.png? If so, move masks to "],
     ),
-    "a link to masks that leads nowhere": (
+    "a broken link to masks": (
         lambda root: (
             shutil.rmtree(root / "ground_truth"), (root / "ground_truth").symlink_to("nowhere")
         ),

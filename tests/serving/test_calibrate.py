@@ -175,7 +175,7 @@ def test_verdict_and_marks_that_disagree_are_drawn_and_said(saved, parts, tmp_pa
     (["--predict", "parts", "--false-alarms", "0.1"], "--false-alarms does not go with --predict"),
     (["--calibrate", "parts/test/good", "--min-area", "9217"], "a mark of 9217 pixels does not fit"),
     (["--calibrate", "parts/test/good", "--roi", "roi.png"], "the region of interest is 5 x 5 px"),
-    (["--calibrate", "parts/test/good", "--roi", "black.png"], "black everywhere"),
+    (["--calibrate", "parts/test/good", "--roi", "black.png"], "is all black"),
     (["--calibrate", "parts/test/good", "--false-alarms", "1"], "not a share of at least 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(saved, parts, tmp_path, capsys, monkeypatch, argv,
