@@ -467,7 +467,7 @@ def _misplaced_part(board, bare, picture, cover, rng):
 
 
 def _remove_part(part, bare, picture, cover):
-    index, alpha = part.paste(picture)  # at the nominal position, which its shadow covers
+    index, alpha = part.paste(picture)  # at its nominal position; the shadow covers its offset
     alpha = d.widened(alpha)
     part_of = picture[index]
     part_of[alpha > 0] = bare[index][alpha > 0]

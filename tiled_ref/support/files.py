@@ -85,8 +85,8 @@ def sync_folder(path):
 
 
 def write_files(folder, files):
-    """Write files, {name: str or bytes}, into a folder, and remove their leftovers of dead
-    processes. Raises InputError as `atomic_write`."""
+    """Write files, {name: str or bytes}, into a folder, and remove what dead processes left of
+    them. Raises InputError as `atomic_write`."""
     remove_leftovers(folder, files)
     for name, content in files.items():
         with atomic_write(Path(folder, name), "w" if isinstance(content, str) else "wb") as file:

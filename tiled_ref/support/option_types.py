@@ -48,7 +48,7 @@ def help_formatter(prog):
 
 
 def parse(text, kind, wanted, fits):
-    """Return kind(text) if fits(it). Raises ArgumentTypeError, "... is not <wanted>"."""
+    """Return kind(text) if fits accepts it. Raises ArgumentTypeError, "... is not <wanted>"."""
     try:
         found = kind(text)
     except ValueError:

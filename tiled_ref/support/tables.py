@@ -3,7 +3,7 @@
 import csv
 from types import SimpleNamespace
 
-FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # a spreadsheet evaluates such a cell
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # first characters of formulas
 
 
 def csv_text(columns, rows, header=True):
