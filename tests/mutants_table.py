@@ -1089,7 +1089,7 @@ MUTANTS = [
      "tests/data/test_folder.py::test_what_is_passed_over_is_counted_in_one_note"),
     ("tiled_ref/data/disk.py", "elif passed is not None and path not in but:", "elif False:",
      "tests/data/test_folder.py::test_what_is_passed_over_is_counted_in_one_note"),
-    ("tiled_ref/data/disk.py", "if name != GOOD and _plain(name) in GOOD_ALIKE:", "if False:",
+    ("tiled_ref/data/disk.py", "if name != GOOD and _letters(name) in GOOD_ALIKE:", "if False:",
      "tests/data/test_folder.py::test_a_name_that_means_good_is_asked_about"),
     ("tiled_ref/data/disk.py", "        if looks_like_masks(name):", "        if False:",
      "tests/data/test_folder.py::test_a_layout_that_does_not_fit_is_refused_and_explained"),

@@ -73,9 +73,9 @@ def test_several_setups_and_seeds_make_a_row_each(folder, capsys):
 def test_notes_on_a_folder_are_said_once(folder, capsys):
     (folder / "ground_truth").rename(folder / "gt")
     (folder / "train/notes.txt").touch()
-    passed = "passed over 1 file (hidden, of another kind, or in the wrong place), such as "
+    passed = "skipped 1 file (hidden, not an image, or in the wrong place), such as "
     masks = "no masks are read, because there is no folder ground_truth; the folder gt looks like "
-    passed, masks = f"parts: {passed}train/notes.txt", f"parts: {masks}masks: --masks gt takes it"
+    passed, masks = f"parts: {passed}train/notes.txt", f"parts: {masks}masks: --masks gt uses it"
     for argv, notes in (
         (["--seed", 1, 2], [masks, passed]),
         (["--seed", 1, 2, "--masks", "gt"], [passed]),
@@ -186,9 +186,9 @@ def test_help_all_names_every_option_by_room(columns, capsys, monkeypatch):
         (["--batch-size", "0"], "'0' is not a whole number of at least 1"),
         (["--image-size", "big"], "'big' is not a whole number of at least 1"),
         (["--image-size", "1x2x3"], "'1x2x3' is not a size such as 512 or 3040x4190"),
-        (["--device", "tpu"], "'tpu' is none of auto, cpu, cuda"),
-        (["--device", "cuda:x"], "'cuda:x' is none of auto, cpu, cuda"),
-        (["--device", "cuda:"], "'cuda:' is none of auto, cpu, cuda"),
+        (["--device", "tpu"], "'tpu' is not one of auto, cpu, cuda"),
+        (["--device", "cuda:x"], "'cuda:x' is not one of auto, cpu, cuda"),
+        (["--device", "cuda:"], "'cuda:' is not one of auto, cpu, cuda"),
         (["--share-features", "low"], "'low' is neither off nor a number of bytes"),
         (["--seam-width", "1.5"], "'1.5' is not a number from 0 to 1"),
         (["--seam-sigma", "nan"], "'nan' is not a positive number"),
@@ -246,7 +246,7 @@ def test_an_output_folder_that_is_a_file_is_refused_before_any_work(folder, caps
     (folder.parent / "taken").write_text("")
     assert own(folder, "--out", folder.parent / "taken") == 2
     err = capsys.readouterr().err
-    assert "cannot make the folder" in err and "decode" not in err
+    assert "cannot create the folder" in err and "decode" not in err
 
 
 def test_a_kernel_that_is_not_built_is_an_error_with_the_command(folder, capsys, monkeypatch):
@@ -305,7 +305,7 @@ def test_a_mistake_of_the_program_is_raised_as_it_is(folder, monkeypatch):
 def test_a_cuda_device_that_is_not_there_is_named(folder, capsys, monkeypatch):
     if not torch.cuda.is_available():
         assert own(folder, "--device", "cuda:0") == 2
-        assert "torch sees no CUDA device here" in capsys.readouterr().err
+        assert "torch finds no CUDA device" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert own(folder, "--device", "cuda:2") == 2

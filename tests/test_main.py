@@ -165,7 +165,7 @@ def test_imports_that_fail_in_any_way_within_a_limit_are_its_sentence(tmp_path, 
     )
     line = f'ulimit -v 4000000; exec "{sys.executable}" -c "$0"'
     done = subprocess.run(["bash", "-c", line, script], capture_output=True, timeout=60)
-    words = b"tiled-ref: error: out of memory while the libraries load (Cannot allocate memory); "
+    words = b"tiled-ref: error: out of memory while loading libraries (Cannot allocate memory); "
     assert done.returncode == 2 and done.stderr == words + b"raise the limit (ulimit -v)\n"
 
 

@@ -163,7 +163,7 @@ def test_no_image():
         (np.zeros((2, 2, 2, 2)), "the five axes"),
         (np.zeros((2, 1, 1, 2, 2)), "2 x 2 tiles"),
         ([[1.0]], "NumPy array or a CPU tensor, not list"),
-        (torch.zeros(2, 2, 1, 2, 2, device="meta"), "maps lies on the device meta; .*cpu"),
+        (torch.zeros(2, 2, 1, 2, 2, device="meta"), "maps is on the device meta; .*cpu"),
         (torch.zeros(2, 2, 1, 2, 2).to_sparse(), "maps must be a dense tensor, not torch.sparse"),
         (torch.zeros(2, 2, 1, 2, 2).half(), "maps must be float32 or float64, not torch.float16"),
     ],

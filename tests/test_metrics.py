@@ -201,7 +201,7 @@ def test_kernels_equal_specification(dtype, monkeypatch):
         assert (both.aupro, both.pixel_auroc) == (expected, expected_roc)
         assert np.array_equal(maps, before[0]) and np.array_equal(masks, before[1])
         walk = pixel_ranking.walk_arrays(maps, masks)
-        cut += pixel_ranking._score_beyond(walk, Fraction(limit))[1] < 1
+        cut += pixel_ranking._score_at_limit(walk, Fraction(limit))[1] < 1
     assert tried > 500 and cut > 50
 
 
@@ -227,7 +227,7 @@ def test_limit_beyond_the_sampled_cut():
     maps[0, 0, :: pixel_ranking.SAMPLE_STEP] += 100  # what is sampled is all on top
     masks = rng.random(maps.shape) < 0.01
     walk = pixel_ranking.walk_arrays(maps, masks)
-    assert pixel_ranking._score_beyond(walk, Fraction(0.3))[0] > 50
+    assert pixel_ranking._score_at_limit(walk, Fraction(0.3))[0] > 50
     assert aupro(maps, masks) == aupro(maps, masks, impl="numpy")
 
 
@@ -278,18 +278,18 @@ def test_streams_that_are_no_streams():
     once = iter([(image, mask)])
     with pytest.raises(InputError, match=r"pairs\(\) gave 2 pixels and 0 when"):
         pixel_metrics(lambda: once)
-    with pytest.raises(InputError, match="must give .map, mask. for image 0"):
+    with pytest.raises(InputError, match="must yield .map, mask. for image 0"):
         pixel_metrics(lambda: iter([image, mask]))
-    with pytest.raises(InputError, match="give all maps one dtype"):
+    with pytest.raises(InputError, match="use the same dtype for all maps"):
         pixel_metrics(lambda: iter([(image, mask), (image.astype(np.float32), mask)]))
     with pytest.raises(InputError, match="image 0 must both be"):
         pixel_metrics(lambda: iter([(image, mask[0])]))
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ("one more", "gave 4 pixels and 6 when it was called again"),
-    ("one less", "gave 4 pixels and 2 when it was called again"),
-    ("another kind", "map of image 1 is float32 and the first one is float64"),
+    ("one more", "gave 4 pixels and 6 when called again"),
+    ("one less", "gave 4 pixels and 2 when called again"),
+    ("another kind", "map of image 1 is float32 but the first one is float64"),
 ])  # fmt: skip
 def test_a_stream_that_changes_from_walk_to_walk_is_refused(change, sentence):
     first = [(np.array([[1.0, 0.0]]), np.array([[True, False]]))] * 2

@@ -56,7 +56,7 @@ def test_taps_and_mirror():
 
 
 def test_taps_of_another_type_are_refused():
-    with pytest.raises(InputError, match="are float32 or float64, not int64"):
+    with pytest.raises(InputError, match="must be float32 or float64, not int64"):
         gaussian_taps(2.0, np.int64)
 
 

@@ -119,8 +119,8 @@ def test_what_is_passed_over_is_counted_in_one_note(tmp_path, made, says):
     for path in made:
         touch(root / path)
     counts, _, example = says.partition(" | ")
-    why = "(hidden, of another kind, or in the wrong place)"
-    assert folder.load(root, "a").notes == (f"passed over {counts} {why}, {example}",)
+    why = "(hidden, not an image, or in the wrong place)"
+    assert folder.load(root, "a").notes == (f"skipped {counts} {why}, {example}",)
 
 
 @pytest.mark.parametrize("name", ["0_mask.png", "0_mask.BMP", "0.png", "0.tif"])
@@ -174,8 +174,8 @@ def test_every_image_has_its_own_mask(tmp_path, images, masks):
         (["0.png"], ["0.png", "7.png", "8.png"],
          ["dent/7.png belongs to no image in ", "test/dent; add", "(2 such masks)"]),
         (["0.png"], ["0_mask.png", "0_mask_mask.png"], ["0_mask_mask.png belongs to no image"]),
-        (["0.png", "0.jpg"], ["0.png"], ["0.jpg and ", "0.png have the same name before the dot"]),
-        (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "have the same name before"]),
+        (["0.png", "0.jpg"], ["0.png"], ["0.jpg and ", "0.png differ only in their extension"]),
+        (["u\u0308.png", "\u00fc.jpg"], ["\u00fc.png"], [".jpg and ", "differ only in their"]),
         (["0.png", "1.png"], ["0.png"], ["1_mask.png of the image", "1.png is missing; add"]),
         (["0.png", "1.png"], ["0_gt.png", "1_gt.png"],
          ["dent/0_mask.png of the image", "0.png is missing (is it 0_gt.png? Rename it); add"]),
@@ -235,7 +235,7 @@ def test_the_folder_of_the_masks_can_be_named(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["gt", "validation", "test", "", ".", "..", "../a/ground_truth"])
 def test_a_folder_of_masks_that_is_none_is_refused(tmp_path, name):
-    with pytest.raises(InputError, match=r"--masks .* is no folder of masks.*: ground_truth$"):
+    with pytest.raises(InputError, match=r"--masks .* is not a folder next to .*: ground_truth$"):
         touch(full(tmp_path / "a") / "validation/good/0.png")
         folder.load(tmp_path / "a", "a", name)
 
@@ -259,15 +259,15 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
         lambda root: (
             shutil.rmtree(root / "ground_truth"), write_mask(root / "test/dent/0_mask.png")
         ),
-        ["test/dent/0_mask.png the mask of ", "test/dent/0.png? If it is, move masks to "],
+        ["test/dent/0_mask.png the mask of ", "test/dent/0.png? If so, move masks to "],
     ),
     "masks of another name among the images": (
         lambda root: (
             shutil.rmtree(root / "ground_truth"), write_mask(root / "test/dent/0_GT.png")
         ),
-        ["test/dent/0_GT.png the mask of ", "test/dent/0.png? If it is, move masks to "],
+        ["test/dent/0_GT.png the mask of ", "test/dent/0.png? If so, move masks to "],
     ),
-    "a link to masks that leads nowhere": (
+    "a broken link to masks": (
         lambda root: (
             shutil.rmtree(root / "ground_truth"), (root / "ground_truth").symlink_to("nowhere")
         ),
@@ -295,7 +295,7 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
     ),
     "masks outside of a kind": (
         lambda root: write_mask(root / "ground_truth/0.png"),
-        ["a/ground_truth holds masks", "the masks of test/<defect> lie in ground_truth/<defect>"],
+        ["a/ground_truth holds masks", "the masks of test/<defect> belong in ground_truth/<defect>"],
     ),
     "masks without defects": (
         lambda root: [path.unlink() for path in (root / "test/dent").iterdir()]
@@ -304,7 +304,7 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
     ),
     "masks beside images": (
         lambda root: write_mask(root / "test/Ground Truth/0.png"),
-        ["test/Ground Truth looks like masks, not like images", "move it beside test"],
+        ["test/Ground Truth looks like masks, not like images", "move it next to test"],
     ),
     "masks beside training images": (
         lambda root: write_mask(root / "train/masks/0.png"),
@@ -320,7 +320,7 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
     ),
     "validation images that may be normal": (
         lambda root: write_image(root / "validation/ok/0.png"),
-        ["does the folder ", "validation/ok hold normal images? Rename it to good if it does"],
+        ["does the folder ", "validation/ok hold normal images? If so, rename it to good"],
     ),
     "no test": (
         lambda root: (root / "test").rename(root / "tests"),
@@ -344,15 +344,15 @@ MISTAKES = {  # name: (a change of a good folder, parts of the error)
     ),
     "no good": (
         lambda root: (root / "train/good").rename(root / "train/ok"),
-        ["does the folder ", "train/ok hold normal images? Rename it to good if it does"],
+        ["does the folder ", "train/ok hold normal images? If so, rename it to good"],
     ),
     "another name for good": (
         lambda root: (root / "train/good").rename(root / "train/parts"),
-        ["a/train holds no images and no folder good", folder.LAYOUT],
+        ["a/train holds no images and no subfolder good", folder.LAYOUT],
     ),
     "a dead link": (
         lambda root: (root / "train/good/x.png").symlink_to(root / "gone.png"),
-        ["the link ", "train/good/x.png leads nowhere"],
+        ["the link ", "train/good/x.png is broken"],
     ),
 }
 
@@ -380,7 +380,7 @@ def test_a_name_that_means_good_is_asked_about(tmp_path, name, place):
     write_image(root / place / name / "0.png")
     with pytest.raises(InputError) as caught:
         folder.load(root, "a")
-    assert f"{place}/{name} hold normal images? Rename it to good" in str(caught.value)
+    assert f"{place}/{name} hold normal images? If so, rename it to good" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["n.i.O.", "not ok", "NOK", "defects.ok", "ok_bent", "0"])
@@ -394,12 +394,12 @@ def test_another_name_is_a_defect(tmp_path, name):
 def test_an_empty_test_folder_is_refused(tmp_path):
     write_image(tmp_path / "train" / "0.png")
     (tmp_path / "test").mkdir()
-    with pytest.raises(InputError, match="test holds no folders of images; expected are"):
+    with pytest.raises(InputError, match="test holds no folders of images; expected: "):
         folder.load(tmp_path, tmp_path.name)
 
 
 def test_roots_that_hold_nothing(tmp_path):
-    with pytest.raises(InputError, match="nor a folder in it holds a folder train; expected are"):
+    with pytest.raises(InputError, match="nor a folder in it holds a folder train; expected: "):
         folder.categories(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         folder.categories(tmp_path / "nowhere")
@@ -410,7 +410,7 @@ def test_roots_that_hold_nothing(tmp_path):
 def test_an_unknown_category_lists_the_known_ones(tmp_path):
     for name in ("nuts", "bolts"):
         full(tmp_path / name)
-    with pytest.raises(InputError, match="no category 'axles'.*known are: bolts, nuts$"):
+    with pytest.raises(InputError, match="no category 'axles'.*choose from: bolts, nuts$"):
         folder.load(tmp_path, "axles")
 
 
@@ -424,7 +424,7 @@ def test_links_in_circles_end(tmp_path):
         folder.load(root, "a")
     (root / "test" / "loop").unlink()
     (root / "train" / "good" / "self.png").symlink_to("self.png")
-    with pytest.raises(InputError, match="self.png leads nowhere"):
+    with pytest.raises(InputError, match="self.png is broken"):
         folder.load(root, "a")
 
 

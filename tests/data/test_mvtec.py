@@ -57,7 +57,7 @@ def test_a_category_is_sorted_by_defect_then_name(root):
     ]
     assert all(s.label == 0 and s.defect == "good" for s in category.train)
     assert category.validation == () and category.notes == (
-        "passed over 3 files (hidden, of another kind, or in the wrong place), such as "
+        "skipped 3 files (hidden, not an image, or in the wrong place), such as "
         "test/.DS_Store",
     )
 
@@ -110,15 +110,15 @@ MISTAKES = [  # a change of the root, and parts of the error
     (without("screw/ground_truth"), ["bent/000_mask.png", "is missing"]),
     (without("screw/train"), ["screw/train does not exist"]),
     (without("screw/train/good"), ["screw/train/good does not exist"]),
-    (renamed("screw/train/good", "Normal"), ["screw/train/Normal hold normal images? Rename it"]),
-    (renamed("screw/test/good", "OK"), ["screw/test/OK hold normal images? Rename it to good"]),
+    (renamed("screw/train/good", "Normal"), ["screw/train/Normal hold normal images? If so, rename it"]),
+    (renamed("screw/test/good", "OK"), ["screw/test/OK hold normal images? If so, rename it to good"]),
     (renamed("screw/ground_truth", "screw/test/masks"), ["screw/test/masks looks like masks"]),
     (renamed("screw/ground_truth/bent", "bend"), ["ground_truth/bend holds masks of no"]),
     (renamed("screw/ground_truth/bent/001_mask.png", "001.png"), ["001_mask.png of the image"]),
     (renamed("screw/ground_truth/bent/001_mask.png", "001_mask.bmp"), ["001_mask.png of the image"]),
     (renamed("screw/test/bent/001.png", "0.png"), ["0_mask.png of the image", "is missing"]),
     (without("screw/test/bent/001.png"), ["bent/001_mask.png belongs to no image", "test/bent"]),
-    (copied("screw/test/bent/001.png", "001.jpg"), ["001.jpg and ", "001.png have the same name"]),
+    (copied("screw/test/bent/001.png", "001.jpg"), ["001.jpg and ", "001.png differ only in their"]),
     (copied("screw/ground_truth/bent/001_mask.png", "1.png"), ["bent/1.png belongs to no image"]),
     (emptied("screw/train/good"), ["screw/train/good holds no images"]),
     (without("screw/test"), ["screw/test does not exist"]),
@@ -144,7 +144,7 @@ def test_a_folder_that_is_none_of_the_fifteen_is_a_category_with_a_note(root):
     assert mvtec.categories(root) == known
     category = mvtec.load(root, "bracket")
     assert (len(category.train), len(category.test), category.has_masks) == (6, 8, True)
-    note = "bracket is none of the 15 categories of MVTec AD; it is read like them"
+    note = "bracket is not one of MVTec AD's 15 categories but is read like them"
     assert category.notes[0] == note and not category.validation
     assert note not in mvtec.load(root, known[0]).notes
     with pytest.raises(InputError, match=f"no category 'brackets' .*{known[0]}.*bracket"):
@@ -170,7 +170,7 @@ def test_validation_images_decide_the_thresholds(root):
 
 def test_an_unknown_category_lists_the_known_ones(root):
     for name in ("scrw", "tile", "../screw", ""):
-        with pytest.raises(InputError, match="known are: bottle, screw$"):
+        with pytest.raises(InputError, match="choose from: bottle, screw$"):
             mvtec.load(root, name)
 
 

@@ -103,7 +103,7 @@ def test_each_part_of_the_layout_has_its_error(root, spoil, words):
         (move("sheet_metal/test_private/007_regular.png",
               "sheet_metal/test_private_mixed/007_regular.png"), "test_private/007_regular.png is"),
         (move("can/test_private/000_regular.png", "sheet_metal/test_private/142_regular.png"),
-         "142_regular.png is none of the 142 images 000_regular.png to 141_regular.png"),
+         "142_regular.png is not one of the 142 images 000_regular.png to 141_regular.png"),
     ],
 )  # fmt: skip
 def test_private_images_that_are_not_the_data_sets_are_named(root, spoil, words):
@@ -120,14 +120,14 @@ def test_a_small_one_has_too_few_private_images(drawn):
 
 def test_another_root_is_one_sentence(drawn, tmp_path):
     for root, words in (
-        (None, "the data set mvtec2 lies on disk"),
+        (None, "the data set mvtec2 is read from disk"),
         (tmp_path / "no", "does not exist"),
         (tmp_path, "no object of MVTec AD 2 is in"),
         (drawn / "can", f"try --root {drawn}"),
     ):
         with pytest.raises(InputError, match=words):
             mvtec2.categories(root)
-    with pytest.raises(InputError, match="no category 'bottle' .* known are: can, sheet_metal"):
+    with pytest.raises(InputError, match="no category 'bottle' .* choose from: can, sheet_metal"):
         mvtec2.load(drawn, "bottle")
 
 
@@ -136,4 +136,4 @@ def test_what_is_passed_over_is_counted(root):
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_bytes(b"")
     (note,) = mvtec2.load(root, "can").notes
-    assert note.startswith("passed over 2 files and 1 folder")
+    assert note.startswith("skipped 2 files and 1 folder")

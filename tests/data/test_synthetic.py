@@ -18,7 +18,7 @@ KINDS = [(name, kind) for name in SCENES for kind in synthetic._SCENES[name].DEF
 def test_three_categories_the_board_first():
     assert SCENES == ("board", "bolt", "weave")
     assert synthetic.DEFAULT_CATEGORY == "board"
-    with pytest.raises(InputError, match="'bord'.*known are: board, bolt, weave$"):
+    with pytest.raises(InputError, match="'bord'.*choose from: board, bolt, weave$"):
         synthetic.load(None, "bord")
 
 

@@ -127,7 +127,7 @@ def test_a_table_that_does_not_fit_is_refused(root, rows, header, says):
     [
         (ROWS[0], "'candle/Data/Images/Normal/0002.JPG' on line 8 of "),
         (ROWS[3].replace("Normal/", "Normal/./"), "'candle/Data/Images/Normal/./0001.JPG' on line 8"),
-        (ROWS[0].replace("train", "test"), "is on line 2 too"),
+        (ROWS[0].replace("train", "test"), "is also on line 2"),
         (ROWS[2].replace("Images/Anomaly/000", "Images/Normal/0009"),
          "'candle/Data/Masks/Anomaly/000.png' on line 8 of "),
         ("candle,test,anomaly,candle/x.png,candle/x.png", "'candle/x.png' on line 8 of "),
@@ -138,7 +138,7 @@ def test_what_is_listed_twice_is_refused_with_both_lines(root, row, says):
     write_table(root, [*ROWS, row])
     with pytest.raises(InputError) as caught:
         visa.load(root, "candle")
-    assert says in str(caught.value) and " too; correct one" in str(caught.value)
+    assert says in str(caught.value) and "is also on line" in str(caught.value)
 
 
 def test_a_missing_mask_file_is_named(root):
@@ -157,7 +157,7 @@ def test_a_missing_or_unreadable_table(root):
 
 
 def test_unknown_categories_and_roots(root):
-    with pytest.raises(InputError, match="known are: candle, pcb1$"):
+    with pytest.raises(InputError, match="choose from: candle, pcb1$"):
         visa.load(root, "pcb2")
     with pytest.raises(InputError, match="no category of VisA"):
         visa.categories(root / "candle")

@@ -455,7 +455,7 @@ def test_roots_and_categories_that_do_not_fit_are_told(two, argv, sentence):
 
 
 def test_an_unknown_category_of_one_data_set_is_told_with_those_it_has(two):
-    with pytest.raises(InputError, match="no category 'what' in .*mvtec; known are: screw, tile"):
+    with pytest.raises(InputError, match="no category 'what' in .*mvtec; choose from: screw, tile"):
         categories("--dataset", "mvtec", "--root", two / "mvtec", "--category", "tile", "what")
 
 

@@ -75,14 +75,14 @@ def test_a_folder_is_walked_in_order_without_hidden_files_and_linked_folders(fol
     names = [str(path.relative_to(folder)) for path in found]
     assert names == ["Z.JPG", "a.png", "c.GIF", "b/x.png", "b/y.png"]
     assert said == [
-        "passed over 2 files and 2 folders (hidden, of another kind, or in the wrong place), such "
+        "skipped 2 files and 2 folders (hidden, not an image, or in the wrong place), such "
         "as .hidden.png"
     ]
     listed(folder / "a.png", Mock(note=said.append))
     shutil.rmtree(folder / "b")
     (folder / "notes.txt").unlink()
     listed(folder, Mock(note=said.append))
-    assert len(said) == 2 and said[1].startswith("passed over 1 file (hidden")
+    assert len(said) == 2 and said[1].startswith("skipped 1 file (hidden")
 
 
 def blocks(monkeypatch, *data):

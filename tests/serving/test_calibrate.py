@@ -169,13 +169,13 @@ def test_verdict_and_marks_that_disagree_are_drawn_and_said(saved, parts, tmp_pa
 
 
 @pytest.mark.parametrize("argv, sentence", [
-    (["--calibrate", "parts/none"], "there is no such folder; give a folder of normal images"),
+    (["--calibrate", "parts/none"], "does not exist; give a folder of normal images"),
     (["--calibrate", "parts/test/square", "--threshold", "1"], "--threshold does not go with --cal"),
     (["--predict", "parts", "--calibrate", "parts"], "give --load DIR and exactly one of --pred"),
     (["--predict", "parts", "--false-alarms", "0.1"], "--false-alarms does not go with --predict"),
     (["--calibrate", "parts/test/good", "--min-area", "9217"], "a mark of 9217 pixels does not fit"),
     (["--calibrate", "parts/test/good", "--roi", "roi.png"], "the region of interest is 5 x 5 px"),
-    (["--calibrate", "parts/test/good", "--roi", "black.png"], "black everywhere"),
+    (["--calibrate", "parts/test/good", "--roi", "black.png"], "is all black"),
     (["--calibrate", "parts/test/good", "--false-alarms", "1"], "not a share of at least 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(saved, parts, tmp_path, capsys, monkeypatch, argv,

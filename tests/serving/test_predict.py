@@ -142,7 +142,7 @@ def test_a_bad_image_costs_its_own_row(ensemble, folder, tmp_path, capsys):
         "a.png", "bad.png", "link.png", "pipe.png", "x.png", "y.png"
     ]  # fmt: skip
     assert "not an image" in table[1]["error"] and table[1]["score"] == ""
-    assert "symbolic links" in table[2]["error"] and "no regular file" in table[3]["error"]
+    assert "symbolic links" in table[2]["error"] and "special file" in table[3]["error"]
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 3 and all(line.startswith("tiled-ref: error: ") for line in err)
 

@@ -30,10 +30,10 @@ FULL = [  # (exception, in its sentence)
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), "ALLOC_FAILED"),
     (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "(CUDA out of"),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), "(Errno 12] Cannot".replace("(", "([")),
-    (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "libraries load"),
+    (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "loading libraries"),
     (ImportError("x.so: cannot map: Cannot allocate memory"), "raise the limit (ulimit -v)"),
     (ImportError("\n\nPLEASE READ\n\nOriginal error: x.so: failed to map segment from shared object"),
-     "libraries load (Original error: x.so: failed to map segment"),  # as NumPy says it
+     "loading libraries (Original error: x.so: failed to map segment"),  # as NumPy says it
 ]  # fmt: skip
 OTHER = [
     RuntimeError("shapes do not match"), OSError(errno.ENOSPC, "No space"), KeyError("memory"),

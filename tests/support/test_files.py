@@ -15,7 +15,9 @@ from made_up import made_up_cell, small
 from sources import ROOT
 
 from tiled_ref.archive.tensors import write_tensors
-from tiled_ref.reporting import page, walk
+from tiled_ref.reporting import page
+from tiled_ref.reporting.walk.page import write_walk
+from tiled_ref.reporting.walk.stage import Stage
 from tiled_ref.support import files
 from tiled_ref.support.errors import InputError
 
@@ -121,7 +123,7 @@ def test_a_place_that_cannot_be_written_is_named(old):
     with pytest.raises(InputError, match="cannot write .*deep: .*choose another --out"):
         with files.atomic_write(old.parent):
             pass
-    with pytest.raises(InputError, match="cannot make the folder .*x.txt"):
+    with pytest.raises(InputError, match="cannot create the folder .*x.txt"):
         files.make_folder(old)
     check_unchanged(old)
 
@@ -146,12 +148,12 @@ def out(tmp_path_factory):
     return out
 
 
-def write_walk(folder):
+def write_one_stage(folder):
     picture = np.zeros((100, 3000, 3), np.uint8)
-    walk.write_walk([walk.Stage("image", "", picture, "", "", "", picture)], folder, "walk")
+    write_walk([Stage("image", "", picture, "", "", "", picture)], folder, "walk")
 
 
-@pytest.mark.parametrize("write, least", [(page.write_report, 8), (write_walk, 3)])
+@pytest.mark.parametrize("write, least", [(page.write_report, 8), (write_one_stage, 3)])
 def test_pages_are_built_before_their_file_is_opened(out, monkeypatch, write, least):
     """No function of the package runs while a file is open, so none can leave half of one."""
     called, opened = set(), []

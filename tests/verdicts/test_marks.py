@@ -56,7 +56,7 @@ def test_a_mark_that_does_not_fit_and_a_roi_of_another_size_are_refused():
     check_marks((4, 5), 20, np.ones((4, 5), bool))
     with pytest.raises(InputError, match="a mark of 21 pixels does not fit into part.png"):
         check_marks((4, 5), 21, None, "part.png")
-    with pytest.raises(InputError, match="4 x 4 px and part.png 4 x 5 px .* draw it at the size"):
+    with pytest.raises(InputError, match="4 x 4 px but part.png is 4 x 5 px .* draw it at the size"):
         check_marks((4, 5), 1, np.ones((4, 4), bool), "part.png")
 
 
@@ -87,5 +87,5 @@ def test_a_roi_is_read_from_its_white_pixels(tmp_path):
     (tmp_path / "roi.png").write_bytes(encode_png(roi))
     np.testing.assert_array_equal(read_roi(tmp_path / "roi.png"), roi > 0)
     (tmp_path / "black.png").write_bytes(encode_png(roi * 0))
-    with pytest.raises(InputError, match="black.png is black everywhere; draw in white"):
+    with pytest.raises(InputError, match="black.png is all black; paint the area"):
         read_roi(tmp_path / "black.png")

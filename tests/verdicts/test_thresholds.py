@@ -82,7 +82,7 @@ def test_every_mode_is_described(rng):
 @pytest.mark.parametrize(
     "category, mode, sentence",
     [
-        (toy_category(n_good=1, n_bad=0), "split", "at least two test images, toy has 1"),
+        (toy_category(n_good=1, n_bad=0), "split", "at least two test images, but toy has 1"),
         (toy_category(n_train=1), "none", "toy has only 1"),
         (toy_category(), "half", "must be one of same-as-test, split, none, folder,"),
         (toy_category(), "folder", "in validation/good, but toy has none; add normal images there"),
@@ -330,7 +330,7 @@ def test_a_given_rate_decides_before_masks_do(rng):
     assert found["pixel"]["threshold"] == np.nextafter(second, np.float32(np.inf))
     assert found["image"]["rule"] == "f1"
     assert "at most 40.00% of 3 normal images" in describe(found)
-    assert "no rate below 33.33% can be promised" in describe(found)
+    assert "no rate below 33.33% can be guaranteed" in describe(found)
 
 
 def test_a_rate_is_the_share_that_its_digits_say():

@@ -1,4 +1,4 @@
-"""The data sets: modules with `categories(root)`, names, and `load(root, name)`, a Category."""
+"""Data sets: modules with `categories(root)`, their names, and `load(root, name)`, a Category."""
 
 from . import folder, mvtec, mvtec2, synthetic, visa
 from .samples import Category, Sample

@@ -1,8 +1,8 @@
 """The built-in data set's aligned object: a populated circuit board seen from above.
 
-The layout is the same in every picture. Placement of the parts (by about a pixel), their shade,
-the solder's glints, the date codes and the position of the board vary.
-One file because it is one drawing, mostly numbers, that nobody reads in parts.
+The layout is the same in every picture. The positions of the parts (by about a pixel), their
+shades, the solder highlights, the date codes and the position of the board vary.
+One file because it is a single drawing, mostly numbers.
 """
 
 import functools
@@ -12,12 +12,12 @@ import numpy as np
 from . import drawing as d
 
 SIZE = 1024  # px
-MARGIN = 8  # px drawn beyond every side, room for the board's own shift
-LAYOUT_SEED = 1  # of vias, traces and values printed on parts: one board type, for ever
+MARGIN = 8  # px drawn beyond each side, to allow for the shift of the board
+LAYOUT_SEED = 1  # of vias, traces and values printed on parts; fixed: one type of board
 
 GREEN, COPPER_GREEN, SILK = (24, 82, 52), (40, 112, 68), (208, 214, 206)
 GOLD, TIN, BLACK = (196, 160, 84), (176, 178, 180), (34, 34, 37)
-LABELS = (  # printed names of parts, and where
+LABELS = (  # printed part names and their positions
     ("U1", 274, 252), ("U2", 682, 131), ("U3", 500, 653), ("U4", 740, 494), ("Y1", 330, 552),
     ("J1", 82, 276), ("J2", 528, 66), ("C1", 660, 808), ("C2", 810, 776),
     ("D1", 250, 886), ("D2", 310, 886), ("D3", 370, 886),
@@ -29,7 +29,7 @@ DEFECTS = (
 
 
 class _Part:
-    """A small part that a machine places, never twice in exactly the same way.
+    """A small machine-placed part, whose position varies slightly from board to board.
 
     Attributes: kind; x, y of its centre; width, height (px); colour float32 (n, m, 3),
     already multiplied by alpha float32 (n, m); `reach`, half the side of that square.
@@ -62,7 +62,7 @@ class _Part:
         self.alpha = d.soften(self.alpha[..., None])[..., 0]
 
     def paste(self, picture, dx=0.0, dy=0.0, gain=1.0, angle=0.0):
-        """Draw the part at (dx, dy) from its place, turned by `angle`.
+        """Draw the part with offset (dx, dy) from its nominal position, rotated by `angle`.
 
         Returns (index, alpha) of the window it was drawn in.
         """
@@ -78,7 +78,7 @@ class _Part:
 
 
 def _sample(layers, x, y):
-    """layers (n, n, c) at the points (x, y), linear, zero outside."""
+    """Interpolate layers (n, n, c) linearly at the points (x, y); zero outside."""
     x, y = np.broadcast_arrays(x, y)
     padded = np.pad(layers, ((1, 2), (1, 2), (0, 0)))
     limit = layers.shape[0]
@@ -96,7 +96,7 @@ class _Board:
     Attributes: picture float32 (SIZE + 2 MARGIN, same, 3); parts, list of _Part; traces,
     list of (points, width); gaps, list of (x, y, horizontal) between neighbouring pins;
     codes, list of (x, y, upright) where date codes are printed; glints, list of (x, y) on
-    solder; taken, list of (x, y, half width, half height) of what lies on the board.
+    solder; taken, list of (x, y, half width, half height) of occupied areas.
     """
 
     def __init__(self):
@@ -126,7 +126,7 @@ class _Board:
             d.letters(self.picture, text, x + MARGIN, y + MARGIN, 3, SILK, 0.85)
         self.picture = d.soften(picture)
 
-    # -- layout: what lies where
+    # -- layout
 
     def _place_large(self):
         self._large = []
@@ -151,7 +151,7 @@ class _Board:
         self._large.append(functools.partial(draw, x, y, *more))
 
     def _free(self, x, y, half_width, half_height):
-        """Whether a box lies inside the board and touches nothing on it."""
+        """Whether a box is inside the board and overlaps nothing on it."""
         inside = 50 + half_width < x < SIZE - 50 - half_width
         inside = inside and 50 + half_height < y < SIZE - 50 - half_height
         return inside and all(
@@ -176,7 +176,7 @@ class _Board:
         self.taken += [(p.x, p.y, p.width / 2 + 6, p.height / 2 + 6) for p in self.parts]
 
     def _route(self, rng):
-        """Traces between random parts in steps of 45 degrees, and vias in free places."""
+        """Route traces between random parts in 45-degree steps; put vias in free places."""
         ends = [(p.x, p.y) for p in self.parts]
         for x, y, w, h in self.taken[:7]:
             ends += [(x + s * w, y + rng.uniform(-h, h)) for s in (-1, 1)]
@@ -318,7 +318,7 @@ class _Board:
         self._disc(x + 1, y + 1, 21, (46, 47, 50))
 
     def _pads(self):
-        """Under every small part: two soldered pads, and a printed frame around them."""
+        """Draw two soldered pads and a printed frame for every small part."""
         for part in self.parts:
             half = np.array([part.width, part.height]) / 2
             window = self._shape(part.x, part.y, part.reach + 4)
@@ -336,12 +336,12 @@ _board = functools.lru_cache(maxsize=1)(_Board)
 
 
 def render(rng, defect=None, defect_rng=None):
-    """One picture of the board.
+    """Draw one picture of the board.
 
-    Parameters: rng draws what varies from board to board; defect, one of DEFECTS or None;
-    defect_rng draws the defect.
+    Parameters: rng for the variation between boards; defect, one of DEFECTS or None;
+    defect_rng for the defect.
     Returns the picture without the defect, float32 (SIZE, SIZE, 3), the picture with it, and the
-    share of each pixel that it covers, float32 (SIZE, SIZE); the last two None without a defect.
+    coverage of each pixel by it, float32 (SIZE, SIZE); the last two are None without a defect.
     """
     board = _board()
     bare = board.picture.copy()
@@ -368,7 +368,7 @@ def render(rng, defect=None, defect_rng=None):
 
 
 # ------------------------------------------------------------------------------- defects
-# Each draws one defect into `picture` and writes the share of each pixel that it covers into
+# Each draws one defect into `picture` and writes the fraction of each pixel that it covers into
 # `cover`, (H, W).
 
 
@@ -403,7 +403,7 @@ def _bridge(board, bare, picture, cover, rng):
 
 
 def _contamination(board, bare, picture, cover, rng):
-    """A residue of flux or a smear, more or less transparent."""
+    """A flux residue or smear, more or less transparent."""
     radius = d.diameter(rng) / 2
     x, y = _anywhere(rng)
     window = d.Window(picture.shape, x, y, 2.2 * radius + 4)
@@ -413,7 +413,7 @@ def _contamination(board, bare, picture, cover, rng):
 
 
 def _cut_trace(board, bare, picture, cover, rng):
-    """A trace that is interrupted: the copper is gone down to the laminate."""
+    """An interrupted trace: the copper is missing down to the laminate."""
     weights = np.array([len(points) for points, _ in board.traces], float)
     for _ in range(100):
         points, width = board.traces[rng.choice(len(board.traces), p=weights / weights.sum())]
@@ -432,14 +432,14 @@ def _cut_trace(board, bare, picture, cover, rng):
 
 
 def _fibre(board, bare, picture, cover, rng):
-    """A hair or a thread of cloth."""
+    """A hair or a textile fibre."""
     points = d.wander(rng, rng.uniform(25, 100))
     colours = [(226, 224, 218), (18, 16, 18)]
     _line(picture, cover, rng, points, rng.uniform(1.1, 1.8), colours, 0.5)
 
 
 def _scratch(board, bare, picture, cover, rng):
-    """A scratch through the green lacquer down to the copper."""
+    """A scratch through the solder mask down to the copper."""
     points = d.wander(rng, max(10, d.diameter(rng)), bend=0.06)
     colours = [(206, 158, 104), (150, 180, 150)]
     _line(picture, cover, rng, points, rng.uniform(1.2, 2.2), colours, 0.6)
@@ -453,21 +453,21 @@ def _line(picture, cover, rng, points, width, colours, opacity):
 
 
 def _missing_part(board, bare, picture, cover, rng):
-    """A small part that was never placed, or fell off: its pads are bare."""
-    _take_off(board.parts[rng.integers(len(board.parts))], bare, picture, cover)
+    """A small part that was not placed or fell off: its pads are bare."""
+    _remove_part(board.parts[rng.integers(len(board.parts))], bare, picture, cover)
 
 
 def _misplaced_part(board, bare, picture, cover, rng):
-    """A small part that was put down turned and beside its place."""
+    """A small part that was placed rotated and off its nominal position."""
     part = board.parts[rng.integers(len(board.parts))]
-    _take_off(part, bare, picture, cover)
+    _remove_part(part, bare, picture, cover)
     angle = rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
     index, alpha = part.paste(picture, *rng.normal(0, 2.5, 2), 1.0, angle)
     np.maximum(cover[index], alpha, out=cover[index])
 
 
-def _take_off(part, bare, picture, cover):
-    index, alpha = part.paste(picture)  # a little off the true place, within its own shadow
+def _remove_part(part, bare, picture, cover):
+    index, alpha = part.paste(picture)  # at its nominal position; the shadow covers its offset
     alpha = d.widened(alpha)
     part_of = picture[index]
     part_of[alpha > 0] = bare[index][alpha > 0]

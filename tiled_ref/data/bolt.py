@@ -1,8 +1,8 @@
 """The built-in data set's unaligned object: a bolt on a sheet of felt.
 
-Place, direction (by 11 degrees to either side), roll about its own axis, finish and the sheet
-vary. The bolt is a solid of revolution with a thread and a hexagonal head, shaded from its surface
-normals, so that the light always comes from the same side.
+Position, orientation (by 11 degrees to either side), roll about its axis, finish and the sheet
+vary. The bolt is a solid of revolution with a thread and a hexagonal head. It is shaded from its
+surface normals, so that the light always comes from the same side.
 """
 
 import functools
@@ -14,10 +14,10 @@ from . import drawing as d
 SIZE = 1024  # px
 HEAD, HEAD_LENGTH = 94.0, 96.0  # px: half the width over flats, length
 FLANGE = 110.0  # px, radius
-SHANK, LENGTH, BARE = 56.0, 640.0, 150.0  # px: radius, whole length, length without thread
+SHANK, LENGTH, BARE = 56.0, 640.0, 150.0  # px: radius, total length, unthreaded length
 PITCH, DEPTH = 22.0, 8.0  # px, of the thread
 TURN = 0.2  # radians to either side
-LAMP = np.array([-0.42, -0.52, 0.74], np.float32)  # direction of the light, x, y, towards us
+LAMP = np.array([-0.42, -0.52, 0.74], np.float32)  # light direction: x, y, towards the viewer
 STEEL = np.array([0.965, 0.985, 1.0], np.float32)
 FELT_SEED = 2
 DEFECTS = ("chip", "crushed_thread", "dent", "rust", "scratch", "smear")
@@ -33,7 +33,7 @@ def _felt():
 
 
 class _Bolt:
-    """How one bolt lies, and the pixels around it in its own coordinates.
+    """The pose of a bolt, and the pixels around it in bolt coordinates.
 
     Attributes: index, for picture[index]: rows and columns of n pixels; u, v (n,), px along
     the axis from the top of the head, and across it.
@@ -58,7 +58,7 @@ class _Bolt:
     def shape(self):
         """Half the width of the silhouette (n,), and the normal along, across, up, each (n,)."""
         u, v = self.u, self.v
-        # The shank: a cylinder whose radius follows a helix where the thread is.
+        # The shank: a cylinder, its radius modulated by a helix along the thread.
         side = np.arcsin(np.clip(v / np.float32(SHANK), -1, 1))
         turn = u * np.float32(2 * np.pi / PITCH) + np.float32(self.roll) + side
         ramp = np.clip((u - np.float32(HEAD_LENGTH + BARE)) / 30, 0, 1)  # the thread runs out
@@ -82,13 +82,13 @@ class _Bolt:
         ]
 
     def paint(self, picture, width, normal):
-        """Put the bolt into a picture; returns the share it covers of each pixel (n,)."""
+        """Paint the bolt into a picture; returns the coverage of each pixel (n,)."""
         na, nc, nz = normal
         length = np.sqrt(na * na + nc * nc + nz * nz)
         cos, sin = np.float32(np.cos(self.angle)), np.float32(np.sin(self.angle))
         nx, ny, nz = (na * cos - nc * sin) / length, (na * sin + nc * cos) / length, nz / length
         lit = np.clip(nx * LAMP[0] + ny * LAMP[1] + nz * LAMP[2], 0, 1)
-        glance = np.clip(2 * lit * nz - LAMP[2], 0, 1)  # the mirrored lamp towards us
+        glance = np.clip(2 * lit * nz - LAMP[2], 0, 1)  # specular reflection of the lamp
         marks = np.interp(self.u, np.arange(int(LENGTH)), self.marks).astype(np.float32)
         shade = 44 + 96 * lit + 34 * nz * nz + 92 * glance**14 + 2.2 * marks
         colour = (shade * np.float32(self.finish))[:, None] * STEEL
@@ -99,7 +99,7 @@ class _Bolt:
         return cover
 
     def shadow(self, picture):
-        """Darkens the felt beside the bolt, on the side away from the lamp."""
+        """Darken the felt next to the bolt, on the side away from the lamp."""
         reach = LENGTH / 2 + 60
         window = d.Window((SIZE, SIZE), self.x + 9, self.y + 11, reach)
         u, v = window.turned(self.angle)
@@ -110,11 +110,11 @@ class _Bolt:
 
 
 class _Flaws:
-    """The defects of a bolt: changes of its surface, and paint on it.
+    """The defects of a bolt: changes of its surface, and stains on it.
 
     Attributes: slope (2, n), added to the normal along and across; flat (n,), factor on the
-    thread's slope; bite (n,), share of each pixel that is broken away; stains, list of
-    (alpha (n,), colour); cover (n,), share of each pixel that any of them covers.
+    thread's slope; bite (n,), fraction of each pixel that is broken off; stains, list of
+    (alpha (n,), colour); cover (n,), fraction of each pixel covered by any of them.
     """
 
     def __init__(self, n):
@@ -128,7 +128,7 @@ class _Flaws:
 
 
 def render(rng, defect=None, defect_rng=None):
-    """One picture; parameters and returns as in board.render."""
+    """Draw one picture; parameters and returns as in board.render."""
     bolt = _Bolt(rng)
     y, x = rng.integers(0, 256, 2)
     picture = np.empty((SIZE, SIZE, 3), np.float32)
@@ -164,13 +164,13 @@ def render(rng, defect=None, defect_rng=None):
 
 
 def _spot(rng, first=8.0):
-    """A random place on the bolt: u, v."""
+    """A random position on the bolt: u, v."""
     u = rng.uniform(first, LENGTH - 12)
     return u, rng.uniform(-0.8, 0.8) * (HEAD if u < HEAD_LENGTH else SHANK)
 
 
 def _blob(bolt, rng, place, radius, roughness=0.25, softness=1.2):
-    """A random roundish shape around a place, the share of each pixel it covers (n,)."""
+    """Coverage of each pixel (n,) by a random roundish shape centred at a position."""
     out = np.zeros_like(bolt.u)
     x, y = bolt.u - np.float32(place[0]), bolt.v - np.float32(place[1])
     near = np.maximum(np.abs(x), np.abs(y)) < 2.4 * radius + 4
@@ -188,7 +188,7 @@ def _chip(bolt, width, flaws, rng):
 
 
 def _crushed_thread(bolt, width, flaws, rng):
-    """Thread that was hit: its ridges are flat and shiny."""
+    """A thread damaged by an impact: its ridges are flat and shiny."""
     place = _spot(rng, HEAD_LENGTH + BARE + 20)
     spot = _blob(bolt, rng, place, max(18, d.diameter(rng)) / 2, 0.2, 3)
     flaws.flat *= 1 - np.float32(0.9) * spot
@@ -225,7 +225,7 @@ def _smear(bolt, width, flaws, rng):
 
 
 def _scratch(bolt, width, flaws, rng):
-    """A groove: a bright flank and a dark one."""
+    """A groove with one bright and one dark flank."""
     place = _spot(rng)
     points = d.wander(rng, max(12, d.diameter(rng)), bend=0.05)
     thick = rng.uniform(2, 4)

@@ -1,4 +1,4 @@
-"""An image file to its samples: one decoder for images and masks."""
+"""Decode an image file to its samples: one decoder for images and masks."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from ..support.errors import InputError
 from . import pnm, tiff
 
-# The formats tried, whatever the file's name. Others that Pillow knows run programs (EPS) or
+# The formats tried, whatever the file's name. Some other formats of Pillow run programs (EPS) or
 # are containers of unbounded size. PBM, PGM and PPM are read by pnm.py.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 NAMES = "PNG, JPEG, BMP, TIFF, WEBP, GIF, PBM, PGM, PPM"
@@ -26,12 +26,12 @@ LARGEST_PIXEL = 8  # bytes in a file: four samples of 16 bits
 
 @dataclass(frozen=True)
 class Picture:
-    """The samples of an image file, upright.
+    """The samples of an image file, in upright orientation.
 
-    samples : (h, w, C), grey (C = 1), RGB (3), CMYK (4), or entries of a palette (1)
-    full : the largest value that a sample can have; None where the range is not known (masks)
-    palette : uint8 or uint16 (n, 3), red, green and blue of each entry; None without one
-    alpha : (h, w); None without it
+    samples : (h, w, C), grey (C = 1), RGB (3), CMYK (4), or palette indices (1)
+    full : the largest possible sample value; None if the range is unknown (masks)
+    palette : uint8 or uint16 (n, 3), red, green and blue of each entry; None without a palette
+    alpha : (h, w); None without alpha
     """
 
     samples: np.ndarray
@@ -41,19 +41,19 @@ class Picture:
 
 
 def read_picture(path, for_mask=False):
-    """Returns the Picture in a file, from one reading of its bytes.
+    """Returns the Picture in a file, reading its bytes once.
 
-    The orientation that the file states, in EXIF or in XMP as far as Pillow reads it, is
+    The orientation given in EXIF, or in XMP as far as Pillow reads it, is
     applied. Only the first page or frame of a file is read.
 
-    Parameters: path; for_mask, True where every bit counts: 16-bit colour then keeps its low bytes
-    (otherwise full is 255), CMYK is not converted to RGB, samples may be signed, of 32 bits or
-    floating-point, and a file is refused whose compression loses bits or whose channels have no
-    known meaning.
-    Raises InputError, naming the file, if it is missing, damaged, not an image of a kind that is
-    read, or has more pixels than `pixel_limit` allows (found before memory is allocated).
+    Parameters: path; for_mask, True if every bit counts: 16-bit colour then keeps its low bytes
+    (otherwise full is 255), CMYK is not converted to RGB, samples can be signed, 32-bit or
+    floating-point, and files with lossy compression or with channels of unknown meaning are
+    refused.
+    Raises InputError, naming the file, if it is missing, damaged, not an image in a supported
+    format, or has more pixels than `pixel_limit` allows (checked before memory is allocated).
     """
-    with _explained(path, "mask" if for_mask else "image"), _quiet:
+    with _named_errors(path, "mask" if for_mask else "image"), _quiet:
         data = _bytes(path)
         if pnm.is_pnm(data):
             return Picture(*pnm.read(data, _check_pixels))
@@ -62,7 +62,7 @@ def read_picture(path, for_mask=False):
 
 @contextlib.contextmanager
 def pixel_limit(n):
-    """A context in which images of up to n pixels are read, in all threads."""
+    """A context that allows images of up to n pixels, in all threads."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-n // 2)
     try:
         yield
@@ -77,9 +77,9 @@ def _check_pixels(n):
 
 
 def _bytes(path):
-    """The content of a regular file, no larger than an image of the largest size can be."""
+    """The content of a regular file that is no larger than the largest allowed image."""
     if not stat.S_ISREG(mode := os.stat(path).st_mode):  # a pipe or device might never end
-        raise InputError(f"is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}, no image")
+        raise InputError(f"is a {'folder' if stat.S_ISDIR(mode) else 'special file'}, not an image")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
@@ -92,14 +92,14 @@ def _bytes(path):
 
 def _decoded(data, for_mask):
     image = _opened(data)
-    kind, tags = image.format, getattr(image, "tag_v2", None)  # tags: of TIFF alone
+    kind, tags = image.format, getattr(image, "tag_v2", None)  # tags: TIFF only
     if for_mask and (kind in ("JPEG", "MPO") or _is_lossy_webp(data)):
         raise InputError(f"{tiff.LOSSY}; save it as PNG")
     if tags is not None:
         tiff.check(tags, for_mask, big_endian=data[:2] == b"MM")
     if kind == "GIF" and image.tile[0][1] != (0, 0, *image.size):
-        raise InputError("begins with a frame that does not cover the picture; save it as PNG")
-    # 16 bits a sample, of which Pillow keeps 8; "BGR;16" is 16 bits a pixel.
+        raise InputError("begins with a frame that does not cover the image; save it as PNG")
+    # 16 bits per sample, of which Pillow keeps 8; "BGR;16" is 16 bits per pixel.
     deep = image.mode[0] != "I" and any(_raw_mode(tile)[-4:-1] == ";16" for tile in image.tile)
     if any(_raw_mode(tile) == "LA;16B" for tile in image.tile):
         return _grey_alpha_16(image, data)
@@ -118,7 +118,7 @@ def _decoded(data, for_mask):
         samples, full = tiff.corrected(tags, samples, full)
     elif image.mode == "1":
         full = 1
-    elif image.mode[0] == "I":  # 16-bit grey of a PNG file, in older versions of Pillow "I"
+    elif image.mode[0] == "I":  # 16-bit grey PNG; mode "I" in older versions of Pillow
         samples, full = samples.astype(np.uint16), 65535
     palette = None
     if image.mode in ("P", "PA"):
@@ -134,29 +134,29 @@ def _decoded(data, for_mask):
 
 
 def _opened(data):
-    """A PIL image of which the header has been read."""
+    """Open a PIL image, reading only its header."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             raise
         raise InputError(
-            "is a TIFF file that is damaged, or whose samples or compression are of a kind that "
-            "is not read; save it as PNG"
+            "is a TIFF file that is damaged, or whose samples or compression are not supported; "
+            "save it as PNG"
         ) from error
     _check_pixels(image.width * image.height)
     return image
 
 
 def _upright(image, data, to_rgb):
-    """The image in its orientation, premultiplied alpha taken out; to_rgb: not in CMYK."""
+    """Apply the image's orientation and undo premultiplied alpha; to_rgb: convert CMYK to RGB."""
     image.load()
     if image.format == "PNG":
-        # One of the last two rows is stored last, also if interlaced.
+        # Even if the file is interlaced, one of the last two rows is stored last.
         end = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
         if not end.reshape(len(end), -1).any(axis=1).all():
             _check_rows(data)
-    # Only now, because a PNG file may carry its EXIF behind the pixels.
+    # Only now, because the EXIF data of a PNG file can follow the pixels.
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBa", "La"):
@@ -165,10 +165,10 @@ def _upright(image, data, to_rgb):
 
 
 def _check_rows(data):
-    """Raise InputError unless a PNG file has all its rows: Pillow takes missing ones for black."""
+    """Raise InputError unless a PNG file has all its rows: Pillow fills missing rows with black."""
     width, height, bits, colour, *_, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     bits *= {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    # Where each pass starts and its steps: x, y, dx, dy.
+    # Start and step of each pass: x, y, dx, dy.
     steps = "0088 4088 0448 2044 0224 1022 0112" if interlaced else "0011"
     steps = [map(int, step) for step in steps.split()]
     sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in steps]
@@ -182,11 +182,11 @@ def _check_rows(data):
             left = stream.unconsumed_tail
         at += 12 + size
     if missing > 0:
-        raise InputError(f"is cut off: it lacks {missing:,} bytes of pixels; replace it")
+        raise InputError(f"is truncated: {missing:,} bytes of pixels are missing; replace it")
 
 
 def _grey_alpha_16(image, data):
-    """A 16-bit LA image of a PNG file, read as four bytes a pixel, of which Pillow drops two."""
+    """A 16-bit LA PNG, decoded as four bytes per pixel because Pillow would drop two of them."""
     image._mode = "RGBA"
     image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
     pairs = np.asarray(_upright(image, data, False), np.uint16)  # (h, w, 4): high, low, high, low
@@ -205,13 +205,13 @@ def _with_raw_mode(tile, raw_mode):
 
 
 def _other_byte(raw_mode):
-    """The raw mode of the other byte order, by which Pillow keeps the low byte of 16 bits."""
+    """The raw mode with the byte order swapped, so that Pillow keeps the low byte of 16 bits."""
     little = raw_mode[-1] == "L" or (raw_mode[-1] == "N" and np.little_endian)
     return raw_mode[:-1] + ("B" if little else "L")
 
 
 def _is_lossy_webp(data):
-    """Whether a WebP file has a chunk of lossy pixels, by itself or within a frame."""
+    """Whether a WebP file has a lossy chunk, on its own or inside a frame."""
     at = 12
     while data[:4] == b"RIFF" and data[8:12] == b"WEBP" and at + 8 <= len(data):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
@@ -222,10 +222,10 @@ def _is_lossy_webp(data):
 
 
 class _Quiet:
-    """Within it, in any number of threads at once, Pillow warns and logs nothing.
+    """A context that suppresses Pillow's warnings and log messages, in any number of threads.
 
-    Warning filters are global to the process: the first to enter sets one, the last to leave
-    restores them.
+    Warning filters are global to the process: the first thread to enter sets one, the last one to
+    leave restores them.
     """
 
     def __init__(self):
@@ -252,16 +252,16 @@ _quiet = _Quiet()
 
 
 @contextlib.contextmanager
-def _explained(path, kind):
-    """Any exception inside becomes an InputError that names the file."""
+def _named_errors(path, kind):
+    """A context that turns any exception into an InputError that names the file."""
     try:
         yield
     except Exception as error:
-        raise InputError(_sentence(error, os.fsdecode(path), kind)) from error
+        raise InputError(_message(error, os.fsdecode(path), kind)) from error
 
 
-def _sentence(error, name, kind):
-    """A sentence for any of the many exceptions that Pillow raises."""
+def _message(error, name, kind):
+    """The message for any of the many exceptions that Pillow raises."""
     if isinstance(error, InputError):
         return f"the {kind} {name} {error}"
     if isinstance(error, FileNotFoundError):
@@ -273,13 +273,13 @@ def _sentence(error, name, kind):
     if isinstance(error, OSError) and error.errno is not None:
         return f"the {kind} {name} cannot be read: {error.strerror}"
     if "\0" in name:
-        return f"the {kind} name {name!r} holds a null character"
+        return f"the {kind} name {name!r} contains a null character"
     if isinstance(error, Image.UnidentifiedImageError):
         return (
-            f"the file {name} is not an image, or not of a kind that is read ({NAMES}); replace "
+            f"the file {name} is not an image in a supported format ({NAMES}); replace "
             "or remove it"
         )
     return (
-        f"the {kind} {name} is damaged, or stored in a way that is not read "
-        f"({str(error)[:200] or type(error).__name__}); save it anew, or remove it"
+        f"the {kind} {name} is damaged or in an unsupported format "
+        f"({str(error)[:200] or type(error).__name__}); save it again or remove it"
     )

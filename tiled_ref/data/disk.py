@@ -1,7 +1,7 @@
-"""Shared by the data sets on disk: samples made of files, checked listings, images with masks.
+"""Shared by the data sets on disk: file samples, validated listings, pairing of images and masks.
 
-Names are compared in NFC, Unicode's composed form: a file system or archive may hold "ü" as one
-character or as two.
+Names are compared in NFC, Unicode's composed form: a file system or archive can store "ü" as one
+character or two.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ IMAGE_ENDINGS = (  # in any case
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-GOOD_ALIKE = (  # names of folders in small letters alone
+GOOD_ALIKE = (  # folder names that suggest normal images, lower-case letters only
     "good", "goods", "ok", "okay", "io", "normal", "normals", "nominal", "pass", "passed", "clean",
     "flawless", "intact", "nodefect", "nodefects", "nondefect", "nondefective", "defectfree",
     "noanomaly", "anomalyfree",
@@ -34,7 +34,7 @@ MASKS_ALIKE = (
 class FileSample(Sample):
     """A sample whose image and mask are files.
 
-    Parameters: name, label, defect as in Sample; path of the image; mask_path, None without one.
+    Parameters: name, label, defect as in Sample; path of the image; mask_path, None if no mask.
     """
 
     path: Path
@@ -64,9 +64,9 @@ class FileSample(Sample):
         return tuple(self._size) or self.read_image().shape[:2]
 
     def read_mask(self):
-        """See Sample. Raises InputError for a mask of another size than the image's.
+        """See Sample. Raises InputError for a mask whose size differs from the image's.
 
-        It is not resized: the usual cause is a mix-up of files.
+        It is not resized, because files have usually been mixed up.
         """
         if self.mask_path is None:
             return None
@@ -95,23 +95,23 @@ def _file_version(path):
 
 
 def check_root(root, dataset):
-    """The root as a Path. Raises InputError unless it names a folder."""
+    """Return the root as a Path. Raises InputError unless it is a folder."""
     if root is None:
-        raise InputError(f"the data set {dataset} lies on disk; name its folder with --root")
+        raise InputError(f"the data set {dataset} is read from disk; name its folder with --root")
     root = Path(root)
     if not root.exists():
         raise InputError(f"the folder --root {root} does not exist")
     if not root.is_dir():
-        raise InputError(f"--root {root} is a file; name the folder that holds the data set")
+        raise InputError(f"--root {root} is a file; name the folder that contains the data set")
     return root
 
 
 def check_category(name, known, root):
-    """Raise InputError, listing the known ones, unless `name` is among them."""
+    """Raise InputError, listing the known categories, unless `name` is one of them."""
     if name not in known:
         where = f"in {root}" if root is not None else "in the built-in data set"
         raise InputError(
-            f"there is no category {name!r} {where}; known are: {', '.join(known) or 'none'}"
+            f"there is no category {name!r} {where}; choose from: {', '.join(known) or 'none'}"
         )
 
 
@@ -121,9 +121,9 @@ def nfc(text):
 
 
 def entries(folder, passed=None):
-    """Names in a folder, sorted by code point in NFC, without hidden ones, which join `passed`.
+    """Names in a folder, sorted by code point in NFC; hidden ones are added to `passed` instead.
 
-    Raises InputError where it does not exist, is a file or cannot be read.
+    Raises InputError if it does not exist, is a file or cannot be read.
     """
     try:
         names = sorted(os.listdir(folder), key=lambda name: (nfc(name), name))
@@ -137,62 +137,62 @@ def entries(folder, passed=None):
 
 
 def folders(folder):
-    """{name in NFC: path} of the folders in a folder, sorted, links to folders included.
+    """{name in NFC: path} of the subfolders of a folder, sorted, including links to folders.
 
-    Raises InputError for two whose names are the same in NFC, and as `entries` does.
+    Raises InputError if two names are the same in NFC, and as `entries` does.
     """
     found = {}
     for path in (Path(folder, name) for name in entries(folder)):
         if path.is_dir() and found.setdefault(nfc(path.name), path) is not path:
             raise InputError(
                 f"{found[nfc(path.name)]} and {path} have the same name in two Unicode forms; "
-                "rename one"
+                "rename one of them"
             )
     return found
 
 
 def kinds(folder):
-    """folders(folder), where each holds the images of one kind.
+    """folders(folder), each with images of one kind: good or a defect.
 
-    Raises InputError for a name by which it may as well hold normal images, or masks.
+    Raises InputError for a name that suggests normal images or masks.
     """
     found = folders(folder)
     for name, path in found.items():
-        if name != GOOD and _plain(name) in GOOD_ALIKE:
+        if name != GOOD and _letters(name) in GOOD_ALIKE:
             raise InputError(
-                f"does the folder {path} hold normal images? Rename it to {GOOD} if it does, "
-                "else give it the name of a defect"
+                f"does the folder {path} hold normal images? If so, rename it to {GOOD}; "
+                "otherwise name it after the defect"
             )
         if looks_like_masks(name):
             raise InputError(
-                f"the folder {path} looks like masks, not like images of one kind; move it beside "
-                f"{Path(folder).name} under the name ground_truth, or give it another name"
+                f"the folder {path} looks like masks, not like images of one kind; move it next "
+                f"to {Path(folder).name} as ground_truth, or rename it"
             )
     return found
 
 
 def looks_like_masks(name):
-    """Whether a folder of this name is likely to hold masks."""
-    return _plain(name) in MASKS_ALIKE
+    """Whether a folder with this name probably holds masks."""
+    return _letters(name) in MASKS_ALIKE
 
 
-def _plain(name):
+def _letters(name):
     return "".join(char for char in nfc(name).lower() if char.isalpha())
 
 
 def images(folder, passed=None, but=(), endings=IMAGE_ENDINGS):
     """The image files directly in a folder.
 
-    Parameters: folder; passed, a list that all other files and folders join, except the paths
-    in `but`; endings, of an image's name, in lower case.
+    Parameters: folder; passed, a list to which all other files and folders are added, except the
+    paths in `but`; endings, file name extensions of images, in lower case.
     Returns a list of Path, sorted by name.
-    Raises InputError for a dead link with an image's name, and as `entries` does.
+    Raises InputError for a broken link with an image's name, and as `entries` does.
     """
     paths = []
     for path in (Path(folder, name) for name in entries(folder, passed)):
         if path.suffix.lower() in endings and not path.is_dir():
             if not path.exists():
-                raise InputError(f"the link {path} leads nowhere; repair or remove it")
+                raise InputError(f"the link {path} is broken; repair or remove it")
             paths.append(path)
         elif passed is not None and path not in but:
             passed.append(path)
@@ -200,7 +200,7 @@ def images(folder, passed=None, but=(), endings=IMAGE_ENDINGS):
 
 
 def some_images(folder, remedy, passed=None):
-    """images(folder, passed). Raises InputError with the remedy where there are none."""
+    """images(folder, passed). Raises InputError with the remedy if there are none."""
     found = images(folder, passed)
     if not found:
         raise InputError(f"the folder {folder} holds no images; {remedy}")
@@ -208,20 +208,20 @@ def some_images(folder, remedy, passed=None):
 
 
 def passed_over(passed, root):
-    """A sentence with the numbers of files and folders below root that are not read, in a tuple;
-    an empty tuple without any."""
+    """A tuple with one sentence that counts the skipped files and folders below root; an empty
+    tuple if there are none."""
     if not passed:
         return ()
     n_folders = sum(path.is_dir() for path in passed)
     parts = [counted(len(passed) - n_folders, "file"), counted(n_folders, "folder")]
     return (
-        f"passed over {' and '.join(filter(None, parts))} (hidden, of another kind, or in the "
+        f"skipped {' and '.join(filter(None, parts))} (hidden, not an image, or in the "
         f"wrong place), such as {printable(min(passed), root)}",
     )
 
 
 def counted(n, noun):
-    """Such as "1 file", "2 files"; "" for none."""
+    """Format a count, such as "1 file" or "2 files"; "" for 0."""
     return f"{n} {noun}{'s' * (n > 1)}" if n else ""
 
 
@@ -230,11 +230,11 @@ def counted(n, noun):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a data set expects of its folders.
+    """The folder layout that a data set expects.
 
-    Parameters: remedy, the end of a sentence about a layout that does not fit; missing, of one
-    about a missing mask; suffixes, of an image's stem, that make the stem of its mask; endings,
-    of a mask's name.
+    Parameters: remedy, the end of an error message about an invalid layout; missing, the end of one
+    about a missing mask; suffixes, appended to an image's stem to form its mask's stem; endings,
+    file name extensions of masks.
     """
 
     remedy: str
@@ -244,25 +244,25 @@ class Layout:
 
 
 def normal_samples(paths, root):
-    """Samples of normal images, named by their paths below root."""
+    """Samples for normal images, named by their paths relative to root."""
     return tuple(FileSample(printable(path, root), NORMAL, GOOD, path) for path in paths)
 
 
 def defect_samples(folder, truth, root, passed, layout):
-    """Samples of the images in <folder>/good and <folder>/<defect>, masks from <truth>/<defect>.
+    """Samples for the images in <folder>/good and <folder>/<defect>, masks from <truth>/<defect>.
 
-    Parameters: folder; truth, the folder of the masks, None without; root, of the samples' names;
-    passed, see `images`; layout, a Layout.
+    Parameters: folder; truth, the folder of the masks, None if there are none; root, to which the
+    samples' names are relative; passed, see `images`; layout, a Layout.
     Returns a tuple of FileSample, sorted by kind of defect, then file name.
-    Raises InputError for images outside of a kind's folder, an empty folder, masks that no image
-    uses or that lie among the images, and as `kinds` and `match_masks` do.
+    Raises InputError for images directly in `folder`, an empty folder, masks that no image
+    uses or that are among the images, and as `kinds` and `match_masks` do.
     """
     if not folder.is_dir():
         raise InputError(f"the folder {folder} does not exist; {layout.remedy}")
     found = kinds(folder)
     if images(folder, passed, found.values()):
         raise InputError(
-            f"the folder {folder} holds images outside of good/ and <defect>/, so it is not known "
+            f"the folder {folder} holds images outside of good/ and <defect>/, so it is unclear "
             f"which are normal; {layout.remedy}"
         )
     if not found:
@@ -274,8 +274,8 @@ def defect_samples(folder, truth, root, passed, layout):
         if stray := images(path, passed, masks.values(), layout.endings):
             raise InputError(
                 f"the folder {path} holds masks of no defective image in {folder}, such as "
-                f"{stray[0].name} ({counted(len(stray), 'such mask')}); move or remove them, the "
-                f"masks of {folder.name}/<defect> lie in {truth.name}/<defect>"
+                f"{stray[0].name} ({counted(len(stray), 'such mask')}); move or remove them: the "
+                f"masks of {folder.name}/<defect> belong in {truth.name}/<defect>"
             )
     samples = []
     for defect, path in found.items():
@@ -286,8 +286,8 @@ def defect_samples(folder, truth, root, passed, layout):
         beside = next((pair for pair in pairs if pair[0] and not has_masks), None)
         if beside:
             raise InputError(
-                f"is {beside[0]} the mask of {by_stem[beside[1]]}? If it is, "
-                f"move masks to {folder.parent / 'ground_truth' / defect}, else rename it"
+                f"is {beside[0]} the mask of {by_stem[beside[1]]}? If so, "
+                f"move masks to {folder.parent / 'ground_truth' / defect}; otherwise rename it"
             )
         matched = {}
         if label == ANOMALOUS and truth is not None:
@@ -299,22 +299,22 @@ def defect_samples(folder, truth, root, passed, layout):
 
 
 def match_masks(paths, folder, passed, layout):
-    """Give every image in a folder its mask, and every mask its image.
+    """Match the images in a folder one to one with their masks.
 
-    A mask has its image's stem and one of layout.suffixes; the same one for all where that fits
-    all, as in images 0 and 0_mask with masks 0 and 0_mask.
+    A mask's stem is its image's stem plus one of layout.suffixes. If one suffix fits all of them,
+    only that one is used, as for images 0 and 0_mask with masks 0 and 0_mask.
     Parameters: paths, of images in one folder; folder, of their masks; passed, layout, see
     `defect_samples`.
     Returns {path of the image: path of its mask}.
-    Raises InputError, which names both files, for two images of one stem, two masks of one image,
-    a mask of two images, of none, and a missing mask.
+    Raises InputError, naming both files, for two images with the same stem, two masks of an image,
+    a mask of two images or none, and a missing mask.
     """
     stems, masks, owners, missing = {}, {}, {}, []
     for path in paths:
         if stems.setdefault(nfc(path.stem), path) is not path:
             raise InputError(
-                f"{stems[nfc(path.stem)]} and {path} have the same name before the dot, so their "
-                "masks cannot be told apart; rename or remove one"
+                f"{stems[nfc(path.stem)]} and {path} differ only in their extension, so their "
+                "masks would have the same name; rename or remove one"
             )
     for mask in images(folder, passed, endings=layout.endings) if folder.is_dir() else ():
         masks.setdefault(nfc(mask.stem), []).append(mask)
@@ -329,7 +329,7 @@ def match_masks(paths, folder, passed, layout):
         elif owners.setdefault(mine[0], path) is not path:
             raise InputError(
                 f"the mask {mine[0]} belongs to {owners[mine[0]]} and to {path}; give every image "
-                "a mask of its own"
+                "its own mask"
             )
     unused = [mask for group in masks.values() for mask in group if mask not in owners]
     if missing:
@@ -347,16 +347,16 @@ def match_masks(paths, folder, passed, layout):
 
 
 def printable(path, root=None):
-    """A path, relative to root if given, as text with "/"; bytes that are no UTF-8 become \\xNN."""
+    """A path, relative to root if given, as text with "/"; bytes not in UTF-8 become \\xNN."""
     text = (Path(path) if root is None else Path(path).relative_to(root)).as_posix()
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def validation_samples(folder, base, passed, layout):
-    """Returns the samples of folder/good, a tuple, () without it.
+    """Returns the samples of folder/good, a tuple, () if it does not exist.
 
-    Parameters: folder, path that may not exist; base, path that their names are relative to;
-    passed, a list that takes what is passed over; layout, a text of what is expected.
+    Parameters: folder, a path that need not exist; base, a path to which their names are relative;
+    passed, see `images`; layout, text that describes the expected layout.
     Raises InputError for images elsewhere in the folder, and an empty folder/good.
     """
     if not os.path.lexists(folder):
@@ -364,7 +364,7 @@ def validation_samples(folder, base, passed, layout):
     good = kinds(folder).get(GOOD)
     if images(folder, passed, [good]):
         raise InputError(
-            f"the folder {folder} holds images outside of good/, so it is not known whether they "
+            f"the folder {folder} holds images outside of good/, so it is unclear whether they "
             f"are normal; {layout}"
         )
     return normal_samples(some_images(good, "fill or remove it", passed), base) if good else ()

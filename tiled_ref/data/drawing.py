@@ -1,7 +1,7 @@
-"""Drawing with NumPy for the built-in data set: shapes, stains, lettering, light, noise.
+"""Drawing with NumPy for the built-in data set: shapes, stains, lettering, lighting, noise.
 
 A picture is float32 (H, W, 3) on a scale of 0 to 255. A shape is a signed distance in pixels,
-negative inside, that `coverage` turns into the share of each pixel it covers, so that edges are
+negative inside, which `coverage` converts to the fraction of each pixel covered, so that edges are
 smooth. Everything is drawn in a window around the shape: x (1, m) and y (n, 1) are the float32
 coordinates of its pixels, lengths are in pixels, rng is a numpy.random.Generator.
 """
@@ -18,13 +18,13 @@ FONT = {  # 3 x 5 dots, rows from the top, three bits each
 
 
 class Window:
-    """The part of a picture within `reach` pixels of (x, y), cut at the border.
+    """The part of a picture within `reach` pixels of (x, y), clipped at the border.
 
     Parameters: shape of the picture, height first; x, y in pixels; reach, a number or a pair,
     across and down.
 
     Attributes: index, for picture[window.index]; x (1, m) and y (n, 1), float32, pixels from
-    the window's centre; empty where it lies outside.
+    the window's centre; empty if it is outside the picture.
     """
 
     def __init__(self, shape, x, y, reach):
@@ -37,18 +37,18 @@ class Window:
         self.x = (np.arange(left, right, dtype=np.float32) - np.float32(x))[None, :]
 
     def turned(self, angle):
-        """x and y, (n, m), in axes turned by `angle` radians."""
+        """x and y, (n, m), in axes rotated by `angle` radians."""
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         return self.x * cos + self.y * sin, self.y * cos - self.x * sin
 
 
 def coverage(distance, softness=1.2):
-    """Signed distance in px -> share of the pixel that lies inside, 0 to 1."""
+    """Signed distance in px -> fraction of the pixel inside the shape, 0 to 1."""
     return np.clip(0.5 - distance / np.float32(softness), 0, 1)
 
 
 def box(x, y, half_width, half_height, radius=0.0):
-    """Signed distance (n, m) from a rectangle with round corners: x (1, m), y (n, 1)."""
+    """Signed distance (n, m) from a rectangle with rounded corners: x (1, m), y (n, 1)."""
     dx, dy = np.abs(x) - (half_width - radius), np.abs(y) - (half_height - radius)
     outside = np.sqrt(np.maximum(dx, 0) ** 2 + np.maximum(dy, 0) ** 2)
     return outside + np.minimum(np.maximum(dx, dy), 0) - radius
@@ -73,9 +73,9 @@ def path(x, y, points):
 
 
 def blob(rng, x, y, radius, roughness=0.25):
-    """Signed distance (roughly) (H, W) from a random roundish shape centred on x, y = 0.
+    """Approximate signed distance (H, W) from a random roundish shape centred on x, y = 0.
 
-    roughness is the part of the mean radius by which the edge varies."""
+    roughness is the variation of the edge relative to the mean radius."""
     angle = np.arctan2(y, x)
     edge = np.float32(1)
     for k in range(1, 7):
@@ -85,7 +85,7 @@ def blob(rng, x, y, radius, roughness=0.25):
 
 
 def wander(rng, length, bend=0.35):
-    """Seven points of a curved line of this length, centred on (0, 0), of random direction."""
+    """Seven points on a curved line of this length, centred on (0, 0), in a random direction."""
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, 6))
     steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * (length / 6)
     points = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
@@ -105,7 +105,7 @@ def paint(picture, cover, window, alpha, colour, opacity=1.0):
 
 
 def letters(picture, text, x, y, dot, colour, opacity=1.0, upright=False):
-    """Write text centred on (x, y) in dots of `dot` pixels; upright turns it by 90 degrees."""
+    """Write text centred on (x, y) in dots of `dot` pixels; upright rotates it by 90 degrees."""
     width, height = len(text) * 4 - 1, 5
     for n, letter in enumerate(text):
         for row, bits in enumerate(FONT[letter]):
@@ -123,16 +123,16 @@ STRIP = 64  # rows drawn at a time, so that intermediate results stay in the cac
 
 
 def strips(height):
-    """Slices that cut `height` rows into runs of STRIP."""
+    """Slices that divide `height` rows into strips of STRIP rows."""
     return [slice(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
 
 
 def field(rng, shape, cell):
-    """Smooth noise of mean about 0 and standard deviation about 1.
+    """Smooth noise with mean about 0 and standard deviation about 1.
 
     Parameters: rng; shape (H, W); cell, pixels, a number or one for each axis.
-    Returns float32 (H, W): random numbers on a grid of `cell` pixels, cubic B-splines between
-    them. Sums of four terms in a fixed order, not a matrix product, whose bits depend on the BLAS.
+    Returns float32 (H, W): random numbers on a grid of `cell` pixels, interpolated by cubic
+    B-splines: sums of four terms in a fixed order; the bits of a matrix product depend on the BLAS.
     """
     cells = cell if isinstance(cell, tuple) else (cell, cell)
     (down, down_weight), (across, across_weight) = map(_spline, shape, cells)
@@ -150,7 +150,7 @@ def field(rng, shape, cell):
 
 
 def _spline(n, cell):
-    """First of the four knots that make a pixel, int64 (n,), and their weights (4, n)."""
+    """First of the four knots of each pixel, int64 (n,), and their weights (4, n)."""
     position = np.arange(n) / cell
     first = position.astype(np.int64)
     t = position - first
@@ -159,7 +159,7 @@ def _spline(n, cell):
 
 
 def soften(picture):
-    """A slightly soft lens: (1, 2, 1) / 4 down and across, borders kept; float32 (H, W, 3)."""
+    """Blur with (1, 2, 1) / 4 down and across, borders unchanged: float32 (H, W, 3)."""
     for axis in (0, 1):
         inner = np.moveaxis(picture, axis, 0)
         out = inner.copy()
@@ -169,7 +169,7 @@ def soften(picture):
 
 
 def shifted(picture, x, y, size):
-    """size x size pixels of a picture (H, W, C) from (x, y) >= 0 on, linear between pixels."""
+    """Crop size x size pixels of a picture (H, W, C) at (x, y) >= 0, linearly interpolated."""
     left, top, depth = int(x), int(y), picture.shape[2]
     tx, ty = np.float32(x - left), np.float32(y - top)
     flat = picture.reshape(len(picture), -1)[:, left * depth : (left + size + 1) * depth]
@@ -183,7 +183,7 @@ def shifted(picture, x, y, size):
 
 
 def widened(alpha):
-    """Largest value within 3 pixels down and across."""
+    """Maximum over the 7 x 7 pixels around each pixel."""
     for axis in (0, 1):
         padded = np.pad(alpha, [(3, 3) if a == axis else (0, 0) for a in (0, 1)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, 7, axis=axis)
@@ -192,10 +192,10 @@ def widened(alpha):
 
 
 def diameter(rng):
-    """Size of a defect in px, 8 to 80, the small ones in the majority (median 13)."""
+    """Random size of a defect in px, 8 to 80, mostly small (median 13)."""
     return 8 * 10 ** (rng.uniform() ** 2.2)
 
 
 def how_many(rng):
-    """Spots of one defect in a picture: 1 in half of them, 2 in a quarter, ..., at most 5."""
+    """Random number of spots of a defect: 1 in half the cases, 2 in a quarter, ..., at most 5."""
     return min(int(rng.geometric(0.5)), 5)

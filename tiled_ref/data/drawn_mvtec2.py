@@ -1,8 +1,8 @@
-"""A small data set in the layout of MVTec AD 2, drawn, for a trial without the download.
+"""A small synthetic data set in the layout of MVTec AD 2, for trying it without the download.
 
     python -m tiled_ref.data.drawn_mvtec2 FOLDER [--objects can rice] [--size 256] [--counts]
 
-An object is one of the scenes of the built-in data set, made smaller.
+Each object is one of the scenes of the built-in data set, scaled down.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from .mvtec2 import CATEGORIES, LIGHTING, PRIVATE
 from .resizing import resize_image
 
 IMAGES = {"train/good": 8, "validation/good": 3, "test_public/good": 3, "test_public/bad": 4}
-DRAWN = 4  # images drawn for a private split, every other one with a defect
+DRAWN = 4  # images drawn for the private splits, every other one with a defect
 
 
 def write_objects(root, objects=CATEGORIES, side=256, counts=False):
-    """Draw objects into root/<object>, over what is there.
+    """Draw objects into root/<object>, overwriting existing files.
 
     Parameters: root, path; objects, of mvtec2.CATEGORIES; side, height and width of the images in
-    pixels; counts, whether the private splits have as many images as those of the data set, by
+    pixels; counts, True to give the private splits as many images as in the data set, by
     repeating the drawn ones.
-    Raises InputError where a file cannot be written.
+    Raises InputError if a file cannot be written.
     """
     for name in objects:
         scene = synthetic.categories()[CATEGORIES.index(name) % 3]
@@ -56,7 +56,7 @@ def _write_sample(path, sample, side):
     files = {path: _encoded(sample, side)}
     if sample.label:
         mask = sample.read_mask()
-        small = np.zeros((side, side), bool)  # no defect is lost, however small
+        small = np.zeros((side, side), bool)  # keeps even the smallest defect
         small[tuple(i * side // n for i, n in zip(mask.nonzero(), mask.shape))] = True
         files[path.parent.parent / "ground_truth" / "bad" / f"{path.stem}_mask.png"] = (
             encode_png(small)
@@ -72,16 +72,16 @@ def _write(files):
 
 
 def main(argv=None):
-    """The command; returns the exit status."""
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tiled_ref.data.drawn_mvtec2", description=(
         "Draw a small data set in the layout of MVTec AD 2."))  # fmt: skip
-    parser.add_argument("folder", type=Path, help="where the objects are written")
+    parser.add_argument("folder", type=Path, help="output folder for the objects")
     parser.add_argument("--objects", nargs="+", choices=CATEGORIES, default=CATEGORIES,
-                        metavar="NAME", help=f"of {', '.join(CATEGORIES)} (default all)")
+                        metavar="NAME", help=f"any of {', '.join(CATEGORIES)} (default all)")
     parser.add_argument("--size", type=int, choices=range(32, 1025), default=256, metavar="N",
                         help="height and width of the images, 32 to 1024 px (default 256)")
     parser.add_argument("--counts", action="store_true",
-                        help="as many private images as the data set has, for a submission")
+                        help="draw as many private images as in the data set, for a submission")
     args = parser.parse_args(argv)
     try:
         write_objects(args.folder, args.objects, args.size, args.counts)

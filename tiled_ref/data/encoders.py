@@ -1,4 +1,4 @@
-"""Arrays to image files in memory, and lines of text drawn as arrays."""
+"""Encode arrays as image files in memory, and draw lines of text as arrays."""
 
 import inspect
 import io
@@ -13,36 +13,36 @@ SAMPLE_FORMAT, FLOAT = 339, 3  # a tag of TIFF 6.0 and its value for IEEE floati
 
 
 def encode_png(array):
-    """A picture as the bytes of a PNG file, without loss.
+    """Encode a picture as the bytes of a PNG file, losslessly.
 
     Parameters: array uint8 (H, W) or (H, W, 3), or bool (H, W), which becomes 0 and 255.
-    Returns bytes, the same for the same array and version of Pillow.
-    Raises InputError for another dtype or shape.
+    Returns bytes, which depend only on the array and the version of Pillow.
+    Raises InputError for an invalid dtype or shape.
     """
     return _encode(_picture(array), "PNG", compress_level=4)
 
 
 def encode_jpeg(array, quality=90):
-    """A picture as the bytes of a JPEG file: array as in `encode_png`; quality, 1 to 95."""
+    """Encode a picture as the bytes of a JPEG file: array as in `encode_png`; quality, 1 to 95."""
     return _encode(_picture(array), "JPEG", quality=quality, optimize=True)
 
 
 def encode_tiff(array):
-    """A map, float32 or float16 (H, W), as the bytes of a TIFF file, without loss; InputError
-    otherwise."""
+    """Encode a map, float32 or float16 (H, W), as the bytes of a TIFF file, losslessly; InputError
+    for any other array."""
     array = np.asarray(array)
     if array.dtype not in (np.float32, np.float16) or array.ndim != 2 or not array.size:
         raise InputError(
             f"a TIFF map must be float32 or float16 (H, W), not {array.dtype} {array.shape}"
         )
     array = np.ascontiguousarray(array)
-    if array.dtype == np.float16:  # for Pillow whole numbers, whose tag says that they are not
+    if array.dtype == np.float16:  # Pillow writes integers; the tag declares them as floats
         return _encode(array.view(np.uint16), "TIFF", tiffinfo={SAMPLE_FORMAT: FLOAT})
     return _encode(array, "TIFF")
 
 
 def decode_bytes(data):
-    """A picture made by encode_png or encode_jpeg, as uint8 (h, w, 3)."""
+    """Decode a picture from encode_png or encode_jpeg to uint8 (h, w, 3)."""
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -65,25 +65,25 @@ def _encode(array, file_format, **options):
 
 
 def text_coverage(text, height):
-    """A line of text in Pillow's own typeface, as the share of each pixel that letters cover.
+    """Draw a line of text in Pillow's default font, as the coverage of each pixel.
 
-    Parameters: text, printable ASCII (others become "?"); height of the line in pixels, >= 8.
-    Returns uint8 (height, w), 0 to 255.
+    Parameters: text, printable ASCII (other characters become "?"); height of the line in pixels,
+    >= 8. Returns uint8 (height, w), 0 to 255.
     """
     text = "".join(c if " " <= c <= "~" else "?" for c in text)
     font = _font(height)
     width = max(1, math.ceil(font.getlength(text)))
     canvas = Image.new("L", (width, max(height, sum(_extent(font)))), 0)
     ImageDraw.Draw(canvas).text((0, 0), text, fill=255, font=font)
-    if canvas.height != height:  # the bitmap typeface
+    if canvas.height != height:  # the bitmap font
         width = max(1, round(width * height / canvas.height))
         canvas = canvas.resize((width, height), Image.BILINEAR)
     return np.array(canvas)
 
 
 def _font(height):
-    """Pillow's own typeface in the largest size whose line fits into the height; its bitmap
-    typeface before Pillow 10.1 or without FreeType."""
+    """Pillow's default font in the largest size whose line fits into the height; its bitmap font
+    before Pillow 10.1 or without FreeType."""
     sizes = "size" in inspect.signature(ImageFont.load_default).parameters
     if not (sizes and features.check("freetype2")):
         return ImageFont.load_default()

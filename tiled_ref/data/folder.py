@@ -1,6 +1,6 @@
-"""The user's own images, in folders laid out as `LAYOUT` says; anything else is refused with it.
+"""The user's own images in the folder layout `LAYOUT`; errors about any other layout quote it.
 
-A category is a folder that holds train/; the root is one itself or holds several.
+A category is a folder that contains train/; the root is a category or contains several.
 """
 
 import os
@@ -27,36 +27,36 @@ from .disk import (
 from .samples import GOOD, Category
 
 LAYOUT = (
-    "expected are <root>/train/ or <root>/train/good/ with normal images, <root>/test/good/ "
-    "and <root>/test/<defect>/ with images to test, for pixel metrics "
-    "<root>/ground_truth/<defect>/<image's name>_mask.png (or the image's name alone), and, if "
-    "they should decide the thresholds, <root>/validation/good/ with normal images"
+    "expected: <root>/train/ or <root>/train/good/ with normal images, <root>/test/good/ "
+    "and <root>/test/<defect>/ with test images, for pixel metrics "
+    "<root>/ground_truth/<defect>/<image's name>_mask.png (or just the image's name), and, "
+    "optionally, <root>/validation/good/ with normal images that decide the thresholds"
 )
 WITH_GOOD = (
-    "give a folder of normal images, or one that holds good/ with normal images and, for the "
-    "misses, <defect>/ with defective ones"
+    "give a folder of normal images, or one that holds good/ with normal images and, to measure "
+    "misses, <defect>/ with defective images"
 )
 TEST = Layout(LAYOUT, "add it, or move all masks away to do without pixel metrics")
 
 
 def categories(root):
-    """The root's own name if it holds train/; else its folders that do, sorted.
+    """The root's own name if it contains train/; else its subfolders that do, sorted.
 
-    Raises InputError where there are none.
+    Raises InputError if there are none.
     """
     return tuple(_bases(check_root(root, "folder")))
 
 
 def load(root, name, mask_folder=None):
-    """One category, sorted by kind of defect, then file name.
+    """Load one category, sorted by kind of defect, then file name.
 
-    Without a folder of masks there are none; with it every defective image needs one.
+    If there is a folder of masks, every defective image needs a mask.
 
     Parameters: root, path; name, one of categories(root); mask_folder, the name of the folder of
-    masks beside train and test, by default ground_truth where there is one.
-    Returns Category; its notes say what is passed over, and name folders that may hold masks.
-    Raises InputError for an unknown category (lists the known ones), a layout that does not
-    fit (explains it), an empty folder, a name that looks like good or masks, no such mask_folder,
+    masks next to train and test, by default ground_truth if it exists.
+    Returns Category; its notes report skipped files, and folders that may contain masks.
+    Raises InputError for an unknown category (lists the known ones), an invalid layout
+    (explains it), an empty folder, a name that looks like good or masks, a missing mask_folder,
     and images and masks that do not match one to one.
     """
     root = check_root(root, "folder")
@@ -75,17 +75,17 @@ def load(root, name, mask_folder=None):
 
 
 def load_calibration(folder):
-    """Images to decide thresholds on.
+    """Load images that decide the thresholds.
 
     Parameters: folder: normal images directly in it; or good/ and any number of <defect>/ in it or
-    in its folder test/; masks, if any, in ground_truth/<defect>/ beside test/.
+    in its subfolder test/; masks, if any, in ground_truth/<defect>/ next to test/.
     Returns (samples, has_masks, notes): a tuple of FileSample, at least one of them normal; whether
-    the defective ones have masks; sentences, such as how many files were passed over.
-    Raises InputError for a layout that does not fit, and as `load` does.
+    the defective ones have masks; sentences, such as the number of skipped files.
+    Raises InputError for an invalid layout, and as `load` does.
     """
     folder, passed = Path(folder), []
     if not folder.is_dir():
-        raise InputError(f"--calibrate {folder}: there is no such folder; {WITH_GOOD}")
+        raise InputError(f"the folder --calibrate {folder} does not exist; {WITH_GOOD}")
     test = folder / "test" if (folder / "test").is_dir() else folder
     if test is folder and GOOD not in folders(folder):
         samples, truth = normal_samples(some_images(folder, WITH_GOOD, passed), folder), None
@@ -95,12 +95,12 @@ def load_calibration(folder):
         truth = truth if truth.is_dir() else None
         samples = defect_samples(test, truth, base, passed, Layout(WITH_GOOD, "add it"))
         if not any(sample.defect == GOOD for sample in samples):
-            raise InputError(f"the folder {test} has no folder good; {WITH_GOOD}")
+            raise InputError(f"the folder {test} has no subfolder good; {WITH_GOOD}")
     return samples, truth is not None, passed_over(passed, folder)
 
 
 def _bases(root):
-    """Category name -> its folder."""
+    """The folder of each category, by name."""
     if (root / "train").is_dir():
         return {nfc(printable(root.resolve().name)) or "root": root}
     found = {printable(n): base for n, base in folders(root).items() if (base / "train").is_dir()}
@@ -116,7 +116,7 @@ def _train(folder, passed):
     if good is None:
         if direct:
             return direct
-        raise InputError(f"the folder {folder} holds no images and no folder good; {LAYOUT}")
+        raise InputError(f"the folder {folder} holds no images and no subfolder good; {LAYOUT}")
     nested = some_images(good, f"put the normal training images there; {LAYOUT}", passed)
     if direct:
         raise InputError(f"{folder} and {good} both hold images; keep the training images in one")
@@ -124,16 +124,16 @@ def _train(folder, passed):
 
 
 def _truth(base, name, passed):
-    """The folder of the masks, None without one, and a list of notes; what else is in base than
-    train, test, validation and masks joins `passed`."""
+    """The folder of the masks, or None, and a list of notes. Anything in base other than train,
+    test, validation and masks is added to `passed`."""
     known = [base / used for used in ("train", "test", "validation")]
     beside = {key: path for key, path in folders(base).items() if path not in known}
     truth, alike = base / "ground_truth", []
     if name is not None:
         if nfc(name) not in beside:
             raise InputError(
-                f"--masks {name} is no folder of masks beside train and test in {base}, which "
-                f"holds: {', '.join(beside) or 'no other folder'}"
+                f"--masks {name} is not a folder next to train and test in {base}; choose "
+                f"from: {', '.join(beside) or 'none'}"
             )
         truth = beside[nfc(name)]
     elif not os.path.lexists(truth):
@@ -141,6 +141,6 @@ def _truth(base, name, passed):
     passed += images(base, passed, [*known, truth, *map(beside.get, alike)])
     return truth, [
         f"no masks are read, because there is no folder ground_truth; the folder {key} looks like "
-        f"masks: --masks {shlex.quote(key)} takes it"
+        f"masks: --masks {shlex.quote(key)} uses it"
         for key in alike
     ]

@@ -1,4 +1,4 @@
-"""Arrays, tensors or paths from a caller, as samples or as one array of images."""
+"""Convert arrays, tensors or paths from a caller to samples or to one array of images."""
 
 import os
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ WANTED = (
 
 @dataclass(frozen=True)
 class ArraySample(Sample):
-    """An image that is in memory already: array, uint8 (h, w, 3)."""
+    """An image that is already in memory: array, uint8 (h, w, 3)."""
 
     array: np.ndarray = None
 
@@ -29,41 +29,41 @@ class ArraySample(Sample):
 
 
 def as_samples(images):
-    """Samples of whatever holds images.
+    """Samples from any supported source of images.
 
     Parameters
     ----------
     images : array, tensor, path or sequence
-        uint8 (N, 3, H, W) or (N, H, W, 3), NumPy or torch (where both fit, the first is
-        taken); a path of an image file, or of a folder, whose image files are taken by name;
-        or a sequence of paths and of arrays (3, h, w), (h, w, 3) or (h, w), whose sizes may
+        uint8 (N, 3, H, W) or (N, H, W, 3), NumPy or torch (if both fit, the former is
+        used); a path of an image file, or of a folder, whose image files are sorted by name;
+        or a sequence of paths and arrays (3, h, w), (h, w, 3) or (h, w), whose sizes can
         differ.
 
     Returns
     -------
-    list of Sample, at least one, all labelled normal
+    list of Sample, not empty, all labelled normal
 
     Raises
     ------
     InputError
-        Anything else: floats (even 0 to 1: their scale would be a guess), other integers, no
-        image, an image without pixels, a path that does not exist.
+        Anything else: floats (even 0 to 1, as the scale would be a guess), other integers, no
+        images, an image without pixels, a path that does not exist.
     """
     if isinstance(images, (str, bytes, os.PathLike)):
         path = Path(os.fsdecode(images))
-        paths = some_images(path, "give another one") if path.is_dir() else [path]
+        paths = some_images(path, "choose another folder") if path.is_dir() else [path]
         return [_sample(path, k) for k, path in enumerate(paths)]
     if isinstance(images, (np.ndarray, torch.Tensor)):
         array = _bytes("images", images)
         if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
-            raise InputError(f"images of shape {array.shape} are not understood; give {WANTED}")
+            raise InputError(f"images of shape {array.shape} are not supported; give {WANTED}")
         items = list(array if array.shape[1] == 3 else array.transpose(0, 3, 1, 2))
     else:
         try:
             items = list(images)
         except TypeError as error:
             raise InputError(
-                f"images of type {type(images).__name__} are not understood; give {WANTED}"
+                f"images of type {type(images).__name__} are not supported; give {WANTED}"
             ) from error
     if not items:
         raise InputError(f"there are no images; give at least one, {WANTED}")
@@ -71,11 +71,11 @@ def as_samples(images):
 
 
 def as_images(images, size, *, antialias=False):
-    """Images of any size as an array of one size, uint8 (N, 3, H, W).
+    """Resize images of any size into one array, uint8 (N, 3, H, W).
 
     Parameters: images as in as_samples; size (H, W) in pixels; antialias, see
     resizing.resize_image.
-    Returns the array that was given if it has this shape, else a new one.
+    Returns the given array if it already has this shape, else a new one.
     Raises InputError as as_samples does, and for a file that is not an image.
     """
     shape = tuple(getattr(images, "shape", ()))
@@ -92,7 +92,7 @@ def _sample(item, k):
         return FileSample(printable(path), NORMAL, "", path)
     if not isinstance(item, (np.ndarray, torch.Tensor)):
         raise InputError(
-            f"image {k} is a {type(item).__name__}, which is not understood; give {WANTED}"
+            f"image {k} is a {type(item).__name__}, which is not supported; give {WANTED}"
         )
     array = _bytes(f"image {k}", item)
     if array.ndim == 2:
@@ -114,7 +114,7 @@ def _bytes(name, value):
     if value.dtype != np.uint8:
         nan = value.dtype.kind == "f" and bool(np.isnan(value).any())
         raise InputError(
-            f"{name} must be uint8, 0 to 255, not {value.dtype}{' with NaN in it' if nan else ''}"
+            f"{name} must be uint8, 0 to 255, not {value.dtype}{' with NaNs' if nan else ''}"
             "; scale and round it first, such as (255 * x).round() for values of 0 to 1"
         )
     if not value.size:

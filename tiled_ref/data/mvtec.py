@@ -8,7 +8,7 @@ Bergmann, Batzner, Fauser, Sattlegger, Steger, "The MVTec Anomaly Detection Data
                       test/<defect>/000.png
                       ground_truth/<defect>/000_mask.png
 
-Other folders of the root in this layout, such as a part of one's own, are categories too.
+Other folders in the root with this layout, such as your own part, are categories too.
 """
 
 from ..support.errors import InputError
@@ -32,21 +32,21 @@ CATEGORIES = (
     "pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper",
 )  # fmt: skip
 REMEDY = "unpack the archive of MVTec AD again"
-EXPECTED = "expected are <root>/<category>/train/good and <root>/<category>/test/<defect>"
+EXPECTED = "expected: <root>/<category>/train/good and <root>/<category>/test/<defect>"
 LAYOUT = Layout(remedy=REMEDY, missing=REMEDY, suffixes=("_mask",), endings=(".png",))
 
 
 def categories(root):
-    """Returns the categories of MVTec AD whose folder is under root, in the data set's order; where
-    there is none, the others, sorted.
+    """Returns the categories of MVTec AD with a folder in root, in the data set's order; if there
+    are none, the others, sorted.
 
-    Raises InputError if the root does not exist or holds none.
+    Raises InputError if the root does not exist or contains no category.
     """
     root = check_root(root, "mvtec")
     present = folders(root)
     found = tuple(name for name in CATEGORIES if name in present) or _others(present)
     if not found:
-        hint = "name the folder that holds the categories"
+        hint = "name the folder that contains the categories"
         if "train" in present:
             hint = f"it looks like one category itself, so try --root {root.parent}"
         raise InputError(f"no category of MVTec AD is in --root {root}; {hint}")
@@ -54,7 +54,7 @@ def categories(root):
 
 
 def _others(present):
-    """The folders, of a dict name -> path, with a folder train/good, as a tuple of names."""
+    """Names of the other folders, of a dict name -> path, that contain train/good, a tuple."""
     return tuple(
         name for name, path in present.items()
         if name not in CATEGORIES and (path / "train" / GOOD).is_dir()
@@ -62,11 +62,11 @@ def _others(present):
 
 
 def load(root, name):
-    """One category, sorted by kind of defect, then file name.
+    """Load one category, sorted by kind of defect, then file name.
 
-    Parameters: root, path of the data set; name, one of categories(root) or another folder in
-    their layout.
-    Returns Category; validation/good, which MVTec AD does not have, decides the thresholds.
+    Parameters: root, path of the data set; name, one of categories(root) or another folder with
+    the same layout.
+    Returns Category; validation/good, if added to MVTec AD's folders, decides the thresholds.
     Raises InputError for an unknown category (lists the known ones), a missing or empty
     folder, a name that looks like good, and images and masks that do not match one to one.
     """
@@ -82,5 +82,5 @@ def load(root, name):
     notes, place = passed_over(passed, base), str(base.resolve())
     if name in others:
         n = len(CATEGORIES)
-        notes = (f"{name} is none of the {n} categories of MVTec AD; it is read like them", *notes)
+        notes = (f"{name} is not one of MVTec AD's {n} categories but is read like them", *notes)
     return Category("mvtec", name, train, test, True, validation, notes, place)

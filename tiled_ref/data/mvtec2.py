@@ -31,27 +31,27 @@ from .disk import (
 )
 from .samples import ANOMALOUS, NORMAL, Category, Evaluation
 
-PRIVATE = {  # images of an object in each of the two private splits
+PRIVATE = {  # number of images per object in each of the two private splits
     "can": 321, "fabric": 314, "fruit_jelly": 255, "rice": 277, "sheet_metal": 142, "vial": 276,
     "wallplugs": 232, "walnuts": 228,
 }  # fmt: skip
 CATEGORIES = tuple(PRIVATE)
-LIGHTING = {"test_private": "regular", "test_private_mixed": "mixed"}  # last word of a name
+LIGHTING = {"test_private": "regular", "test_private_mixed": "mixed"}  # last word of a file name
 REMEDY = "unpack the archive of MVTec AD 2 again"
 EVALUATION = Evaluation(fpr_limit=0.05, metric_size="original", deviations=3.0)
 LAYOUT = Layout(remedy=REMEDY, missing=REMEDY, suffixes=("_mask",), endings=(".png",))
 
 
 def categories(root):
-    """The objects of MVTec AD 2 whose folder is under root, in the data set's order.
+    """The objects of MVTec AD 2 with a folder in root, in the data set's order.
 
-    Raises InputError if the root does not exist or holds none.
+    Raises InputError if the root does not exist or contains no object.
     """
     root = check_root(root, "mvtec2")
     present = folders(root)
     found = tuple(name for name in CATEGORIES if name in present)
     if not found:
-        hint = "name the folder that holds the objects"
+        hint = "name the folder that contains the objects"
         if "test_public" in present:
             hint = f"it looks like one object itself, so try --root {root.parent}"
         raise InputError(f"no object of MVTec AD 2 is in --root {root}; {hint}")
@@ -59,7 +59,7 @@ def categories(root):
 
 
 def load(root, name):
-    """One object: train/good, validation/good, and test_public with its masks.
+    """Load one object: train/good, validation/good, and test_public with its masks.
 
     Parameters: root, path of the data set; name, one of categories(root).
     Returns Category.
@@ -93,11 +93,11 @@ def load(root, name):
 
 
 def private(root, name):
-    """The images of an object without labels, all that the evaluation server asks for.
+    """All unlabelled images of an object that the evaluation server requires.
 
     Parameters: see `load`.
-    Returns {"test_private": samples, "test_private_mixed": samples}, in the order of their numbers.
-    Raises InputError for a missing split, a missing image and one too many.
+    Returns {"test_private": samples, "test_private_mixed": samples}, ordered by image number.
+    Raises InputError for a missing split, a missing image and an extra image.
     """
     base, found = check_root(root, "mvtec2") / name, {}
     for split, lighting in LIGHTING.items():
@@ -112,8 +112,8 @@ def private(root, name):
             )
         if extra:
             raise InputError(
-                f"{paths[extra[0]]} is none of the {len(wanted)} images {wanted[0]} to "
-                f"{wanted[-1]} of this split; move it away"
+                f"{paths[extra[0]]} is not one of the {len(wanted)} images {wanted[0]} to "
+                f"{wanted[-1]} of this split; remove it"
             )
         found[split] = tuple(
             FileSample(printable(paths[file], root), NORMAL, "", paths[file]) for file in wanted

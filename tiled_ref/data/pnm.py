@@ -1,5 +1,5 @@
-"""PBM, PGM and PPM files, plain and raw, with any maximum (Pillow takes every 16-bit PGM for one
-of 65535, and reads the others sample by sample)."""
+"""PBM, PGM and PPM files, plain and raw, with any maximum value (Pillow assumes a maximum of 65535
+for every 16-bit PGM, and reads the others sample by sample)."""
 
 import re
 
@@ -13,7 +13,7 @@ _MAXIMUM = re.compile(_SPACE + rb"+(\d{1,9})")
 
 
 def is_pnm(data):
-    """Whether bytes begin as PBM, PGM or PPM: P1 to P6 and white space."""
+    """Whether bytes begin like PBM, PGM or PPM: P1 to P6 and white space."""
     return re.match(rb"P[1-6][\s#]", data[:3]) is not None
 
 
@@ -22,20 +22,20 @@ def read(data, check_pixels):
 
     Parameters: data, bytes; check_pixels(n) raises an error for too many pixels.
     Returns samples (h, w, C), uint8 or uint16, and their maximum.
-    A bit of PBM that is set is black: the sample 0 of a maximum of 1.
-    Raises InputError, without the file's name, for what the format does not allow.
+    A set bit in PBM is black: sample 0, with a maximum of 1.
+    Raises InputError, without the file's name, for data that violates the format.
     Source: the manual pages pbm(5), pgm(5) and ppm(5) of Netpbm.
     """
     header = _HEADER.match(data)
     if not header:
-        raise InputError("is damaged: its header lacks width and height; replace or remove it")
+        raise InputError("is damaged: its header has no width and height; replace or remove it")
     kind, width, height = map(int, header.groups())
     at, full = header.end(), 1
     if kind not in (1, 4):
         maximum = _MAXIMUM.match(data, at)
         full, at = (int(maximum[1]), maximum.end()) if maximum else (0, at)
     if not (width and height and 0 < full < 65536 and data[at : at + 1].isspace()):
-        raise InputError("is damaged: its header is no header of PBM, PGM or PPM; replace it")
+        raise InputError("is damaged: its header is invalid for PBM, PGM or PPM; replace it")
     check_pixels(width * height)
     shape = height, width, 3 if kind in (3, 6) else 1
     n = width * height * shape[2]
@@ -48,23 +48,23 @@ def read(data, check_pixels):
         samples = np.frombuffer(data, dtype, min(n, (len(data) - at - 1) // dtype.itemsize), at + 1)
         more = len(data) - at - 1 - samples.nbytes
         if len(samples) == n and more and not is_pnm(data[-more:]):
-            raise InputError("has more bytes than its pixels take up; save it as PNG")
+            raise InputError("has more bytes than its pixels need; save it as PNG")
     if len(samples) < n:
-        raise InputError(f"is cut off: it has {len(samples):,} of {n:,} numbers; replace it")
+        raise InputError(f"is truncated: it has {len(samples):,} of {n:,} numbers; replace it")
     if kind == 4:
         rows = np.unpackbits(samples.reshape(height, -1), axis=1, count=width)
         return 1 - rows[:, :, None], 1
     if samples.max() > full:
-        raise InputError(f"holds {samples.max()}, more than its maximum of {full}; replace it")
+        raise InputError(f"contains {samples.max()}, above its maximum of {full}; replace it")
     samples = samples.astype(dtype.newbyteorder("=")).reshape(shape)
     return (1 - samples if kind == 1 else samples), full
 
 
 def _plain(text, bits):
-    """The decimal numbers of a text; bits: its digits, with or without space between."""
+    """Parse the decimal numbers in text; bits: its single digits, with or without spaces."""
     text = re.sub(rb"#[^\r\n]*", b" ", text)
     if not re.fullmatch(rb"[\d\s]*", text):
-        raise InputError("holds something that is no number; replace it")
+        raise InputError("contains something other than numbers; replace it")
     if bits:
         return np.frombuffer(text.translate(None, b" \t\n\v\f\r"), np.uint8) - 48
     return np.fromstring(text, np.int64, sep=" ") if text.strip() else np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""The images and masks of many samples, each read once into one array."""
+"""Read the images and masks of many samples into one array, each of them once."""
 
 import errno
 import math
@@ -14,9 +14,9 @@ from ..support.errors import InputError
 from .resizing import resize_image, resize_mask
 from .samples import NORMAL
 
-BUDGET = 256 << 20  # bytes of images held in memory; a larger array is a temporary file
-MAX_THREADS = 8  # decoding; each thread holds one image at its original size
-AT_ONCE = 256 << 20  # bytes of images that are decoded at once, but at least one image
+BUDGET = 256 << 20  # bytes of images kept in memory; a larger array is a temporary file
+MAX_THREADS = 8  # for decoding; each thread holds one image at its original size
+AT_ONCE = 256 << 20  # bytes of images decoded simultaneously, but at least one image
 
 
 def read_images(samples, size, **options):
@@ -33,14 +33,14 @@ def read_images_at(
     """Decode every image once and resize it to each of several sizes.
 
     Parameters: samples, a sequence of N Sample; sizes, (H, W) in pixels each; antialias, see
-    resize_image; budget, bytes of one array, beyond which it is an unnamed temporary file mapped
-    into memory; progress(done, total) after every image, in this thread; called from any thread:
-    seen(sample, image) with every image at its own size, uint8 (h, w, 3), and failed(k, error) if
-    sample k cannot be read, which is then black; without it the error is raised.
-    Returns a list of uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap beyond the
+    resize_image; budget, bytes per array; a larger one is an unnamed, memory-mapped temporary
+    file; progress(done, total), called after every image in this thread; called from any thread:
+    seen(sample, image) with every image at its original size, uint8 (h, w, 3), and failed(k, error)
+    if sample k cannot be read, which then becomes black; without it the error is raised.
+    Returns a list of uint8 (N, 3, H, W), C-contiguous: numpy.ndarray, or numpy.memmap above the
     budget.
-    Raises InputError from reading a sample (of several, the first in order), and if the temporary
-    folder lacks the space.
+    Raises InputError from reading a sample (the first in order, if several fail), and if the
+    temporary folder has too little space.
     """
     samples = list(samples)
     arrays = [allocate((len(samples), 3, *size), budget) for size in sizes]
@@ -62,16 +62,16 @@ def read_images_at(
             images[k] = pixels.transpose(2, 0, 1)
             forget_pages(images)
 
-    _each(read, len(samples), 3 * max(map(math.prod, sizes)), progress)
+    _in_threads(read, len(samples), 3 * max(map(math.prod, sizes)), progress)
     return arrays
 
 
 def read_masks(samples, size, seen=None):
-    """The masks of all samples, resized.
+    """Read and resize the masks of all samples.
 
     Parameters: samples, sequence of N Sample; size (H, W) in pixels; seen(sample, mask), called
-    from any thread with every anomalous sample's mask at its own size, bool (h, w).
-    Returns bool (N, H, W); False everywhere for a normal image.
+    from any thread with every anomalous sample's mask at its original size, bool (h, w).
+    Returns bool (N, H, W); all False for a normal image.
     Raises InputError for an anomalous sample without a mask, and from reading a mask.
     """
     samples = list(samples)
@@ -85,7 +85,7 @@ def read_masks(samples, size, seen=None):
             seen(sample, mask)
         masks[anomalous[n]] = resize_mask(mask, size)
 
-    _each(read, len(anomalous), 8 * math.prod(size))  # with the numbers of their regions
+    _in_threads(read, len(anomalous), 8 * math.prod(size))  # 8 bytes per pixel, for region labels
     return masks
 
 
@@ -100,25 +100,25 @@ def _mask_of(sample):
     mask = sample.read_mask()
     if mask is None:
         raise InputError(
-            f"the anomalous image {sample.name} has no mask, so there are no pixel metrics"
+            f"the anomalous image {sample.name} has no mask, so pixel metrics are undefined"
         )
     return mask
 
 
 def forget_pages(images):
-    """Let the system reclaim the memory of a mapped array (...); its file keeps the content.
+    """Let the system reclaim the memory of a mapped array (...); the data stays in its file.
 
-    Without this a mapped array counts as memory of the process once it has been read.
+    Otherwise a mapped array counts as memory of the process once it has been read.
     """
     if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         images._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def allocate(shape, budget, dtype=np.uint8):
-    """Returns an uninitialised array of a shape and dtype: in memory, or beyond the budget, bytes,
-    in a file without a name (where the system allows that) that vanishes with its last user.
+    """Returns an uninitialised array of a shape and dtype, in memory, or above budget, bytes, in an
+    unnamed file (where the system supports it) that is deleted with its last reference.
 
-    Raises InputError if the temporary folder lacks the space.
+    Raises InputError if the temporary folder has too little space.
     """
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if n_bytes <= budget:
@@ -129,7 +129,7 @@ def allocate(shape, budget, dtype=np.uint8):
         if n_bytes > free:  # the attempt would fill the disk before it fails
             raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
         with tempfile.TemporaryFile(dir=folder, prefix="tiled-ref-") as file:
-            # Reserve the space now: a full disk would kill the process in mid-run.
+            # Reserve the space now: a disk that fills up later would kill the process.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
             return np.memmap(file, dtype, "w+", shape=shape)
@@ -141,9 +141,9 @@ def allocate(shape, budget, dtype=np.uint8):
         ) from error
 
 
-def _each(function, n, n_bytes, progress=None):
-    """function(k) for k in range(n), in threads, each of which holds n_bytes; the first failure in
-    order is raised."""
+def _in_threads(function, n, n_bytes, progress=None):
+    """Call function(k) for k in range(n) in threads, each of which holds n_bytes; the error of the
+    smallest k is raised."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     most = min(MAX_THREADS, len(cores) or os.cpu_count() or 1, max(1, AT_ONCE // n_bytes))
     with ThreadPoolExecutor(most) as pool:

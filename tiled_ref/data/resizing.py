@@ -1,31 +1,31 @@
-"""An image or a mask to another size."""
+"""Resize images and masks."""
 
 import math
 
 import numpy as np
 
-STRIP = 1 << 16  # values computed at a time, so that they stay in the cache
+STRIP = 1 << 16  # values computed at a time, to stay in the cache
 
 
 def resize_image(image, size, antialias=False):
     """Bilinear resize with half-pixel centres: OpenCV's INTER_LINEAR, bit for bit.
 
-    From n to m pixels, output column (or row) x lies between the columns (rows) i and i + 1:
+    From n to m pixels, output column (or row) x lies between input columns (rows) i and i + 1:
 
         f = float32((x + 0.5) s - 0.5), s = 1 / (m / n);  i = floor(f);  f = f - i
 
-    For columns, not for rows, f = 0 where i < 0 or i >= n - 1. Then i and i + 1 are clipped to 0
-    and n - 1. Their weights are integers, halves rounded to even, b0 and b1 those of rows:
+    For columns, but not for rows, f = 0 if i < 0 or i >= n - 1. Then i and i + 1 are clipped to
+    0..n-1. The weights are integers, halves rounded to even; those of rows are called b0 and b1:
 
         a0 = rint(2048 (1 - f)), a1 = rint(2048 f)
 
-    First along every row j, then down the columns (>> drops low bits):
+    First along every row j, then down the columns (>> drops the low bits):
 
         R[j] = S[j, i] a0 + S[j, i + 1] a1
         out = ((b0 (R[j] >> 4) >> 16) + (b1 (R[j + 1] >> 4) >> 16) + 2) >> 2
 
-    At half the size in both directions this is (the sum of 2 x 2 pixels + 2) >> 2, and computed
-    so.
+    At half the size in both directions this equals (the sum of 2 x 2 pixels + 2) >> 2 and is
+    computed this way.
 
     Parameters
     ----------
@@ -33,19 +33,19 @@ def resize_image(image, size, antialias=False):
     size : (int, int)
         Height and width in pixels.
     antialias : bool
-        Widens the triangle of weights from 1 to n / m pixels on either side when shrinking, as
-        Pillow and torch's antialias=True do. Off in the paper's evaluation (deviation D4).
+        When shrinking, widen the triangle filter from 1 to n / m pixels on either side, like
+        Pillow and torch's antialias=True. Off in the paper's evaluation (deviation D4).
 
     Returns
     -------
-    uint8 (H, W, channels) or (H, W), C-contiguous; the image's own values if it has that size
-    already.
+    uint8 (H, W, channels) or (H, W), C-contiguous; unchanged values if the image already has that
+    size.
 
     Order of arithmetic, antialias only: weights in float64, rounded once to float32; then, in
-    float32, the columns of every output row, top tap first, each product added to the sum; then
-    the rows of those sums, left tap first; rounding half to even.
-    Source: Rolih et al. state only the sizes; INTER_LINEAR is their released configuration. The
-    rule is that of opencv-python 4.10 and 5.0, found by comparing.
+    float32, down the columns of every output row, top tap first, each product added to the sum;
+    then along the rows of those sums, left tap first; rounding half to even.
+    Source: Rolih et al. state only the sizes; INTER_LINEAR is in their released configuration. The
+    rule matches opencv-python 4.10 and 5.0 and was found by comparison.
     """
     size, shape = tuple(size), image.shape
     if shape[:2] == size:
@@ -61,7 +61,7 @@ def resize_image(image, size, antialias=False):
 
 
 def _strips(n_rows, n_values, times=1):
-    """Slices of n_rows output rows of n_values values, times STRIP values at a time."""
+    """Slices of n_rows output rows with n_values values each, times * STRIP values per slice."""
     step = max(16, times * STRIP // n_values)
     return [slice(first, min(first + step, n_rows)) for first in range(0, n_rows, step)]
 
@@ -101,7 +101,7 @@ def _bilinear(image, size):
 
 
 def _product(rows, weight):
-    """weight * rows >> 16 in place, a weight for each row: int32 (n, W * C), below 2^27."""
+    """weight * rows >> 16 in place, one weight per row: int32 (n, W * C), below 2^27."""
     rows *= weight[:, None]
     rows >>= 16
     return rows
@@ -109,7 +109,7 @@ def _product(rows, weight):
 
 def _integer_taps(n_in, n_out, columns=False):
     """The pixels i, i + 1 and their weights of resize_image: int64 and int32 (2, n_out)."""
-    scale = 1 / (n_out / n_in)  # not n_in / n_out: another last bit shows beyond 50,000 px
+    scale = 1 / (n_out / n_in)  # not n_in / n_out: the last bit matters above 50,000 px
     f = ((np.arange(n_out) + 0.5) * scale - 0.5).astype(np.float32)
     i = np.floor(f)
     f -= i
@@ -120,10 +120,10 @@ def _integer_taps(n_in, n_out, columns=False):
 
 
 def resize_mask(mask, size):
-    """Nearest-neighbour resize: output pixel i takes input pixel floor(i n_in / n_out).
+    """Nearest-neighbour resize: output pixel i is input pixel floor(i n_in / n_out).
 
     The rule of torch's mode="nearest" and OpenCV's INTER_NEAREST, in integers and therefore
-    without their rounding of the ratio.
+    without rounding the ratio.
 
     Parameters: mask bool (h, w); size (H, W) in pixels. Returns bool (H, W), C-contiguous.
     """
@@ -132,7 +132,7 @@ def resize_mask(mask, size):
 
 
 def _antialiased(image, size):
-    """Shrinking with a triangle of weights, see resize_image: uint8 (h, w, C) -> (H, W, C)."""
+    """Resize with a triangle filter, see resize_image: uint8 (h, w, C) -> (H, W, C)."""
     height, width, channels = image.shape
     lines = image.reshape(height, -1)  # (h, w * C)
     index, weight = _taps(height, size[0])
@@ -149,12 +149,12 @@ def _antialiased(image, size):
 
 
 def _taps(n_in, n_out):
-    """Which input pixels make an output pixel: index int64 and weight float32 (K, n_out).
+    """Input pixels of each output pixel and their weights: int64 and float32 (K, n_out).
 
-    The weights of an output pixel sum to 1; K is 2 unless it shrinks.
+    The weights of an output pixel sum to 1; K is 2 unless the image shrinks.
     """
     scale = n_in / n_out
-    x = (np.arange(n_out) + 0.5) * scale - 0.5  # centre of the output pixel, input px
+    x = (np.arange(n_out) + 0.5) * scale - 0.5  # centre of the output pixel in input px
     if scale <= 1:
         x = np.maximum(x, 0)
         low = np.floor(x).astype(np.int64)
@@ -164,7 +164,7 @@ def _taps(n_in, n_out):
     first = np.ceil(x - scale).astype(np.int64)
     index = first + np.arange(2 * math.ceil(scale) + 1)[:, None]  # (K, n_out)
     weight = np.maximum(0, 1 - np.abs(index - x) / scale)
-    weight[(index < 0) | (index >= n_in)] = 0  # outside: the rest is rescaled
+    weight[(index < 0) | (index >= n_in)] = 0  # outside; the others are rescaled
     weight /= weight.sum(0)
     return np.clip(index, 0, n_in - 1), weight.astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""The parts of a data set: samples, and the categories that hold them."""
+"""The parts of a data set: samples, and categories of samples."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set: known by name, read on demand, never kept.
+    """One image of a data set: identified by name, read on demand, not cached.
 
-    A subclass defines the reading: `disk.FileSample` decodes files, `synthetic` draws. Reading is
+    Subclasses implement reading: `disk.FileSample` decodes files, `synthetic` draws. Reading is
     a pure function of the fields and is called from several threads at once.
 
     Parameters
     ----------
     name : str
         Stable and unique within the data set: the image's path relative to the data set's
-        root, with "/" between the parts, such as "screw/test/thread_top/007.png".
+        root, with "/" as the separator, such as "screw/test/thread_top/007.png".
     label : {0, 1}
         0 normal, 1 anomalous.
     defect : str
@@ -35,7 +35,7 @@ class Sample:
 
     @property
     def stamp(self):
-        """Values that tell, without reading the content, that it may have changed."""
+        """Values that differ if the content may have changed; found without reading it."""
         return None
 
     def read_image(self):
@@ -43,27 +43,27 @@ class Sample:
         raise NotImplementedError
 
     def read_size(self):
-        """(h, w), the image's original size in pixels: that of the pixels, not of a header."""
+        """(h, w), the image's original size, measured on the pixels, not read from a header."""
         return self.read_image().shape[:2]
 
     def read_mask(self):
-        """True where the image is anomalous, bool (h, w); None for a normal image or no mask."""
+        """True where the image is anomalous, bool (h, w); None if it is normal or has no mask."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the images of a data set are scored unless an option says otherwise.
+    """A data set's evaluation defaults, which options override.
 
     Parameters
     ----------
     fpr_limit : float
-        Of AUPRO, a fraction.
+        FPR limit of AUPRO, a fraction.
     metric_size : {"setup", "original"}
-        The size of the pixel metrics: the setup's image size, or each image's own.
+        The size for pixel metrics: the setup's image size, or each image's original size.
     deviations : float or None
-        Where only normal images decide, the pixel threshold is the mean of all their pixels plus so
-        many standard deviations; None allows false alarms instead, see `find_thresholds`.
+        If only normal images decide, the pixel threshold is the mean of all their pixels plus this
+        many standard deviations; None uses a share of false alarms, see `find_thresholds`.
     """
 
     fpr_limit: float = 0.3
@@ -73,7 +73,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Category:
-    """One object or texture of a data set: what is trained on and what is tested on.
+    """One object or texture of a data set: its training and test images.
 
     Parameters
     ----------
@@ -84,14 +84,14 @@ class Category:
     test : tuple of Sample
         Normal and anomalous images, in a stable order, at least one.
     has_masks : bool
-        Every anomalous test image has a mask, so pixel metrics can be computed. True as
-        well where no test image is anomalous.
+        Every anomalous test image has a mask, so pixel metrics can be computed. Also True
+        if no test image is anomalous.
     validation : tuple of Sample
-        Normal images that are there to decide the thresholds; often none.
+        Normal images that decide the thresholds; often empty.
     notes : tuple of str
-        Sentences for people, such as how many files were passed over.
+        Sentences for the user, such as the number of skipped files.
     folder : str
-        Absolute path of the folder that it was read from; empty where there is none.
+        Absolute path of the folder that it was read from; empty if there is none.
     evaluation : Evaluation
     """
 

@@ -1,9 +1,9 @@
-"""The built-in data set: pictures drawn by NumPy, so that everything runs without a download.
+"""The built-in data set: pictures drawn with NumPy, so that everything runs without a download.
 
-Three categories of 1024 x 1024 px: an aligned object, one that is turned and shifted, and a
-texture. Like VisA's, most defects are small: 10 to 95 px long, about half below 24. A defective
+Three categories of 1024 x 1024 px: an aligned object, a rotated and shifted object, and a
+texture. As in VisA, most defects are small: 10 to 95 px long, about half below 24. A defective
 picture has one to five spots of one kind of defect.
-Every picture is a pure function of the data set's seed and the picture's place in the data set.
+Every picture is a pure function of the data set's seed and the picture's index in the data set.
 """
 
 import zlib
@@ -16,11 +16,11 @@ from .disk import check_category
 from .drawing import field, strips
 from .samples import ANOMALOUS, GOOD, NORMAL, Category, Sample
 
-SEED = 2024  # of the data set; not chosen among several
-N_TRAIN, N_GOOD, N_DEFECTIVE = 48, 16, 32  # pictures of a category
-LIGHT = 0.03  # standard deviation of the light over a picture, of 1
-EXPOSURE, BALANCE = 0.02, 0.006  # standard deviations of the gain, of each channel's gain
-NOISE = np.float32(3)  # standard deviation of the sensor's noise, grey levels
+SEED = 2024  # of the data set; not selected for its results
+N_TRAIN, N_GOOD, N_DEFECTIVE = 48, 16, 32  # pictures per category
+LIGHT = 0.03  # standard deviation of the light across a picture, relative to 1
+EXPOSURE, BALANCE = 0.02, 0.006  # standard deviations of the overall and the per-channel gain
+NOISE = np.float32(3)  # standard deviation of the sensor noise, grey levels
 
 _SCENES = {"board": board, "bolt": bolt, "weave": weave}
 DEFAULT_CATEGORY = "board"
@@ -29,7 +29,7 @@ _STREAMS = {("train", NORMAL): 0, ("test", NORMAL): 1, ("test", ANOMALOUS): 2}
 
 @dataclass(frozen=True)
 class SyntheticSample(Sample):
-    """A picture that is drawn when it is read, always the same.
+    """A picture that is drawn when it is read, identically every time.
 
     Parameters: name, label, defect as in Sample; scene, name of the category; key, integers that
     seed its generators: the data set's seed, the category, the split, the picture's number.
@@ -57,10 +57,10 @@ def categories(root=None):
 
 
 def load(root, name, *, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N_DEFECTIVE):
-    """One category.
+    """Load one category.
 
     Parameters: root, ignored; name, one of categories(); n_train, n_good,
-    n_defective, numbers of pictures. The kinds of defects take turns.
+    n_defective, numbers of pictures. The kinds of defects alternate.
     Returns Category. Raises InputError for an unknown category (lists the known ones).
     """
     check_category(name, categories(), None)
@@ -79,12 +79,12 @@ def load(root, name, *, n_train=N_TRAIN, n_good=N_GOOD, n_defective=N_DEFECTIVE)
 
 
 def draw(scene, defect, key):
-    """A picture and its mask.
+    """Draw a picture and its mask.
 
     Parameters: scene, name of a category; defect, one of its kinds or None; key, integers that
     seed the generators.
-    Returns uint8 (1024, 1024, 3) and bool (1024, 1024), None without a defect. The mask is what
-    the defect covers: outside it every pixel has the value that it has without the defect, because
+    Returns uint8 (1024, 1024, 3) and bool (1024, 1024), None without a defect. The mask is the area
+    that the defect covers. Every pixel outside has the same value as without the defect, because
     light and noise are the same.
     """
     scene_rng, light_rng, noise_rng, defect_rng = (
@@ -99,7 +99,7 @@ def draw(scene, defect, key):
 
 
 def _photograph(picture, light_rng, noise_rng):
-    """Uneven light, exposure, white balance, noise of the sensor; uint8 (H, W, 3)."""
+    """Apply uneven light, exposure, white balance and sensor noise; uint8 (H, W, 3)."""
     light = 1 + np.float32(LIGHT) * field(light_rng, picture.shape[:2], 400)  # (H, W)
     gain = light_rng.normal(1, EXPOSURE) * light_rng.normal(1, BALANCE, 3)
     gain = gain.astype(np.float32)

@@ -1,7 +1,7 @@
-"""Facts in the header of a TIFF file that Pillow does not honour: honoured here, or refused.
+"""TIFF header properties that Pillow ignores: applied here, or refused.
 
-`tags` is a mapping of tag numbers to values, as Pillow's tag_v2. Sources: TIFF 6.0 (Adobe, 1992);
-what Pillow does with each combination was found by decoding files of every kind.
+`tags` maps tag numbers to values, like Pillow's tag_v2. Sources: TIFF 6.0 (Adobe, 1992);
+Pillow's behaviour for each combination was found by decoding files of every kind.
 """
 
 import numpy as np
@@ -12,19 +12,19 @@ SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER 
     254, 255, 256, 257, 258, 259, 262, 266
 )  # fmt: skip
 CHANNELS, STRIP_HEIGHT, PLANAR, TILE_WIDTH, TILE_HEIGHT = 277, 278, 284, 322, 323
-STRIPS, TILES = 273, 324  # where they begin in the file
+STRIPS, TILES = 273, 324  # their offsets in the file
 COLOURS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 332, 338, 339
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNSIGNED, SIGNED, FLOATING = 1, 2, 3
 RAW = 1  # compression
 WITH_LOSS = (6, 7, 34712, 34892, 50001)  # JPEG (old and new), JPEG 2000, lossy DNG, WebP
-LOSSY = "is compressed with loss, which blurs the edges of its regions"
+LOSSY = "uses lossy compression, which blurs the edges of its regions"
 
 
 def check(tags, for_mask, big_endian=False):
-    """Raise InputError, without the file's name, for a header that would be read wrongly.
+    """Raise InputError, without the file's name, for a header that Pillow would misread.
 
-    for_mask: refuse what leaves open which pixels are anomalous, instead of unknown ranges.
+    for_mask: refuse headers that leave anomalous pixels ambiguous, instead of unknown ranges.
     """
     bits, kind = _samples(tags)
     photometric = tags.get(PHOTOMETRIC)
@@ -41,33 +41,33 @@ def check(tags, for_mask, big_endian=False):
          f"stores white as 0 in {words(bits, kind)}"),
         (photometric == YCBCR and raw, "stores YCbCr without compression"),
         (photometric == CMYK and tags.get(INK_SET, 1) != 1, "has inks other than CMYK"),
-        (raw and _has_gaps(tags, apart), "lacks a part of its pixels, or has parts too many"),
-        (apart and bits > 8, "stores each colour apart with more than 8 bits"),
-        (apart and raw and photometric == BLACK_IS_ZERO, "stores grey and alpha apart"),
-        (apart and tags.get(FILL_ORDER, 1) == 2, "stores each colour apart, bits reversed"),
+        (raw and _has_gaps(tags, apart), "has too few or too many strips or tiles"),
+        (apart and bits > 8, "stores planar colours with more than 8 bits"),
+        (apart and raw and photometric == BLACK_IS_ZERO, "stores planar grey and alpha"),
+        (apart and tags.get(FILL_ORDER, 1) == 2, "stores planar colours with reversed bits"),
         (big_endian and not raw and (bits > 16 or (bits > 8 and kind != UNSIGNED)),
          f"compresses {words(bits, kind)} in big-endian order"),
     )  # fmt: skip
     ambiguous = (
         (tags.get(COMPRESSION) in WITH_LOSS, LOSSY),
         (photometric == YCBCR, "stores colours as YCbCr, which rounds them"),
-        (any(meaning != 2 for meaning in extra), "has a channel that is no colour or plain alpha"),
+        (any(meaning != 2 for meaning in extra), "has a channel other than colour and plain alpha"),
     )
     for found, sentence in problems + (ambiguous if for_mask else ()):
         if found:
             raise InputError(f"{sentence}; save it as PNG")
     if not for_mask and (bits > 16 or kind != UNSIGNED):
         raise InputError(
-            f"has {words(bits, kind)}, whose range is not known; save it with 8 or 16 unsigned "
+            f"has {words(bits, kind)}, whose range is unknown; save it with 8 or 16 unsigned "
             "bits per channel"
         )
 
 
 def corrected(tags, samples, full):
-    """Samples as the header means them, from those that Pillow decodes, and `Picture.full`.
+    """Correct the samples decoded by Pillow, and `Picture.full`, according to the header.
 
     Parameters: tags; samples (h, w, C); full, their largest value if Pillow keeps their scale.
-    Returns both as they should be.
+    Returns corrected samples and full.
     """
     bits, kind = _samples(tags)
     if samples.dtype == bool:
@@ -87,20 +87,20 @@ def corrected(tags, samples, full):
 
 
 def palette(tags):
-    """The colours of a palette, uint16 (n, 3), or uint8 where no number needs more, as some
-    programs write them."""
+    """The colours of a palette, uint16 (n, 3), or uint8 if all values fit, as some programs write
+    them."""
     colours = np.array(tags[COLOURS], np.uint16).reshape(3, -1).T
     return colours.astype(np.uint8) if colours.max() < 256 else colours
 
 
 def words(bits, kind):
-    """Samples of a number of bits and a kind, for people."""
+    """Describe samples by their number of bits and kind, for messages."""
     return f"{ {SIGNED: 'signed ', FLOATING: 'floating-point '}.get(kind, '') }{bits}-bit samples"
 
 
 def _has_gaps(tags, apart):
-    """Whether the strips or tiles are not as many as cover the picture, or one is left out (as
-    where all is 0), which Pillow does not notice unless they are compressed."""
+    """Whether the number of strips or tiles does not match the image size, or one is omitted (such
+    as an all-zero one). Pillow does not notice this unless they are compressed."""
     width, height = tags[WIDTH], tags[HEIGHT]
     across, down, begin = width, tags.get(STRIP_HEIGHT) or height, tags.get(STRIPS)
     if begin is None:
@@ -110,5 +110,5 @@ def _has_gaps(tags, apart):
 
 
 def _samples(tags):
-    """(bits, kind) of the samples; those of the first channel, which Pillow wants of all."""
+    """(bits, kind) of the first channel's samples; Pillow requires the same for all channels."""
     return tags.get(BITS, (1,))[0], tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0]

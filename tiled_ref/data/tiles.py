@@ -1,4 +1,4 @@
-"""What a model sees: tiles of images, cut, normalised and padded when they are asked for."""
+"""Model inputs: tiles of images, cut, normalised and padded on demand."""
 
 import itertools
 
@@ -17,14 +17,14 @@ class LocationImages:
     images : uint8 (N, 3, H, W), NumPy array, memory map or CPU tensor
         Resized images in host memory.
     grid : TileGrid
-        The grid of the input, for SM one tile.
+        The tile grid; a single tile for SM.
     locations : list of (int, int)
-        The locations whose tiles make a batch: one for SM and ENS, all for ST.
+        The locations whose tiles form a batch: one for SM and ENS, all for ST.
     device : torch.device
 
     `len(self)` is N; `self[indices]`, for a list of ints or a slice, is float32
-    (T * B, 3, h, w) on the device, tile-major, T the number of locations. The zero padding of
-    tiles that stick out of the image is applied after normalisation.
+    (T * B, 3, h, w) on the device, tile-major, T the number of locations. Tiles that extend beyond
+    the image are zero-padded after normalisation.
     """
 
     def __init__(self, images, grid, locations, device):
@@ -39,7 +39,7 @@ class LocationImages:
 
     def __getitem__(self, indices):
         windows = [self.grid.window(*location) for location in self.locations]
-        rows, cols = map(_around, zip(*windows))  # uploaded, and normalised, once
+        rows, cols = map(_cover, zip(*windows))  # uploaded, and normalised, once
         part = normalize(to_device(self.images[:, :, rows, cols][indices], self.device))
         forget_pages(self.images)
         tiles = [
@@ -48,8 +48,8 @@ class LocationImages:
         return torch.cat(tiles) if len(tiles) > 1 else tiles[0]  # (T * B, 3, h, w)
 
 
-def _around(spans):
-    """The slice from the first start to the last end of some slices."""
+def _cover(spans):
+    """The smallest slice that covers all given slices."""
     return slice(min(span.start for span in spans), max(span.stop for span in spans))
 
 
@@ -58,8 +58,8 @@ def _within(span, outer):
 
 
 class OneAfterTheOther:
-    """The inputs of the locations that share a model, as separate images: parts, a list of
-    LocationImages, all of the first before those of the second; used like them."""
+    """The inputs of locations that share a model, concatenated as separate images: parts, a list of
+    LocationImages, one after the other. Used like LocationImages."""
 
     def __init__(self, parts):
         self.parts = parts

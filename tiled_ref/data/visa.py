@@ -1,4 +1,4 @@
-"""VisA, through its table of images.
+"""VisA, read through its table of images.
 
 Zou, Jeong, Pemula, Zhang, Dabeer, "SPot-the-Difference Self-Supervised Pre-training for
 Anomaly Detection and Segmentation", ECCV 2022. `<root>/split_csv/1cls.csv` lists every
@@ -25,28 +25,28 @@ DEFECT = "anomaly"  # the table does not distinguish kinds of defects
 
 
 def categories(root):
-    """The categories of VisA whose folder is under root, in the data set's order.
+    """The categories of VisA with a folder in root, in the data set's order.
 
-    Raises InputError if the root does not exist or holds none.
+    Raises InputError if the root does not exist or contains no category.
     """
     root = check_root(root, "visa")
     present = folders(root)
     found = tuple(name for name in CATEGORIES if name in present)
     if not found:
         raise InputError(
-            f"no category of VisA is in --root {root}; name the folder that holds them and "
+            f"no category of VisA is in --root {root}; name the folder that contains them and "
             "split_csv"
         )
     return found
 
 
 def load(root, name):
-    """One category, sorted by path, normal test images first.
+    """Load one category, sorted by path, normal test images first.
 
     Parameters: root, path of the data set; name, one of categories(root).
     Returns Category.
     Raises InputError for an unknown category (lists the known ones), a missing or malformed
-    table, a listed file that is missing or listed twice.
+    table, and a listed file that is missing or listed twice.
     """
     root = check_root(root, "visa")
     check_category(name, categories(root), root)
@@ -68,13 +68,13 @@ def load(root, name):
         for text in (row["image"], row["mask"]):
             if Path(text).is_absolute() or ".." in Path(text).parts:
                 raise InputError(
-                    f"{text!r} on {where} leads out of --root {root}; correct the line"
+                    f"{text!r} on {where} points outside --root {root}; correct the line"
                 )
             key = nfc(Path(text).as_posix())
             if text and key in lines:
                 raise InputError(
-                    f"{text!r} on {where} is on line {lines[key]} too; correct one, every image "
-                    "and every mask belongs on one line"
+                    f"{text!r} on {where} is also on line {lines[key]}; correct one, because every "
+                    "image and mask belongs on a single line"
                 )
             lines[key] = line
         path = root / row["image"]
@@ -106,6 +106,6 @@ def _rows(table):
                     )
                 yield reader.line_num, row
     except FileNotFoundError as error:
-        raise InputError(f"{table} is missing; it is a part of VisA's archive") from error
+        raise InputError(f"{table} is missing; unpack VisA again") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table} cannot be read as a table: {error}") from error

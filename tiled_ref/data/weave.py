@@ -1,4 +1,4 @@
-"""The built-in data set's texture: linen, woven one over one under, photographed close up.
+"""The built-in data set's texture: a close-up of linen in plain weave.
 
 Phase, waviness, thickness and shade of the yarns vary from picture to picture.
 """
@@ -8,13 +8,13 @@ import numpy as np
 from . import drawing as d
 
 SIZE = 1024  # px
-PITCH = 13.0  # px from yarn to yarn
+PITCH = 13.0  # px between yarns
 LINEN = np.array([190, 178, 155], np.float32)
 DEFECTS = ("broken_yarn", "foreign_fibre", "hole", "slub", "stain", "thin_place")
 
 
 class _Cloth:
-    """Two sets of yarns, warp (down) and weft (across), and how they cross.
+    """Two sets of crossing yarns, warp (down) and weft (across).
 
     Attributes: phase of each, float32 (SIZE, SIZE), in yarns; shade and thickness of each
     yarn, (n,); tone, float32 (SIZE, SIZE).
@@ -33,7 +33,7 @@ class _Cloth:
         self.shade = [(1 + rng.normal(0, 0.035, n)).astype(np.float32) for _ in range(2)]
         self.half = [(0.44 * (1 + rng.normal(0, 0.05, n))).astype(np.float32) for _ in range(2)]
         self.tone = 1 + np.float32(0.03) * d.field(rng, size, 90)
-        self.tone += np.float32(0.035) * d.field(rng, size, 6)  # yarn is never even
+        self.tone += np.float32(0.035) * d.field(rng, size, 6)  # yarn is uneven
 
     def picture(self, index, thickness=(1, 1), missing=(0, 0)):
         """A part of the cloth, float32 (n, m, 3); thickness, missing: factors for warp and weft."""
@@ -50,7 +50,7 @@ class _Cloth:
             offs.append(off)
             numbers.append(yarn)
             lights.append(light)
-        # Warp is on top where the numbers' sum is even; a yarn dips between its crossings.
+        # Warp is on top where the sum of the yarn numbers is even; a yarn dips between crossings.
         even = ((numbers[0] + numbers[1]) & 1) == 0
         for k, on_top in ((0, even), (1, ~even)):
             dip = offs[1 - k] * offs[1 - k]
@@ -64,7 +64,7 @@ class _Cloth:
 
 
 def render(rng, defect=None, defect_rng=None):
-    """One picture; parameters and returns as in board.render."""
+    """Draw one picture; parameters and returns as in board.render."""
     cloth = _Cloth(rng)
     picture = np.empty((SIZE, SIZE, 3), np.float32)
     for rows in d.strips(SIZE):
@@ -78,7 +78,7 @@ def render(rng, defect=None, defect_rng=None):
 
 
 # ------------------------------------------------------------------------------- defects
-# Each draws one defect into `picture` and the share of each pixel it covers into `cover`, (H, W).
+# Each draws one defect into `picture` and its coverage of each pixel into `cover`, (H, W).
 
 
 def _window(rng, reach):
@@ -90,7 +90,7 @@ def _rewoven(cloth, picture, cover, window, alpha, **changes):
 
 
 def _along(rng, window, length, width):
-    """A spindle along warp or weft: share of each pixel, and the yarns' index (0 or 1)."""
+    """A spindle shape along warp or weft: its coverage, and the index of the yarns (0 or 1)."""
     k = rng.integers(2)
     u, v = (window.y, window.x) if k == 0 else (window.x, window.y)
     half = width / 2 * np.sqrt(np.clip(1 - (2 * u / length) ** 2, 0, 1))
@@ -98,7 +98,7 @@ def _along(rng, window, length, width):
 
 
 def _broken_yarn(cloth, picture, cover, rng):
-    """A yarn that is missing over some length."""
+    """A yarn with a piece missing."""
     length = max(14, d.diameter(rng))
     window = _window(rng, length / 2 + 4)
     alpha, k = _along(rng, window, length, PITCH)
@@ -108,7 +108,7 @@ def _broken_yarn(cloth, picture, cover, rng):
 
 
 def _thin_place(cloth, picture, cover, rng):
-    """Yarns spun too thin over an area."""
+    """An area where the yarns are too thin."""
     radius = max(16, d.diameter(rng)) / 2
     window = _window(rng, 2.4 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius), 3)
@@ -127,7 +127,7 @@ def _slub(cloth, picture, cover, rng):
 
 
 def _hole(cloth, picture, cover, rng):
-    """A hole: the dark table is seen through it, frayed ends around."""
+    """A hole with frayed edges, through which the dark table is visible."""
     radius = d.diameter(rng) / 2
     window = _window(rng, 2.4 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius, 0.3), 2)
@@ -135,7 +135,7 @@ def _hole(cloth, picture, cover, rng):
 
 
 def _stain(cloth, picture, cover, rng):
-    """A drop of coffee, oil or ink that soaked in: the weave shows through."""
+    """A soaked-in drop of coffee, oil or ink, through which the weave is visible."""
     radius = max(10, d.diameter(rng)) / 2
     window = _window(rng, 2.4 * radius + 4)
     alpha = d.coverage(d.blob(rng, window.x, window.y, radius, 0.2), 4)

@@ -1,1 +1,1 @@
-"""Errors, files, arrays, progress, memory: what every room uses and nothing of the method."""
+"""Shared utilities, independent of the method: errors, files, arrays, progress, memory."""

@@ -1,4 +1,4 @@
-"""Shared by the callers of kernels: checks of arguments, threads, the compiled modules.
+"""Helpers for calling kernels: argument checks, threads, the compiled modules.
 
 Python validates, Cython computes. Inputs are never changed and may be read-only.
 """
@@ -32,7 +32,7 @@ def check_impl(impl):
 
 
 def kernel(name):
-    """The compiled module tiled_ref.<name>; KernelNotBuiltError where it is missing."""
+    """The compiled module tiled_ref.<name>; KernelNotBuiltError if it is missing."""
     full = f"tiled_ref.{name}"
     try:
         return importlib.import_module(full)
@@ -43,10 +43,10 @@ def kernel(name):
 
 
 def thread_count(threads=None):
-    """How many threads a kernel may use, an int >= 1. No result depends on it.
+    """Number of threads for a kernel, an int >= 1. It never changes a result.
 
     Parameters: threads, int in THREADS; None takes the environment variable TILED_REF_THREADS, else
-    two (one on a machine with one core): these kernels stream through memory, so that a second
+    two (one on a single-core machine): these kernels are limited by memory bandwidth, so a second
     thread nearly halves the time and a third gains little.
     Returns int. Raises InputError for anything else.
     """
@@ -68,10 +68,10 @@ def thread_count(threads=None):
 
 
 def run_threads(function, items, threads):
-    """Returns [function(item) for item in items], at most `threads` items at a time.
+    """Returns [function(item) for item in items], computed by `threads` threads.
 
-    No more than `threads` items are taken at once, so that a stream is not held in memory. Of
-    several exceptions that of the first item is raised.
+    At most `threads` items are in memory at once, so items can be a long stream. If several items
+    fail, the exception of the first one is raised.
     """
     if threads == 1:
         return [function(item) for item in items]
@@ -104,21 +104,21 @@ def run_threads(function, items, threads):
 
 
 def spans(n, parts):
-    """range(n) cut into at most `parts` runs (start, stop) of nearly equal length."""
+    """Split range(n) into at most `parts` spans (start, stop) of nearly equal length."""
     parts = max(1, min(n, parts))
     edges = [n * k // parts for k in range(parts + 1)]
     return list(zip(edges[:-1], edges[1:]))
 
 
 def host_array(name, value, dtypes, cuda_hint="move it to the host with .cpu()"):
-    """Returns a value, NumPy array or CPU tensor of one of `dtypes`, as a NumPy view, any strides.
+    """Returns a NumPy view of value, a NumPy array or CPU tensor of one of `dtypes`, any strides.
 
-    Raises InputError for anything else, with the argument's name, and with cuda_hint for a tensor
-    on another device.
+    Raises InputError for anything else. The message contains `name` and, for a tensor on another
+    device, cuda_hint.
     """
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu":
-            raise InputError(f"{name} lies on the device {value.device}; {cuda_hint}")
+            raise InputError(f"{name} is on the device {value.device}; {cuda_hint}")
         if value.layout != torch.strided:
             raise InputError(f"{name} must be a dense tensor, not {value.layout}")
         allowed = [getattr(torch, dtype.name) for dtype in dtypes]
@@ -129,30 +129,30 @@ def host_array(name, value, dtypes, cuda_hint="move it to the host with .cpu()")
         raise InputError(
             f"{name} must be a NumPy array or a CPU tensor, not {type(value).__name__}"
         )
-    # A byte-swapped array has the same values but not the bits a kernel could read.
+    # A kernel would misread a byte-swapped array.
     if value.dtype not in dtypes or not value.dtype.isnative:
         raise InputError(f"{name} must be {_names(dtypes)}, not {value.dtype}")
     return np.asarray(value)
 
 
 def for_kernel(array):
-    """An array (...) as kernels take it: C-contiguous and aligned, itself or a copy."""
+    """An array (...), any dtype, made C-contiguous and aligned; copied only if necessary."""
     return np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED"))
 
 
 def like(result, value):
-    """The NumPy array `result` as what `value` is: a NumPy array or a CPU tensor."""
+    """The NumPy array `result` as the type of `value`: a NumPy array or a CPU tensor."""
     return torch.from_numpy(result) if isinstance(value, torch.Tensor) else result
 
 
 def refuse_nan(name, array, *lead):
-    """Raise InputError with the index of the first NaN of an array, float of any shape, after
-    the indices `lead`."""
+    """Raise InputError if an array, float of any shape, has a NaN; the message gives the index of
+    the first, preceded by the indices `lead`."""
     if np.isnan(np.min(array, initial=np.inf)):
         index = *lead, *np.unravel_index(np.argmax(np.isnan(array)), array.shape)
         raise InputError(
-            f"{name} holds a NaN at index ({', '.join(map(str, index))}); a score that is not a "
-            "number has no rank, so repair the model or the file it came from"
+            f"{name} holds a NaN at index ({', '.join(map(str, index))}), which cannot be ranked; "
+            "repair the model or the file it came from"
         )
 
 

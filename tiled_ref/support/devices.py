@@ -1,5 +1,5 @@
-"""Devices: the names that --device takes, the device that this process gets, the ways there and
-back, and the precision of what is computed there."""
+"""Devices: the names accepted by --device, the device of this process, transfers to and from it,
+and full float32 precision."""
 
 import argparse
 import contextlib
@@ -12,24 +12,24 @@ from .errors import InputError
 
 
 def device_name(text):
-    """The text, if it names a device. Raises ArgumentTypeError."""
+    """Return the text if it names a device. Raises ArgumentTypeError."""
     if re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", text):
         return text
-    raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    raise argparse.ArgumentTypeError(f"{text!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 
 def resolve_device(name, ranks=None):
-    """The torch.device of a name. "cuda" gives each of several processes on a machine its own GPU,
-    or GPU k modulo their number where there are fewer.
+    """The torch.device for a name. "cuda" gives each of several processes on a machine its own
+    GPU; where there are fewer, process k gets GPU k modulo their number.
 
     Parameters: name, see `device_name`; ranks, a processes.Ranks, None for a single process.
-    Returns torch.device. Raises InputError for a CUDA device that is not there.
+    Returns torch.device. Raises InputError for a CUDA device that does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        raise InputError("--device cuda: torch finds no CUDA device; use --device cpu")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
@@ -40,19 +40,19 @@ def resolve_device(name, ranks=None):
 
 
 def on_cpu(device):
-    """Whether a torch.device is a CPU, where kernels and NumPy work and an image's bits depend on
-    nothing else. While torch.export traces, a CPU is like any other device: torch alone works."""
+    """Whether a torch.device is a CPU, where kernels and NumPy run and the result of an image is
+    independent of its batch. False while torch.export traces, because only torch can be traced."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def to_device(array, device):
-    """An array (...) or CPU tensor, any dtype, on a device; an array, which may be read-only, is
-    copied."""
+    """Move an array (...) or CPU tensor, any dtype, to a device; an array is copied, so it may be
+    read-only."""
     return (array if isinstance(array, torch.Tensor) else torch.tensor(array)).to(device)
 
 
 def to_host(*tensors):
-    """Tensors (...) of one dtype and one device as NumPy arrays, moved in a single transfer."""
+    """Tensors (...) of the same dtype and device as NumPy arrays, moved in a single transfer."""
     if tensors[0].device.type == "cpu":
         return [tensor.numpy() for tensor in tensors]
     together = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
@@ -62,8 +62,8 @@ def to_host(*tensors):
 
 @contextlib.contextmanager
 def full_precision():
-    """A context in which float32 means float32, whatever the process has asked torch for: products
-    and convolutions without TF32 or bfloat16. The settings, torch's own, are restored after it."""
+    """A context in which torch computes float32 matrix products and convolutions without TF32 or
+    bfloat16, whatever its settings. They are restored on exit."""
     before = _float32()
     try:
         _set_float32(["ieee"] * 4 if len(before) == 4 else [False, "highest"])
@@ -73,7 +73,7 @@ def full_precision():
 
 
 def _float32():
-    """Torch's settings for products and convolutions of float32: four since torch 2.9."""
+    """Torch's settings for float32 matrix products and convolutions: four since torch 2.9."""
     backends = torch.backends
     if not hasattr(backends.cudnn, "conv"):
         return [backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]

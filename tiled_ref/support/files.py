@@ -1,7 +1,7 @@
-"""Writing files and folders that appear complete or not at all, and arrays inside of files.
+"""Atomic writes: files and folders appear complete or not at all; arrays inside files.
 
-What is not complete has the name .NAME.PID.tmp (a file), .NAME.PID.new or .NAME.PID.old (folders),
-PID the number of the process: what a process has left that died is known by it.
+Unfinished files are named .NAME.PID.tmp, unfinished folders .NAME.PID.new or .NAME.PID.old. PID is
+the process ID, which identifies the leftovers of a process that died.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from .errors import InputError
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w"):
-    """A new file that takes its name only when it is complete and on the disk.
+    """A context that writes a new file and renames it to path once it is complete and on disk.
 
-    Parameters: path, its folders are made; mode "w" (UTF-8 text, newlines as written) or "wb".
-    Yields the open file; the body should do no more than write to it.
+    Parameters: path, missing parent folders are created; mode "w" (UTF-8 text, newlines unchanged)
+    or "wb". Yields the open file; the body should only write to it.
     Raises InputError naming the path if this file cannot be written; any other exception of the
-    body passes unchanged. Either way an earlier file of this name stays.
+    body passes unchanged. Either way an existing file at path is kept.
     """
     path = Path(path)
     temporary = beside(path, "tmp")
@@ -44,8 +44,8 @@ def atomic_write(path, mode="w"):
     except BaseException:
         with contextlib.suppress(OSError):
             if raw is not None:
-                raw.close()  # first, so that nothing flushes the buffers any more
-        with contextlib.suppress(OSError):  # there may be nothing to remove
+                raw.close()  # first, so that nothing flushes the buffers later
+        with contextlib.suppress(OSError):  # it may not exist
             temporary.unlink()
         raise
 
@@ -62,7 +62,7 @@ def write_errors(path):
 
 
 class _NewFile(io.FileIO):
-    """A file opened for writing; the error of a failed write names `path`, its final name."""
+    """A file opened for writing; a failed write raises an error that names its final `path`."""
 
     def __init__(self, name, path):
         super().__init__(name, "w")
@@ -74,7 +74,7 @@ class _NewFile(io.FileIO):
 
 
 def sync_folder(path):
-    """Write the names in a folder to the disk, where the system can."""
+    """Flush a folder's entries to disk, where the system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -85,7 +85,7 @@ def sync_folder(path):
 
 
 def write_files(folder, files):
-    """Write files, {name: str or bytes}, into a folder, and remove what dead processes have left of
+    """Write files, {name: str or bytes}, into a folder, and remove what dead processes left of
     them. Raises InputError as `atomic_write`."""
     remove_leftovers(folder, files)
     for name, content in files.items():
@@ -94,22 +94,22 @@ def write_files(folder, files):
 
 
 def make_folder(path):
-    """Create a folder and those above it. Raises InputError unless it can be written to."""
+    """Create a folder and its parents. Raises InputError if it cannot be created or written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot make the folder {path}: {error.strerror or error}; choose another --out"
+            f"cannot create the folder {path}: {error.strerror or error}; choose another --out"
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to the folder {path}; choose another --out")
 
 
 def open_regular(path, follow=True):
-    """Open a regular file for reading bytes; with follow=False, no link either.
+    """Open a regular file for reading bytes; follow=False also refuses a symbolic link.
 
-    Raises OSError for anything else: a pipe or a device has no end, and a link may lead anywhere.
+    Raises OSError for anything else: a pipe or device may be endless, a link may lead anywhere.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
     if not follow:
@@ -123,13 +123,13 @@ def open_regular(path, follow=True):
     return open(descriptor, "rb")
 
 
-# --------------------------------------------------- what takes the place of something else
+# ------------------------------------------------------------ replacing files and folders
 
 LEFTOVER = re.compile(r"\.(.+)\.([1-9]\d{0,9})\.(tmp|new|old)", re.DOTALL)
 
 
 class Names:
-    """The names that match a pattern, for `remove_leftovers`. Parameters: pattern, a regex."""
+    """All names that match a pattern, for `remove_leftovers`. Parameters: pattern, a regex."""
 
     def __init__(self, pattern):
         self._pattern = re.compile(pattern)
@@ -139,16 +139,16 @@ class Names:
 
 
 def beside(path, ending):
-    """The temporary name of a path in this process; ending, "tmp", "new" or "old"."""
+    """The temporary path of this process for a path; ending, "tmp", "new" or "old"."""
     return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
 
 
 def replace_folder(new, final):
-    """Give a complete folder its name; one whole copy is there at every instant.
+    """Rename a complete folder to its final name; a complete copy exists on disk at any time.
 
-    Parameters: new, the folder; final, its path on the same disk. An earlier folder of that name
-    is removed at the end; where the process dies before, `recover_folder` gives it back.
-    Raises OSError; an earlier folder has its name again then.
+    Parameters: new, the folder; final, its path on the same disk. An existing folder at `final` is
+    removed at the end; if the process dies before that, `recover_folder` restores it.
+    Raises OSError after restoring the existing folder.
     """
     old = beside(final, "old")
     try:
@@ -163,18 +163,18 @@ def replace_folder(new, final):
 
 
 def recover_folder(final):
-    """Give a folder its name back where a process ended inside of `replace_folder`."""
+    """Restore a folder's name if a process died inside `replace_folder`."""
     olds = [path for path, _, end in _leftovers(final.parent, {final.name}) if end == "old"]
     if olds and not os.path.lexists(final):
-        with contextlib.suppress(OSError):  # who misses the folder says so
+        with contextlib.suppress(OSError):  # the caller reports a missing folder
             os.rename(max(olds, key=lambda path: path.stat().st_ctime_ns), final)
 
 
 def remove_leftovers(folder, names):
-    """Remove what dead processes have left of the files and folders of some names in a folder.
+    """Remove temporary files and folders that dead processes left in a folder.
 
-    Parameters: folder; names, of what the program writes directly in it. Nothing else is touched,
-    and a folder that lost its name in `replace_folder` is given it back.
+    Parameters: folder; names, the final names of files and folders that the program writes directly
+    in it. Nothing else is touched. A folder renamed away by `replace_folder` is restored.
     """
     for path, final, ending in _leftovers(folder, names):
         if ending == "old":
@@ -187,9 +187,9 @@ def remove_leftovers(folder, names):
 
 
 def _leftovers(folder, names):
-    """[(path, final path, ending)] of what dead processes have left of these names."""
+    """[(path, final path, ending)] of leftovers of dead processes for these names."""
     found = []
-    with contextlib.suppress(OSError, ValueError):  # there may be no such folder
+    with contextlib.suppress(OSError, ValueError):  # the folder may not exist
         for entry in sorted(os.listdir(folder)):
             match = LEFTOVER.fullmatch(entry)
             if match and match[1] in names and not _is_running(int(match[2])):
@@ -201,21 +201,21 @@ def _leftovers(folder, names):
 
 
 def _is_running(pid):
-    """Whether another process has this number; only POSIX tells. This one's number on a leftover
-    was an earlier process's."""
+    """Whether another process with this ID is running; True where the system is not POSIX. A
+    leftover with the ID of this process is from an earlier one."""
     if pid == os.getpid() or os.name != "posix":
         return pid != os.getpid()
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's; no number of a process
+    except (OSError, OverflowError):  # a process of another user; not a valid ID
         pass
     return True
 
 
 def _discard(folder):
-    """Remove a temporary folder; first .old becomes .new, for half of it must not be given back."""
+    """Remove a temporary folder; first rename .old to .new, so that no partial copy is restored."""
     new = folder.with_suffix(".new")
     with contextlib.suppress(OSError):
         os.replace(folder, new)
@@ -223,10 +223,10 @@ def _discard(folder):
 
 
 def read_at(file, array, offset):
-    """Fill an array (...), C-contiguous, of any dtype, from a binary file without buffer.
+    """Fill an array (...), C-contiguous, of any dtype, from an unbuffered binary file.
 
-    Parameters: file; array; offset, bytes, where it starts in the file.
-    Raises EOFError where the file is too short, and OSError.
+    Parameters: file; array; offset, bytes, its start in the file.
+    Raises EOFError if the file is too short, and OSError.
     """
     view = memoryview(array).cast("B") if array.size else memoryview(b"")
     file.seek(offset)

@@ -1,7 +1,7 @@
-"""The separable Gaussian blur, borders mirrored, of seams (sigma 2) and anomaly maps (sigma 4).
+"""Separable Gaussian blur with mirrored borders, for seams (sigma 2) and anomaly maps (sigma 4).
 
-`seam_blur`, the specification, blurs whole maps and selects; the kernel `kernels/seam_blur.pyx`
-computes only what is selected, with equal bits.
+The specification `seam_blur` blurs whole maps and selects pixels; the kernel
+`kernels/seam_blur.pyx` computes only the selected ones, with identical bits.
 """
 
 import math
@@ -12,21 +12,21 @@ from . import arrays
 from .errors import InputError
 from .option_types import SIDES
 
-SMALL = 16  # px; sigma may be as large on a map whose sides are smaller
+SMALL = 16  # px; the largest sigma allowed on a map with smaller sides
 
 
 def gaussian_taps(sigma, dtype=np.float64, most=SIDES[-1]):
-    """Half of a normalised Gaussian: the weights of the centre and of distances 1..radius.
+    """Half of a normalised Gaussian: the weights at distances 0..radius from the centre.
 
     Parameters: sigma in pixels, > 0, at most `most`; dtype, float32 or float64.
     Returns (radius + 1,) of dtype, radius = int(4 sigma + 0.5); w[0] + 2 sum(w[1:]) = 1
-    up to rounding. Raises InputError for another sigma or dtype.
+    up to rounding. Raises InputError for an invalid sigma or dtype.
     Order of arithmetic: exp(-k^2 / (2 sigma^2)) in float64, divided by the float64 sum of all
-    2 radius + 1 weights from the outermost pair inwards, then one rounding to dtype.
+    2 radius + 1 weights, added from the outermost pair inwards, then rounded to dtype once.
     """
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
-        raise InputError(f"the weights of a Gaussian are float32 or float64, not {dtype}")
+        raise InputError(f"the weights of a Gaussian must be float32 or float64, not {dtype}")
     try:
         sigma = float(sigma)
     except (TypeError, ValueError, OverflowError):
@@ -43,14 +43,14 @@ def gaussian_taps(sigma, dtype=np.float64, most=SIDES[-1]):
 
 
 def radius_of(sigma):
-    """Pixels on each side of the centre that a Gaussian of this sigma weighs."""
+    """Pixels on each side of the centre that a Gaussian of this sigma covers."""
     return int(4.0 * sigma + 0.5)
 
 
 def reflected(n, radius):
-    """Index of the pixel that stands at -radius .. n-1+radius, mirrored at both edges.
+    """Index of the pixel at each position -radius .. n-1+radius, mirrored at both edges.
 
-    The edge is not repeated, so the period is 2 (n - 1); a single pixel stands everywhere.
+    The edge pixel is not repeated, so the period is 2 (n - 1); for n = 1 every index is 0.
     Parameters: n >= 1, radius >= 0. Returns int64 (n + 2 radius,).
     """
     if n == 1:
@@ -60,29 +60,29 @@ def reflected(n, radius):
 
 
 def seam_blur(maps, taps, rows, cols):
-    """The twin of `kernels/seam_blur.pyx`: blur everything and keep the band.
+    """The specification of `kernels/seam_blur.pyx`: blur whole maps and keep the selected bands.
 
     Parameters: maps (N, H, W) float32 or float64; taps, see `gaussian_taps`; rows (H,) and cols
     (W,), bool. Returns (N, H, W). Order of arithmetic: that of `blur_rows_and_columns`.
     """
-    with np.errstate(all="ignore"):  # infinities are data here, not a mistake
+    with np.errstate(all="ignore"):  # infinities are valid values here
         blurred = _blur(_blur(maps, taps, axis=1), taps, axis=2)
     return np.where(rows[:, None] | cols[None, :], blurred, maps)
 
 
 def blur_rows_and_columns(maps, sigma, rows, cols, impl="cython", threads=None, most=SMALL):
-    """Blur some rows and columns of maps; all other pixels keep their bits.
+    """Blur selected rows and columns of maps; all other pixels stay bit-identical.
 
     Parameters: maps (N, H, W) float32 or float64, NumPy; sigma, pixels, > 0 and at most the larger
     side or `most`; rows (H,) and cols (W,), bool: a pixel is blurred if its row or column is True;
     impl; threads, int.
     Returns (N, H, W), dtype of maps, a new array.
-    Raises InputError for another sigma, KernelNotBuiltError where the kernel is not built.
+    Raises InputError for an invalid sigma, KernelNotBuiltError if the kernel is not built.
 
     Order of arithmetic: separable, down the columns first, then along the rows. Each pass
     computes w0*x0, then adds w_k * (x_{-k} + x_{+k}) for k = 1..radius in this order,
-    every multiplication and addition rounded on its own, in the dtype of maps. Outside
-    the image the map is mirrored without repeating the edge pixel (again and again where
+    every multiplication and addition rounded separately, in the dtype of maps. Beyond
+    the border the map is mirrored without repeating the edge pixel (repeatedly if
     the map is smaller than the radius).
     """
     arrays.check_impl(impl)
@@ -124,6 +124,6 @@ def _blur(maps, taps, axis):
 
 
 def _runs(band):
-    """Runs of True, int64 (runs, 2): start and stop of each, ascending."""
+    """Start and stop of each run of True, ascending, int64 (runs, 2)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], band, [False]))))
     return np.ascontiguousarray(edges.reshape(-1, 2), dtype=np.int64)

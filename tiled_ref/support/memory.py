@@ -1,4 +1,4 @@
-"""Peak memory of a run: on a GPU what torch allocated, on a CPU what the process held."""
+"""Peak memory of a run: allocated by torch on a GPU, resident in the process on a CPU."""
 
 import math
 import sys
@@ -12,11 +12,11 @@ except ImportError:  # Windows
 
 
 class PeakMemory:
-    """The peak since its creation or the last `reset`.
+    """Peak memory since creation or the last `reset`.
 
-    CUDA: of torch's allocator on the device. CPU: of the resident set of the whole process; only
-    Linux can forget an earlier peak, elsewhere `since_start` is True. Linux updates its peak
-    only now and then and may report less than before, so the largest value read counts. Windows
+    CUDA: of torch's allocator on the device. CPU: of the resident set of the whole process. Only
+    Linux can reset an earlier peak; elsewhere `since_start` is True. Linux updates its peak
+    irregularly and may report less than before, so the largest reading is kept. Windows
     reports none. Parameters: device.
     """
 
@@ -26,19 +26,19 @@ class PeakMemory:
         self.reset()
 
     def reset(self):
-        """Forget the peak so far."""
-        self.resident = None  # bytes, the largest that was read
+        """Discard the peak so far."""
+        self.resident = None  # bytes, the largest reading
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # resets VmHWM, see proc(5)
-        except OSError:  # not Linux, or not allowed: the peak counts from the process's start
+        except OSError:  # not Linux, or not permitted: the peak is since the process started
             self.since_start = True
 
     def read(self):
-        """dict: peak_memory_bytes (None where the system reports none), peak_reserved_bytes
+        """dict: peak_memory_bytes (None if the system reports none), peak_reserved_bytes
         (None on a CPU), memory_kind."""
         if self.device.type == "cuda":
             return {
@@ -54,7 +54,7 @@ class PeakMemory:
 
 
 def _peak_resident():
-    """Bytes, or None. VmHWM where there is /proc, because ru_maxrss cannot be reset."""
+    """Bytes, or None. Prefers VmHWM from /proc because ru_maxrss cannot be reset."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             for line in file:
@@ -69,8 +69,8 @@ def _peak_resident():
 
 
 def available_memory():
-    """Bytes of host memory that are free or can be freed; infinity where the system does not tell,
-    which only Linux does."""
+    """Bytes of host memory that are free or reclaimable; infinity if not reported, as on systems
+    other than Linux."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             sizes = dict(line.split(":") for line in file)

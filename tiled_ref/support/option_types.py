@@ -1,4 +1,4 @@
-"""Pieces of the command line: a parser that fails in one sentence, and the types of values."""
+"""Command-line parsing: a parser that reports errors in one sentence, and the option types."""
 
 import argparse
 import functools
@@ -9,13 +9,13 @@ from .errors import InputError, shortened
 
 SEEDS, BATCHES, SIDES = range(1 << 63), range(1, (1 << 16) + 1), range(1, (1 << 20) + 1)
 STEPS = range(1, 100_001)
-MOST_TILES = 1 << 16  # of an image
+MOST_TILES = 1 << 16  # per image
 BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises InputError, so that one of several processes prints the sentence."""
+    """ArgumentParser that raises InputError, so that only one of several processes prints it."""
 
     def error(self, message):
         """Raise InputError."""
@@ -23,14 +23,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class Removed(argparse.Action):
-    """An option of an earlier version; const says what to use instead."""
+    """A removed option of an earlier version; const says what to use instead."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(f"{option_string} was removed: {self.const}")
 
 
 class ShortHelp(argparse.Action):
-    """Print the help of some options; const is (their flags, the text below them)."""
+    """Print the help of selected options; const is (their flags, the text below them)."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         flags, parser.epilog = self.const
@@ -42,13 +42,13 @@ class ShortHelp(argparse.Action):
 
 
 def help_formatter(prog):
-    """argparse's formatter, at most 100 columns wide."""
+    """argparse's help formatter, at most 100 columns wide."""
     columns = min(100, shutil.get_terminal_size().columns)
     return argparse.RawDescriptionHelpFormatter(prog, width=columns - 2)
 
 
 def parse(text, kind, wanted, fits):
-    """kind(text), if it fits. Raises ArgumentTypeError, "... is not <wanted>"."""
+    """Return kind(text) if fits accepts it. Raises ArgumentTypeError, "... is not <wanted>"."""
     try:
         found = kind(text)
     except ValueError:
@@ -59,12 +59,12 @@ def parse(text, kind, wanted, fits):
 
 
 def whole(allowed):
-    """The type of a whole number of a range."""
+    """The option type of whole numbers in a range."""
     return functools.partial(parse, kind=int, wanted=words(allowed), fits=allowed.__contains__)
 
 
 def words(allowed):
-    """A range of whole numbers in words."""
+    """Describe a range of whole numbers in words."""
     return f"a whole number of at least {allowed[0]} and at most {allowed[-1]:,}"
 
 
@@ -86,7 +86,7 @@ threshold = functools.partial(
 
 
 def size(text):
-    """(height, width) of "512" or "3040x4190". Raises ArgumentTypeError."""
+    """(height, width) from text such as "512" or "3040x4190". Raises ArgumentTypeError."""
     sides = text.lower().split("x")
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512 or 3040x4190")
@@ -103,7 +103,7 @@ def number_of_bytes(text):
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in BYTES:
         return None
-    return int(min(float(match[1]), 2**60) * BYTES[match[2].upper()])  # all the memory there is
+    return int(min(float(match[1]), 2**60) * BYTES[match[2].upper()])  # capped at 1 EiB
 
 
 def bytes_or_off(text):
@@ -117,7 +117,7 @@ def bytes_or_off(text):
 
 
 def memory_mode(text, modes):
-    """The text, if it is one of the modes. Raises ArgumentTypeError."""
+    """Return the text if it is one of the modes. Raises ArgumentTypeError."""
     if text in modes:
         return text
     if number_of_bytes(text) is not None:

@@ -1,7 +1,7 @@
-"""Rankings of pixels and regions of masks, by the kernels of `kernels/aupro.pyx`.
+"""Pixel rankings and mask regions, computed by the kernels of `kernels/aupro.pyx`.
 
-The specification, `rank_pixels` and `label_mask` in `metrics`, gives the same integers and says
-what a ranking is.
+The specification, `rank_pixels` and `label_mask` in `metrics`, gives the same integers and defines
+the ranking.
 """
 
 import math
@@ -12,33 +12,33 @@ import numpy as np
 from . import arrays
 from .errors import InputError
 
-SORTED_AT_ONCE = 2**21  # pixels, by each thread
-SAMPLE_STEP = 199  # one of so many pixels is sampled to estimate where the FPR limit lies
+SORTED_AT_ONCE = 2**21  # pixels per thread
+SAMPLE_STEP = 199  # every 199th pixel is sampled to estimate the score at the FPR limit
 RADIX_BITS = 11  # per pass of the sort
 
 
 def rank_pixels(walk, threads, limit=None):
-    """`metrics.rank_pixels` with most of the set not in memory.
+    """`metrics.rank_pixels` without holding all pixels in memory.
 
-    A first walk collects and sorts the scores of the anomalous pixels; a second one sorts the
-    scores of all pixels, some images at a time, and counts them between those.
+    A first pass collects and sorts the scores of the anomalous pixels. A second pass sorts the
+    scores of all pixels, a few images at a time, and counts how many lie between them.
 
-    With a limit on the FPR, a sample of the normal pixels gives a score below which the limit is
-    almost certainly passed. Lower pixels are left out; if the limit was not passed after all,
-    everything is done again with all pixels.
+    With a limit on the FPR, a sample of the normal pixels gives a score below which the FPR almost
+    certainly exceeds the limit. Pixels with lower scores are skipped. If the FPR turns out not to
+    reach the limit, the ranking is repeated with all pixels.
 
     Parameters: walk, see `walk_arrays`; threads, int; limit, Fraction of the normal pixels.
     Returns (N, areas, regions, ranks, scores), see `metrics.rank_pixels`.
-    Raises InputError for NaN, an image of 2**31 - 1 pixels or more, or walks that differ.
+    Raises InputError for NaN, an image of 2**31 - 1 pixels or more, or passes that differ.
     """
-    low, part = (-np.inf, 1.0) if limit is None else _score_beyond(walk, limit)
-    n_pixels, areas, scores, regions = _anomalous(walk, threads, low)
+    low, part = (-np.inf, 1.0) if limit is None else _score_at_limit(walk, limit)
+    n_pixels, areas, scores, regions = _anomalous_scores(walk, threads, low)
     if low == -np.inf and scores.size:
-        low = scores[0]  # lower ones are above no anomalous pixel
+        low = scores[0]  # lower scores exceed no anomalous pixel
     seen, counts = _count(walk, threads, low, part, n_pixels, scores)
     if seen != n_pixels:
         raise InputError(
-            f"pairs() gave {n_pixels:,} pixels and {seen:,} when it was called again; it must "
+            f"pairs() gave {n_pixels:,} pixels and {seen:,} when called again; it must "
             "return a fresh iterator over the same images each time"
         )
     normals = n_pixels - int(areas.sum(dtype=np.int64))
@@ -48,9 +48,9 @@ def rank_pixels(walk, threads, limit=None):
     return normals, areas, regions, counts[:-1].reshape(-1, 2), scores
 
 
-def _score_beyond(walk, limit):
+def _score_at_limit(walk, limit):
     """A score below which the FPR almost certainly exceeds the limit, and the fraction of normal
-    pixels above it; -inf and 1 for none."""
+    pixels above it; -inf and 1 if the sample is too small."""
     sample = [
         image.reshape(-1)[::SAMPLE_STEP][mask.reshape(-1)[::SAMPLE_STEP] == 0]
         for _, image, mask in walk()
@@ -61,8 +61,8 @@ def _score_beyond(walk, limit):
     return (sample[-enough], enough / sample.size) if enough < sample.size else (-np.inf, 1.0)
 
 
-def _anomalous(walk, threads, low):
-    """Number of all pixels; areas of the regions; scores not below low and their regions."""
+def _anomalous_scores(walk, threads, low):
+    """Number of all pixels, areas of the regions, scores >= low in them, region of each score."""
     kernel = arrays.kernel("_aupro")
 
     def visit(item):
@@ -84,14 +84,14 @@ def _anomalous(walk, threads, low):
         own += first
         first += of_region.size
     scores, regions = np.concatenate(scores), np.concatenate(regions)
-    del results, own  # by now they are copies
+    del results, own  # copied above
     scores, regions = _sorted(scores, regions)
-    # No more bytes than the number of regions needs, to leave room for the counts.
+    # The smallest dtype that can number the regions, to leave memory for the counts.
     return sum(sizes), np.concatenate(areas), scores, regions.astype(np.min_scalar_type(first))
 
 
 def _sorted(scores, regions):
-    """Both in ascending order of the scores; the given arrays are overwritten."""
+    """Sort both by ascending score; the arguments are overwritten."""
     kernel = arrays.kernel("_aupro")
     other = np.empty_like(scores), np.empty_like(regions)
     place = np.empty(1 << RADIX_BITS, np.intp)
@@ -102,8 +102,8 @@ def _sorted(scores, regions):
 
 
 def _count(walk, threads, low, part, n_pixels, scores):
-    """Number of pixels, and how many lie at and between the scores, see `tally` in the kernel;
-    about `part` of them are not below low."""
+    """Number of pixels, and how many equal or lie between the scores, see `tally` in the kernel;
+    `part` is the approximate fraction of pixels >= low."""
     kernel, lock = arrays.kernel("_aupro"), threading.Lock()
     counts = np.zeros(2 * scores.size + 1, np.uint32 if n_pixels < 2**32 else np.int64)
 
@@ -125,7 +125,7 @@ def _count(walk, threads, low, part, n_pixels, scores):
 
 
 def _slabs(items):
-    """The images, those of more than SORTED_AT_ONCE pixels in slabs of so many."""
+    """Yield the images, those with more than SORTED_AT_ONCE pixels in slabs of that size."""
     for k, image, mask in items:
         if image.size <= SORTED_AT_ONCE:
             yield k, image, mask
@@ -137,7 +137,7 @@ def _slabs(items):
 
 
 def _batches(items, most):
-    """Lists of images with `most` pixels or little more."""
+    """Group images into lists with at least `most` pixels, the last list with fewer."""
     batch, n = [], 0
     for item in items:
         batch.append(item)
@@ -149,19 +149,19 @@ def _batches(items, most):
         yield batch
 
 
-# From the caller's arrays to images ------------------------------------------------------
+# Iterating over the caller's arrays ------------------------------------------------------
 
 
 def mask_array(name, value):
-    """A mask or masks, any shape, as uint8, any strides; InputError for another type."""
+    """One or more masks, any shape, as uint8, any strides; InputError for an invalid type."""
     return arrays.host_array(name, value, arrays.MASKS).view(np.uint8)
 
 
 def walk_arrays(maps, masks):
-    """A walk through maps (N, H, W), float32 or float64, and masks (N, H, W), bool or uint8.
+    """A walk over maps (N, H, W), float32 or float64, and masks (N, H, W), bool or uint8.
 
     Returns a function without arguments that returns an iterator over (k, map (H, W), mask uint8
-    (H, W)) of every image, both C-contiguous. Raises InputError for another shape or dtype.
+    (H, W)) of every image, both C-contiguous. Raises InputError for an invalid shape or dtype.
     """
     maps, masks = arrays.host_array("maps", maps, arrays.FLOATS), mask_array("masks", masks)
     if maps.ndim != 3 or maps.shape != masks.shape:
@@ -170,16 +170,16 @@ def walk_arrays(maps, masks):
         )
 
     def walk():
-        for k in range(len(maps)):  # a copy of one image at most
+        for k in range(len(maps)):  # copies at most one image at a time
             yield k, arrays.for_kernel(maps[k]), arrays.for_kernel(masks[k])
 
     return walk
 
 
 def walk_pairs(pairs):
-    """A walk, see `walk_arrays`, through the images of `metrics.pixel_metrics`.
+    """A walk, see `walk_arrays`, over the images of `metrics.pixel_metrics`.
 
-    Raises InputError where pairs is not callable; the walk raises it for another shape or dtype.
+    Raises InputError if pairs is not callable; the walk raises it for an invalid shape or dtype.
     """
     if not callable(pairs):
         raise InputError(
@@ -193,7 +193,7 @@ def walk_pairs(pairs):
             try:
                 image, mask = pair
             except (TypeError, ValueError) as error:
-                raise InputError(f"pairs() must give (map, mask) for image {k}") from error
+                raise InputError(f"pairs() must yield (map, mask) for image {k}") from error
             image = arrays.host_array(f"the map of image {k}", image, arrays.FLOATS)
             mask = mask_array(f"the mask of image {k}", mask)
             if image.ndim != 2 or image.shape != mask.shape:
@@ -204,8 +204,8 @@ def walk_pairs(pairs):
             dtypes.append(image.dtype)
             if image.dtype != dtypes[0]:
                 raise InputError(
-                    f"the map of image {k} is {image.dtype} and the first one is {dtypes[0]}; "
-                    "give all maps one dtype"
+                    f"the map of image {k} is {image.dtype} but the first one is {dtypes[0]}; "
+                    "use the same dtype for all maps"
                 )
             yield k, arrays.for_kernel(image), arrays.for_kernel(mask)
 
@@ -230,8 +230,8 @@ def label_regions(masks, threads):
 
 
 def label_runs(mask):
-    """Runs int32 (runs, 2) of a mask uint8 (H, W), C-contiguous, their labels int32 (runs,), and
-    the numbers of labels and pixels."""
+    """Runs int32 (runs, 2) of a mask uint8 (H, W), C-contiguous, their labels int32 (runs,), the
+    number of labels and the number of anomalous pixels."""
     check_countable(mask)
     kernel = arrays.kernel("_aupro")
     n_runs, n_pixels = kernel.count_runs(mask)
@@ -243,6 +243,6 @@ def check_countable(mask):
     """Raise InputError for a mask (H, W), any dtype, of 2**31 - 1 pixels or more."""
     if mask.size >= 2**31 - 1:
         raise InputError(
-            f"a mask of {mask.shape[0]} x {mask.shape[1]} px has more pixels than its labels, "
-            "of 32 bits, can count; compute the metrics at a smaller image size"
+            f"a mask of {mask.shape[0]} x {mask.shape[1]} px has more pixels than 32-bit labels "
+            "can count; compute the metrics at a smaller image size"
         )

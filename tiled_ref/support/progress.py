@@ -1,14 +1,14 @@
-"""Progress on stderr: on a terminal a live line, else a line a stage, both with the time left.
+"""Progress on stderr with the time left: a live line on a terminal, else one line per stage.
 
-The time left is that of the whole run, where its work is known: by kinds, such as the training of
-PaDiM, in seconds on a reference machine. What a kind really takes is measured as it is done:
+The time left is for the whole run if its work is known. Work is counted by kind, such as training
+PaDiM, in seconds on a reference machine; the actual speed of each kind is measured on the way:
 
     left = sum over kinds of todo * (seconds + prior * speed) / (done + prior)
 
 with todo and done in reference seconds, seconds measured, prior = PRIOR * (todo + done), a tenth of
-that for decoding, whose images are not known before, and speed
-the same quotient of all kinds together. So a kind that has not begun is judged by the others, one
-that has by itself, and all at first by the speed of this machine.
+that for decoding, whose images are not known in advance, and speed the same quotient of all kinds
+together. So a kind that has not begun is estimated from the others, one that has begun from its
+own measurements, and all of them initially from the speed of this machine.
 """
 
 import sys
@@ -19,28 +19,28 @@ from .streams import Guarded
 
 
 class Progress:
-    """Shows how far a run has come.
+    """The progress of a run.
 
     Parameters: quiet, show nothing; stream, a text file, sys.stderr by default.
 
     Attributes
     ----------
     title : str
-        Stands before the name of every stage.
+        Prefix of every stage name.
     todo : dict
-        Kind of work -> reference seconds of it that the run still has. While it is empty the time
-        left is that of the stage alone.
+        Kind of work -> its reference seconds still to do in the run. If empty, the time left is
+        that of the stage alone.
     seen : dict
-        Kind of work -> [seconds, reference seconds] of what is done.
+        Kind of work -> (seconds, reference seconds) done.
     costs : dict
-        Kind of stage -> {part of it: (kind of work, reference seconds)}, of stages that now begin.
+        Kind of stage -> {part of it: (kind of work, reference seconds)}, for the next stages.
     speed : float
-        Seconds that a reference second takes here, before anything is measured.
+        Estimated seconds per reference second on this machine, before anything is measured.
     """
 
     REDRAW_SECONDS = 0.1
     PRIOR = 0.1
-    APART = "decode"  # a kind whose speed says nothing of the others
+    APART = "decode"  # its speed does not predict that of other kinds
 
     def __init__(self, quiet=False, stream=None):
         self.quiet = quiet
@@ -51,13 +51,13 @@ class Progress:
         self._drawn = ""
 
     def note(self, text):
-        """Print a line of its own, such as where weights came from."""
+        """Print a separate line, such as the source of the weights."""
         if not self.quiet:
             self._clear()
             print(one_line(text), file=self.stream, flush=True)
 
     def stage(self, name, kind=None):
-        """A Stage of this name; kind, one of costs, None for a stage that takes no time."""
+        """A new Stage with this name; kind, a key of costs, None for a stage of negligible time."""
         costs = self.costs.get(kind, {})
         return Stage(self, f"{self.title}: {name}" if self.title else name, costs)
 
@@ -68,13 +68,13 @@ class Progress:
         print(self._drawn, end="", file=self.stream, flush=True)
 
     def count(self, key, seconds, work):
-        """Add what was done of a kind of work: seconds, and reference seconds."""
+        """Add work done of one kind: seconds measured and work in reference seconds."""
         before = self.seen.get(key, (0.0, 0.0))
         self.seen[key] = before[0] + seconds, before[1] + work
         self.todo[key] = max(0.0, self.todo.get(key, 0.0) - work)
 
     def left(self):
-        """Seconds that the run will still take; None where nothing is known of it."""
+        """Estimated seconds left in the run; None if its work is unknown or none is done."""
         if not self.todo or not self.seen:
             return None
         kinds = {key: (todo, *self.seen.get(key, (0.0, 0.0))) for key, todo in self.todo.items()}
@@ -87,7 +87,7 @@ class Progress:
 
     @staticmethod
     def _rate(todo, seconds, done, speed, prior):
-        """Seconds that a reference second of a kind takes, where a new one would take `speed`."""
+        """Seconds per reference second of a kind; `speed` is the estimate before it begins."""
         prior *= todo + done
         return (seconds + prior * speed) / (done + prior) if done + prior else speed
 
@@ -99,9 +99,9 @@ class Progress:
 
 class Stage:
     """A part of a run. Parameters: progress and name as of Progress.stage; costs, {part: (kind of
-    work, reference seconds)}. It is called as stage(done, total), by a part that counts something
-    else as stage(done, total, part); total is None while it is not known. The line of its end is
-    printed when all parts are done."""
+    work, reference seconds)}. Call it as stage(done, total), or as stage(done, total, part) from a
+    part with its own count; total is None while unknown. The final line is printed when all parts
+    are done."""
 
     def __init__(self, progress, name, costs):
         self.progress, self.name, self.costs = progress, name, costs
@@ -114,7 +114,7 @@ class Stage:
         ended = total is not None and done >= total
         share = done / total if total else float(ended)
         key, work = self.costs.get(part, (None, 0.0))
-        self.key = key if done else self.key  # what precedes a part belongs to the one before
+        self.key = key if done else self.key  # time before a part starts is the previous part's
         if self.key is not None:
             progress.count(self.key, now - self.last, work * (share - self.done.get(part, 0.0)))
         self.last, self.done[part] = now, share
@@ -142,7 +142,7 @@ def bytes_text(count):
 
 
 def duration(seconds):
-    """Text for seconds, a number >= 0.
+    """Format seconds, a number >= 0.
 
     >>> duration(4.26), duration(75), duration(3700)
     ('4.3 s', '1 min 15 s', '1 h 01 min')

@@ -1,7 +1,7 @@
-"""JSON files that are read back: every entry has a type, a range and a length.
+"""Validation of JSON files that are read back: the type, range and length of every entry.
 
-A schema is written like the value that it describes: a dict has at least these keys ("key?" may be
-missing), a tuple is a list of just so many values; anything else is one of the rules below.
+A schema has the structure of the value it describes. A dict requires these keys ("key?" is
+optional) and allows others; a tuple is a list of this length; the leaves are the rules below.
 
 >>> check({"seconds": 2.5}, {"seconds": number(0), "text?": text()}, "fit.json", "train again")
 {'seconds': 2.5}
@@ -13,14 +13,14 @@ import re
 from .errors import InputError, one_line, shortened
 from .files import open_regular
 
-LARGEST = 1e300  # of a number; neither infinity nor NaN is below it
-FILE_BYTES = 64 << 20  # longest file that is read
+LARGEST = 1e300  # largest number; excludes infinity and NaN
+FILE_BYTES = 64 << 20  # largest file that is read
 
 
 def check(value, schema, path, remedy):
     """Check the value of a JSON file.
 
-    Parameters: value; schema; path of its file, and what to do, for the message.
+    Parameters: value; schema; path of its file and remedy, for the message.
     Returns the value.
     Raises InputError, one sentence that names the file, the entry and the remedy.
     """
@@ -32,15 +32,15 @@ def check(value, schema, path, remedy):
 
 
 def read_json(path, schema, remedy, follow=True):
-    """The value of a JSON file, checked; follow=False refuses a link.
+    """Read and check the value of a JSON file; follow=False refuses a symbolic link.
 
-    Raises InputError as `check` and `read_bytes`, and for what is no JSON.
+    Raises InputError as `check` and `read_bytes`, and for invalid JSON.
     """
     return parse_json(read_bytes(path, remedy, follow), schema, path, remedy)
 
 
 def read_bytes(path, remedy, follow=True):
-    """The bytes of a file, at most FILE_BYTES. Raises InputError where it cannot be read."""
+    """Read a file of at most FILE_BYTES. Raises InputError if it is larger or cannot be read."""
     try:
         with open_regular(path, follow) as file:
             data = file.read(FILE_BYTES + 1)
@@ -54,7 +54,7 @@ def read_bytes(path, remedy, follow=True):
 
 
 def parse_json(data, schema, path, remedy):
-    """`read_json` of bytes that have been read."""
+    """`read_json` for the bytes of a file."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -63,7 +63,7 @@ def parse_json(data, schema, path, remedy):
 
 
 def damaged(path, what, remedy):
-    """InputError: the file is not as this program wrote it; what, text or error, says why."""
+    """An InputError for a damaged or foreign file; what, text or an exception, is the reason."""
     return InputError(
         f"{one_line(path)} is damaged or was not written by this program "
         f"({shortened(what, 400)}); {remedy}"
@@ -74,8 +74,8 @@ def damaged(path, what, remedy):
 
 
 def rule(wanted, fits, inner=None):
-    """A rule: fits(value) decides; wanted is the same in words; inner, what the values inside of
-    a list or a table follow."""
+    """A rule that accepts values with fits(value); wanted describes them; inner, a schema for the
+    values inside a list or table."""
 
     def visit(value, name):
         if not fits(value):
@@ -89,7 +89,7 @@ def rule(wanted, fits, inner=None):
 
 
 def whole(low=0, high=2**63 - 1):
-    """Whole numbers from low to high; true is none."""
+    """Whole numbers from low to high; true is not a number."""
     wanted = f"a whole number from {low} to {high}"
     return rule(wanted, lambda value: type(value) is int and low <= value <= high)
 
@@ -101,7 +101,7 @@ def number(low=-LARGEST, high=LARGEST):
 
 
 def text(longest=255, pattern=".*", wanted="text"):
-    """Text of at most so many characters, all of it matching a regular expression."""
+    """Text of at most `longest` characters that matches a regular expression as a whole."""
     form = re.compile(pattern, re.DOTALL)
     return rule(
         f"{wanted} of at most {longest} characters",
@@ -110,7 +110,7 @@ def text(longest=255, pattern=".*", wanted="text"):
 
 
 def one_of(*values):
-    """One of these values, of its very type: 1 is neither 1.0 nor true."""
+    """One of these values with the same type: 1 is neither 1.0 nor true."""
     return rule(
         f"one of {', '.join(map(json.dumps, values))}",
         lambda value: any(type(value) is type(known) and value == known for known in values),
@@ -118,12 +118,12 @@ def one_of(*values):
 
 
 def maybe(schema):
-    """null, or what follows the schema."""
+    """null, or a value that matches the schema."""
     return lambda value, name: None if value is None else _visit(value, schema, name)
 
 
 def each(schema, least=0, most=1 << 20):
-    """A list of least to most values that follow the schema."""
+    """A list of `least` to `most` values that match the schema."""
     many = f"{least} to {most}" if least < most else f"{least}"
     return rule(
         f"a list of {many} values",
@@ -133,7 +133,7 @@ def each(schema, least=0, most=1 << 20):
 
 
 def named(schema, most=1000):
-    """A table of at most so many entries with names of their own, of at most 255 characters."""
+    """A table of at most `most` entries with arbitrary names of at most 255 characters."""
     return rule(
         f"a table of at most {most} names",
         lambda x: type(x) is dict and len(x) <= most and all(len(key) <= 255 for key in x),
@@ -152,11 +152,11 @@ scalar = rule(
 
 
 class _WrongEntry(ValueError):
-    """An entry does not follow its schema; the message says which and how."""
+    """An entry does not match its schema; the message gives the entry and the reason."""
 
 
 def _visit(value, schema, name):
-    """Raise _WrongEntry unless a value follows a schema; name, of the entry."""
+    """Raise _WrongEntry unless a value matches a schema; name, that of the entry."""
     if isinstance(schema, dict):
         rule("an object", lambda value: type(value) is dict)(value, name)
         for key, inner in schema.items():
@@ -174,7 +174,7 @@ def _visit(value, schema, name):
 
 
 def _place(name, key):
-    """The name of an entry: parts[1].y"""
+    """The full name of an entry, such as parts[1].y"""
     if isinstance(key, int):
         return f"{name}[{key}]"
     key = shortened(key if key.isprintable() else ascii(key), 60)

@@ -1,4 +1,4 @@
-"""stdout and stderr that decide nothing: closed, full, a broken pipe, any encoding."""
+"""stdout and stderr that never stop a run: closed, full, a broken pipe, any encoding."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from .errors import one_line
 class Guarded:
     """A text stream whose writes never fail.
 
-    Characters that it cannot encode, and those that would move a terminal's cursor, become
-    escapes; after a failed write everything else is dropped. Parameters: stream, a text file, or
-    None as Python has it for a closed descriptor.
+    Characters that it cannot encode, and those that would move a terminal's cursor, are
+    escaped; after a failed write all further output is dropped. Parameters: stream, a text file, or
+    None, which Python sets for a closed descriptor.
     """
 
     def __init__(self, stream):
@@ -23,21 +23,21 @@ class Guarded:
 
     def isatty(self):
         """Whether it is a terminal."""
-        with contextlib.suppress(AttributeError, ValueError):  # None, and a closed one
+        with contextlib.suppress(AttributeError, ValueError):  # None, or closed
             return self._stream.isatty()
         return False
 
     def write(self, text):
-        """Write text; a line feed and a tab stay what they are."""
+        """Write text; line feeds and tabs are not escaped."""
         self._put("\n".join("\t".join(map(one_line, s.split("\t"))) for s in text.split("\n")))
         return len(text)
 
     def erase(self, columns):
-        """Blank the start of a terminal's line."""
+        """Blank the first columns of the terminal's line."""
         self._put("\r" + " " * columns + "\r")
 
     def flush(self):
-        """Write what is buffered."""
+        """Write buffered text."""
         self._put("", flush=True)
 
     def _put(self, text, flush=False):
@@ -59,8 +59,8 @@ class Guarded:
 def guarded_streams():
     """A context in which sys.stdout and sys.stderr are Guarded.
 
-    Closed descriptors are opened first, so that no file of a run gets their numbers and with
-    them what libraries print. Yields None.
+    Closed descriptors are opened first, so that no file of a run gets their numbers and receives
+    the output of libraries. Yields None.
     """
     before = sys.stdout, sys.stderr
     if None in (sys.stdin, *before):

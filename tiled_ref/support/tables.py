@@ -1,27 +1,27 @@
-"""Tables for spreadsheets."""
+"""CSV tables that are safe to open in a spreadsheet."""
 
 import csv
 from types import SimpleNamespace
 
-FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # begins what a spreadsheet computes
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # first characters of formulas
 
 
 def csv_text(columns, rows, header=True):
-    """Rows as CSV.
+    """Format rows as CSV.
 
     Parameters: columns, names; rows, dicts with these keys; header, begin with the names.
-    Returns text. A cell that a spreadsheet would take for a formula gets an apostrophe in front,
-    as OWASP's "CSV Injection" suggests; numbers stay. A cell with an end of a line is quoted.
+    Returns text. A cell that a spreadsheet would evaluate as a formula is prefixed with an
+    apostrophe, as in OWASP's "CSV Injection"; numbers are not. A cell with a line break is quoted.
     """
     lines = []
     writer = csv.DictWriter(SimpleNamespace(write=lines.append), columns, lineterminator="\r\n")
     if header:
         writer.writeheader()
-    writer.writerows({key: _harmless(cell) for key, cell in row.items()} for row in rows)
-    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)  # either end was quoted
+    writer.writerows({key: _escaped(cell) for key, cell in row.items()} for row in rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)  # breaks in cells are quoted
 
 
-def _harmless(cell):
+def _escaped(cell):
     if not isinstance(cell, str) or not cell.startswith(FORMULA):
         return cell
     try:

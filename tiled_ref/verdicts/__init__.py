@@ -1,1 +1,1 @@
-"""From raw maps and scores to what people are told: verdicts of images, marks on them."""
+"""From raw maps and scores to decisions: verdicts on images, marks in them."""

@@ -1,8 +1,8 @@
-"""Which images decide the thresholds of a category.
+"""Choose the images that decide the thresholds of a category.
 
 The paper's validation set is its test set, so its thresholds have seen the images they are used on.
-`same-as-test` does the same; `split` is honest, at the price of half of the test set; `none`
-does without any defective image, and so does `folder`, with images that the data set has for it.
+`same-as-test` does the same; `split` is unbiased, at the cost of half the test set; `none` and
+`folder` use no defective image: held-out training images, or the data set's validation images.
 """
 
 from dataclasses import dataclass, replace
@@ -13,23 +13,23 @@ from ..data.samples import Category
 from ..support.errors import InputError
 
 MODES = ("same-as-test", "split", "none", "folder")
-HELD_OUT = 0.1  # of the training images for "none", one at least
-SEED = 0  # of the choice of images; the same for all seeds of a run
+HELD_OUT = 0.1  # fraction of the training images for "none", at least one image
+SEED = 0  # for the choice of images; the same for all seeds of a run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The use of a category's images: training, test, thresholds.
+    """The role of each image of a category: training, test, thresholds.
 
     Parameters
     ----------
     mode : str, one of MODES
     category : data.Category
-        What is trained on, and what is predicted: test images, after them held-out training
-        images or validation images.
+        The training images, and the images to predict: the test images, followed by held-out
+        training images or validation images.
     deciding, reported : int64 (n,)
         Ascending indices into category.test: the images that decide the thresholds, and those
-        that the metrics are of.
+        that the metrics are computed on.
     """
 
     mode: str
@@ -41,13 +41,13 @@ class Plan:
 def plan(category, mode=None):
     """Choose the images that decide the thresholds.
 
-    Parameters: category, a data.Category; mode, "same-as-test", all test images, which the metrics
-    are of as well (the paper); "split", a half of the test images, drawn from every kind of defect,
-    and the metrics are of the other half; "none", a tenth of the training images, which the
-    models are then not trained on, and no defective image; "folder", category.validation; None,
-    "folder" where the category has such images, else "same-as-test".
+    Parameters: category, a data.Category; mode, "same-as-test", all test images, as in the paper,
+    which the metrics use too; "split", half of the test images, drawn from every kind of defect,
+    with metrics on the other half; "none", a tenth of the training images, which are excluded
+    from training, and no defective image; "folder", category.validation; None,
+    "folder" if the category has such images, else "same-as-test".
     Returns Plan.
-    Raises InputError for an unknown mode, or fewer images than it needs.
+    Raises InputError for an unknown mode, or too few images for it.
     """
     n = len(category.test)
     everything = np.arange(n)
@@ -59,14 +59,14 @@ def plan(category, mode=None):
         kinds = {}
         for k, sample in enumerate(category.test):
             kinds.setdefault((sample.label, sample.defect), []).append(k)
-        order = {0: [], 1: []}  # by label; dealt out in turn, so that halves differ by one
+        order = {0: [], 1: []}  # by label; dealt alternately, so halves differ by at most one
         for (label, _), members in sorted(kinds.items()):
             order[label] += rng.permutation(members).tolist()
         deciding = np.array(sorted(order[0][::2] + order[1][::2]), np.int64)
         reported = np.setdiff1d(everything, deciding)
         if not reported.size:
             raise InputError(
-                f"--validation split needs at least two test images, {category.name} has {n}; "
+                f"--validation split needs at least two test images, but {category.name} has {n}; "
                 "use --validation same-as-test or none"
             )
         return Plan(mode, category, deciding, reported)
@@ -75,7 +75,7 @@ def plan(category, mode=None):
         if not extra:
             raise InputError(
                 "--validation folder uses the images in validation/good, but "
-                f"{category.name} has none; add normal images there, or use another --validation"
+                f"{category.name} has none; add normal images there or choose another --validation"
             )
     elif mode != "none":
         raise InputError(f"validation must be one of {', '.join(MODES)}, not {mode!r}")
@@ -83,7 +83,7 @@ def plan(category, mode=None):
         if len(kept) < 2:
             raise InputError(
                 "--validation none holds out a tenth of the training images, but "
-                f"{category.name} has only {len(kept)}; add images, or use another --validation"
+                f"{category.name} has only {len(kept)}; add images or choose another --validation"
             )
         order = rng.permutation(len(kept))
         n_extra = max(1, round(HELD_OUT * len(kept)))

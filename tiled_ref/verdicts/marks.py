@@ -1,7 +1,7 @@
-"""Marks: where an image's map reaches the pixel threshold, at the image's own size.
+"""Marks: regions where an image's map reaches the pixel threshold, at the image's original size.
 
-A mark is a region, corners included, of pixels whose map value is at or above the threshold and
-that the region of interest holds, if there is one; it has at least `min_area` pixels of the image.
+A mark is an 8-connected region of pixels whose map value is at or above the threshold, inside the
+region of interest if one is given, with an area of at least `min_area` pixels of the image.
 """
 
 import bisect
@@ -16,7 +16,7 @@ from ..support.errors import InputError
 
 
 def enlarge(image_map, size):
-    """A map at the size of its image, bilinear: float32 (H, W) -> (h, w); itself where equal."""
+    """Resize a map to its image's size, bilinear: float32 (H, W) -> (h, w); itself if equal."""
     if image_map.shape == tuple(size):
         return image_map
     return upsample_bilinear(torch.from_numpy(image_map)[None], tuple(size))[0].numpy()
@@ -25,10 +25,10 @@ def enlarge(image_map, size):
 def marks(values, threshold, min_area=1, roi=None, impl="cython"):
     """Number the marks of an image.
 
-    Parameters: values (h, w) float32, its map at its own size, see `enlarge`; threshold, in the
-    unit of the map; min_area, pixels; roi bool (h, w), what is looked at, None for everything;
-    impl, see `metrics.label_regions`.
-    Returns int32 (h, w): 0 outside of marks, else 1, 2, ... in the order of their first pixels.
+    Parameters: values (h, w) float32, its map at its original size, see `enlarge`; threshold, in
+    the unit of the map; min_area, pixels; roi bool (h, w), True for pixels to inspect, None for
+    all; impl, see `metrics.label_regions`.
+    Returns int32 (h, w): 0 outside marks, else 1, 2, ... in the order of their first pixels.
 
     >>> values = np.array([[3, 0, 2], [0, 0, 2]], np.float32)
     >>> marks(values, 2).tolist(), marks(values, 2, min_area=2).tolist()
@@ -46,9 +46,9 @@ def marks(values, threshold, min_area=1, roi=None, impl="cython"):
 
 
 def mark_value(values, min_area=1, roi=None, impl="cython"):
-    """The largest threshold at which an image has a mark, a float; -inf where it never has one.
+    """The largest threshold at which an image has a mark, a float; -inf if it never has one.
 
-    Parameters: see `marks`. One of the values.
+    Parameters: see `marks`. The result is one of the values.
 
     >>> mark_value(np.array([[3, 0, 1], [0, 0, 2]], np.float32), min_area=2)
     1.0
@@ -64,13 +64,13 @@ def mark_value(values, min_area=1, roi=None, impl="cython"):
 
 
 def check_marks(size, min_area, roi, name="an image"):
-    """Raise InputError where no mark fits into an image, or the roi is of another size.
+    """Raise InputError if no mark fits into an image, or the roi has a different size.
 
     Parameters: size (h, w) of the image; min_area and roi, see `marks`; name, for the message.
     """
     if roi is not None and roi.shape != tuple(size):
         raise InputError(
-            f"the region of interest is {roi.shape[0]} x {roi.shape[1]} px and {name} "
+            f"the region of interest is {roi.shape[0]} x {roi.shape[1]} px but {name} is "
             f"{size[0]} x {size[1]} px (height x width); draw it at the size of the images"
         )
     if min_area > size[0] * size[1]:
@@ -78,18 +78,18 @@ def check_marks(size, min_area, roi, name="an image"):
 
 
 def read_roi(path):
-    """A region of interest from an image: bool (h, w), True where it is white.
+    """Read a region of interest from an image: bool (h, w), True where it is white.
 
-    Raises InputError where it cannot be read, or nothing of it is white.
+    Raises InputError if it cannot be read, or no pixel is white.
     """
     roi = decode_mask(path)
     if not roi.any():
-        raise InputError(f"--roi {path} is black everywhere; draw in white what is looked at")
+        raise InputError(f"--roi {path} is all black; paint the area to inspect white")
     return roi
 
 
 def locations_seen(grid, roi):
-    """Which tile locations see a pixel of the region of interest, bool (rows, cols).
+    """Whether each tile location contains a pixel of the region of interest, bool (rows, cols).
 
     Parameters: grid, a TileGrid; roi bool (h, w), at any size, None for everything.
     """

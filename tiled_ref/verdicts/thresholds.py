@@ -1,4 +1,4 @@
-"""From raw scores to verdicts: thresholds, and how they are decided.
+"""Thresholds for verdicts, computed from raw maps and scores.
 
 Metrics are computed on raw maps and scores; rank metrics need no normalisation.
 """
@@ -18,8 +18,8 @@ from ..metrics.f1 import at_least
 from .marks import check_marks, enlarge, mark_value, marks
 
 FOUND = "threshold", "f1", "precision", "recall"
-AT_ONCE = 1 << 20  # values that are added up
-LEAST_F1, LEAST_IMAGES = 0.3, 20  # below which thresholds are doubtful
+AT_ONCE = 1 << 20  # values summed at a time
+LEAST_F1, LEAST_IMAGES = 0.3, 20  # thresholds below either are unreliable
 
 
 def f1_threshold(scores, labels):
@@ -27,10 +27,10 @@ def f1_threshold(scores, labels):
 
     Parameters: scores (n,) float, finite, at least one; labels (n,) bool or integer, > 0 anomalous.
     Returns (threshold, f1) as Python floats: threshold is one of the scores, the smallest
-    among equally good ones. Without an anomalous example there is no F1 to maximise: the
+    if several are equally good. Without an anomalous example there is no F1 to maximise: the
     threshold is the largest score and f1 is None.
     F1 = 2 TP / (2 TP + FP + FN), over all distinct scores in ascending order, first maximum.
-    Raises InputError without scores, for NaN, and for labels of another shape.
+    Raises InputError without scores, for NaN, and for labels of a different shape.
 
     >>> f1_threshold(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 1]))
     (3.0, 1.0)
@@ -46,10 +46,10 @@ def f1_threshold(scores, labels):
 
 
 def _best_f1(ranked, anomalous):
-    """`f1_threshold` of all scores in ascending order, and those of the anomalous ones.
+    """`f1_threshold` for all scores in ascending order and the scores of the anomalous examples.
 
-    The best threshold is an anomalous score: lowered from there to the next one, it adds false
-    positives only.
+    The best threshold is an anomalous score: lowering it from there, short of the next anomalous
+    score, only adds false positives.
     """
     if not anomalous.size:
         return float(ranked[-1]), None
@@ -62,10 +62,10 @@ def _best_f1(ranked, anomalous):
 
 
 def normalize(values, threshold, minimum, maximum):
-    """Map raw values to [0, 1] so that the threshold lands on 0.5.
+    """Map raw values to [0, 1] so that the threshold becomes 0.5.
 
     clamp((x - threshold) / (maximum - minimum) + 0.5, 0, 1), in the dtype of values.
-    Where maximum equals minimum the range says nothing: values below, at and above the
+    If maximum equals minimum, there is no scale: values below, at and above the
     threshold become 0, 0.5 and 1.
     Parameters: values, any shape, float; the others floats, minimum <= maximum.
 
@@ -83,7 +83,7 @@ def normalize(values, threshold, minimum, maximum):
 
 
 def percentile_threshold(scores, percentile):
-    """The smallest of the scores such that at least percentile % of them are <= it.
+    """The smallest score that at least percentile % of the scores do not exceed.
 
     Parameters: scores (n,) float, finite, at least one; percentile, 0 < percentile <= 100.
     Returns a Python float. NumPy calls this method "inverted_cdf".
@@ -99,24 +99,24 @@ def percentile_threshold(scores, percentile):
 
 
 def _percentile_rank(n, percentile):
-    """Index, in ascending order, of the percentile of n values: ceil(n p / 100) - 1."""
+    """Index of the percentile among n values in ascending order: ceil(n p / 100) - 1."""
     if not 0 < percentile <= 100:
         raise InputError(f"a percentile must be above 0 and at most 100, not {percentile!r}")
     return max(0, math.ceil(Fraction(percentile) * n / 100) - 1)
 
 
 def allowed_alarms(rate, n):
-    """How many of n normal images are a share of at most rate, 0 <= rate < 1: floor(rate * n), rate
-    as its decimal digits say, so that 0.29 of 100 are 29."""
+    """The number of n normal images that may have a mark at a rate, 0 <= rate < 1: floor(rate * n),
+    with the decimal digits of rate taken exactly, so that 0.29 of 100 is 29."""
     return int(Fraction(str(rate)) * n)
 
 
 def false_alarm_threshold(values, allowed):
-    """The smallest float32 threshold that at most so many of the values reach.
+    """The smallest float32 threshold that at most `allowed` of the values reach.
 
     Parameters: values (n,) float, rounded to float32, of normal images: their scores, or the
     largest thresholds at which they have a mark; allowed, 0 <= allowed < n, see `allowed_alarms`.
-    Returns a Python float: one step above a value, because a value at the threshold reaches it.
+    Returns a Python float, one float32 step above a value: a value at the threshold reaches it.
 
     >>> false_alarm_threshold([1.0, 2.0, 3.0, 4.0], 1)
     3.000000238418579
@@ -126,14 +126,14 @@ def false_alarm_threshold(values, allowed):
 
 
 def pixel_statistics(pairs, impl="cython", threads=None):
-    """Threshold and range of the pixels of a set of maps with defects.
+    """Pixel threshold with the best F1, and the range of pixel values, of a set of maps.
 
     Parameters: pairs() returns a fresh iterator over (map, mask): map (H, W) float, finite; mask
     (H, W) bool or uint8, anomalous where not 0, or None for a normal image; impl and threads, see
     `metrics.aupro`.
     Returns a dict: threshold and f1 as of `f1_threshold`, precision, recall, and minimum and
     maximum, floats; without an anomalous pixel f1, precision and recall are None.
-    Raises InputError for no pixel at all, or a map that is not finite.
+    Raises InputError if there are no pixels or a map is not finite.
     """
     limits = {}
 
@@ -152,7 +152,7 @@ def pixel_statistics(pairs, impl="cython", threads=None):
 
 
 def _f1_part(ranked, anomalous):
-    """The entries of `find_thresholds` for all scores in ascending order and the anomalous ones."""
+    """The entries of `find_thresholds` from all scores, ascending, and the anomalous ones."""
     threshold, f1 = _best_f1(ranked, anomalous)
     part = {"rule": "f1", "percentile": None, "threshold": threshold + 0.0, "f1": f1}  # no -0.0
     if f1 is not None:
@@ -163,7 +163,7 @@ def _f1_part(ranked, anomalous):
 
 
 def _note_limits(image_map, limits):
-    """Keep minimum and maximum of the maps in limits, a dict."""
+    """Update the minimum and maximum of the maps in limits, a dict."""
     low, high = float(_finite(image_map).min()) + 0.0, float(image_map.max()) + 0.0
     limits["minimum"] = min(low, limits.get("minimum", low))
     limits["maximum"] = max(high, limits.get("maximum", high))
@@ -171,24 +171,24 @@ def _note_limits(image_map, limits):
 
 def _finite(image_map):
     if not np.isfinite(image_map).all():
-        raise InputError("a map holds a value that is not finite, so there is no threshold")
+        raise InputError("a map contains a value that is not finite, so no threshold can be set")
     return image_map
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How thresholds are decided, and what counts as a mark; see `marks`.
+    """Rules for thresholds and for marks; see `marks`.
 
     Parameters
     ----------
     percentile : float
-        Of the scores of normal images, 0 < percentile <= 100: the image threshold where no
+        0 < percentile <= 100; this percentile of the normal scores is the image threshold if no
         defective image decides.
     false_alarms : float or None
-        The share of normal images that may have a mark, 0 <= rate < 1: the pixel threshold. None
-        takes the best F1 where masks decide, else the category's deviations, without those 0.
+        Share of normal images that may have a mark, 0 <= rate < 1; sets the pixel threshold. None
+        uses the best F1 if masks decide, else the category's deviations, else a share of 0.
     min_area : int
-        Pixels of the image that a mark has at least.
+        Minimum area of a mark, in pixels of the image.
     roi : bool (h, w) or None
         The region of interest, at the size of the images; None for everything.
     """
@@ -200,24 +200,24 @@ class Rules:
 
 
 def find_thresholds(plan, maps, scores, masks=None, rules=None, impl="cython", threads=None):
-    """Thresholds and ranges of image scores and pixels, from the images that decide.
+    """Thresholds and ranges of image scores and pixels, from the deciding images.
 
-    With defective images among them, the image threshold has the best F1; without, it is a
-    percentile of the normal scores. The pixel threshold has the best F1 where defective images
-    with masks decide; else it is `deviation_threshold` of the normal images where the category's
-    evaluation says so and rules give no false_alarms; else it lets at most a share of the normal
-    images have a mark.
+    If these include defective images, the image threshold is the one with the best F1; else it is a
+    percentile of the normal scores. The pixel threshold is the one with the best F1 if defective
+    images with masks decide; else `deviation_threshold` of the normal images if the category's
+    evaluation defines deviations and rules set no false_alarms; else the smallest at which at most
+    the allowed share of the normal images has a mark.
 
     Parameters: plan, a deciding.Plan; maps (N, H, W) float32, array or rows.RowFile, merged and
     smoothed, of plan.category.test; scores (N,) float32; masks() returns a fresh iterable over all
-    masks, bool (H, W), in order; None where defective images have none; rules, a Rules; impl and
+    masks, bool (H, W), in order; None if defective images have none; rules, a Rules; impl and
     threads, see `metrics.aupro`.
     Returns a dict of JSON values: mode, n_normal, n_anomalous, min_area, and under "image" and
     "pixel" rule ("f1", "percentile", "false_alarms" or "deviations"), percentile, false_alarms (a
     share), deviations, f1, precision, recall (of the deciding images), threshold, minimum,
-    maximum. "pixel" is None where there is neither a mask nor a normal image.
+    maximum. "pixel" is None if there is neither a mask nor a normal image.
     Raises InputError for a map or score that is not finite, a percentile out of range, and a
-    region of interest of another size than an image.
+    region of interest whose size differs from an image's.
     """
     samples = plan.category.test
     labels = np.array([sample.label for sample in samples])
@@ -233,15 +233,15 @@ def thresholds_of(
 ):  # fmt: skip
     """`find_thresholds` for arrays: labels int (N,), deciding int (n,) ascending.
 
-    Parameters: mode; maps (N, H, W) and scores (N,) float; masks, bool (N, H, W) or as there; rules
-    and Returns as there; size_of(k), the size (h, w) of image k, by default that of its map;
+    Parameters: mode; maps (N, H, W) and scores (N,) float; masks, bool (N, H, W) or callable as
+    there; rules as there; size_of(k), the size (h, w) of image k, by default that of its map;
     deviations, see data.Evaluation; impl and threads, see `metrics.aupro`.
-    Raises InputError as there.
+    Returns and raises InputError as there.
     """
     scores, labels, deciding = np.asarray(scores), np.asarray(labels), np.asarray(deciding)
     rules, mine = rules or Rules(), scores[deciding]
     if not np.isfinite(mine).all():
-        raise InputError("an image score is not finite, so there is no threshold")
+        raise InputError("an image score is not finite, so no threshold can be set")
     anomalous = labels[deciding] != NORMAL
     if anomalous.any():
         image = _f1_part(np.sort(mine), mine[anomalous])
@@ -276,9 +276,9 @@ def thresholds_of(
 
 
 def _false_alarm_part(sized, n, rules):
-    """The entries of `find_thresholds` for n maps of normal images, each with its image's size."""
+    """The entries of `find_thresholds` from n maps of normal images, each with its image's size."""
     rate = rules.false_alarms or 0.0
-    most = allowed_alarms(rate, n) + 1  # the largest that have to be known
+    most = allowed_alarms(rate, n) + 1  # how many of the largest values are kept
     values, limits = [], {}
     for large in _enlarged(sized, rules, limits):
         if len(values) < most or marks(large, values[0], rules.min_area, rules.roi).any():
@@ -291,7 +291,7 @@ def _false_alarm_part(sized, n, rules):
 
 
 def _deviation_part(sized, deviations, rules):
-    """The entries of `find_thresholds` for maps of normal images, each with its image's size."""
+    """The entries of `find_thresholds` from maps of normal images, each with its image's size."""
     limits = {}
     inside = ... if rules.roi is None else rules.roi
     pixels = (large[inside] for large in _enlarged(sized, rules, limits))
@@ -303,11 +303,11 @@ def _deviation_part(sized, deviations, rules):
 
 
 def deviation_threshold(arrays, deviations):
-    """Mean of the values of all arrays plus so many standard deviations (of the population: n).
+    """Mean of the values of all arrays plus `deviations` population standard deviations.
 
     Parameters: arrays, an iterable of float arrays of any shape, finite, at least one value.
-    Returns a Python float, computed in float64, an array in memory at a time: mean and sum of
-    squared deviations of the values so far and of the next array are merged (Chan, Golub,
+    Returns a Python float, computed in float64 with one array in memory at a time: the mean and sum
+    of squared deviations of the values so far and of the next array are merged (Chan, Golub,
     LeVeque, 1979).
 
     >>> deviation_threshold([np.array([1.0, 3.0]), np.array([5.0, 7.0])], 2.0)  # 4 + 2 sqrt(5)
@@ -325,7 +325,7 @@ def deviation_threshold(arrays, deviations):
 
 
 def _enlarged(sized, rules, limits):
-    """Yield each map at its image's size; limits, a dict, keeps minimum and maximum of the maps."""
+    """Yield each map at its image's size; limits, a dict, collects the range of the maps."""
     for image_map, size in sized:
         _note_limits(image_map, limits)
         check_marks(size, rules.min_area, rules.roi)
@@ -333,14 +333,14 @@ def _enlarged(sized, rules, limits):
 
 
 def doubts(thresholds):
-    """What makes thresholds unreliable, as sentences, a list."""
+    """Reasons why thresholds are unreliable, a list of sentences."""
     found, n = [], thresholds["n_normal"] + thresholds["n_anomalous"]
     for kind in ("image", "pixel"):
         part = thresholds[kind] or {}
         if part.get("rule") == "f1" and (part["f1"] or 0) < LEAST_F1:
             found.append(
                 f"the {kind} threshold has an F1 of only {part['f1'] or 0:.2f}, so its verdicts "
-                "say little"
+                "are unreliable"
             )
     if 0 < n < LEAST_IMAGES:
         found.append(
@@ -350,13 +350,13 @@ def doubts(thresholds):
 
 
 def describe(thresholds):
-    """The thresholds and the images that decided them, as one line for people."""
+    """Describe the thresholds and the images that decided them in one line for users."""
     source = {
-        "same-as-test": "the test images themselves, so the verdicts on them are flattered",
-        "split": "one half of the test images; the metrics are of the other half",
-        "none": "training images held out, no defective image",
-        "folder": "the images of the folder validation/good",
-        "given": "images given for it",
+        "same-as-test": "the test images themselves, so the verdicts on them are optimistic",
+        "split": "one half of the test images; the metrics are computed on the other half",
+        "none": "held-out training images, no defective image",
+        "folder": "the images in the folder validation/good",
+        "given": "images given for calibration",
     }[thresholds["mode"]]
     n = thresholds["n_normal"]
     images = f"{n} normal, {thresholds['n_anomalous']} defective"
@@ -378,7 +378,7 @@ def _rule(part, n):
     elif part["rule"] == "false_alarms":
         rate = part["false_alarms"]
         how = f"at most {rate:.2%} of {counted(n, 'normal image')} reach it; no rate below "
-        how += f"{1 / n:.2%} can be promised"
+        how += f"{1 / n:.2%} can be guaranteed"
     elif part["rule"] == "deviations":
         how = f"mean of all pixels of {counted(n, 'normal image')} plus {part['deviations']:g} "
         how += "standard deviations"
