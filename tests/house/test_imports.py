@@ -31,7 +31,7 @@ ROOMS = {
     "serving": "running archive verdicts smoothing metrics models data reporting.drawing "
     "support",
     "reporting.walk": "running ensemble setups verdicts smoothing merging models models.search data "
-    "reporting.drawing support",
+    "tiling reporting.drawing support",
     "reporting": "running setups data reporting.drawing support",
     "cli": "serving running reporting.walk reporting ensemble setups verdicts models data support",
     "__main__": "cli support",
