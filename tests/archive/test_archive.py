@@ -210,7 +210,7 @@ MANIFESTS = [
     (("weights",), 7, "entry weights is 7"),
     (("weights",), "other.pth", "entry weights is 'other.pth'"),
     (("backbone_digest",), "xyz", "entry backbone_digest"),
-    (("backbone_digest",), "0" * 64, "trained with other weights of the backbone"),
+    (("backbone_digest",), "0" * 64, "trained with other backbone weights"),
     (("versions", "torch"), "1.0.0", "with torch 1.0.0 and this is torch .*--allow-version"),
     (("versions", "torch"), "x", "entry versions.torch is 'x', not a version"),
     (("versions", "torch"), "9" * 5000 + ".1", "its entry versions.torch is '999"),
@@ -327,7 +327,7 @@ def test_a_permutation_that_is_none_is_refused(fitted, tmp_path, tiny_backbone):
     fitted("SM256", "fastflow").save(tmp_path / "e")
     name = next(k for k in read_tensors(tmp_path / "e/location_0_0.npz") if k.endswith("order"))
     rewritten(tmp_path / "e", lambda tensors: tensors[name][:1].fill_(10**6))
-    with pytest.raises(InputError, match="no permutation in"):
+    with pytest.raises(InputError, match="an invalid permutation in"):
         load(tmp_path / "e", tiny_backbone).predict(toy_images(1, side=64))
 
 
@@ -493,7 +493,7 @@ def load_resaved(ensemble, folder, tiny_backbone):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda inverses: -inverses, "holds no inverse covariances in packed"),
+    (lambda inverses: -inverses, "holds invalid inverse covariances in packed"),
     (lambda inverses: inverses * float("nan"), "not finite in packed"),
     (lambda inverses: inverses[:, 1:], "says that packed at location .0, 0. is float32 .64, 5049."),
 ])  # fmt: skip
