@@ -233,7 +233,7 @@ def test_an_image_or_a_threshold_that_goes_later_is_named_before_anything_is_pac
     with pytest.raises(InputError, match="003_regular.tiff was changed; rewrite it with --resume"):
         made._pack()
     (copy / "sub/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="sub/notes.txt is no file of a submission"):
+    with pytest.raises(InputError, match="sub/notes.txt does not belong to a submission"):
         made._pack()
     assert digests(copy)["sub.tar.gz"] == before["sub.tar.gz"]
 
@@ -257,7 +257,7 @@ def test_a_link_in_the_place_of_a_file_is_refused(copy):
     path = copy / "sub/anomaly_images/can/test_private/000_regular.tiff"
     path.rename(copy / "elsewhere.tiff")
     path.symlink_to(copy / "elsewhere.tiff")
-    with pytest.raises(InputError, match="000_regular.tiff is no file of a submission"):
+    with pytest.raises(InputError, match="000_regular.tiff does not belong to a submission"):
         Submission(copy / "sub", copy / "root", SMALL)
 
 

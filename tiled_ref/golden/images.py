@@ -15,7 +15,7 @@ from .stage import Case, File, Mistake, Stage
 
 
 def _jpeg_blocks(name):
-    """Blocks of the JPEG case of a name, (rows, cols, components)."""
+    """Draw the blocks of a JPEG case, (rows, cols, components)."""
     blocks = 60 + Numbers(f"decode/{name}").integers(140, 2, 3, 1 if name == "jpeg_grey" else 3)
     if name == "jpeg":
         blocks[..., 1:] = 128 + (blocks[..., 1:] - 128) // 4
@@ -92,7 +92,7 @@ DECODE = Stage(
 
 
 def _picture(draw, h, w):
-    """A wave with noise, uint8 (h, w, 3)."""
+    """Draw a wave with noise, uint8 (h, w, 3)."""
     y, x = np.mgrid[:h, :w]
     wave = 3 * np.abs((3 * x[..., None] + 2 * y[..., None] + 20 * np.arange(3)) % 120 - 60)
     return (20 + wave + draw.integers(50, h, w, 3)).astype(np.uint8)
@@ -129,7 +129,7 @@ def _resize_formula(inputs, mode="integers", rounding=np.rint, channels=None, **
 
 def _integers(image, size, turned=False, drop=True, last=2, stay=True, **switches):
     """OpenCV's rule, (3, h, w) -> int64 (3, H, W). drop: the low bits between the passes; last:
-    added before the last shift; stay: f beyond the first and last row."""
+    added before the last shift; stay: keep f outside the first and last row."""
     if turned:
         return _integers(image.swapaxes(1, 2), size[::-1], **switches).swapaxes(1, 2)
     left, right = _integer_weights(image.shape[2], size[1], **switches)
@@ -142,7 +142,7 @@ def _integers(image, size, turned=False, drop=True, last=2, stay=True, **switche
 
 
 def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint, half=0.5, turn=False):
-    """The weights of pixel i and those of pixel i + 1 as two matrices, int64 (n_out, n_in)."""
+    """Return the weights of pixels i and i + 1 as two matrices, int64 (n_out, n_in)."""
     places = (np.arange(n_out) + half) * n_in / n_out - half
     places = places.astype(np.float32 if single else np.float64)
     low = np.floor(places)
@@ -155,7 +155,7 @@ def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint, half=0
 
 
 def _area_matrix(n_in, n_out):
-    """Mean of the input over each output pixel's area, (n_out, n_in)."""
+    """Averaging over each output pixel's area as a matrix (n_out, n_in)."""
     edges = np.arange(n_out + 1) * n_in / n_out
     low, high = edges[:-1, None], edges[1:, None]
     share = np.minimum(high, np.arange(n_in) + 1) - np.maximum(low, np.arange(n_in))
@@ -271,7 +271,7 @@ NORMALISE = Stage(
     "8-bit images as the backbone wants them",
     "tiled_ref.data.images.normalize",
     "(x / 255 - mean) / std, torchvision's ResNet18_Weights.IMAGENET1K_V1",
-    # Three roundings of at most 1, divided by 0.224, also as one product and one sum.
+    # Three roundings of numbers up to 1, divided by 0.224; also as one product and one sum.
     {"images": close(1e-6, 2e-6)},
     _normalise_cases,
     lambda inputs: {"images": images.normalize(tensor(inputs["images"])).numpy()},

@@ -33,7 +33,7 @@ def _embedding(inputs):
 
 
 def _local(x, combine="mean"):
-    """3 x 3 neighbours of (B, C, hf, wf) combined, float64: "mean", "mean inside", "sum" or "max",
+    """Combine 3 x 3 neighbours of (B, C, hf, wf), float64: "mean", "mean inside", "sum", "max",
     or "none" for the values themselves."""
     x = x.astype(np.float64)
     h, w = x.shape[2:]
@@ -189,7 +189,7 @@ def _map_cases():
 
 
 def _predicted(inputs, size, n_neighbours):
-    """The model, its embedding, and its maps and scores."""
+    """Return the model, its embedding, and its maps and scores."""
     patchcore = _patchcore([np.zeros((1, 1, 1, 1), np.float32)], size, n_neighbours=n_neighbours)
     patchcore.embed = lambda embedding: embedding
     patchcore.bank = tensor(inputs["bank"])
@@ -211,7 +211,7 @@ def _euclidean(delta):
 
 
 def _distances(inputs, distance=_euclidean):
-    """(B, hf, wf, M), float64."""
+    """Return the distances to all bank vectors, (B, hf, wf, M), float64."""
     x = inputs["embedding"].astype(np.float64).transpose(0, 2, 3, 1)
     bank = inputs["bank"].astype(np.float64)
     if distance in ("cosine", "dot"):

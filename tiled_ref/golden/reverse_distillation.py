@@ -22,7 +22,7 @@ DECODED = [f"decoded{k}" for k in (1, 2, 3)]
 
 
 def student_weights():
-    """Weights of bottleneck and decoder, by the bundle's names."""
+    """Draw the weights of bottleneck and decoder, by the bundle's names."""
     width = CHANNELS["layer1"]
     parts = {"bottleneck": model.Bottleneck(width), "decoder": model.Decoder(width)}
     return drawn(torch.nn.ModuleDict(parts), "reverse_distillation")
@@ -38,7 +38,7 @@ def _model(inputs, size=(64, 64), **options):
 
 
 def _doubled(inputs):
-    """The three layers and the weights in float64."""
+    """Return the three layers and the weights in float64."""
     layers = [tensor(layer).double() for layer in given_layers(inputs)]
     return layers, {name: tensor(array).double() for name, array in inputs["weights"].items()}
 
@@ -72,8 +72,8 @@ def _student(
     layers, net, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True
 ):
     """Bottleneck and decoder in plain calls, float64; see FORMAT.md. Switches are mistakes: cut,
-    which end is cut off, "every": after every block; order of the concatenation; relu_between, in
-    the fusion; embeds, blocks of the embedding; plain False, without the decoder's plain blocks."""
+    the end that is cropped, "every": after every block; order of the concatenation; relu_between,
+    in the fusion; embeds, number of embedding blocks; plain False, no plain decoder blocks."""
 
     def halved(x, name, k):
         y = net.normalised(net.convolved(x, f"{name}.{k}", 2), f"{name}.{k + 1}")
@@ -139,7 +139,7 @@ def _parameters_cases():
 
 
 def _gradients(values):
-    """{parameter: tensor} as in the bundle: kernels, and (2, C) of a batch normalisation."""
+    """Convert {parameter: tensor} to the bundle's form: kernels, (2, C) per batch normalisation."""
     tensors = {}
     for name, value in values.items():
         module, _, part = name.rpartition(".")

@@ -182,7 +182,7 @@ def _samples(source, progress, out):
     """Return the samples of a source in groups, and their total, None if not known in advance."""
     if isinstance(source, Watch):
         groups, total = source.arriving(out), None
-        progress.note(f"watch {printable(source.folder)} until interrupted (Ctrl-C)")
+        progress.note(f"watch {printable(source.folder)} until interrupted, for example by Ctrl-C")
     else:
         groups = arriving(source, progress, out)
         first = next(groups)  # raises before the earlier prediction is removed
