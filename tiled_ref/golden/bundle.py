@@ -80,7 +80,7 @@ class Bundle:
         self.file = self.folder / "manifest.json"
         if not (self.file.is_file() if self._packed is None else "manifest.json" in self._packed):
             raise InputError(
-                f"{self.folder} has no manifest.json, so it is not a bundle of golden files; export "
+                f"{self.folder} has no manifest.json, so it is not a golden bundle; export "
                 "one with python -m tiled_ref.golden export DIR"
             )
         self._manifest_bytes = self._read("manifest.json")

@@ -195,7 +195,7 @@ LOSS = Stage(
         Mistake("the determinant is added instead of subtracted", sign=-1),
         Mistake("the logarithm of the determinant is missing", sign=0),
         Mistake("the normal density's constant is added", constant=np.log(2 * np.pi) / 2),
-        Mistake("the loss of a number, not of an image", each=True),
+        Mistake("the loss per number, not per image", each=True),
     ),
 )
 
@@ -319,7 +319,7 @@ MAP = Stage(
         Mistake("the sign: the likelihood itself instead of its negative", sign=1.0),
         Mistake("the negative log-likelihood: the exponential is missing", power=False),
         Mistake("the factor 0.5 of the squares is missing", factor=1.0),
-        Mistake("1 less the likelihood instead of its negative", more=1.0),
+        Mistake("1 minus the likelihood instead of its negative", more=1.0),
         Mistake("layer 3 is left out, layer 2 counts twice", of=(1, 2, 2)),
         Mistake("layer 3 is left out", of=(1, 2)),
         *BILINEAR_MISTAKES,

@@ -79,13 +79,13 @@ DECODE = Stage(
         Mistake("BGR instead of RGB", bgr=True),
         Mistake("alpha is blended over black instead of dropped", blend=0),
         Mistake("alpha is blended over white instead of dropped", blend=255),
-        Mistake("numbers of the palette are taken for grey values", colours=False),
+        Mistake("palette indices are taken for grey values", colours=False),
         Mistake("EXIF orientation is ignored", orient=False),
         Mistake(
             "16-bit grey: the high byte is taken instead of (v + 128) / 257", sixteen_bit="high"
         ),
         Mistake("16 bits: the low byte is taken (byte order)", sixteen_bit="low"),
-        Mistake("16-bit grey is cut off at 255 instead of scaled", sixteen_bit="clipped"),
+        Mistake("16-bit grey is clipped at 255 instead of scaled", sixteen_bit="clipped"),
         Mistake("Y, Cb, Cr of a JPEG file are taken for red, green, blue", ycc=False),
     ),
 )
@@ -193,10 +193,10 @@ RESIZE = Stage(
             mode="bilinear",
             rounding=lambda v: np.floor(v + 0.5),
         ),
-        Mistake("values are cut off instead of rounded", mode="bilinear", rounding=np.floor),
+        Mistake("values are truncated instead of rounded", mode="bilinear", rounding=np.floor),
         Mistake("f is a float64 instead of a float32", single=False),
-        Mistake("weights are cut off instead of rounded to integers", whole=np.floor),
-        Mistake("the second weight is cut off instead of rounded", whole=(np.rint, np.floor)),
+        Mistake("weights are truncated instead of rounded to integers", whole=np.floor),
+        Mistake("the second weight is truncated instead of rounded", whole=(np.rint, np.floor)),
         Mistake("one shift by 22 at the end instead of 4, 16 and 2", drop=False),
         Mistake("2 is not added before the last shift", last=0),
         Mistake("down the columns first, then along the rows", turned=True),
@@ -237,13 +237,13 @@ RESIZE_MASK = Stage(
         Mistake(
             "floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", mode="nearest_centre"
         ),
-        Mistake("the position is rounded instead of cut off", mode="nearest_rounded"),
+        Mistake("the position is rounded instead of truncated", mode="nearest_rounded"),
         Mistake("the position is rounded up instead of down", mode="nearest_up"),
         Mistake("nearest with align_corners", mode="nearest_corners"),
         Mistake("the mask is cropped instead of resized", mode="cropped"),
-        Mistake("bilinear, and cut off to integers", mode="bilinear", level=1 - 1e-9),
-        Mistake("bilinear, and whatever is above 0 is anomalous", mode="bilinear", level=1e-9),
-        Mistake("bilinear, and what is above a half is anomalous", mode="bilinear"),
+        Mistake("bilinear, truncated to integers", mode="bilinear", level=1 - 1e-9),
+        Mistake("bilinear, thresholded above 0", mode="bilinear", level=1e-9),
+        Mistake("bilinear, thresholded above a half", mode="bilinear"),
     ),
 )
 
@@ -337,9 +337,9 @@ TILE = Stage(
     _tile_formula,
     (
         *PLACE_MISTAKES,
-        Mistake("what is padded is divided between both sides", both_sides=("rows", "cols")),
-        Mistake("rows that are padded are divided between both sides", both_sides=("rows",)),
-        Mistake("columns that are padded are divided between both sides", both_sides=("cols",)),
+        Mistake("the padding is divided between both sides", both_sides=("rows", "cols")),
+        Mistake("the padded rows are divided between both sides", both_sides=("rows",)),
+        Mistake("the padded columns are divided between both sides", both_sides=("cols",)),
         Mistake("incomplete last rows and columns of tiles are left out", dropped=(1, 1)),
         Mistake("an incomplete last row of tiles is left out", dropped=(1, 0)),
         Mistake("an incomplete last column of tiles is left out", dropped=(0, 1)),

@@ -141,7 +141,7 @@ MEAN_SCORE = Stage(
         Mistake("the median of the tiles' scores instead of the mean", combine=np.median),
         Mistake("the smallest of the tiles' scores instead of the mean", combine=np.min),
         Mistake("the axis of the images is taken for the first, not the last", images_last=False),
-        Mistake("divided by one tile less", over=lambda s: s[..., 0].size - 1),
+        Mistake("divided by the number of tiles minus one", over=lambda s: s[..., 0].size - 1),
         Mistake("divided by the number of images", over=lambda s: s.shape[2]),
     ),
 )
@@ -298,9 +298,9 @@ SMOOTHING = Stage(
     (
         *BLUR_MISTAKES,
         *RADIUS_MISTAKES,
-        Mistake("the whole map is blurred, not the band alone", where="everywhere"),
+        Mistake("the whole map is blurred, not only the band", where="everywhere"),
         Mistake("nothing is blurred", where="nowhere"),
-        Mistake("what lies outside the band is blurred instead of the band", where="outside"),
+        Mistake("the outside of the band is blurred instead of the band", where="outside"),
         *(Mistake(m.sentence, mask=m.switches) for m in MASK_MISTAKES),
     ),
 )

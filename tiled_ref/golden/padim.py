@@ -70,9 +70,9 @@ EMBEDDING = Stage(
             mode="bilinear",
             align_corners=True,
         ),
-        Mistake("the channels are sorted: their order is that of the list", sort=True),
-        Mistake("numbers of channels start from 1", shift=-1),
-        Mistake("numbers of channels are one too high", shift=1),
+        Mistake("the channels are sorted instead of kept in list order", sort=True),
+        Mistake("channel indices start from 1", shift=-1),
+        Mistake("channel indices are one too high", shift=1),
         Mistake("the layers are concatenated in the opposite order", reverse=True),
         Mistake("the first channels are taken instead of the chosen ones", first=True),
         Mistake(

@@ -118,7 +118,7 @@ EMBEDDING = Stage(
         Mistake("the second block of the embedding is left out", embeds=1),
         Mistake("the decoder's plain blocks are left out", plain=False),
         Mistake(
-            "what the decoder has too much is cut off at the top and left, not bottom and right",
+            "the decoder's output is cropped at the top and left, not at the bottom and right",
             cut="start",
         ),
         Mistake("the layers are concatenated in the opposite order", order=(2, 1, 0)),
@@ -218,8 +218,8 @@ PARAMETERS = Stage(
         Mistake("the learning rate is 0.001 instead of 0.005", rate=1e-3),
         Mistake("one step instead of two", steps=1),
         *(m for m in ADAM_MISTAKES if "m" not in m.switches.get("reverse", "")),  # beta is 0.5
-        Mistake("weight decay, where there is none", decay=1e-4),
-        Mistake("weight decay, where there is none", decay=1e-5),
+        Mistake("weight decay is applied, but there is none", decay=1e-4),
+        Mistake("weight decay is applied, but there is none", decay=1e-5),
         Mistake("the running mean takes 0.9 of the batch's instead of 0.1", moving=(0.9, True)),
         Mistake("the running variance takes 0.9 of the batch's, not 0.1", moving=(True, 0.9)),
         Mistake("the running variance is not updated", moving=(True, 0.0)),
@@ -281,9 +281,9 @@ LOSS = Stage(
         Mistake("the mean over the layers instead of the sum", layers=lambda v: sum(v) / 3),
         Mistake("the sum over positions instead of the mean", weighted=True),
         Mistake("1 is missing: minus the cosine", distance=lambda e, d: -_cosine(e, d)),
-        Mistake("one cosine for the whole batch instead of one for an image", whole=True),
-        Mistake("a cosine per position where it should be of the flattened map", flat=False),
-        Mistake("the cosine itself instead of 1 less it", distance=_cosine),
+        Mistake("one cosine for the whole batch instead of one per image", whole=True),
+        Mistake("a cosine per position instead of one of the flattened map", flat=False),
+        Mistake("the cosine itself instead of 1 minus it", distance=_cosine),
         Mistake(
             "the squared difference instead of the cosine",
             distance=lambda e, d: (e - d).square().mean(1),
@@ -351,7 +351,7 @@ MAP = Stage(
         Mistake("the distance is halved", distance=lambda e, d: _cosine_distance(e, d) / 2),
         Mistake("the root of the distance", distance=lambda e, d: _cosine_distance(e, d).sqrt()),
         Mistake("the largest of the layers instead of their product", combine=np.max),
-        Mistake("the cosine itself instead of 1 less it", distance=_cosine),
+        Mistake("the cosine itself instead of 1 minus it", distance=_cosine),
         Mistake(
             "the dot product: vectors are not divided by their lengths",
             distance=lambda e, d: 1 - (e * d).sum(1),
