@@ -172,7 +172,7 @@ def test_the_files_are_the_maps_and_what_reaches_the_threshold(done, load):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--category", "can"], "all 2 objects and rice is missing; give --category all"),
+        (["--category", "can"], "all 2 objects, rice is missing; give --category all"),
         (["--setup", "SM256", "SM512"], "of one ensemble of each object, not of 2; give one"),
         (["--seed", "1", "2"], "not of 2; give one --setup, one --arch and one --seed"),
         (["--dataset", "synthetic"], "--submission is for MVTec AD 2 alone"),
@@ -199,7 +199,7 @@ def test_options_that_do_not_fit_are_refused_before_the_training(
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("root/rice", "all 2 objects and rice is missing"),
+        ("root/rice", "all 2 objects, rice is missing"),
         ("root/rice/test_private_mixed", "rice/test_private_mixed does not exist"),
         ("root/rice/test_private/002_regular.png", "002_regular.png is missing (1 such image of 3"),
         ("root/can/validation/good", "can/validation/good does not exist"),
@@ -266,7 +266,7 @@ def test_a_submission_of_nobody_is_refused(copy):
     record.rename(copy / "kept")
     for kept in ("sub.tar.gz", "sub"):  # the files alone, then the archive alone
         (copy / kept).rename(copy / "aside")
-        with pytest.raises(InputError, match="sub without its sub.json; move it away"):
+        with pytest.raises(InputError, match="sub lacks its sub.json; move it away"):
             Submission(copy / "sub", copy / "root", SMALL)
         if kept == "sub":  # an empty one was made
             (copy / "sub").rmdir()
@@ -411,7 +411,7 @@ def test_maps_beyond_float16_are_rescaled_by_one_power_of_two_and_it_is_said(
     """Too large, too small, and one that does not fit after four that did."""
     _, plain, masks = scaled_run(copy, load, monkeypatch, (0,) * 6)
     notes, maps, found = scaled_run(copy, load, monkeypatch, factors)
-    exponent = int(notes[-1].partition("2^")[2].partition(",")[0])
+    exponent = int(notes[-1].partition("2^")[2].partition(" ")[0])
     assert len(notes) == 1 and notes[0].startswith("rice: maps are scaled by 2^")
     assert maps.max() < 65504 and maps.max() > 2**6
     for k, factor in enumerate(factors):
