@@ -14,7 +14,7 @@ from .compare import Compare, Verdict, compare
 
 @dataclass
 class Result:
-    """The result of comparing one output of a case."""
+    """The result of comparing one output of a case by a rule."""
 
     case: str  # names, as in the bundle
     output: str

@@ -33,8 +33,8 @@ ROOM = 8  # tolerance / effect of rounding the inputs once: a port rounds in eve
 
 @dataclass(frozen=True)
 class Compare:
-    """A compare class: its kind, the parameters that this kind uses, and reduced, the extra
-    absolute tolerance for lower precision, by the keys of BITS."""
+    """A compare class: its kind, its parameters out of ulps, rtol, atol, cap and limit, and
+    reduced, the extra absolute tolerance for lower precision, by the keys of BITS."""
 
     kind: str
     ulps: int = 0

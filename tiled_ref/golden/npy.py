@@ -57,7 +57,7 @@ def read_bytes(path):
 
 
 def decode(data, path):
-    """Return the read-only array in data, the bytes of a .npy file of version 1.0.
+    """Returns the read-only array in data, the bytes of a .npy file of version 1.0.
 
     No memory beyond these bytes is allocated, and nothing is unpickled. Raises InputError,
     naming path, for anything but a complete array in C order of one of the DTYPES.

@@ -75,7 +75,7 @@ class Residual:
 
 
 def padded_same(x, side):
-    """Pad x (N, C, h, w) for stride 2 with SAME padding: odd pixels at the bottom and right."""
+    """SAME padding of x (N, C, h, w), float64, for stride 2: odd pixels at the bottom and right."""
     (top, below), (left, right) = (_same(n, side) for n in x.shape[-2:])
     return F.pad(x, (left, right, top, below))
 
