@@ -183,13 +183,13 @@ MANIFESTS = [
     (("setup", "name"), "9" * 5000, "its entry setup.name is '999"),
     (("setup", "image_size"), [64], r"entry setup.image_size is \[64\], not a list of 2 values"),
     (("setup", "image_size"), [10**7, 64], r"entry setup.image_size\[0\] is 10000000, not"),
-    (("setup", "tile_size"), [128, 128], "its setup is impossible: the tile's height of 128 px"),
+    (("setup", "tile_size"), [128, 128], "its setup is invalid: the tile's height of 128 px"),
     (("setup", "stride"), [1, 1], "lists 4 files, the setup has 1089 models"),
     (("setup", "stride"), [0, 1], r"entry setup.stride\[0\] is 0"),
     (("setup",), {"name": "x", "kind": "SM", "image_size": [1 << 15] * 2,
                   "tile_size": [1 << 15] * 2, "stride": [1 << 15] * 2}, "too many pixels"),
     (("setup",), {"name": "x", "kind": "ST", "image_size": [512, 512], "tile_size": [1, 1],
-                  "stride": [1, 1]}, "impossible: these sizes cut"),
+                  "stride": [1, 1]}, "invalid: these sizes cut"),
     (("seed",), -1, "entry seed is -1"),
     (("seed",), 1.5, "entry seed is 1.5"),
     (("batch_size",), 0, "entry batch_size is 0"),
@@ -204,24 +204,24 @@ MANIFESTS = [
     (("switches",), {"n_channels": 449}, "not understood: n_channels must be between 1 and 448"),
     (("switches",), {"steps": 1 << 25}, "entry switches.steps is 33554432"),
     (("switches",), {"store": "int8"}, "not understood: store must be one of float32, float16"),
-    (("switches",), {"store": "float16"}, "says that factors at location .0, 0. is float32"),
+    (("switches",), {"store": "float16"}, "declares factors at location .0, 0. as float32"),
     (("switches",), {"colour": "red"}, "manifest is not understood"),
     (("switches",), {"colour": "r" * 256}, "entry switches.colour is 'rrr"),
     (("weights",), 7, "entry weights is 7"),
     (("weights",), "other.pth", "entry weights is 'other.pth'"),
     (("backbone_digest",), "xyz", "entry backbone_digest"),
-    (("backbone_digest",), "0" * 64, "trained with other weights of the backbone"),
+    (("backbone_digest",), "0" * 64, "trained with other backbone weights"),
     (("versions", "torch"), "1.0.0", "with torch 1.0.0 and this is torch .*--allow-version"),
     (("versions", "torch"), "x", "entry versions.torch is 'x', not a version"),
     (("versions", "torch"), "9" * 5000 + ".1", "its entry versions.torch is '999"),
     (("files",), [], r"entry files is \[\], not a list of 1 to"),
-    (("files", 1, "location"), [0, 0], r"lists \[0, 0\] in the place of \(0, 1\)"),
+    (("files", 1, "location"), [0, 0], r"lists \[0, 0\] instead of \(0, 1\)"),
     (("files", 0, "location"), ["..", "../x"], r"entry files\[0\].location\[0\] is '..'"),
     (("files", 2, "sha256"), "0" * 64, "location_1_0.npz is damaged .*SHA-256"),
     (("files", 2, "sha256"), 5, r"entry files\[2\].sha256 is 5"),
     (("files", 3, "bytes"), 10**4000, r"entry files\[3\].bytes is 1000"),
-    (("files", 3, "bytes"), 10, r"its 10 bytes of location \(1, 1\) do not fit its tensors"),
-    (("files", 0, "tensors"), {}, "its .* bytes of location .* do not fit its tensors"),
+    (("files", 3, "bytes"), 10, r"the 10 bytes of location \(1, 1\) do not fit its tensors"),
+    (("files", 0, "tensors"), {}, "the .* bytes of location .* do not fit its tensors"),
     (("files", 0, "tensors", "x"), ["float32", [1]], "has a tensor x"),
     (("files", 0, "tensors", "mean"), ["float32", [64, 10**11]], "do not fit its tensors"),
     (("files", 0, "tensors", "mean"), ["object", [1]], r"tensors.mean\[0\] is 'object'"),
@@ -327,7 +327,7 @@ def test_a_permutation_that_is_none_is_refused(fitted, tmp_path, tiny_backbone):
     fitted("SM256", "fastflow").save(tmp_path / "e")
     name = next(k for k in read_tensors(tmp_path / "e/location_0_0.npz") if k.endswith("order"))
     rewritten(tmp_path / "e", lambda tensors: tensors[name][:1].fill_(10**6))
-    with pytest.raises(InputError, match="no permutation in"):
+    with pytest.raises(InputError, match="an invalid permutation in"):
         load(tmp_path / "e", tiny_backbone).predict(toy_images(1, side=64))
 
 
@@ -493,9 +493,9 @@ def load_resaved(ensemble, folder, tiny_backbone):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda inverses: -inverses, "holds no inverse covariances in packed"),
+    (lambda inverses: -inverses, "holds invalid inverse covariances in packed"),
     (lambda inverses: inverses * float("nan"), "not finite in packed"),
-    (lambda inverses: inverses[:, 1:], "says that packed at location .0, 0. is float32 .64, 5049."),
+    (lambda inverses: inverses[:, 1:], "declares packed at location .0, 0. as float32 .64, 5049."),
 ])  # fmt: skip
 def test_what_are_no_inverse_covariances_is_refused(folder, tiny_backbone, change, sentence):
     as_in_format_3(folder, change)

@@ -105,8 +105,8 @@ def test_other_shapes_kinds_and_damaged_files_of_a_port_fail_at_their_stage(port
 
 def test_bad_command_lines_are_one_sentence(tmp_path, capsys):
     nowhere = tmp_path / "nowhere"
-    assert "there is no folder" in refused(capsys, "check", nowhere)
-    assert "there is no folder" in refused(capsys, "check", REFERENCE, "--reference", nowhere)
+    assert "no such folder" in refused(capsys, "check", nowhere)
+    assert "no such folder" in refused(capsys, "check", REFERENCE, "--reference", nowhere)
     assert "no manifest.json" in refused(capsys, "check", REFERENCE, "--reference", tmp_path)
     assert "choose from" in refused(capsys, "check", tmp_path, "--stage", "blurring")
     (tmp_path / "file").write_text("x")
@@ -175,8 +175,8 @@ def first_output(manifest, stage):
         (lambda m: first_output(m, "untile").update(sha256="0" * 64), "SHA-256"),
         (lambda m: first_output(m, "aupro").update(values=[0.5]), "SHA-256"),
         (lambda m: first_output(m, "aupro").update(values=["x"]), "damaged"),
-        (lambda m: first_output(m, "aupro").update(values="0.5"), "values are no list"),
-        (lambda m: first_output(m, "untile").update(sha256=7), "a sha256 is no text"),
+        (lambda m: first_output(m, "aupro").update(values="0.5"), "values are not a list"),
+        (lambda m: first_output(m, "untile").update(sha256=7), "a sha256 is not a string"),
         (lambda m: first_output(m, "untile")["compare"].update({"class": "near"}), "near"),
         (lambda m: first_output(m, "untile")["compare"].update(ulps=-1), "damaged"),
     ],

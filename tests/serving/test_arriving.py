@@ -118,7 +118,7 @@ def test_paths_on_standard_input_end_with_lines_or_nul(monkeypatch):
         with pytest.raises(InputError, match="no paths on standard input"):
             paths(monkeypatch, data)
     for code in "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be":
-        with pytest.raises(InputError, match="not UTF-8 but UTF-16 or UTF-32; convert it"):
+        with pytest.raises(InputError, match="the list is UTF-16 or UTF-32; convert it to"):
             paths(monkeypatch, "\ufeffü.png\nb.png".encode(code))
     with open(os.devnull, "wb") as unreadable:
         monkeypatch.setattr("sys.stdin", Mock(buffer=unreadable))
@@ -183,7 +183,7 @@ def test_a_row_is_there_before_the_next_path_is_written(ensemble, folder, tmp_pa
 def test_a_list_of_nothing_leaves_an_earlier_prediction(ensemble, folder, tmp_path, monkeypatch):
     run_predict(ensemble, folder, tmp_path / "out", PredictOptions(pictures="all"))
     picture = next((tmp_path / "out/pictures").glob("*_mask.png"))
-    for data, sentence in ((b"\n", "no paths"), (os.fsencode(picture), "names pictures of an")):
+    for data, sentence in ((b"\n", "no paths"), (os.fsencode(picture), "outputs of an earlier")):
         blocks(monkeypatch, data)
         with pytest.raises(InputError, match=sentence):
             run_predict(ensemble, "-", tmp_path / "out", PredictOptions())
@@ -303,7 +303,7 @@ def test_a_folder_below_may_vanish_and_the_watched_one_may_not(folder, monkeypat
     with pytest.raises(InputError, match="in cannot be read: No such file or directory"):
         next(found)
     for path in folder, Path(__file__):
-        with pytest.raises(InputError, match="--watch .*: there is no such folder"):
+        with pytest.raises(InputError, match="--watch .*: no such folder"):
             Watch(path)
 
 
@@ -342,7 +342,7 @@ def test_an_interrupt_completes_the_tables_of_a_watch(ensemble, folder, tmp_path
     assert len(list((out / "pictures").iterdir())) == 16
     regions = sum(int(row["regions"] or 0) for row in table)
     assert regions == len(rows(out / "regions.csv")) > 0
-    assert notes[0] == f"watch {folder} until an interrupt, such as Ctrl-C"
+    assert notes[0] == f"watch {folder} until interrupted, for example by Ctrl-C"
     assert len(notes) == 5 and notes[1].startswith(f"{folder}/a.png: normal, ")
     again, _ = watched(ensemble, folder, out)  # nothing more happens: no look finds a file twice
     assert again == []
@@ -431,7 +431,7 @@ def test_a_log_has_a_line_a_stage(saved, folder, tmp_path, capsys, monkeypatch):
         (["--predict", "-"], 0, ["predict with padim ENS-64-32-32: 2/2 in .*"]),
         (["--calibrate", folder / "b"], 0, ["calibrate: 1/1 in .*"]),
         (["--watch", folder], 130, [
-            "watch E/in until an interrupt, such as Ctrl-C", one, one,
+            "watch E/in until interrupted, for example by Ctrl-C", one, one,
             "watch E/in with padim ENS-64-32-32: 2/2 in .*",
             "tiled-ref: interrupted",
         ]),
@@ -456,7 +456,7 @@ def test_a_watch_ends_by_a_signal(saved, folder, tmp_path, capsys, monkeypatch, 
     assert err == f"tiled-ref: {how}\n"
     assert rows(tmp_path / "out/predictions.csv") == []
     assert run(*argv[:3], tmp_path / "none", *argv[4:]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
     assert run(*argv, "--predict", folder) == 2
     assert "give --load DIR and exactly one of --predict, --watch" in capsys.readouterr().err
 

@@ -197,7 +197,7 @@ def test_without_thresholds_there_are_scores_alone(ensemble, folder, tmp_path, m
     assert count == {"normal": 0, "anomalous": 0, "unknown": 3, "errors": 0}
     row = rows(tmp_path / "out/predictions.csv")[0]
     assert row["score"] and row["verdict"] == row["normalised_score"] == ""
-    with pytest.raises(InputError, match="no threshold for pixels, so no masks can be drawn"):
+    with pytest.raises(InputError, match="no pixel threshold, so masks cannot be drawn"):
         run_predict(ensemble, folder, tmp_path / "out", PredictOptions(pictures="all"))
 
 
@@ -279,7 +279,7 @@ def test_outputs_are_never_inputs(saved, folder, tmp_path, capsys):
     assert "1 folder" in said[0]  # also what is there of the user
     picture = next((folder / "pictures").glob("*_mask.png"))
     assert run("--load", saved, "--predict", picture, "--out", folder) == 2
-    assert "names pictures of an earlier prediction" in capsys.readouterr().err
+    assert "has only outputs of an earlier prediction" in capsys.readouterr().err
     assert picture.exists()
 
 

@@ -172,7 +172,7 @@ def test_the_files_are_the_maps_and_what_reaches_the_threshold(done, load):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--category", "can"], "all 2 objects and rice is missing; give --category all"),
+        (["--category", "can"], "all 2 objects, rice is missing; give --category all"),
         (["--setup", "SM256", "SM512"], "of one ensemble of each object, not of 2; give one"),
         (["--seed", "1", "2"], "not of 2; give one --setup, one --arch and one --seed"),
         (["--dataset", "synthetic"], "--submission is for MVTec AD 2 alone"),
@@ -199,7 +199,7 @@ def test_options_that_do_not_fit_are_refused_before_the_training(
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("root/rice", "all 2 objects and rice is missing"),
+        ("root/rice", "all 2 objects, rice is missing"),
         ("root/rice/test_private_mixed", "rice/test_private_mixed does not exist"),
         ("root/rice/test_private/002_regular.png", "002_regular.png is missing (1 such image of 3"),
         ("root/can/validation/good", "can/validation/good does not exist"),
@@ -222,18 +222,18 @@ def test_an_image_or_a_threshold_that_goes_later_is_named_before_anything_is_pac
     before = digests(copy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(submission, "read_manifest", lambda _: SimpleNamespace(thresholds=None))
-        with pytest.raises(InputError, match="can/.*has no pixel threshold; decide one with"):
+        with pytest.raises(InputError, match="can/.*has no pixel threshold; set one with"):
             made.write(cells, load, HOW, Notes())
     assert digests(copy) == before
     gone = copy / "sub/anomaly_images/can/test_private/003_regular.tiff"
     gone.unlink()
-    with pytest.raises(InputError, match="003_regular.tiff is missing; --resume writes it again"):
+    with pytest.raises(InputError, match="003_regular.tiff is missing; rewrite it with --resume"):
         made._pack()
     shutil.copy(gone.with_name("002_regular.tiff"), gone)
-    with pytest.raises(InputError, match="003_regular.tiff was changed; --resume writes it again"):
+    with pytest.raises(InputError, match="003_regular.tiff was changed; rewrite it with --resume"):
         made._pack()
     (copy / "sub/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="sub/notes.txt is no file of a submission"):
+    with pytest.raises(InputError, match="sub/notes.txt does not belong to a submission"):
         made._pack()
     assert digests(copy)["sub.tar.gz"] == before["sub.tar.gz"]
 
@@ -249,7 +249,7 @@ def test_files_that_do_not_belong_there_are_named_and_stay(copy, capsys, path):
     extra.mkdir() if path.endswith("/") else extra.write_text("mine")
     before = digests(copy)
     assert cli.main(arguments(copy / "root", copy / "new", copy / "sub", "--resume")) == 2
-    assert f"{extra} is no file of a submission" in capsys.readouterr().err
+    assert f"{extra} does not belong to a submission" in capsys.readouterr().err
     assert digests(copy) == before and extra.exists()
 
 
@@ -257,7 +257,7 @@ def test_a_link_in_the_place_of_a_file_is_refused(copy):
     path = copy / "sub/anomaly_images/can/test_private/000_regular.tiff"
     path.rename(copy / "elsewhere.tiff")
     path.symlink_to(copy / "elsewhere.tiff")
-    with pytest.raises(InputError, match="000_regular.tiff is no file of a submission"):
+    with pytest.raises(InputError, match="000_regular.tiff does not belong to a submission"):
         Submission(copy / "sub", copy / "root", SMALL)
 
 
@@ -266,7 +266,7 @@ def test_a_submission_of_nobody_is_refused(copy):
     record.rename(copy / "kept")
     for kept in ("sub.tar.gz", "sub"):  # the files alone, then the archive alone
         (copy / kept).rename(copy / "aside")
-        with pytest.raises(InputError, match="sub without its sub.json; move it away"):
+        with pytest.raises(InputError, match="sub lacks its sub.json; move it away"):
             Submission(copy / "sub", copy / "root", SMALL)
         if kept == "sub":  # an empty one was made
             (copy / "sub").rmdir()
@@ -398,7 +398,7 @@ def scaled_run(copy, load, monkeypatch, factors):
     files = sorted((copy / "sub/anomaly_images/rice").rglob("*.tiff"))
     masks = sorted((copy / "sub/anomaly_images_thresholded/rice").rglob("*.png"))
     return (
-        [note for note in notes.notes if "times 2^" in note],
+        [note for note in notes.notes if "scaled by 2^" in note],
         np.stack([read_map(path) for path in files]).astype(np.float64),
         np.stack([np.array(Image.open(path)) for path in masks]),
     )
@@ -411,8 +411,8 @@ def test_maps_beyond_float16_are_rescaled_by_one_power_of_two_and_it_is_said(
     """Too large, too small, and one that does not fit after four that did."""
     _, plain, masks = scaled_run(copy, load, monkeypatch, (0,) * 6)
     notes, maps, found = scaled_run(copy, load, monkeypatch, factors)
-    exponent = int(notes[-1].partition("2^")[2].partition(",")[0])
-    assert len(notes) == 1 and notes[0].startswith("rice: maps are stored times 2^")
+    exponent = int(notes[-1].partition("2^")[2].partition(" ")[0])
+    assert len(notes) == 1 and notes[0].startswith("rice: maps are scaled by 2^")
     assert maps.max() < 65504 and maps.max() > 2**6
     for k, factor in enumerate(factors):
         assert np.allclose(maps[k], plain[k] * 2.0 ** (factor + exponent), rtol=1e-3, atol=0)

@@ -1,1 +1,1 @@
-"""Trained ensembles on disk: plain tensors and JSON, nothing that runs when it is read."""
+"""Trained ensembles on disk: plain tensors and JSON, so reading them never runs code."""

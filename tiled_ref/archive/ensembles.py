@@ -1,4 +1,4 @@
-"""A trained ensemble as a folder: saving it as a whole, and reading its states when needed."""
+"""Save a trained ensemble as a folder, atomically, and read its states on demand."""
 
 import collections.abc
 import math
@@ -21,17 +21,17 @@ from .tensors import REMEDY, file_bytes, read_tensors, write_tensors
 from .thresholds import MANIFEST
 
 _OWN = r"(?:manifest\.json|thresholds\.json|location_\d+_\d+\.npz)"
-OWN_FILE = re.compile(rf"{_OWN}|\.{_OWN}\.\d+\.tmp")  # of an ensemble, also half-written
-LARGEST_BANK = 1 << 24  # vectors of a location
-RESIDENT_BUDGET = 2 << 30  # bytes of states kept in memory; beyond it they are read when needed
+OWN_FILE = re.compile(rf"{_OWN}|\.{_OWN}\.\d+\.tmp")  # an ensemble's files, also half-written
+LARGEST_BANK = 1 << 24  # vectors per location
+RESIDENT_BUDGET = 2 << 30  # bytes of states kept in memory; the rest is read on demand
 
 
 def save_ensemble(folder, ensemble):
     """Write a fitted ensemble: one file per location, then manifest.json.
 
-    Parameters: folder, is made; an ensemble in it is replaced as a whole when the new one is
-    complete; ensemble, a TiledEnsemble.
-    Raises InputError where the ensemble has not been fitted, or the folder holds anything else
+    Parameters: folder, created if missing; an ensemble in it is replaced as a whole once the new
+    one is complete; ensemble, a TiledEnsemble.
+    Raises InputError if the ensemble is not fitted, or the folder holds anything else
     or cannot be written.
     """
     folder = Path(os.path.abspath(folder))
@@ -52,30 +52,30 @@ def save_ensemble(folder, ensemble):
 
 
 def check_replaceable(folder):
-    """Raise InputError unless a folder is free for an ensemble: missing, empty, or an ensemble's
-    with no other file in it, which would be lost."""
+    """Raise InputError unless a folder is missing, empty, or holds only an ensemble: any other
+    file would be lost."""
     name = printable(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"{name} is not a folder; choose another one to save to")
+        raise InputError(f"{name} is not a folder; save to another one")
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     others = [entry for entry in names if not OWN_FILE.fullmatch(entry)]
     if others or (names and MANIFEST not in names):
         raise InputError(
             f"the folder {name} holds something other than an ensemble ({(others or names)[0]}); "
-            "choose an empty one to save to"
+            "save to an empty one"
         )
 
 
 def check_versions(manifest, allow_change=False):
-    """Raise InputError where the ensemble was trained with another torch, major.minor.
+    """Raise InputError if the ensemble was trained with another major.minor version of torch.
 
-    Other versions compute other bits, and sometimes other features; allow_change accepts that.
+    Results differ between versions in the last bits, sometimes more; allow_change accepts that.
     """
     trained, here = manifest.versions["torch"], str(torch.__version__)
     if not allow_change and _minor(trained) != _minor(here):
         raise InputError(
             f"the ensemble was trained with torch {trained} and this is torch {here}, which may "
-            "give other scores; install that version, or accept it with --allow-version-change"
+            "give different scores; install that version, or pass --allow-version-change"
         )
 
 
@@ -84,21 +84,21 @@ def _minor(version):
 
 
 def check_backbone(manifest, backbone):
-    """Raise InputError unless a backbone has the tensors that the ensemble was trained with."""
+    """Raise InputError unless a backbone has the same tensors as in training."""
     found = tensors_digest(backbone.state_dict())
     if found != manifest.backbone_digest:
         raise InputError(
-            f"the ensemble was trained with other weights of the backbone ({manifest.weights}, "
+            f"the ensemble was trained with other backbone weights ({manifest.weights}, "
             f"digest {manifest.backbone_digest[:12]}..., not {found[:12]}...); give those with "
             "--weights"
         )
 
 
 class States(collections.abc.Mapping):
-    """Location -> state of its model, compared with its digest whenever its file is read.
+    """Mapping of location -> state of its model; every read of a file verifies its digest.
 
-    Parameters: manifest, a Manifest; model, of the kind whose states they are; budget, bytes: what
-    fits, from the first location on, stays in memory; the rest is read again each time.
+    Parameters: manifest, a Manifest; model, of the ensemble's architecture; budget, bytes: states
+    stay in memory, from the first location on, as long as they fit; the rest is read every time.
     """
 
     def __init__(self, manifest, model, budget=RESIDENT_BUDGET):
@@ -116,7 +116,7 @@ class States(collections.abc.Mapping):
             self._resident[location] = state
         return state
 
-    def __contains__(self, location):  # without reading its file
+    def __contains__(self, location):  # does not read its file
         return location in self._files
 
     def __iter__(self):
@@ -127,13 +127,13 @@ class States(collections.abc.Mapping):
 
 
 def load_states(manifest, model, progress=None, budget=RESIDENT_BUDGET):
-    """The states of an ensemble, each read and checked once.
+    """Load the states of an ensemble; each is read and checked once.
 
-    Parameters: manifest; model, a fresh one of the ensemble; progress, called as
+    Parameters: manifest; model, an unfitted model of the ensemble; progress, called as
     progress(done, total); budget, see States.
     Returns States.
-    Raises InputError for tensors that are not those of the model, and for a file whose SHA-256
-    is not that of the manifest.
+    Raises InputError for tensors that do not match the model, and for a file whose SHA-256
+    differs from the manifest's.
     """
     _check_layout(manifest, model)
     states = States(manifest, model, budget)
@@ -144,26 +144,26 @@ def load_states(manifest, model, progress=None, budget=RESIDENT_BUDGET):
     return states
 
 
-# ------------------------------------------------- what the states of an architecture look like
+# ------------------------------------------------- tensor layout of each architecture's states
 
 
 def _grid_of(model):
-    """Height and width in positions of the models that keep statistics per position."""
+    """Height and width, in positions, of a model that keeps statistics per position."""
     return [math.ceil(side / model.STRIDE) for side in model.output_size]
 
 
 def state_bytes(model, n_images):
-    """Bytes of the file of a location whose model was trained on n_images: exact, but of an
-    architecture that is not known here only those of its numbers."""
+    """Size in bytes of a location's file, for a model trained on n_images: exact for the known
+    architectures, for others the size of the learned numbers alone."""
     rows = model.n_vectors(n_images) if hasattr(model, "n_vectors") else None
     tensors = _layout(model, rows)
     return 4 * model.n_learnt(n_images) if tensors is None else file_bytes(tensors)
 
 
 def _layout(model, rows=None):
-    """Name -> (dtype, shape) of the tensors of a fitted model; rows of the memory bank, None where
-    they are not known; None for an architecture that is not known here, whose tensors are
-    bounded by the size of their file alone."""
+    """Return name -> (dtype, shape) of a fitted model's tensors, or None for an unknown
+    architecture, whose tensors are limited only by the file size; rows of the memory bank, None if
+    unknown."""
     arch = next((name for name, kind in MODELS.items() if type(model) is kind), None)
     if arch == "padim":
         p, d = math.prod(_grid_of(model)), len(model.channels)
@@ -183,7 +183,7 @@ def _layout(model, rows=None):
 
 
 def _check_layout(manifest, model):
-    """InputError unless the tensors of the manifest are those of the model."""
+    """Raise InputError unless the manifest's tensors match the model's."""
     recipe, wanted = manifest.recipe, _layout(model)
     for location, file in manifest.files.items() if wanted is not None else ():
         free = file.tensors.get("chosen", ("", ()))[1][:1]  # (vectors in the memory bank,)
@@ -200,13 +200,13 @@ def _check_layout(manifest, model):
             sides = (free if side is None else (side,) for side in wanted[name][1])
             if (dtype, shape) != (wanted[name][0], sum(sides, ())) or free > (LARGEST_BANK,):
                 raise InputError(
-                    f"the ensemble's manifest says that {name} at location {location} is {dtype} "
+                    f"the ensemble's manifest declares {name} at location {location} as {dtype} "
                     f"{shape}, which does not fit {recipe.arch} in {recipe.setup.name}; {REMEDY}"
                 )
 
 
 def _checked_state(model, state, path):
-    """The state as the model takes it; InputError for tensors that no fit of it could have left."""
+    """Return the state in the model's format; InputError for tensors no fit could produce."""
 
     def wrong(what):
         return InputError(f"the ensemble's file {printable(path)} holds {what}; {REMEDY}")
@@ -217,7 +217,7 @@ def _checked_state(model, state, path):
                 raise wrong(f"values that are not finite in {name}")
         elif name.rpartition(".")[2] in ("order", "back"):  # permutations
             if not torch.equal(tensor.sort().values, torch.arange(len(tensor))):
-                raise wrong(f"no permutation in {name}")
+                raise wrong(f"an invalid permutation in {name}")
     if _layout(model) is None:
         return state
     if "grid" in state:
@@ -234,5 +234,5 @@ def _checked_state(model, state, path):
         try:
             state["factors"] = factors_of_inverses(state.pop("packed"))
         except torch.linalg.LinAlgError as error:
-            raise wrong("no inverse covariances in packed") from error
+            raise wrong("invalid inverse covariances in packed") from error
     return state

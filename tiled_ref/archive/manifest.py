@@ -1,4 +1,4 @@
-"""manifest.json of a saved ensemble: what it was made of, and the digests of its files."""
+"""manifest.json of a saved ensemble: its recipe, and the digests of its files."""
 
 import functools
 import hashlib
@@ -31,11 +31,11 @@ from .thresholds import (
 )
 
 FORMAT = "tiled-ref ensemble"
-# Read as well: 4, without groups; 3, with PaDiM's inverse covariances; 2, with the thresholds.
+# Also readable: 4, without groups; 3, with PaDiM's inverse covariances; 2, with the thresholds.
 FORMAT_VERSION = 5
-MOST_BYTES = 1 << 40  # of a file
-OVERHEAD = 4096  # bytes that a file has besides each tensor, at most
-BYTES_PER_PIXEL = {"fastflow": 56}  # least of a location, of what its flows see: two LayerNorms
+MOST_BYTES = 1 << 40  # maximum size of a file
+OVERHEAD = 4096  # maximum bytes of a file per tensor in addition to its data
+BYTES_PER_PIXEL = {"fastflow": 56}  # minimum per pixel of a tile: the flows' two LayerNorms
 
 _side = schema.whole(1, SIDES[-1])
 _count = schema.whole(0, MOST_BYTES)
@@ -56,7 +56,7 @@ FILE = {
         (schema.one_of(*(dtype.name for dtype in DTYPES)), schema.each(_count, most=8))
     ),
 }
-SWITCHES = {  # whose numbers need bounds
+SWITCHES = {  # the switches whose numbers need bounds
     "steps?": schema.whole(1, STEPS[-1]),
     "n_channels?": schema.whole(1, 1 << 16),
     "n_neighbours?": schema.whole(1, 1 << 16),
@@ -83,18 +83,18 @@ CONTENT = {
 
 
 def location_name(location):
-    """The file of a location in the folder of an ensemble."""
+    """Return the file name of a location in an ensemble's folder."""
     return f"location_{location[0]}_{location[1]}.npz"
 
 
 def write_manifest(folder, ensemble, *, category=None, versions=None, identity=None):
-    """Write manifest.json beside the files of all locations, which it describes, and the
+    """Write manifest.json, which describes the files of all locations next to it, and the
     ensemble's thresholds.
 
     Parameters: folder, holds `location_name(location)` of every location; ensemble, a
-    TiledEnsemble; category it was trained on and versions of packages, for the reader; identity
+    TiledEnsemble; category it was trained on and versions of packages, for information; identity
     of the run, see results.cell_identity.
-    Raises InputError where a file is missing or cannot be read, or the manifest not written.
+    Raises InputError if a file is missing or unreadable, or the manifest cannot be written.
     """
     files = []
     for location in ensemble.setup.models:
@@ -122,14 +122,14 @@ def write_manifest(folder, ensemble, *, category=None, versions=None, identity=N
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest.json that has been checked."""
+    """The contents of a checked manifest.json."""
 
     recipe: Recipe  # of the ensemble
-    weights: str  # what the backbone's weights are: "imagenet", "random" or None
+    weights: str  # origin of the backbone's weights: "imagenet", "random" or None
     backbone_digest: str  # weights.tensors_digest of the backbone
     thresholds: dict  # of thresholds.find_thresholds, or None
     roi: np.ndarray  # the region of interest, bool (h, w), or None
-    category: str  # what was trained on
+    category: str  # the training category
     versions: dict  # package -> version
     files: dict  # location -> StateFile
 
@@ -145,10 +145,10 @@ class StateFile:
 
 
 def read_manifest(folder):
-    """Read and check the manifest.json of an ensemble, and that all its files are there.
+    """Read and check the manifest.json of an ensemble, and check that all its files exist.
 
-    Returns Manifest. Raises InputError for anything that is not a complete ensemble of this
-    program, in a version that it reads.
+    Returns Manifest. Raises InputError for anything but a complete ensemble of this
+    program, in a supported version.
     """
     folder = Path(folder)
     recover_folder(folder)
@@ -168,7 +168,7 @@ def read_manifest(folder):
         age, what = older if version < 2 else ("a newer", "update tiled-ref")
         raise InputError(
             f"the ensemble in {name} was written by {age} version of tiled-ref (format {version}, "
-            f"this one reads 2 to {FORMAT_VERSION}); {what}"
+            f"this version reads 2 to {FORMAT_VERSION}); {what}"
         )
     schema.check(content, CONTENT, path, REMEDY)
     recipe = _checked_recipe(content, path)
@@ -184,13 +184,13 @@ def read_manifest(folder):
 
 
 def _checked_recipe(content, path):
-    """The Recipe of a manifest whose entries have been checked one by one."""
+    """Return the Recipe of a manifest whose entries have been checked individually."""
     keys = "image_size", "tile_size", "stride", "groups"
     sizes = (tuple(content["setup"].get(key, (1, 1))) for key in keys)
     try:
         setup = Setup(content["setup"]["name"], content["setup"]["kind"], *sizes)
     except InputError as error:
-        raise schema.damaged(path, f"its setup is impossible: {error}", REMEDY) from error
+        raise schema.damaged(path, f"its setup is invalid: {error}", REMEDY) from error
     if math.prod(setup.image_size) > LARGEST_AREA:
         raise schema.damaged(path, "its setup has too many pixels", REMEDY)
     bounds = {
@@ -205,7 +205,7 @@ def _checked_recipe(content, path):
 
 
 def _checked_files(content, recipe, path):
-    """Location -> StateFile of a manifest whose entries have been checked one by one."""
+    """Return location -> StateFile of a manifest whose entries have been checked individually."""
     models = recipe.setup.models
     if len(content) != len(models):
         what = f"it lists {len(content)} files, the setup has {len(models)} models"
@@ -214,12 +214,12 @@ def _checked_files(content, recipe, path):
     files = {}
     for expected, entry in zip(models, content):
         if entry["location"] != list(expected):
-            what = f"it lists {entry['location']} in the place of {expected}"
+            what = f"it lists {entry['location']} instead of {expected}"
             raise schema.damaged(path, what, REMEDY)
         tensors = {key: (dtype, tuple(shape)) for key, (dtype, shape) in entry["tensors"].items()}
         n = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in tensors.values())
         if not max(n, least) <= entry["bytes"] <= n + OVERHEAD * (len(tensors) + 1):
-            what = f"its {entry['bytes']:,} bytes of location {expected} do not fit its tensors"
+            what = f"the {entry['bytes']:,} bytes of location {expected} do not fit its tensors"
             raise schema.damaged(path, what, REMEDY)
         name = location_name(expected)  # never one from the manifest
         files[expected] = StateFile(path.with_name(name), entry["bytes"], entry["sha256"], tensors)
@@ -227,7 +227,7 @@ def _checked_files(content, recipe, path):
 
 
 def _check_file(location, file):
-    """InputError unless the file of a location is there, regular, and has the declared size."""
+    """Raise InputError unless a location's file is regular and has the declared size."""
     name = printable(file.path)
     try:
         with open_regular(file.path, follow=False) as opened:
@@ -239,6 +239,6 @@ def _check_file(location, file):
         ) from error
     if size != file.bytes:
         raise InputError(
-            f"the ensemble's file {name} has {size:,} bytes, not {file.bytes:,} as the manifest "
-            f"says; {REMEDY}"
+            f"the ensemble's file {name} has {size:,} bytes, not the {file.bytes:,} declared in "
+            f"the manifest; {REMEDY}"
         )

@@ -1,4 +1,4 @@
-"""Files of named tensors: an uncompressed .npz of plain numbers; reading one executes nothing."""
+"""Files of named tensors: uncompressed .npz of plain numbers; reading one never executes code."""
 
 import contextlib
 import hashlib
@@ -14,21 +14,21 @@ from ..data.disk import printable
 from ..support.errors import InputError, shortened
 from ..support.files import atomic_write, open_regular
 
-# The types that a tensor file may hold; each is written little-endian.
+# The dtypes that a tensor file can hold; each is written little-endian.
 DTYPES = tuple(
     np.dtype(name) for name in ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
 )
-HEADER_BYTES = 1 << 14  # longest header of a tensor that is read
+HEADER_BYTES = 1 << 14  # maximum length of a tensor's header
 READ_AT_ONCE = 1 << 20  # bytes
-REMEDY = "restore it from a copy, or train again"  # of an ensemble's file that is not right
+REMEDY = "restore it from a copy, or train again"  # for an invalid file of an ensemble
 
 
 def write_tensors(path, tensors):
-    """Write named tensors to one file, which appears complete or not at all.
+    """Write named tensors to one file, atomically.
 
-    Parameters: path; tensors, dict of str to torch.Tensor (or NumPy array) of a type in
-    DTYPES. Equal tensors give equal bytes, whenever they are written.
-    Raises InputError where the file cannot be written, TypeError for another type.
+    Parameters: path; tensors, dict of str to torch.Tensor (or NumPy array) of a dtype in
+    DTYPES. Equal tensors always give equal bytes.
+    Raises InputError if the file cannot be written, TypeError for another dtype.
     """
     with (
         atomic_write(path, "wb") as file,
@@ -41,20 +41,20 @@ def write_tensors(path, tensors):
             if array.dtype not in DTYPES:
                 raise TypeError(f"cannot write {name}: a tensor of type {array.dtype}")
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, always
+            info = zipfile.ZipInfo(f"{name}.npy")  # always dated 1980
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
 
 
 def file_bytes(tensors):
-    """Bytes of the file that write_tensors makes of tensors of a layout, name -> (dtype, shape)."""
+    """Size in bytes of the file write_tensors writes for a layout, name -> (dtype, shape)."""
     limit, size, directory = zipfile.ZIP64_LIMIT, 0, 0
     for name, (dtype, shape) in tensors.items():
         header, dtype = io.BytesIO(), np.dtype(dtype).newbyteorder("<")
         facts = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(header, facts)
         member, name = header.tell() + dtype.itemsize * math.prod(shape), len(f"{name}.npy")
-        fields = 2 * (member > limit) + (size > limit)  # of 8 bytes, where 4 are too few
+        fields = 2 * (member > limit) + (size > limit)  # of 8 bytes, where 4 bytes overflow
         directory += 46 + name + (4 + 8 * fields if fields else 0)
         size += 30 + name + 20 + member
     is_large = size > limit or directory > limit or len(tensors) > zipfile.ZIP_FILECOUNT_LIMIT
@@ -62,20 +62,20 @@ def file_bytes(tensors):
 
 
 def read_tensors(path, expected=None, sha256=None):
-    """Read a file of `write_tensors`; the file is opened once, and a link is not followed.
+    """Read a file written by `write_tensors`; it is opened once, and links are not followed.
 
     Sizes are checked before anything is allocated: the members are not compressed, so
     together they cannot be larger than the file.
 
     Parameters: path; expected, name -> (dtype, shape) of exactly the tensors that the file
     must hold, or None; sha256 of the file, or None.
-    Returns a dict of str to torch.Tensor, in the order of the file.
-    Raises InputError, a ValueError, for a file that is missing, truncated, damaged, compressed,
-    of another digest, or holds anything but plain numbers or other tensors than expected.
+    Returns a dict of str to torch.Tensor, in file order.
+    Raises InputError, a ValueError, for a file that is missing, truncated, damaged or compressed,
+    has another digest, unexpected tensors, or anything but plain numbers.
     """
     with _opened(path, sha256) as (archive, members):
         if expected is not None and set(members) != set(expected):
-            raise ValueError("it holds other tensors than expected")
+            raise ValueError("its tensors are not the expected ones")
         return {
             key: _read_member(archive, key, info, expected and expected[key])
             for key, info in members.items()
@@ -83,7 +83,7 @@ def read_tensors(path, expected=None, sha256=None):
 
 
 def layout(path):
-    """Name -> (dtype, shape) of the tensors in a file, from their headers alone.
+    """Return name -> (dtype, shape) of the tensors in a file, reading only their headers.
 
     Raises InputError as read_tensors does.
     """
@@ -98,19 +98,19 @@ def layout(path):
 
 @contextlib.contextmanager
 def _opened(path, sha256=None):
-    """(archive, members) of a file; whatever goes wrong inside becomes an InputError."""
+    """Yield (archive, members) of a file; any error in the block becomes an InputError."""
     name = printable(path)
     try:
         with open_regular(path, follow=False) as file:
             if sha256 is not None and digest_of(file) != sha256:
-                raise ValueError("its SHA-256 is not that of the manifest")
+                raise ValueError("its SHA-256 differs from the manifest's")
             with zipfile.ZipFile(file) as archive:
                 yield archive, _members(archive, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise InputError(f"the file {name} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
         raise InputError(f"there is not enough memory to read the file {name}") from error
-    except Exception as error:  # zipfile and NumPy raise many types over a damaged file
+    except Exception as error:  # zipfile and NumPy raise many types for a damaged file
         raise InputError(
             f"the file {name} is damaged or was not written by this program "
             f"({shortened(error)}); {REMEDY}"
@@ -132,7 +132,7 @@ def digest_of(file):
 
 
 def _members(archive, n_bytes):
-    """Tensor name -> ZipInfo; ValueError unless all are uncompressed and fit into the file."""
+    """Return tensor name -> ZipInfo; ValueError unless all are uncompressed and fit the file."""
     members = {}
     for info in archive.infolist():
         key, dot, ending = info.filename.rpartition(".")
@@ -147,19 +147,19 @@ def _members(archive, n_bytes):
 
 
 def _read_header(member, key, info):
-    """dtype and shape of a tensor; ValueError unless they are plain and fit the member."""
+    """Return a tensor's dtype and shape; ValueError unless they are valid and fit the member."""
     if np.lib.format.read_magic(member) != (1, 0):
-        raise ValueError(f"{key} has another version of the format")
+        raise ValueError(f"{key} has another .npy format version")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(
         member, max_header_size=HEADER_BYTES
     )
     if dtype not in DTYPES or fortran:
-        raise ValueError(f"{key} is no plain tensor but {dtype}")
+        raise ValueError(f"{key} is not a plain tensor but {dtype}")
     if any(side < 0 for side in shape):
         raise ValueError(f"{key} has the shape {shape}")
     n_bytes = dtype.itemsize * math.prod(shape)
     if member.tell() + n_bytes != info.file_size:
-        raise ValueError(f"{key} declares {n_bytes:,} bytes but holds another number")
+        raise ValueError(f"{key} declares {n_bytes:,} bytes but holds a different number")
     return dtype, shape
 
 
@@ -168,7 +168,7 @@ def _read_member(archive, key, info, expected):
         dtype, shape = _read_header(member, key, info)
         if expected is not None and (dtype.name, shape) != (expected[0], tuple(expected[1])):
             raise ValueError(
-                f"{key} is {dtype.name} {shape}, expected is {expected[0]} {tuple(expected[1])}"
+                f"{key} is {dtype.name} {shape}, expected {expected[0]} {tuple(expected[1])}"
             )
         n_bytes = info.file_size - member.tell()
         data = bytearray(n_bytes)
@@ -182,5 +182,5 @@ def _read_member(archive, key, info, expected):
             raise ValueError(f"{key} is longer than declared")
     array = np.frombuffer(data, dtype).reshape(shape)
     if dtype == bool and (array.view(np.uint8) > 1).any():
-        raise ValueError(f"{key} holds values that are neither true nor false")
+        raise ValueError(f"{key} is boolean but holds values other than 0 and 1")
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))

@@ -1,4 +1,4 @@
-"""thresholds.json of a saved ensemble: a file of its own, so that they can be moved later."""
+"""thresholds.json of a saved ensemble: a separate file, so that thresholds can change later."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from .tensors import REMEDY
 
 THRESHOLDS, MANIFEST = "thresholds.json", "manifest.json"
 FORMAT, FORMAT_VERSION = "tiled-ref thresholds", 1
-LARGEST_AREA = 1 << 28  # of an image, pixels
+LARGEST_AREA = 1 << 28  # pixels of an image
 PART = {
     "rule": schema.one_of("f1", "percentile", "false_alarms", "deviations", "given"),
     "percentile": schema.maybe(schema.number(0, 100)),
@@ -49,11 +49,11 @@ FILE = {
 
 
 def write_thresholds(folder, thresholds, roi=None):
-    """Write thresholds.json beside the manifest.json that it belongs to; an earlier one goes.
+    """Write, or replace, the thresholds.json next to an ensemble's manifest.json.
 
     Parameters: folder of an ensemble; thresholds, see thresholds.find_thresholds, or None; roi
     bool (h, w), the region of interest, or None.
-    Raises InputError where they are not such, or the file cannot be written.
+    Raises InputError if the thresholds are invalid or the file cannot be written.
     """
     path = Path(folder, THRESHOLDS)
     if thresholds and roi is not None:
@@ -77,9 +77,9 @@ def read_thresholds(folder, manifest_sha256):
     """Read the thresholds of an ensemble.
 
     Parameters: folder; manifest_sha256, of its manifest.json.
-    Returns a dict, see thresholds.find_thresholds, or None where none were decided; and the region
+    Returns a dict, see thresholds.find_thresholds, or None if there are none; and the region
     of interest, bool (h, w), or None.
-    Raises InputError for a file that is missing, damaged, or of another ensemble.
+    Raises InputError for a file that is missing, damaged, or belongs to another ensemble.
     """
     path = Path(folder, THRESHOLDS)
     content = schema.read_json(path, FILE, REMEDY, follow=False)
@@ -93,24 +93,24 @@ def read_thresholds(folder, manifest_sha256):
 
 
 def _runs(roi):
-    """A region of interest as JSON: its size, and the lengths of the runs of pixels that are
-    outside, inside, outside, ... in row-major order."""
+    """Encode a region of interest as JSON: its size, and the lengths of alternating runs of
+    pixels, outside, inside, outside, ... in row-major order."""
     change = np.flatnonzero(np.diff(roi.ravel(), prepend=False))
     runs = np.diff(change, prepend=0, append=roi.size)
     return {"size": list(roi.shape), "runs": runs.tolist()}
 
 
 def _from_runs(roi, path):
-    """`_runs` backwards. Raises InputError."""
+    """The inverse of `_runs`. Raises InputError."""
     runs = np.array(roi["runs"], np.int64)
     if sum(roi["runs"]) != math.prod(roi["size"]) or math.prod(roi["size"]) > LARGEST_AREA:
-        raise schema.damaged(path, "the region of interest is not of its size", REMEDY)
+        raise schema.damaged(path, "the region of interest does not have its size", REMEDY)
     inside = np.arange(runs.size) % 2 == 1
     return np.repeat(inside, runs).reshape(roi["size"])
 
 
 def check_thresholds(thresholds, path):
-    """Check thresholds, or None, in a file. Returns them. Raises InputError."""
+    """Check thresholds, or None, from a file and return them. Raises InputError."""
     schema.check(thresholds, schema.maybe(DECIDED), path, REMEDY)
     for kind in ("image", "pixel") if thresholds else ():
         part = thresholds[kind]

@@ -1,6 +1,6 @@
 """python -m tiled_ref.golden: write golden files, or check a port against them.
 
-Checking and archiving need NumPy alone; export, and naming a known mistake, need torch too.
+Checking and archiving need only NumPy; exporting and naming a known mistake also need torch.
 """
 
 import argparse
@@ -21,7 +21,7 @@ REFERENCE = Path(__file__).with_name("reference")
 
 
 def build_parser():
-    """The command line."""
+    """Return the argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m tiled_ref.golden",
         description="Golden files for ports: inputs and outputs of every stage, and a checker.",
@@ -29,13 +29,13 @@ def build_parser():
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("export", help="write a bundle of golden files")
     one.add_argument(
-        "folder", metavar="DIR", help="where to; what an earlier export wrote there is replaced"
+        "folder", metavar="DIR", help="destination; an earlier export there is replaced"
     )
     one.add_argument(
         "--weights",
         metavar="imagenet|FILE",
         help="write the second bundle instead: one generated image through ResNet-18 with "
-        "genuine weights, found or downloaded (imagenet), or of a file",
+        "genuine weights, found locally or downloaded (imagenet), or read from a file",
     )
     two = commands.add_parser("check", help="compare a port's outputs with a bundle")
     two.add_argument(
@@ -51,27 +51,27 @@ def build_parser():
         "--arithmetic",
         choices=("float32", "tf32", "float16", "bfloat16"),
         default="float32",
-        help="what the port computes in (default: float32)",
+        help="the port's arithmetic (default: float32)",
     )
     two.add_argument(
         "--stage",
         action="append",
         nargs="+",
         metavar="STAGE",
-        help="compare these stages only; padim stands for all that start with padim.",
+        help="compare only these stages; padim selects all whose names start with padim.",
     )
     two.add_argument("--json", metavar="FILE", help="write the report as JSON; - prints it")
-    three = commands.add_parser("archive", help="write a bundle as one ZIP file, byte for byte")
-    three.add_argument("file", metavar="FILE.zip", help="where to; an earlier one is replaced")
+    three = commands.add_parser("archive", help="write a bundle as one reproducible ZIP file")
+    three.add_argument("file", metavar="FILE.zip", help="destination; an existing file is replaced")
     for command in (two, three):
-        words = "another bundle than the one in the package"
+        words = "bundle to use instead of the packaged one"
         command.add_argument("--reference", metavar="DIR|ZIP", default=REFERENCE, help=words)
     return parser
 
 
 @guarded_streams()
 def main(arguments=None):
-    """Run a command line; returns the exit status: 0 all is well, 1 a port differs, 2 wrong use."""
+    """Run a command line; return the exit status: 0 success, 1 the port differs, 2 bad input."""
     options = build_parser().parse_args(arguments)
     run = {"export": run_export, "check": run_check, "archive": run_archive}[options.command]
     try:
@@ -82,7 +82,7 @@ def main(arguments=None):
 
 
 def run_export(options):
-    """The command export; returns 0."""
+    """Run the command export; return 0."""
     from . import genuine, tiny
     from .export import export
 
@@ -101,19 +101,19 @@ def run_export(options):
 
 
 def run_check(options):
-    """The command check; returns 0 where everything agrees, else 1."""
+    """Run the command check; return 0 if everything agrees, else 1."""
     folder = Path(options.folder)
     if options.json not in (None, "-"):
         _refuse_irregular(options.json)
     if not folder.is_dir():
         raise InputError(
-            f"there is no folder {folder}; name the one your port wrote its outputs to"
+            f"no such folder: {folder}; name the one with your port's outputs"
         )
     bundle = Bundle(options.reference)
     if options.expect_sha256 not in (None, bundle.digest):
         raise InputError(
-            f"the reference {bundle.folder} has the SHA-256 {bundle.digest}, not the one that "
-            "--expect-sha256 demands; get the edition that you mean, or demand this one"
+            f"the reference {bundle.folder} has the SHA-256 {bundle.digest}, not the one given by "
+            "--expect-sha256; get the edition you want, or give this digest"
         )
     chosen = [name for names in options.stage or [] for name in names]
     stages, why = _known_stages()
@@ -123,7 +123,7 @@ def run_check(options):
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     sys.stdout.write(text if options.json == "-" else as_text(found, extra, bundle))
     if status and why:
-        print(f"tiled_ref.golden: no known mistake was looked for: {why}", file=sys.stderr)
+        print(f"tiled_ref.golden: known mistakes were not searched: {why}", file=sys.stderr)
     if options.json not in (None, "-"):
         with atomic_write(options.json) as file:
             file.write(text)
@@ -131,7 +131,7 @@ def run_check(options):
 
 
 def _known_stages():
-    """({name: Stage}, ""); without torch ({}, why)."""
+    """Return ({name: Stage}, ""), or ({}, the ImportError) without torch."""
     try:
         from . import tiny
     except ImportError as error:
@@ -140,7 +140,7 @@ def _known_stages():
 
 
 def run_archive(options):
-    """The command archive; returns 0."""
+    """Run the command archive; return 0."""
     _refuse_irregular(options.file)
     bundle = Bundle(options.reference)
     data = bundle.archive
@@ -151,9 +151,9 @@ def run_archive(options):
 
 
 def _refuse_irregular(path):
-    """InputError where a path is there and is no regular file: a link, a device, a folder."""
+    """Raise InputError if a path exists but is not a regular file: a link, device or folder."""
     if not path or os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise InputError(f"{path or 'an empty name'} is not a regular file; name one, or a new one")
+        raise InputError(f"{path or 'an empty name'} is not a regular file; give another file name")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The backbone of the bundle: ResNet-18 in small, its weights, and its stage.
+"""The bundle's backbone: a small version of ResNet-18, its weights, and its stages.
 
 A convolution's weights are stored as (C_out, C_in, kh, kw), a batch normalisation's as
-(4, C): weight, bias, running mean, running variance, under the names of the modules.
+(4, C): weight, bias, running mean, running variance, under the modules' names.
 """
 
 from functools import partial
@@ -30,9 +30,9 @@ BN = ("weight", "bias", "running_mean", "running_var")
 
 
 class SmallResNet(nn.Module):
-    """A frozen ResNet of one block a layer, without weights: stem and layers 1 to 3.
+    """A frozen ResNet with one block per layer, without weights: stem and layers 1 to 3.
 
-    The grid halves where ResNet-18's does: stem 7 x 7 of stride 2, 3 x 3 maximum of stride 2,
+    The strides are ResNet-18's: 7 x 7 convolution with stride 2, 3 x 3 max pooling with stride 2,
     then strides 1, 2 and 2.
     """
 
@@ -64,7 +64,7 @@ def _shortcut(n_in, n_out):
 
 
 def network(tensors):
-    """The network of a bundle's weights: SmallResNet, or ResNet-18 where they are its."""
+    """Build the network of a bundle's weights: SmallResNet, or ResNet-18 if they are its."""
     if "layer1.0.conv1" in tensors:
         return ResNet18Features(unpacked(tensors))
     net = SmallResNet()
@@ -73,7 +73,7 @@ def network(tensors):
 
 
 def unpacked(tensors):
-    """{name in the bundle: array} -> a state dict of torch modules."""
+    """Convert {name in the bundle: array} to a state dict of torch modules."""
     state = {}
     for name, array in tensors.items():
         values = tensor(array)
@@ -98,8 +98,8 @@ def packed(state):
 
 
 def drawn(module, name):
-    """Weights for all convolutions and batch normalisations of a module, by the bundle's
-    names: multiples of powers of two, of the size that keeps activations near 1. The first
+    """Draw weights for all convolutions and batch normalisations of a module, by the bundle's
+    names: multiples of powers of two, scaled to keep activations near 1. The first
     channel of a batch normalisation has a variance near its epsilon."""
     draw, tensors = Numbers(name), {}
     for key, part in module.named_modules():
@@ -111,7 +111,7 @@ def drawn(module, name):
         elif isinstance(part, nn.BatchNorm2d):
             channels = part.num_features
             weight, bias, mean = (draw.bell(channels) / 8 for _ in range(3))
-            bias, mean = np.abs(bias) + 2**-4, np.abs(mean) + 2**-4  # as variances no NaN
+            bias, mean = np.abs(bias) + 2**-4, np.abs(mean) + 2**-4  # no NaN if read as variances
             tensors[key] = np.stack([1 + weight, bias, mean, 0.5 + draw.uniform(channels)])
             tensors[key][::3, 0] *= np.float32([2.0**-8, 2.0**-16])
     return tensors
@@ -145,8 +145,8 @@ def _compute(inputs):
 def _formula_stem(
     inputs, order=1, pool_pad=1, pool=F.max_pool2d, side=3, relu=True, normed=True, **switches
 ):
-    """The stem in plain calls, float64. Switches are mistakes: order of the colours; pool and its
-    side and padding; relu or normed False, left out; others as in Residual."""
+    """Compute the stem in plain calls, float64. Switches are mistakes: order of the colours; pool,
+    its side and padding; relu or normed False omits that step; others as in Residual."""
     weights = {name: tensor(array).double() for name, array in inputs["weights"].items()}
     net = Residual(weights, **switches)
     x = tensor(np.ascontiguousarray(inputs["images"][:, ::order])).double()
@@ -160,7 +160,7 @@ def _formula_stem(
 
 
 def _formula(inputs, order=1, pool_pad=1, pool=F.max_pool2d, relu=True, **switches):
-    """The backbone in plain calls, float64; see _formula_stem."""
+    """Compute the backbone in plain calls, float64; see _formula_stem."""
     weights = {name: tensor(array).double() for name, array in inputs["weights"].items()}
     net = Residual(weights, **switches)
     stem = _formula_stem(inputs, order, pool_pad, pool, relu=relu, **switches)

@@ -1,4 +1,4 @@
-"""Reading a bundle of golden files, without trusting it; FORMAT.md describes its files."""
+"""Read an untrusted bundle of golden files; FORMAT.md describes its files."""
 
 import io
 import json
@@ -15,49 +15,49 @@ from .compare import Compare
 from .stage import File
 
 FORMAT = "tiled-ref golden files"
-FORMAT_VERSION = 1  # of the bundle's layout; a reader refuses a newer one
-EDITION = 4  # of the cases and their outputs; FORMAT.md says what each edition changed
+FORMAT_VERSION = 1  # of the bundle's layout; readers reject newer versions
+EDITION = 4  # of the cases and their outputs; FORMAT.md lists the changes of each edition
 DOCUMENTS = ("FORMAT.md", "cases.txt", "manifest.schema.json", "report.schema.json")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def output_path(stage, case, name):
-    """Where an output lies, relative to the folder of a bundle or of a port."""
+    """Return an output's path, relative to the folder of a bundle or of a port."""
     return f"{stage}/{case}.out.{name}.npy"
 
 
 def json_number(value):
-    """A number as JSON can hold it: "NaN", "Infinity" and "-Infinity" become strings."""
+    """Make a number valid JSON: NaN and infinities become "NaN", "Infinity" and "-Infinity"."""
     if isinstance(value, float) and not np.isfinite(value):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
 def pack(files):
-    """The bytes of a ZIP archive of files, {path: bytes}: stored, sorted and without times, so
-    that the same files give the same bytes on every machine."""
+    """Pack files, {path: bytes}, into a ZIP archive and return its bytes: uncompressed, sorted and
+    without times, so that equal files give equal bytes on every machine."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path, data in sorted(files.items()):
             info = zipfile.ZipInfo(path)
-            info.create_system, info.external_attr = 3, 0o644 << 16  # Unix, on Windows too
+            info.create_system, info.external_attr = 3, 0o644 << 16  # Unix, even on Windows
             archive.writestr(info, data)
     return buffer.getvalue()
 
 
 def unpack(path):
-    """The files, {path: bytes}, of an archive that `pack` has made; InputError for any other."""
+    """Return the files, {path: bytes}, of an archive made by `pack`; InputError for any other."""
     data, files = npy.read_bytes(path), {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
-            if sum(i.file_size for i in infos) < len(data):  # nothing unpacks to gigabytes
+            if sum(i.file_size for i in infos) < len(data):  # no ZIP bombs
                 files = {i.filename: archive.read(i) for i in infos}
     except Exception as error:  # zipfile raises BadZipFile, RuntimeError, struct.error and others
-        raise InputError(f"{path} is no ZIP archive ({shortened(error)}); get it again") from error
+        raise InputError(f"{path} is not a ZIP file ({shortened(error)}); get it again") from error
     if pack(files) != data:
         raise InputError(
-            f"{path} has not the bytes that python -m tiled_ref.golden archive FILE.zip gives "
+            f"{path} differs from what python -m tiled_ref.golden archive FILE.zip writes for "
             "these files; get it again, or unpack it and name the folder"
         )
     return files
@@ -66,21 +66,21 @@ def unpack(path):
 class Bundle:
     """A bundle on disk.
 
-    Parameters: folder, or a file that the command archive has written.
+    Parameters: folder, or an archive written by the command archive.
     Attributes: folder; manifest, a dict.
-    Raises InputError, naming the file, where the folder or the manifest is missing, damaged,
-    of a newer format, or names files outside the folder.
+    Raises InputError, naming the file, if the folder or the manifest is missing, damaged,
+    in a newer format, or names files outside the folder.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self._packed = unpack(folder) if self.folder.is_file() else None
         if self._packed is None and not self.folder.is_dir():
-            raise InputError(f"there is no folder {self.folder}; export a bundle to it first")
+            raise InputError(f"no such folder: {self.folder}; export a bundle to it first")
         self.file = self.folder / "manifest.json"
         if not (self.file.is_file() if self._packed is None else "manifest.json" in self._packed):
             raise InputError(
-                f"{self.folder} has no manifest.json, so it is no bundle of golden files; export "
+                f"{self.folder} has no manifest.json, so it is not a golden bundle; export "
                 "one with python -m tiled_ref.golden export DIR"
             )
         self._manifest_bytes = self._read("manifest.json")
@@ -90,25 +90,25 @@ class Bundle:
             raise self._damaged(f"not complete JSON: {error}") from error
         self._check()
         if self._packed is not None and set(self._packed) != self.paths():
-            raise self._damaged("its archive holds other files than it names")
+            raise self._damaged("its archive does not hold exactly the files it names")
         self._arrays, self._inputs = {}, {}
 
     @cached_property
     def archive(self):
-        """The bytes of the bundle's ZIP archive (see pack), which holds what paths() names. Raises
-        InputError where a file is missing or has not the SHA-256 of the manifest."""
+        """The bytes of the bundle's ZIP archive (see pack), with the files of paths(). Raises
+        InputError if a file is missing or its SHA-256 differs from the manifest's."""
         files = {path: self._verified(entry) for path, entry in self._entries().items()}
         files |= {name: self._read(name) for name in DOCUMENTS}
         return pack(files | {"manifest.json": self._manifest_bytes})
 
     @cached_property
     def digest(self):
-        """The archive's SHA-256, also where the bundle is a folder: of all that is in it."""
+        """The archive's SHA-256, which covers all files; defined for a folder too."""
         return npy.sha256(self.archive)
 
     @property
     def edition(self):
-        """The edition of the cases and their outputs; the first one does not state it."""
+        """The edition of the cases and their outputs; 1 if the manifest has none."""
         return self.manifest.get("edition", 1)
 
     @property
@@ -117,7 +117,7 @@ class Bundle:
         return self.manifest["stages"]
 
     def path(self, relative):
-        """The file of a path of the manifest; InputError where it lies outside the folder."""
+        """Return the file of a manifest path; InputError if it lies outside the folder."""
         parts = relative.split("/") if isinstance(relative, str) else [""]
         inside = all(NAME.fullmatch(part) for part in parts)
         file = self.folder.joinpath(*parts) if inside else None
@@ -126,7 +126,7 @@ class Bundle:
         return file
 
     def outputs(self):
-        """{(stage, case, output): entry of the manifest}."""
+        """Return {(stage, case, output): entry of the manifest}."""
         return {
             (stage["name"], case["name"], name): entry
             for stage in self.stages
@@ -135,7 +135,7 @@ class Bundle:
         }
 
     def _entries(self):
-        """{path: entry} of every file that the manifest names."""
+        """Return {path: entry} for every file that the manifest names."""
         entries = [e for tensors in self.manifest["models"].values() for e in tensors.values()]
         entries += self.outputs().values()
         for stage in self.stages:
@@ -144,25 +144,25 @@ class Bundle:
         return {e["path"]: e for e in entries if "path" in e and "values" not in e}
 
     def paths(self):
-        """The path of every file of the bundle, a set."""
+        """Return the paths of all files of the bundle, a set."""
         return {"manifest.json", *DOCUMENTS, *self._entries()}
 
     def _read(self, path):
         return npy.read_bytes(self.path(path)) if self._packed is None else self._packed[path]
 
     def _verified(self, entry):
-        """The bytes of an entry's file. InputError where it is missing or has another SHA-256."""
+        """Read an entry's file. InputError if it is missing or its SHA-256 differs."""
         data = self._read(entry["path"])
         if npy.sha256(data) != entry["sha256"]:
             raise InputError(
-                f"{self.path(entry['path'])} has not the SHA-256 that {self.file} states; the "
+                f"{self.path(entry['path'])} does not have the SHA-256 in {self.file}; the "
                 "reference has been changed or damaged, get or export it again"
             )
         return data
 
     def array(self, entry):
-        """The array of an entry of the manifest, or the bytes of a file that is no array. Raises
-        InputError where it is missing, or its SHA-256, dtype or shape is not the manifest's."""
+        """Read the array of a manifest entry, or the bytes of a file that is not an array. Raises
+        InputError if it is missing, or its SHA-256, dtype or shape differs from the manifest's."""
         if "values" in entry:
             return self._inline(entry)
         file = self.path(entry["path"])
@@ -189,11 +189,11 @@ class Bundle:
                 f"the values {entry['values']} are not {entry['dtype']} of shape {entry['shape']}"
             ) from error
         if npy.sha256(npy.encode(array)) != entry["sha256"]:
-            raise self._damaged(f"the values {entry['values']} have not the SHA-256 stated")
+            raise self._damaged(f"the values {entry['values']} do not have the stated SHA-256")
         return array
 
     def inputs(self, case):
-        """The inputs of a case of this manifest as Stage.compute takes them."""
+        """Return the inputs of a case of this manifest in the form Stage.compute takes."""
         if id(case) in self._inputs:
             return self._inputs[id(case)]
         inputs = self._inputs[id(case)] = {}
@@ -211,7 +211,7 @@ class Bundle:
         return InputError(f"the manifest {self.file} is damaged ({why}); export the bundle again")
 
     def _check(self):
-        """Raise InputError where something that is used later is missing or of a wrong kind."""
+        """Raise InputError if an entry that is used later is missing or has a wrong type."""
         manifest = self.manifest
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise self._damaged(f'its "format" is not "{FORMAT}"')
@@ -221,8 +221,8 @@ class Bundle:
                 raise self._damaged(f'its "{key}" is {number!r}')
         if version > FORMAT_VERSION:
             raise InputError(
-                f"{self.file} has format version {version}, newer than the {FORMAT_VERSION} that "
-                "this program reads; update tiled-ref"
+                f"{self.file} has format version {version}, newer than the {FORMAT_VERSION} this "
+                "program reads; update tiled-ref"
             )
         try:
             for tensors in manifest["models"].values():
@@ -257,9 +257,9 @@ class Bundle:
         if "values" not in entry:
             self.path(entry["path"])
         elif not isinstance(entry["values"], list):
-            raise ValueError("values are no list")
+            raise ValueError("values are not a list")
         if not isinstance(entry["sha256"], str):
-            raise ValueError("a sha256 is no text")
+            raise ValueError("a sha256 is not a string")
         if "bytes" not in entry:
             shape = entry["shape"]
             if entry["dtype"] not in npy.DTYPES:

@@ -1,7 +1,7 @@
-"""Naming the likely cause of a port's error: a known mistake, or a pattern in its numbers.
+"""Find the likely cause of a port's error: a known mistake, or a pattern in its numbers.
 
-The known mistakes of a stage that fails are computed one after the other (see formulas.py);
-the likely cause is the one that gives the port's numbers.
+The known mistakes of a failing stage are computed one by one (see formulas.py);
+the likely cause is the mistake that reproduces the port's numbers.
 """
 
 from functools import cache
@@ -18,25 +18,25 @@ from .compare import (
     rounded_inputs,
 )
 
-EXPLAINED = 0.05  # of the mean difference may remain where a mistake explains a port
-FACTOR = 5  # times the rounding that is expected, a port's may be
-LEAST = 0.2  # of the outputs that differ, a mistake explains at least
-ALIKE = 0.12  # correlation from which errors of many numbers are alike
+EXPLAINED = 0.05  # a mistake explains an output if at most this share of the difference remains
+FACTOR = 5  # a port's rounding error can be this many times the expected one
+LEAST = 0.2  # minimum share of the differing outputs that a mistake must explain
+ALIKE = 0.12  # errors of many numbers are alike from this correlation on
 
 
 def likely_causes(stage, results, bundle, cases):
-    """Sentences that name likely causes.
+    """Return sentences that name likely causes.
 
-    Parameters: stage, a Stage, or None where its mistakes cannot be computed; results, its list
+    Parameters: stage, a Stage, or None if its mistakes cannot be computed; results, its list
     of Result; bundle, the reference; cases, the manifest's cases by name.
-    Returns list of str, the likeliest first; empty where nothing can be said.
+    Returns list of str, the likeliest first; empty if no cause is found.
 
-    A known mistake explains an output that differs where its numbers are within EXPLAINED of the
-    port's (see _left); an output that is equal contradicts it where it would have changed that
-    output, unless all outputs of that name are equal: then the mistake is made elsewhere. Mistakes
-    that explain every output come first, then those that explain most of them. Next comes a pattern
-    of the numbers, unless a mistake explains all; what explains no more than half of the outputs,
-    or is contradicted, is last and called "partly like".
+    A known mistake explains a differing output if its numbers are within EXPLAINED of the port's
+    (see _left). An equal output contradicts a mistake that would have changed it, unless all
+    outputs of that name are equal: then the mistake lies elsewhere. Mistakes that explain every
+    output come first, then those that explain most of them. Next comes a pattern of the numbers,
+    unless a mistake explains all. Mistakes that explain at most half of the outputs, or are
+    contradicted, come last and are called "partly like".
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]
@@ -69,7 +69,7 @@ def likely_causes(stage, results, bundle, cases):
 
 
 def _mistaken(stage, mistake, bundle, cases):
-    """A function from a Result to the mistake's array, None where the formula gives none."""
+    """Return a function from a Result to the mistake's array, or None if the formula has none."""
 
     @cache
     def outputs(case):
@@ -84,9 +84,9 @@ def _mistaken(stage, mistake, bundle, cases):
 
 
 def _left(wrong, result):
-    """The distance from the mistake to the port, as a share of that from the mistake to the
-    reference, or to 0 where that is nearer: 0 where the port's numbers are the mistake's, 1 where
-    they are unrelated."""
+    """Return the distance from mistake to port, relative to that from mistake to reference, or to
+    0 if that is smaller: 0 if the port's numbers are the mistake's, 1 if they are
+    unrelated."""
     if wrong is None or wrong.shape != result.port.shape or not _visible(wrong, result):
         return 1.0
     with np.errstate(all="ignore"):
@@ -102,7 +102,7 @@ def _left(wrong, result):
 
 
 def _visible(wrong, result):
-    """Whether the mistake would have been noticed in this output."""
+    """Return whether the mistake would change this output beyond its tolerance."""
     if wrong is None:
         return False
     if wrong.shape != result.reference.shape:
@@ -113,14 +113,14 @@ def _visible(wrong, result):
 def _absent(results):
     statuses = {r.status for r in results if not r.ok}
     if all(r.status == "missing" for r in results):
-        return ["the port wrote none of the files; --stage leaves out what is not ported yet"]
+        return ["the port wrote none of the files; use --stage to check only the ported stages"]
     if statuses == {"missing"}:
         return ["the port did not write all files"]
     return ["a file could not be read"] if "unreadable" in statuses else []
 
 
 def _looks(bad):
-    """A pattern in the numbers of every output that differs, whatever the stage."""
+    """Return a pattern found in the numbers of every differing output, for any stage."""
     arrays = [(r.port, r.reference) for r in bad if r.status == "differs"]
     if not arrays:
         return [_shape(bad[0].port, bad[0].reference)]
@@ -130,18 +130,18 @@ def _looks(bad):
 
 def _shape(port, reference):
     if port.dtype.kind != reference.dtype.kind:
-        return "another kind of numbers is expected"
+        return "another kind of number is expected"
     if sorted(port.shape) == sorted(reference.shape):
         return "the axes are in another order (rows and columns exchanged?)"
     return "the array has another shape"
 
 
 def _patterns(port, reference):
-    """The sentences that hold for an output, float64 arrays of one shape."""
+    """Return the sentences that apply to an output, float64 arrays of equal shape."""
     if np.isnan(port).all():
         return ["all numbers are NaN"]
     if not port.any() and reference.size > 1:
-        return ["all numbers are zero: nothing was written to the array"]
+        return ["all numbers are zero: the array was never filled"]
     found = [
         sentence
         for sentence, view in _rearranged(reference)
@@ -158,7 +158,7 @@ def _patterns(port, reference):
         squares, roots = reference**2, np.sqrt(np.abs(reference))
     for sentence, view in (
         ("numbers are squares of the reference: a square root is missing", squares),
-        ("numbers are square roots of the reference: a square root too many", roots),
+        ("numbers are square roots of the reference: one square root too many", roots),
     ):
         if _same(port, view) and not _same(view, reference):
             found.append(sentence)
@@ -166,10 +166,10 @@ def _patterns(port, reference):
 
 
 def _rounding(stage, results, bundle, cases):
-    """Rounding, as a sentence, or nothing.
+    """Return a list with a sentence about rounding, or an empty list.
 
-    Either all numbers of the port that differ have few bits, or they are off like those of the
-    formula whose inputs are rounded: by as much, and in the same places, which no other mistake is.
+    Either all differing numbers of the port have few bits, or their errors match those of the
+    formula with rounded inputs, in size and place, which no other mistake does.
     """
     known = [r for r in results if r.verdict is not None and r.rule.reduced]
     bad = [r for r in known if not r.ok]
@@ -186,22 +186,22 @@ def _rounding(stage, results, bundle, cases):
         if stage:
             alike = max(_likeness(stage, bad, bundle, cases, bits, k) for k in (False, True))
             n = sum(r.reference.size for r in bad)
-            # Chance alone makes n numbers alike by some 1 / sqrt(n).
+            # By chance, n numbers correlate by about 1 / sqrt(n).
             found += [(alike, sentence)] if alike > ALIKE + 4 / n**0.5 else []
     if not found and bad and len(bad) == sum(r.status == "differs" for r in results):
         if max(r.verdict.difference / _expected(r, "tf32") for r in bad) < FACTOR * 2.0**-13:
-            return ["rounding of float32 in another order of sums"]
+            return ["float32 rounding in another summation order"]
     return [max(found)[1]] if found else []
 
 
 def _expected(result, name):
-    """The largest difference where all inputs, and then the output, are rounded once."""
+    """Return the largest difference expected from rounding all inputs, then the output, once."""
     output = output_rounding(result.reference, BITS[name])
     return max(0, result.rule.reduced[name] - output) / ROOM + output / 2
 
 
 def _likeness(stage, bad, bundle, cases, bits, kernels):
-    """The correlation of the port's errors with those of rounded inputs, or kernels, -1 to 1."""
+    """Correlate the port's errors with those of rounded inputs, or kernels: -1 to 1."""
     products = np.zeros(3)
     for case in {r.case for r in bad}:
         inputs = bundle.inputs(cases[case])
@@ -209,19 +209,19 @@ def _likeness(stage, bad, bundle, cases, bits, kernels):
         for result in (r for r in bad if r.case == case):
             ours = np.asarray(short[result.output]) - truth[result.output]
             theirs = result.port - np.asarray(truth[result.output])
-            size = np.abs(ours).max() or 1.0  # so that every output counts alike
+            size = np.abs(ours).max() or 1.0  # gives all outputs equal weight
             ours, theirs = ours.ravel() / size, theirs.ravel() / size
             products += ours @ theirs, ours @ ours, theirs @ theirs
     return products[0] / max(1e-300, (products[1] * products[2]) ** 0.5)
 
 
 def _rearranged(a):
-    """(sentence, array) for simple rearrangements."""
+    """Yield (sentence, array) for simple rearrangements."""
     if a.ndim >= 2:
         yield "rows and columns are exchanged", a.swapaxes(-1, -2)
         yield "rows and columns are exchanged in memory", a.swapaxes(-1, -2).reshape(a.shape)
     for axis in range(a.ndim):
-        yield f"axis {axis} runs the other way", np.flip(a, axis)
+        yield f"axis {axis} is reversed", np.flip(a, axis)
     for axis in range(a.ndim):
         for step in (1, -1):
             yield f"everything is shifted by {step} along axis {axis}", np.roll(a, step, axis)
@@ -230,7 +230,7 @@ def _rearranged(a):
 
 
 def _same(port, view):
-    """Whether nearly all numbers of two arrays of one shape are equal up to rounding; not all,
-    because a shift leaves an edge."""
+    """Return whether nearly all numbers of two arrays of equal shape agree up to rounding; a shift
+    can leave an edge that differs."""
     size = float(np.abs(view[np.isfinite(view)]).max(initial=0))
     return float((differences(port, view) <= 1e-5 * size).mean()) >= (0.75 if port.size > 16 else 1)

@@ -1,4 +1,4 @@
-"""Comparing what a port computed with a bundle: every output of every case by its class."""
+"""Compare a port's outputs with a bundle: every output of every case by its compare class."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,40 +14,40 @@ from .compare import Compare, Verdict, compare
 
 @dataclass
 class Result:
-    """One compared output of a case, by a rule."""
+    """The result of comparing one output of a case by a rule."""
 
     case: str  # names, as in the bundle
     output: str
     rule: Compare
     reference: np.ndarray  # the bundle's array
-    port: np.ndarray = None  # the port's, None where it is missing or unreadable
+    port: np.ndarray = None  # the port's, None if missing or unreadable
     status: str = "ok"  # or "differs", "missing", "unreadable" or "shape"
-    message: str = ""  # a sentence where it is one of the last three
-    verdict: Verdict = None  # where there was something to compare
+    message: str = ""  # a sentence for the last three statuses
+    verdict: Verdict = None  # if the arrays could be compared
 
     @property
     def ok(self):
-        """Whether the output counts as equal."""
+        """True if the output counts as equal."""
         return self.status == "ok"
 
 
 @dataclass
 class StageResult:
-    """A stage after the comparison, by its name and title."""
+    """The results of a stage, with its name and title."""
 
     name: str
     title: str
     results: list = field(default_factory=list)  # of Result
-    causes: list = field(default_factory=list)  # what may be wrong, the likeliest first
+    causes: list = field(default_factory=list)  # possible causes, the likeliest first
 
     @property
     def ok(self):
-        """Whether something was compared and everything is equal."""
+        """True if anything was compared and all outputs are equal."""
         return all(r.ok for r in self.results) and any(r.reference.size for r in self.results)
 
     @property
     def left_out(self):
-        """Whether the port wrote none of its outputs."""
+        """True if the port wrote none of its outputs."""
         return all(r.status == "missing" for r in self.results)
 
 
@@ -58,15 +58,15 @@ def check(port_folder, bundle, stages, chosen=None, arithmetic="float32"):
     ----------
     port_folder : Path, an existing folder with <stage>/<case>.out.<name>.npy
     bundle : Bundle, the reference
-    stages : {name: Stage}, whose known mistakes are likely causes
+    stages : {name: Stage}, the source of known mistakes
     chosen : list of str, optional
         Names of stages, or of models ("padim" for padim.embedding and so on); default: all.
     arithmetic : the port's, see Compare.in_arithmetic
 
     Returns
     -------
-    list of StageResult, in the order of the bundle; extra, sorted paths of the .npy files in
-    the port's folder that are no array of the bundle.
+    list of StageResult, in bundle order; extra, sorted paths of the .npy files in
+    the port's folder that match no array of the bundle.
 
     Raises InputError for an unknown stage, a damaged reference, and a port that is the reference.
     """
@@ -91,23 +91,23 @@ def check(port_folder, bundle, stages, chosen=None, arithmetic="float32"):
 
 
 def _refuse_the_reference(folder, bundle, outputs):
-    """InputError where a port's folder holds a file of the reference under a name that is not an
-    output's, or an output that is, or links to, one of the reference's files."""
+    """Raise InputError if a port's folder holds a reference file under a name that is not an
+    output's, or an output that is, or links to, a file of the reference."""
     files = (bundle.path(path) for path in bundle.paths())
     theirs = {_identity(file) for file in files if os.path.isfile(file)}
     for path in sorted(bundle.paths() | outputs):
         file = folder / path
         if os.path.lexists(file) and (path not in outputs or _identity(file) in theirs):
             raise InputError(
-                f"{file} belongs to the reference, whose files prove nothing about a port; give "
-                "the port's outputs a folder of their own"
+                f"{file} belongs to the reference and proves nothing about a port; put the "
+                "port's outputs in a separate folder"
             )
 
 
 def _identity(file):
     try:
         status = os.stat(file)
-    except OSError:  # a link to nothing
+    except OSError:  # a dangling link
         return None
     return status.st_dev, status.st_ino
 
@@ -129,9 +129,9 @@ def _is(name, word):
 
 
 def _compare_output(result, file):
-    """Fill in the port's array, which lies in a file, the status, and the message or verdict."""
+    """Read the port's array from a file; set array, status, and message or verdict."""
     if not os.path.isfile(file):
-        result.status, result.message = "missing", f"there is no file {file}"
+        result.status, result.message = "missing", f"no such file: {file}"
         return
     try:
         array = result.port = npy.read(file)
@@ -142,7 +142,7 @@ def _compare_output(result, file):
     if array.shape != reference.shape or (array.dtype.kind == "f") != (reference.dtype.kind == "f"):
         result.status = "shape"
         result.message = (
-            f"{file} holds {array.dtype.str} of shape {list(array.shape)} where the reference is "
+            f"{file} holds {array.dtype.str} of shape {list(array.shape)}, the reference "
             f"{reference.dtype.str} of shape {list(reference.shape)}"
         )
         return

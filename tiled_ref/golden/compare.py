@@ -1,16 +1,16 @@
-"""When a port's array counts as equal to the reference: four compare classes.
+"""Compare classes: four definitions of when a port's array counts as equal to the reference.
 
     exact              the same values (any NaN equals any NaN, -0 equals 0)
     ulp(n)             at most n representable numbers apart
     close(rtol, atol)  |port - reference| <= atol + rtol |reference|
     boundary(rtol, atol, cap, limit)
-                       where the last bit decides (rounding to whole levels, the sign of a
-                       gradient): at most the share `cap` of the elements is further away than
-                       close(rtol, atol), and none further than `limit`
+                       for results that depend on the last bit (rounding to whole levels, the
+                       sign of a gradient): at most the share `cap` of the elements is further
+                       away than close(rtol, atol), and none further than `limit`
 
-Infinities are equal to themselves only, in every class.
+In every class, infinities equal only themselves.
 
-A port that computes in a shorter arithmetic than float32 may ask for as much room as that takes:
+A port that computes with less precision than float32 can request larger tolerances:
 see `Compare.in_arithmetic`.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-NUMBERS = {  # of each class
+NUMBERS = {  # parameters of each class
     "exact": (),
     "ulp": ("ulps",),
     "close": ("rtol", "atol"),
@@ -26,15 +26,15 @@ NUMBERS = {  # of each class
 }
 
 
-# Bits of the mantissa, after its leading one. float16 is taken as tf32: its exponent is shorter.
+# Explicit mantissa bits. float16 counts as tf32, which only has a longer exponent.
 BITS = {"tf32": 10, "bfloat16": 7}
-ROOM = 8  # times what rounding the inputs once does: a port rounds in every layer
+ROOM = 8  # tolerance / effect of rounding the inputs once: a port rounds in every layer
 
 
 @dataclass(frozen=True)
 class Compare:
-    """A compare class, its kind, those of ulps, rtol, atol, cap, limit that it has, and reduced,
-    the absolute room of shorter arithmetic by the keys of BITS."""
+    """A compare class: its kind, its parameters out of ulps, rtol, atol, cap and limit, and
+    reduced, the extra absolute tolerance for lower precision, by the keys of BITS."""
 
     kind: str
     ulps: int = 0
@@ -45,7 +45,7 @@ class Compare:
     reduced: dict = field(default_factory=dict)
 
     def in_arithmetic(self, name):
-        """The class for a port that computes in "float32", "tf32", "float16" or "bfloat16"."""
+        """Return the class for a port computing in "float32", "tf32", "float16" or "bfloat16"."""
         room = self.reduced.get("tf32" if name == "float16" else name, 0.0)
         if not room:
             return self
@@ -54,14 +54,14 @@ class Compare:
         return replace(self, atol=self.atol + room, limit=self.limit + room)
 
     def as_json(self):
-        """The manifest's entry."""
+        """Return the manifest's entry."""
         entry = {"class": self.kind, **{key: getattr(self, key) for key in NUMBERS[self.kind]}}
         return {**entry, "reduced": self.reduced} if self.reduced else entry
 
     @staticmethod
     def from_json(entry):
         """The inverse of as_json; other keys are ignored. Raises KeyError for a missing number,
-        ValueError or TypeError for a wrong one."""
+        ValueError or TypeError for an invalid one."""
         kind = entry["class"]
         if kind not in NUMBERS:
             raise ValueError(f"the compare class {kind!r}")
@@ -80,7 +80,7 @@ class Compare:
             return f"close(rtol {self.rtol:g}, atol {self.atol:g})"
         return (
             f"boundary(rtol {self.rtol:g}, atol {self.atol:g}, at most {100 * self.cap:g} % "
-            f"beyond it and none by more than {self.limit:g})"
+            f"beyond it, none by more than {self.limit:g})"
         )
 
 
@@ -115,7 +115,7 @@ class Verdict:
 
 
 def compare(port, reference, rule):
-    """Verdict on a port's array by a rule, a Compare; both arrays have one shape, any dtypes."""
+    """Return the Verdict on a port's array; rule, a Compare; equal shapes, any dtypes."""
     difference = differences(port, reference)
     if not difference.size:
         return Verdict(True, 0, 0, None, 0.0, 0)
@@ -148,8 +148,8 @@ def compare(port, reference, rule):
 
 
 def rounded(array, bits):
-    """A float32 array (...) rounded to so many bits of the mantissa, halves to even; others as they
-    are, because float64 holds settings."""
+    """Round a float32 array (...) to a number of mantissa bits, halves to even; other dtypes are
+    returned unchanged, because float64 holds settings."""
     if getattr(array, "dtype", None) != np.float32:
         return array
     mantissa, exponent = np.frexp(array)
@@ -157,8 +157,8 @@ def rounded(array, bits):
 
 
 def rounded_inputs(inputs, bits, kernels=False):
-    """The inputs of a case, {name: array or {tensor: array}}, `rounded`; or only the kernels of
-    convolutions, tensors of four axes or more."""
+    """Round the inputs of a case, {name: array or {tensor: array}}, see `rounded`; or only the
+    convolution kernels, tensors with at least four axes."""
 
     def short(value):
         if isinstance(value, dict):
@@ -170,14 +170,14 @@ def rounded_inputs(inputs, bits, kernels=False):
 
 
 def output_rounding(array, bits):
-    """The distance of two neighbours with so many bits at the largest number of an array (...)."""
+    """Return the spacing of numbers with that many bits at the largest value of an array (...)."""
     finite = np.asarray(array, np.float64)[np.isfinite(array)]
     return float(np.abs(finite).max(initial=0)) * 2.0**-bits
 
 
 def differences(port, reference):
-    """|port - reference|, float64: 0 where both are NaN or the same infinity, infinity where
-    only one is finite or the infinities differ."""
+    """Return |port - reference|, float64: 0 where both are NaN or the same infinity, infinity
+    where only one is finite or the infinities differ."""
     port, reference = (np.asarray(a).astype(np.float64) for a in (port, reference))
     with np.errstate(all="ignore"):
         difference = np.abs(port - reference)
@@ -186,18 +186,18 @@ def differences(port, reference):
 
 
 def ulps_apart(port, reference):
-    """Steps from one representable number to the next between two arrays of one float dtype,
-    float64 (exact below 2^53); infinity where only one is a NaN."""
+    """Return the distance in representable numbers between two arrays of the same float dtype,
+    float64 (exact below 2^53); infinity where only one is NaN."""
 
     def order(array):
-        """Integers in the order of the floats; -0 and 0 are the same."""
+        """Map floats to integers of the same order; -0 and 0 are equal."""
         kind = np.int32 if array.dtype == np.float32 else np.int64
         bits = np.ascontiguousarray(array).view(kind).reshape(array.shape).astype(np.int64)
         return np.where(bits < 0, np.int64(np.iinfo(kind).min) - bits, bits)
 
     a, b = order(port), order(reference)
     steps = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    near = steps < 2**52  # where the subtraction of integers cannot overflow
+    near = steps < 2**52  # integer subtraction cannot overflow here
     steps = np.where(near, np.abs(np.where(near, a, 0) - np.where(near, b, 0)), steps)
     one_nan = np.isnan(port) != np.isnan(reference)
     both_nan = np.isnan(port) & np.isnan(reference)

@@ -1,4 +1,4 @@
-"""What a run draws at random, as data: a port need not have Python's and NumPy's generators."""
+"""The random draws of a run, as data: a port does not need Python's and NumPy's generators."""
 
 import math
 import random

@@ -1,7 +1,7 @@
 """The last stage: an ensemble of models from resized images to scores.
 
-Every other stage has its own input; here the stages follow one another, which shows whether a
-port that agrees with each of them has put them together as the method does.
+Every other stage has its own input; here each stage feeds the next, which shows whether a
+port whose stages all agree also combines them correctly.
 """
 
 from dataclasses import dataclass, replace
@@ -40,20 +40,20 @@ def _cases():
 
 
 def _images(draw, n, height, width):
-    """Noise on a slope, uint8 (n, 3, height, width)."""
+    """Draw noise on a gradient, uint8 (n, 3, height, width)."""
     y, x = np.mgrid[:height, :width]
     return (2 * y + x + draw.integers(100, n, 3, height, width)).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Prepared(Recipe):
-    """A recipe whose models' options and random draws are given."""
+    """A recipe with given model options and random draws."""
 
-    options: dict = None  # of the model
-    channels: list = None  # of PaDiM, ints
+    options: dict = None  # model options
+    channels: list = None  # PaDiM's channels, ints
 
     def model(self, network, device):
-        """A fresh model."""
+        """Create a new model."""
         model = super().model(network, device, **(self.options or {}))
         if self.channels:
             model.channels = self.channels
@@ -81,10 +81,10 @@ def _formula(
     inputs, arch="padim", shared=False, early=False, of_map=False, where="inside", combine=np.mean,
     edge=None, **switches,
 ):  # fmt: skip
-    """The formulas of the stages one after the other. shared: one model for all locations, that
-    of the first; early: tiles are padded before normalisation; of_map: the score is the largest
-    value of the merged map; where, what is smoothed; combine: the tiles' scores; edge, of the
-    padding; others, of PaDiM."""
+    """Chain the formulas of all stages. shared: one model for all locations, that of the first;
+    early: tiles are padded before normalisation; of_map: the score is the largest value of the
+    merged map; where: the smoothed area; combine: reduces the tiles' scores; edge: the padding
+    mode; others: PaDiM's switches."""
     fit, predict = ARCHITECTURES[arch]
     if switches:
         fit = partial(fit, **switches)
@@ -151,7 +151,7 @@ def _predict_trained(stages, test):
     return maps, maps.max((1, 2))
 
 
-ARCHITECTURES = {  # (layers of the training tiles, inputs) -> a dict; (it and the rest) -> answer
+ARCHITECTURES = {  # fit(training layers, inputs) -> dict; predict(test inputs) -> (maps, scores)
     "padim": (_fit_padim, _predict_padim),
     "patchcore": (_fit_patchcore, _predict_patchcore),
     "fastflow": (partial(_fit_trained, fastflow), partial(_predict_trained, fastflow)),
@@ -177,7 +177,7 @@ ENSEMBLE = Stage(
         Mistake("the score is taken from the merged map, not from the tiles", of_map=True),
         Mistake("the largest of the tiles' scores instead of their mean", combine=np.max),
         Mistake("the seams are not smoothed", where="nowhere"),
-        Mistake("the whole map is blurred, not the seams alone", where="everywhere"),
+        Mistake("the whole map is blurred, not only the seams", where="everywhere"),
         Mistake("the image is mirrored (reflect) beyond its edge instead of zeros", edge="reflect"),
         Mistake("the edge is repeated beyond the image instead of zeros", edge="edge"),
         Mistake("biased covariance: divided by N instead of N - 1", less=0),
@@ -187,7 +187,7 @@ ENSEMBLE = Stage(
 
 
 def ensemble_of(arch, inputs, **recipe):
-    """The stage for another architecture, with one case; recipe, what its models are made with."""
+    """Return the stage for another architecture, with one case; recipe, fields of Prepared."""
     return replace(
         ENSEMBLE,
         name=f"ensemble.{arch}",

@@ -1,4 +1,4 @@
-"""Writing a bundle of golden files; FORMAT.md describes them."""
+"""Write a bundle of golden files; FORMAT.md describes them."""
 
 import json
 import platform
@@ -27,23 +27,23 @@ from .compare import (
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
-INLINE = 64  # arrays of at most so many numbers are in the manifest and have no file
+INLINE = 64  # arrays up to this size are stored in the manifest, without a file
 
 
 def export(folder, stages, models, command):
     """Write a bundle.
 
-    Parameters: folder, made where it is missing; stages, list of Stage; models,
-    {name: {tensor: array}}; command, the command line that does this.
-    Returns the manifest. A bundle that the folder holds is replaced.
-    Raises InputError where the folder is not empty and holds no bundle, or cannot be written;
-    RuntimeError where the package's own code and the formulas disagree beyond the compare
-    class: one of the two is wrong, and nothing is written.
+    Parameters: folder, created if missing; stages, list of Stage; models,
+    {name: {tensor: array}}; command, the command line of the export.
+    Returns the manifest. An existing bundle in the folder is replaced.
+    Raises InputError if the folder is neither empty nor a bundle, or cannot be written;
+    RuntimeError if the package's own code and the formulas disagree beyond the compare
+    class: one of them is wrong, and nothing is written.
     """
     folder = Path(folder)
     make_folder(folder)
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that sums are in one order
+    torch.set_num_threads(1)  # fixes the summation order
     try:
         return _export(folder, stages, models, command)
     finally:
@@ -85,7 +85,7 @@ def _export(folder, stages, models, command):
     cases = [_case_text(stage["name"], case) for stage in listed for case in stage["cases"]]
     files["cases.txt"] = "".join(cases).encode()
     text = _text(manifest)
-    for file in old:  # the manifest first: half a bundle has none
+    for file in old:  # the manifest first: an incomplete bundle has none
         file.unlink(missing_ok=True)
     for path, data in files.items():
         npy.write_bytes(folder / path, data)
@@ -95,19 +95,19 @@ def _export(folder, stages, models, command):
 
 
 def _text(manifest):
-    """JSON with lists of numbers or words on one line."""
+    """Format as JSON, with each list of numbers or words on one line."""
     text = json.dumps(manifest, indent=1, allow_nan=False)
     flat = re.sub(r"\[[^][{}]*\]", lambda m: " ".join(m[0].split()), text)
     return flat.replace("[ ", "[").replace(" ]", "]") + "\n"
 
 
 def _old_files(folder):
-    """Files of an earlier export, the manifest first; InputError where that is unclear."""
+    """Return the files of an earlier export, the manifest first; InputError if unclear."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         if any(folder.iterdir()):
             raise InputError(
-                f"the folder {folder} is not empty and holds no golden files; name another one"
+                f"the folder {folder} is not empty and holds no golden files; choose another one"
             )
         return []
     try:
@@ -115,7 +115,7 @@ def _old_files(folder):
     except InputError as error:
         raise InputError(
             f"the folder {folder} holds a bundle that cannot be read, so its files cannot be "
-            "replaced; remove the folder or name another one"
+            "replaced; remove the folder or choose another one"
         ) from error
     return [manifest, *(bundle.path(path) for path in sorted(bundle.paths()))]
 
@@ -165,8 +165,8 @@ def _case_entry(files, stage, case, models):
 
 
 def _room(truth, shorter, bits):
-    """ROOM times the largest difference, and what rounding the output takes, rounded up to two
-    digits; 0 where that is not finite."""
+    """Return ROOM times the largest difference plus the output's rounding, rounded up to two
+    digits; 0 if not finite."""
     if not np.size(truth):
         return 0
     room = ROOM * float(differences(shorter, truth).max()) + output_rounding(truth, bits)
@@ -174,8 +174,8 @@ def _room(truth, shorter, bits):
 
 
 def _measure(where, name, value, truth, rule):
-    """{"measured": the largest difference from the float64 formula}, in ulps for that class,
-    rounded to two digits; for a boundary also the share beyond close."""
+    """Return {"measured": largest difference from the float64 formula}, in ulps for class ulp,
+    rounded to two digits; for class boundary also the share beyond close."""
     value, truth = np.asarray(value), np.asarray(truth)
     if value.shape != truth.shape:
         raise RuntimeError(
@@ -213,7 +213,7 @@ def _array_entry(files, path, array, inline=INLINE):
 
 
 def _case_text(stage, case):
-    """The lines of a case in cases.txt: "case STAGE NAME INPUTS", then a line for each input,
+    """Format a case for cases.txt: "case STAGE NAME INPUTS", then a line per input with
     its name and either a path, or dtype, number of axes, sides and values."""
     lines = [f"case {stage} {case['name']} {len(case['inputs'])}"]
     for name, entry in case["inputs"].items():
@@ -230,7 +230,7 @@ def _case_text(stage, case):
 
 
 def _counts(stages):
-    """How many stages, cases, output arrays and numbers to compare there are."""
+    """Count the stages, cases, output arrays and numbers to compare."""
     cases = [case for stage in stages for case in stage["cases"]]
     outputs = [entry for case in cases for entry in case["outputs"].values()]
     numbers = sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in outputs)

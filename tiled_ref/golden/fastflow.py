@@ -35,8 +35,8 @@ NORM = ("norm_weight", "norm_bias")
 
 
 def drawn(model_name="fastflow"):
-    """Weights of the three flows; of "fastflow_alternating", where every other block has kernels of
-    1 x 1, which are tensors of their own."""
+    """Draw weights for the three flows; in "fastflow_alternating", every other block has 1 x 1
+    kernels, stored as separate tensors."""
     tensors = {}
     for k, (name, channels) in enumerate(CHANNELS.items()):
         draw = Numbers(f"{model_name}/{name}")
@@ -87,7 +87,7 @@ def _fastflow(inputs, size=SIZE, steps=1):
 
 
 def _of_layer(weights, layer):
-    """The tensors of a layer's flow by their names within it."""
+    """Return the tensors of a layer's flow, named without the layer."""
     start = f"{layer}."
     return {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
 
@@ -133,7 +133,7 @@ def _embedding(inputs):
 
 
 def _hidden(answers):
-    """Outputs of the stage from a pair (z, log_det) for each layer."""
+    """Return the stage's outputs from one pair (z, log_det) per layer."""
     outputs = {}
     for k, (z, log_det) in enumerate(answers, start=1):
         outputs[f"z{k}"], outputs[f"log_det{k}"] = z.contiguous().numpy(), log_det.numpy()
@@ -141,7 +141,7 @@ def _hidden(answers):
 
 
 def _doubled(weights):
-    """Tensors in float64; the permutations stay integers."""
+    """Convert weights to float64 tensors; permutations stay integers."""
     tensors = {name: tensor(array) for name, array in weights.items()}
     return {name: v.double() if v.is_floating_point() else v for name, v in tensors.items()}
 
@@ -195,7 +195,7 @@ LOSS = Stage(
         Mistake("the determinant is added instead of subtracted", sign=-1),
         Mistake("the logarithm of the determinant is missing", sign=0),
         Mistake("the normal density's constant is added", constant=np.log(2 * np.pi) / 2),
-        Mistake("the loss of a number, not of an image", each=True),
+        Mistake("the loss per number, not per image", each=True),
     ),
 )
 
@@ -319,7 +319,7 @@ MAP = Stage(
         Mistake("the sign: the likelihood itself instead of its negative", sign=1.0),
         Mistake("the negative log-likelihood: the exponential is missing", power=False),
         Mistake("the factor 0.5 of the squares is missing", factor=1.0),
-        Mistake("1 less the likelihood instead of its negative", more=1.0),
+        Mistake("1 minus the likelihood instead of its negative", more=1.0),
         Mistake("layer 3 is left out, layer 2 counts twice", of=(1, 2, 2)),
         Mistake("layer 3 is left out", of=(1, 2)),
         *BILINEAR_MISTAKES,

@@ -8,7 +8,7 @@ from .stage import Mistake
 
 
 def of_block(own, part, b):
-    """A tensor (...) of block b from those of a layer, own, tensors or arrays by name."""
+    """Return a tensor (...) of block b; own, a layer's tensors or arrays by name."""
     small = own.get(f"{part}_1x1")
     return own[part][b] if small is None else (own[part], small)[b % 2][b // 2]
 

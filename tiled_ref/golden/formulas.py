@@ -1,11 +1,11 @@
-"""The stages once more: plain formulas in float64, independent of the package's own code.
+"""The stages as plain float64 formulas, independent of the package's own code.
 
-Every function has switches whose defaults are right; other values are mistakes that ports
+Every function has switches whose defaults are correct; other values are mistakes that ports
 make. The checker computes them to see which one explains a port's numbers; the exporter
-computes the right ones to measure how far the reference is from them.
+uses the correct formulas to measure the reference's error.
 
 A linear map along one axis (an enlargement, a blur) is written as its matrix (n_out, n_in),
-a separable one on a picture as rows @ picture @ cols.T.
+a separable one on an image as rows @ image @ cols.T.
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 
 
 def linear_matrix(n_in, n_out, align_corners=False, antialias=False, half=0.5):
-    """Bilinear interpolation of n_in samples at n_out places, float64 (n_out, n_in). half: where in
-    its pixel a place lies."""
+    """Bilinear interpolation of n_in samples at n_out positions, float64 (n_out, n_in). half: the
+    sampling position within a pixel."""
     scale = n_in / n_out
     places = (np.arange(n_out) + half) * scale - half
     if align_corners:
@@ -28,7 +28,7 @@ def linear_matrix(n_in, n_out, align_corners=False, antialias=False, half=0.5):
 
 
 def nearest_matrix(n_in, n_out, mode="nearest"):
-    """Nearest neighbour: floor(i n_in / n_out), or by another rule of NEAREST."""
+    """Nearest neighbour: floor(i n_in / n_out), or another rule of NEAREST."""
     index = NEAREST[mode](np.arange(n_out), n_in, n_out)
     return np.eye(n_in)[np.clip(index, 0, n_in - 1).astype(int)]
 
@@ -53,7 +53,7 @@ def enlarge(maps, size, mode="bilinear", **switches):
 
 
 def taps(sigma, span=4, normalised=True, more=0.5, less=0, factor=2.0, power=2):
-    """All 2 radius + 1 weights of a Gaussian, in extended precision where the machine has it;
+    """All 2 radius + 1 weights of a Gaussian, in extended precision if the machine supports it;
     radius int(span sigma + more) - less, exponent -k^2 / (factor sigma^power)."""
     radius = int(span * sigma + more) - less
     weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / np.longdouble(factor * sigma**power))
@@ -61,8 +61,8 @@ def taps(sigma, span=4, normalised=True, more=0.5, less=0, factor=2.0, power=2):
 
 
 def blur_matrix(n, weights, border="reflect"):
-    """A blur of n samples as a matrix. border: "reflect" (mirror, the edge once), "symmetric"
-    (the edge twice), "edge" (the edge repeats), "wrap" or "zeros"."""
+    """A blur of n samples as a matrix. border: "reflect" (mirrored, edge not repeated),
+    "symmetric" (mirrored, edge repeated), "edge" (edge repeated), "wrap" or "zeros"."""
     radius = len(weights) // 2
     i, k = np.indices((n, len(weights)))
     j = i + k - radius
@@ -82,8 +82,8 @@ def blur_matrix(n, weights, border="reflect"):
 
 def blur(maps, sigma, span=4, of=1.0, border="reflect", axes="both", **switches):
     """Separable Gaussian blur of (..., H, W), float64, summed in extended precision. span: the
-    radius in sigmas; of: times sigma, or "root"; axes: "both", "rows", "cols" or "none"; the
-    other switches are those of taps."""
+    radius in sigmas; of: a factor on sigma, or "root"; axes: "both", "rows", "cols" or "none";
+    other switches as in taps."""
     weights = taps(sigma**0.5 if of == "root" else sigma * of, span, **switches)
     maps = maps.astype(np.longdouble)
     if axes in ("both", "rows"):
@@ -94,15 +94,15 @@ def blur(maps, sigma, span=4, of=1.0, border="reflect", axes="both", **switches)
 
 
 def grid_counts(grid):
-    """rows and cols of a grid (H, W, h, w, s_h, s_w)."""
+    """Return rows and cols of a grid (H, W, h, w, s_h, s_w)."""
     H, W, h, w, sh, sw = grid.tolist()
     return -(-(H - h) // sh) + 1, -(-(W - w) // sw) + 1
 
 
 def starts(grid, counts, exchanged=False, shifted=()):
-    """Where so many tile rows and columns start. exchanged: stride and tile size, in "rows", "cols"
-    or both (True), or the strides of both ("strides"), or that down is taken for both ("down");
-    shifted: "rows", "cols", whose last tile is moved into the image."""
+    """Return the start positions of tile rows and columns, counts of each. exchanged: stride and
+    tile size in "rows", "cols" or both (True), the two strides ("strides"), or the vertical stride
+    used for both ("down"); shifted: "rows", "cols", whose last tile is moved into the image."""
     H, W, h, w, sh, sw = grid.tolist()
     down = h if exchanged in (True, "rows") else sw if exchanged == "strides" else sh
     across = w if exchanged in (True, "cols") else sh if exchanged in ("strides", "down") else sw
@@ -115,9 +115,9 @@ def cut(
     images, grid, column_major=False, fill=0, inner=False, images_first=False, dropped=(0, 0),
     **switches,
 ):  # fmt: skip
-    """Tiles (rows, cols, N, C, h, w) of images (N, C, H, W), any dtype, padded by `fill`. inner:
-    pixels of a tile column by column; images_first in memory; dropped, whether the incomplete last
-    row and column are; others as in starts."""
+    """Cut images (N, C, H, W) into tiles (rows, cols, N, C, h, w), any dtype, padded with `fill`.
+    inner: a tile's pixels in column order; images_first: in memory; dropped: whether the incomplete
+    last row and column are left out; others as in starts."""
     h, w = grid[2:4].tolist()
     rest = (grid[:2] - grid[2:4]) % grid[4:] != 0
     rows, cols = counts = [n - int(d * r) for n, d, r in zip(grid_counts(grid), dropped, rest)]
@@ -137,9 +137,9 @@ def cut(
 def untile(
     tiles, grid, combine="mean", column_major=False, inner=False, images_first=False, **switches
 ):
-    """(N, H, W) from tile maps (rows, cols, N, h, w). combine: "mean", "sum", "max", "min",
-    "first", "last", "last mean" (divided by the tiles) or "most" (the sum divided by the most
-    tiles that cover a pixel); the others as in cut."""
+    """Merge tile maps (rows, cols, N, h, w) into (N, H, W). combine: "mean", "sum", "max", "min",
+    "first", "last", "max mean" and "last mean" (divided by the tile count) or "most" (the sum
+    divided by the largest tile count of any pixel); others as in cut."""
     H, W, h, w = grid[:4].tolist()
     rows, cols, n = tiles.shape[:3]
     if column_major:
@@ -174,9 +174,9 @@ def band(
     grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int,
     before=0, after=0,
 ):  # fmt: skip
-    """Band rows (H,) and columns (W,), bool. change: pixels added to the reach, before and after:
-    on one side only; borders: "ends" (starts and ends of tiles), "starts", "finish" (ends only) or
-    "tile multiples"; of: what width is a fraction of."""
+    """Return band rows (H,) and columns (W,), bool. change: pixels added to the reach; before and
+    after: added on one side only; borders: "ends" (starts and ends of tiles), "starts", "finish"
+    (ends only) or "tile multiples"; of: the size that width is a fraction of."""
     result = []
     of = (of, of) if isinstance(of, str) else of
     for n, tile, stride, count, name in zip(*grid.reshape(3, 2).tolist(), grid_counts(grid), of):
@@ -197,7 +197,7 @@ def band(
 
 
 def seam_mask(grid, width, both=False, exchanged=False, **switches):
-    """bool (H, W). both: only where bands cross; exchanged: rows and columns."""
+    """Return the band, bool (H, W). both: only where bands cross; exchanged: rows and columns."""
     rows, cols = band(grid, width, **switches)
     if exchanged:
         rows, cols = (np.resize(cols, rows.size), np.resize(rows, cols.size))
@@ -205,7 +205,7 @@ def seam_mask(grid, width, both=False, exchanged=False, **switches):
 
 
 def smooth(maps, grid, width, sigma, where="inside", mask=None, **switches):
-    """(N, H, W) blurred "inside" the band, "outside" it, "everywhere" or "nowhere".
+    """Blur maps (N, H, W) "inside" the band, "outside" it, "everywhere" or "nowhere".
     mask: switches of seam_mask; the others are blur's."""
     inside = seam_mask(grid, width, **(mask or {}))
     chosen = {"inside": inside, "outside": ~inside, "everywhere": True, "nowhere": False}[where]
@@ -216,7 +216,7 @@ def f1_threshold(
     scores, labels, strict=False, last=False, beta=1.0, midpoint=False, flipped=False, of="f1",
     fallback=np.max, undefined=math.nan,
 ):  # fmt: skip
-    """The threshold and its F1, NaN where undefined; scores, labels (N,)."""
+    """Return the threshold and its F1, NaN if undefined; scores, labels (N,)."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels) > 0
     if flipped:
         labels = ~labels
@@ -243,8 +243,8 @@ def f1_threshold(
 def normalize(
     values, threshold, minimum, maximum, clamp=True, shift=0.5, centre=True, spread=1, flat=None
 ):
-    """(x - threshold) / (maximum - minimum) + 0.5 in [0, 1]; values (...) float. flat: of the
-    values less the threshold, where there is no range."""
+    """(x - threshold) / (maximum - minimum) + 0.5 in [0, 1]; values (...) float. flat: a function
+    of values - threshold, used if maximum == minimum."""
     values = values.astype(np.float64)
     if maximum == minimum and flat != "divided":
         delta = values - threshold
@@ -257,8 +257,8 @@ def normalize(
 
 
 def label(masks, connectivity=8, column_major=False, per_image=False, above=0, start=1):
-    """Regions of (N, H, W) numbered in the order of their first pixels, int32, by flood fill.
-    above: what is not anomalous yet, or "one": what alone is; start: the first number."""
+    """Number the regions of (N, H, W) in the order of their first pixels, int32, by flood fill.
+    above: the largest normal value, or "one": only 1 is anomalous; start: the first number."""
     masks = np.asarray(masks) == 1 if above == "one" else np.asarray(masks) > above
     if start != 1:
         labels = label(masks, connectivity)
@@ -286,8 +286,8 @@ def label(masks, connectivity=8, column_major=False, per_image=False, above=0, s
 
 
 def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0, win=1.0, all_pairs=False):
-    """Share of the pairs that an anomalous score wins; a tie counts `tie`;
-    scores (n,) and labels (n,), float."""
+    """Share of (normal, anomalous) pairs in which the anomalous score is higher; a tie counts
+    `tie`; scores (n,) and labels (n,), float."""
     scores = np.asarray(scores, np.float64).reshape(-1)
     labels = np.asarray(labels).reshape(-1)
     if strict_label == "only":
@@ -309,10 +309,10 @@ def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, ove
     Parameters: maps (N, H, W) float; masks (N, H, W), anomalous where not 0; limit of the FPR.
     connectivity: 8 or 4. divide: by the limit. interpolate: False ends at the last point within
     the limit. over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of
-    regions. per_image: mean of the images' own areas. from_zero False: without the area before the
+    regions. per_image: mean of per-image areas. from_zero False: without the area before the
     first point. steps: heights of the point "before" or "after". beyond: not cut at the limit.
-    ascending: low scores first. skip: regions left out. The others are those of `curve`.
-    Returns float; NaN where there is no region or no normal pixel.
+    ascending: low scores first. skip: number of regions left out. Others as in `curve`.
+    Returns float; NaN if there is no region or no normal pixel.
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks) != 0
     if per_image:
@@ -343,12 +343,12 @@ def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, ove
 
 
 def curve(scores, false, share, ties="merged", strict=False, points=None):
-    """Sums of false and share (n,) over the pixels found at each threshold, scores (n,) float.
+    """Sum false and share (n,) over the pixels found at each threshold; scores (n,) float.
 
-    ties: "merged", or "first" and "last": equal scores are single points in the order of the
-    pixels, or in the opposite one. strict: a pixel is found where its score is above the
-    threshold. points: thresholds evenly spaced from highest to lowest score.
-    Returns two float64 arrays, a number for each threshold.
+    ties: "merged", or "first" and "last": equal scores are separate points, in pixel order or in
+    reverse. strict: a pixel is found if its score is above, not at, the
+    threshold. points: number of thresholds, evenly spaced from highest to lowest score.
+    Returns two float64 arrays, one number per threshold.
     """
     order = np.argsort(-scores, kind="stable")
     if ties == "last":
@@ -361,5 +361,5 @@ def curve(scores, false, share, ties="merged", strict=False, points=None):
     if ties != "merged":
         return x, y
     end = np.append(falling[1:] != falling[:-1], True)
-    end[-1] = not strict  # where > decides, the lowest score is never found
+    end[-1] = not strict  # with >, the lowest score is never found
     return x[end], y[end]

@@ -1,10 +1,10 @@
-"""The second bundle: one generated image through the real sizes with genuine weights.
+"""The second bundle: one generated image at realistic sizes, with genuine weights.
 
-An image of the built-in data set, with a defect, is resized to 256 px, normalised, cut into tiles
-and sent through ResNet-18; PaDiM and PatchCore are fitted on six of its windows of 64 px and
+A defective image of the built-in data set is resized to 256 px, normalised, cut into tiles
+and passed through ResNet-18; PaDiM and PatchCore are fitted on six of its 64 px windows and
 predict a seventh. Then ENS9 of all four architectures, 256 px in 3 x 3 tiles of 128 px, is trained
-on two normal images and predicts that one. At a hundred megabytes, the bundle is not in the
-repository.
+on two normal images and predicts the same image. The bundle has over a hundred megabytes, so it is
+not in the repository.
 """
 
 from dataclasses import replace
@@ -28,9 +28,9 @@ from .ensemble import ensemble_of
 from .inputs import grid_array, tensor
 from .stage import Case, Weights
 
-SIDE, TILE, WINDOW = 256, 128, 64  # px, of the resized image, of its tiles, and of its windows
-SEED = 42  # of channels and projection
-TRAIN = tuple((y, x) for y in (0, 96, 192) for x in (16, 176))  # windows, top left pixels
+SIDE, TILE, WINDOW = 256, 128, 64  # px, sides of the resized image, its tiles and its windows
+SEED = 42  # for channels and projection
+TRAIN = tuple((y, x) for y in (0, 96, 192) for x in (16, 176))  # top left pixels of the windows
 TEST = (112, 96)
 
 
@@ -38,13 +38,13 @@ class Genuine:
     """The stages and models of the second bundle.
 
     Parameters: weights, "imagenet" or a file, see tiled_ref.models.weights.
-    Raises InputError where there are none.
+    Raises InputError if the weights are not found.
     """
 
     def __init__(self, weights):
         if weights in ("auto", "random"):
             raise InputError(
-                f"--weights {weights} may not be genuine; say imagenet or name a file of weights"
+                f"--weights {weights} may not be genuine; give imagenet or a weights file"
             )
         state = find_weights(weights).state_dict
         kept = {k: v for k, v in state.items() if k.startswith(("conv1", "bn1", "layer"))}
@@ -65,11 +65,11 @@ class Genuine:
         }
 
     def models(self):
-        """{model: {tensor: array}}."""
+        """Return {model: {tensor: array}}."""
         return {"backbone": self.tensors, **self.networks}
 
     def stages(self):
-        """The stages up to the scores of PaDiM and PatchCore, and ENS9 of all, a case each."""
+        """Return the stages up to PaDiM's and PatchCore's scores, and ENS9 of all, a case each."""
         picture = {"image": self.picture, "size": np.array([SIDE, SIDE], np.int64)}
         tiles = {"images": self.normalised, "grid": grid_array(SIDE, 128, 64)}
         features = {"images": self.normalised, "weights": Weights("backbone")}
@@ -105,7 +105,7 @@ class Genuine:
         ]
 
     def _windows(self, corners):
-        """Features of windows, {layer: (n, C, hf, wf)}."""
+        """Compute the features of windows, {layer: (n, C, hf, wf)}."""
         parts = [self.normalised[0, :, y : y + WINDOW, x : x + WINDOW] for y, x in corners]
         layers = self.backbone(torch.from_numpy(np.stack(parts)))
         return {f"layer{k}": v.contiguous().numpy() for k, v in enumerate(layers, start=1)}
@@ -141,13 +141,13 @@ class Genuine:
 
 
 def _levels(pictures):
-    """Pictures (h, w, 3) -> uint8 (N, 3, 256, 256)."""
+    """Resize images (h, w, 3) to uint8 (N, 3, 256, 256)."""
     resized = np.stack([resize_image(picture, (SIDE, SIDE)) for picture in pictures])
     return np.ascontiguousarray(resized.transpose(0, 3, 1, 2))
 
 
 def _draws(n_patches):
-    """What PatchCore draws for a table of so many patches, and how many it keeps."""
+    """Return PatchCore's random draws for n_patches, and the number of patches it keeps."""
     rng = np.random.default_rng(SEED)
     return {
         "projection": sparse_projection(N_FEATURES, projected_dimensions(n_patches), rng),
@@ -158,5 +158,5 @@ def _draws(n_patches):
 
 
 def _only(stage, inputs, flags=()):
-    """The stage with one case instead of its own."""
+    """Return the stage with a single given case."""
     return replace(stage, cases=lambda: [Case("board", inputs, flags)])

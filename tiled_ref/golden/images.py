@@ -15,7 +15,7 @@ from .stage import Case, File, Mistake, Stage
 
 
 def _jpeg_blocks(name):
-    """Blocks of the JPEG case of a name, (rows, cols, components)."""
+    """Draw the blocks of a JPEG case, (rows, cols, components)."""
     blocks = 60 + Numbers(f"decode/{name}").integers(140, 2, 3, 1 if name == "jpeg_grey" else 3)
     if name == "jpeg":
         blocks[..., 1:] = 128 + (blocks[..., 1:] - 128) // 4
@@ -79,20 +79,20 @@ DECODE = Stage(
         Mistake("BGR instead of RGB", bgr=True),
         Mistake("alpha is blended over black instead of dropped", blend=0),
         Mistake("alpha is blended over white instead of dropped", blend=255),
-        Mistake("numbers of the palette are taken for grey values", colours=False),
+        Mistake("palette indices are taken for grey values", colours=False),
         Mistake("EXIF orientation is ignored", orient=False),
         Mistake(
             "16-bit grey: the high byte is taken instead of (v + 128) / 257", sixteen_bit="high"
         ),
         Mistake("16 bits: the low byte is taken (byte order)", sixteen_bit="low"),
-        Mistake("16-bit grey is cut off at 255 instead of scaled", sixteen_bit="clipped"),
+        Mistake("16-bit grey is clipped at 255 instead of scaled", sixteen_bit="clipped"),
         Mistake("Y, Cb, Cr of a JPEG file are taken for red, green, blue", ycc=False),
     ),
 )
 
 
 def _picture(draw, h, w):
-    """A wave with noise, uint8 (h, w, 3)."""
+    """Draw a wave with noise, uint8 (h, w, 3)."""
     y, x = np.mgrid[:h, :w]
     wave = 3 * np.abs((3 * x[..., None] + 2 * y[..., None] + 20 * np.arange(3)) % 120 - 60)
     return (20 + wave + draw.integers(50, h, w, 3)).astype(np.uint8)
@@ -129,7 +129,7 @@ def _resize_formula(inputs, mode="integers", rounding=np.rint, channels=None, **
 
 def _integers(image, size, turned=False, drop=True, last=2, stay=True, **switches):
     """OpenCV's rule, (3, h, w) -> int64 (3, H, W). drop: the low bits between the passes; last:
-    added before the last shift; stay: f beyond the first and last row."""
+    added before the last shift; stay: keep f outside the first and last row."""
     if turned:
         return _integers(image.swapaxes(1, 2), size[::-1], **switches).swapaxes(1, 2)
     left, right = _integer_weights(image.shape[2], size[1], **switches)
@@ -142,7 +142,7 @@ def _integers(image, size, turned=False, drop=True, last=2, stay=True, **switche
 
 
 def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint, half=0.5, turn=False):
-    """The weights of pixel i and those of pixel i + 1 as two matrices, int64 (n_out, n_in)."""
+    """Return the weights of pixels i and i + 1 as two matrices, int64 (n_out, n_in)."""
     places = (np.arange(n_out) + half) * n_in / n_out - half
     places = places.astype(np.float32 if single else np.float64)
     low = np.floor(places)
@@ -155,7 +155,7 @@ def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint, half=0
 
 
 def _area_matrix(n_in, n_out):
-    """Mean of the input over each output pixel's area, (n_out, n_in)."""
+    """Averaging over each output pixel's area as a matrix (n_out, n_in)."""
     edges = np.arange(n_out + 1) * n_in / n_out
     low, high = edges[:-1, None], edges[1:, None]
     share = np.minimum(high, np.arange(n_in) + 1) - np.maximum(low, np.arange(n_in))
@@ -193,10 +193,10 @@ RESIZE = Stage(
             mode="bilinear",
             rounding=lambda v: np.floor(v + 0.5),
         ),
-        Mistake("values are cut off instead of rounded", mode="bilinear", rounding=np.floor),
+        Mistake("values are truncated instead of rounded", mode="bilinear", rounding=np.floor),
         Mistake("f is a float64 instead of a float32", single=False),
-        Mistake("weights are cut off instead of rounded to integers", whole=np.floor),
-        Mistake("the second weight is cut off instead of rounded", whole=(np.rint, np.floor)),
+        Mistake("weights are truncated instead of rounded to integers", whole=np.floor),
+        Mistake("the second weight is truncated instead of rounded", whole=(np.rint, np.floor)),
         Mistake("one shift by 22 at the end instead of 4, 16 and 2", drop=False),
         Mistake("2 is not added before the last shift", last=0),
         Mistake("down the columns first, then along the rows", turned=True),
@@ -237,13 +237,13 @@ RESIZE_MASK = Stage(
         Mistake(
             "floor((i + 0.5) n_in / n_out) instead of floor(i n_in / n_out)", mode="nearest_centre"
         ),
-        Mistake("the position is rounded instead of cut off", mode="nearest_rounded"),
+        Mistake("the position is rounded instead of truncated", mode="nearest_rounded"),
         Mistake("the position is rounded up instead of down", mode="nearest_up"),
         Mistake("nearest with align_corners", mode="nearest_corners"),
         Mistake("the mask is cropped instead of resized", mode="cropped"),
-        Mistake("bilinear, and cut off to integers", mode="bilinear", level=1 - 1e-9),
-        Mistake("bilinear, and whatever is above 0 is anomalous", mode="bilinear", level=1e-9),
-        Mistake("bilinear, and what is above a half is anomalous", mode="bilinear"),
+        Mistake("bilinear, truncated to integers", mode="bilinear", level=1 - 1e-9),
+        Mistake("bilinear, thresholded above 0", mode="bilinear", level=1e-9),
+        Mistake("bilinear, thresholded above a half", mode="bilinear"),
     ),
 )
 
@@ -271,7 +271,7 @@ NORMALISE = Stage(
     "8-bit images as the backbone wants them",
     "tiled_ref.data.images.normalize",
     "(x / 255 - mean) / std, torchvision's ResNet18_Weights.IMAGENET1K_V1",
-    # Three roundings of at most 1, divided by 0.224, also as one product and one sum.
+    # Three roundings of numbers up to 1, divided by 0.224; also as one product and one sum.
     {"images": close(1e-6, 2e-6)},
     _normalise_cases,
     lambda inputs: {"images": images.normalize(tensor(inputs["images"])).numpy()},
@@ -337,9 +337,9 @@ TILE = Stage(
     _tile_formula,
     (
         *PLACE_MISTAKES,
-        Mistake("what is padded is divided between both sides", both_sides=("rows", "cols")),
-        Mistake("rows that are padded are divided between both sides", both_sides=("rows",)),
-        Mistake("columns that are padded are divided between both sides", both_sides=("cols",)),
+        Mistake("the padding is divided between both sides", both_sides=("rows", "cols")),
+        Mistake("the padded rows are divided between both sides", both_sides=("rows",)),
+        Mistake("the padded columns are divided between both sides", both_sides=("cols",)),
         Mistake("incomplete last rows and columns of tiles are left out", dropped=(1, 1)),
         Mistake("an incomplete last row of tiles is left out", dropped=(1, 0)),
         Mistake("an incomplete last column of tiles is left out", dropped=(0, 1)),

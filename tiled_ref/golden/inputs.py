@@ -1,4 +1,4 @@
-"""Inputs that several stages share: grids, labels, feature maps, and a backbone that gives them."""
+"""Inputs shared by several stages: grids, labels, feature maps, and a backbone returning them."""
 
 import numpy as np
 import torch
@@ -9,13 +9,13 @@ CHANNELS = {"layer1": 4, "layer2": 8, "layer3": 16}  # of the bundle's backbone
 
 
 def grid_array(image, tile, stride):
-    """A grid as an input of a case: int64 (H, W, h, w, s_h, s_w). A number is both sides."""
+    """Encode a grid as an input: int64 (H, W, h, w, s_h, s_w). A single number means a square."""
     pairs = [np.broadcast_to(side, 2) for side in (image, tile, stride)]
     return np.concatenate(pairs).astype(np.int64)
 
 
 def tile_grid(array):
-    """The TileGrid of such an array, int64 (6,)."""
+    """Return the TileGrid of a `grid_array`, int64 (6,)."""
     H, W, h, w, sh, sw = array.tolist()
     return TileGrid((H, W), (h, w), (sh, sw))
 
@@ -39,39 +39,39 @@ GRIDS = (  # name, grid, flags
 
 
 def size_of(inputs):
-    """The input "size" as a tuple of ints."""
+    """Return the input "size" as a tuple of ints."""
     return tuple(inputs["size"].tolist())
 
 
 def labels_for(scores, draw):
-    """Labels uint8 that mostly agree with scores (...), never of one kind only."""
+    """Draw labels, uint8, that mostly agree with scores (...); both classes always occur."""
     labels = (scores + draw.bell(*scores.shape) / 2 > 0.6).astype(np.uint8)
     labels.flat[:2] = 0, 1
     return labels
 
 
 def layers_of(draw, n, sides):
-    """Feature maps of n images, {layer: (n, C, hf, wf)}; sides of layer1's grid, the others'
-    are halved and rounded up, as convolutions of stride 2 do."""
+    """Draw feature maps of n images, {layer: (n, C, hf, wf)}; sides, of layer1's grid; the other
+    grids are halved and rounded up, as stride-2 convolutions do."""
     result, (hf, wf) = {}, sides
     for name, channels in CHANNELS.items():
-        result[name] = draw.uniform(n, channels, hf, wf)  # like a ReLU: not negative
+        result[name] = draw.uniform(n, channels, hf, wf)  # not negative, as after a ReLU
         hf, wf = -(-hf // 2), -(-wf // 2)
     return result
 
 
 def given_layers(inputs):
-    """The three layers of a case."""
+    """Return the three layers of a case."""
     return [inputs[name] for name in CHANNELS]
 
 
 def tensor(array):
-    """A copy of an array (...) of any dtype as a CPU tensor."""
+    """Copy an array (...) of any dtype to a CPU tensor."""
     return torch.from_numpy(np.array(array))
 
 
 class Given:
-    """A backbone that gives fixed layers: for images from `places`, those of the named images.
+    """A backbone that returns fixed layers; it looks up images made by `places`.
 
     Parameters: layers, list of float32 (N, C, hf, wf) arrays.
     """
@@ -81,11 +81,11 @@ class Given:
         self.channels = {f"layer{k}": len(x[0]) for k, x in enumerate(layers, start=1)}
 
     def __call__(self, images):
-        """The layers of images, float32 (B, 1, 1, 1)."""
+        """Return the layers of images, float32 (B, 1, 1, 1)."""
         places = images[:, 0, 0, 0].long()
         return [layer[places] for layer in self.layers]
 
 
 def places(n):
-    """Images for Given: float32 (n, 1, 1, 1), the numbers 0 to n - 1."""
+    """Return images for Given: float32 (n, 1, 1, 1), the numbers 0 to n - 1."""
     return torch.arange(n, dtype=torch.float32)[:, None, None, None]

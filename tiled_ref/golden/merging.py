@@ -1,4 +1,4 @@
-"""The stages that merge tiles: merged maps and scores, the band of seams, its smoothing."""
+"""The stages that merge tiles: merged maps and scores, the seam mask, seam smoothing."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def _untile_cases():
     yield Case("float64", {"maps": maps, "grid": grid_array(8, 4, 2)}, ("overlap",))
 
 
-PLACE_MISTAKES = (  # of tiles
+PLACE_MISTAKES = (  # in tile positions
     Mistake("stride and tile size are exchanged: tiles are laid side by side", exchanged=True),
     Mistake("stride and tile size are exchanged in the rows of tiles", exchanged="rows"),
     Mistake("stride and tile size are exchanged in the columns of tiles", exchanged="cols"),
@@ -141,7 +141,7 @@ MEAN_SCORE = Stage(
         Mistake("the median of the tiles' scores instead of the mean", combine=np.median),
         Mistake("the smallest of the tiles' scores instead of the mean", combine=np.min),
         Mistake("the axis of the images is taken for the first, not the last", images_last=False),
-        Mistake("divided by one tile less", over=lambda s: s[..., 0].size - 1),
+        Mistake("divided by the number of tiles minus one", over=lambda s: s[..., 0].size - 1),
         Mistake("divided by the number of images", over=lambda s: s.shape[2]),
     ),
 )
@@ -267,7 +267,7 @@ BLUR_MISTAKES = (
     Mistake("the blur runs down the columns only", axes="rows"),
     Mistake("the blur runs along the rows only", axes="cols"),
 )
-RADIUS_MISTAKES = (  # which sigma 4 of the models' maps does not show
+RADIUS_MISTAKES = (  # not visible at sigma 4, which the models' maps use
     Mistake("sigma is taken for a variance", of="root"),
     Mistake("the radius of the blur is int(4 sigma): 0.5 is not added", more=0.0),
     Mistake("the radius of the blur is 4 sigma, rounded up", more=1 - 1e-9),
@@ -279,7 +279,7 @@ BILINEAR_MISTAKES = (
     Mistake("nearest enlargement instead of bilinear", mode="nearest"),
 )
 
-# Of the models' maps, as `how`. Their sigma is 4, whose half is its root.
+# For the models' maps, as `how`. Their sigma is 4, for which halving equals the square root.
 MAP_BLUR_MISTAKES = (
     Mistake("the map is not blurred", how={"axes": "none"}),
     *(Mistake(m.sentence, how=m.switches) for m in BLUR_MISTAKES),
@@ -298,9 +298,9 @@ SMOOTHING = Stage(
     (
         *BLUR_MISTAKES,
         *RADIUS_MISTAKES,
-        Mistake("the whole map is blurred, not the band alone", where="everywhere"),
+        Mistake("the whole map is blurred, not only the band", where="everywhere"),
         Mistake("nothing is blurred", where="nowhere"),
-        Mistake("what lies outside the band is blurred instead of the band", where="outside"),
+        Mistake("the outside of the band is blurred instead of the band", where="outside"),
         *(Mistake(m.sentence, mask=m.switches) for m in MASK_MISTAKES),
     ),
 )

@@ -12,7 +12,7 @@ from .stage import Case, Mistake, Stage
 
 
 def _drawn(*lines):
-    """A mask drawn in characters, uint8 (1, H, W): # is anomalous."""
+    """Parse a mask drawn in characters, uint8 (1, H, W): # is anomalous."""
     return np.array([[[c == "#" for c in line] for line in lines]]).astype(np.uint8)
 
 
@@ -70,7 +70,7 @@ REGIONS = Stage(
 
 
 def _or_nan(metric, *args, **named):
-    """A metric, float64; NaN where it is undefined or refuses NaN."""
+    """Compute a metric, float64; NaN if it is undefined or rejects its input."""
     try:
         return np.float64(metric(*args, **named))
     except InputError:
@@ -125,7 +125,7 @@ AUROC = Stage(
 
 
 def _blotches(draw, n, height, width, share):
-    """Masks with that share of anomalous pixels, uint8 (n, height, width)."""
+    """Draw masks with a given share of anomalous pixels, uint8 (n, height, width)."""
     rough = np.pad(draw.integers(1000, n, height, width), ((0, 0), (1, 1), (1, 1)))
     sums = sum(rough[:, y : y + height, x : x + width] for y in range(3) for x in range(3))
     least = np.sort(sums.reshape(-1))[int((1 - share) * sums.size)]

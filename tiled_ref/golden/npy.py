@@ -1,4 +1,4 @@
-"""Arrays in .npy files: version 1.0, little-endian, C order, six kinds of numbers."""
+"""Arrays in .npy files: version 1.0, little-endian, C order, six dtypes."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ DTYPES = {
 
 
 def encode(array):
-    """The bytes of a .npy file of an array (...). Raises TypeError for a dtype not in DTYPES."""
+    """Encode an array (...) as .npy bytes. Raises TypeError for a dtype not in DTYPES."""
     array = np.asarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     if array.dtype.str not in DTYPES:
@@ -31,7 +31,7 @@ def encode(array):
 
 
 def write_bytes(path, data):
-    """Write data, bytes, to a file and make its folder. Raises InputError where that fails.
+    """Write data, bytes, to a file and create its folder. Raises InputError on failure.
 
     Not atomic: export removes the manifest first and writes it last, with the files' digests.
     """
@@ -49,7 +49,7 @@ def sha256(data):
 
 
 def read_bytes(path):
-    """The bytes of a file. Raises InputError, naming it, where it cannot be read."""
+    """Read the bytes of a file. Raises InputError, naming the file, on failure."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -59,7 +59,7 @@ def read_bytes(path):
 def decode(data, path):
     """Returns the read-only array in data, the bytes of a .npy file of version 1.0.
 
-    Nothing is allocated beyond these bytes, and no object is ever unpickled. Raises InputError,
+    No memory beyond these bytes is allocated, and nothing is unpickled. Raises InputError,
     naming path, for anything but a complete array in C order of one of the DTYPES.
     """
     buffer = io.BytesIO(data)
@@ -74,7 +74,7 @@ def decode(data, path):
         ) from error
     if dtype.str not in DTYPES:
         raise InputError(
-            f"{path} holds numbers of the kind {dtype.str}; golden files are one of "
+            f"{path} has the dtype {dtype.str}; convert it to one of "
             f"{', '.join(DTYPES)}"
         )
     if fortran and len(shape) > 1:
@@ -83,15 +83,15 @@ def decode(data, path):
     start = buffer.tell()
     if len(data) - start != count * dtype.itemsize:
         raise InputError(
-            f"{path} has {len(data) - start} bytes of numbers, which is not what its header "
-            f"promises, {dtype.str} of shape {shortened(shape)}; write it again"
+            f"{path} has {len(data) - start} bytes of numbers, which does not match its header, "
+            f"{dtype.str} of shape {shortened(shape)}; write it again"
         )
     try:
         return np.frombuffer(data, dtype, count, start).reshape(shape)
     except (ValueError, OverflowError) as error:  # 71 axes, two negative sides, 0 x 2^70
-        raise InputError(f"{path} states the shape {shortened(shape)}; write it again") from error
+        raise InputError(f"{path} has invalid shape {shortened(shape)}; write it again") from error
 
 
 def read(path):
-    """The array in a .npy file. Raises InputError as read_bytes and decode do."""
+    """Read the array in a .npy file. Raises InputError as read_bytes and decode do."""
     return decode(read_bytes(path), path)

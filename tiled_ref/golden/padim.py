@@ -20,7 +20,7 @@ def _padim(layers, size=(1, 1)):
 
 
 def _padim_of_embeddings(size=(1, 1)):
-    """A model whose images are embeddings already."""
+    """Build a model that takes embeddings in place of images."""
     padim = _padim([np.zeros((1, 1, 1, 1), np.float32)], size)
     padim.embed = lambda embedding: embedding
     return padim
@@ -70,9 +70,9 @@ EMBEDDING = Stage(
             mode="bilinear",
             align_corners=True,
         ),
-        Mistake("the channels are sorted: their order is that of the list", sort=True),
-        Mistake("numbers of channels start from 1", shift=-1),
-        Mistake("numbers of channels are one too high", shift=1),
+        Mistake("the channels are sorted instead of kept in list order", sort=True),
+        Mistake("channel indices start from 1", shift=-1),
+        Mistake("channel indices are one too high", shift=1),
         Mistake("the layers are concatenated in the opposite order", reverse=True),
         Mistake("the first channels are taken instead of the chosen ones", first=True),
         Mistake(
@@ -90,7 +90,7 @@ def _parameters_cases():
         ("two", 2, 3, (1, 2), ("few_images",)),
     ):
         draw = Numbers(f"padim.parameters/{name}")
-        shared = draw.bell(n, 1, *grid)  # so that channels are correlated
+        shared = draw.bell(n, 1, *grid)  # makes channels correlated
         embedding = draw.bell(n, d, *grid) + shared + 1
         yield Case(name, {"embedding": embedding.astype(np.float32)}, flags)
 
@@ -102,12 +102,12 @@ def _parameters(inputs):
 
 
 def _factor(covariance, invert=np.linalg.inv):
-    """U, upper triangular, with covariance^-1 = U U^T: (P, D, D) -> the same shape."""
+    """Return U, upper triangular, with covariance^-1 = U U^T: (P, D, D) -> the same shape."""
     return invert(_cholesky(covariance)).swapaxes(1, 2)
 
 
 def _cholesky(covariance):
-    """NaN where a mistake leaves no positive matrix."""
+    """Factor covariances; NaN where a mistake makes one not positive definite."""
     roots = np.full_like(covariance, np.nan)
     for root, matrix in zip(roots, covariance):
         with contextlib.suppress(np.linalg.LinAlgError):
@@ -116,7 +116,7 @@ def _cholesky(covariance):
 
 
 def _places(d, by_columns):
-    """Rows and columns of the upper triangle's entries in the order in which they are packed."""
+    """Return rows and columns of the upper triangle's entries in packing order."""
     return np.tril_indices(d)[::-1] if by_columns else np.triu_indices(d)
 
 
@@ -195,7 +195,7 @@ def _map_cases():
 
 
 def _gaussians(draw, n, d):
-    """Means float32 (n, d) and packed factors float32 (n, d (d + 1) / 2), diagonals positive."""
+    """Draw means float32 (n, d) and packed factors float32 (n, d (d + 1) / 2), diagonals > 0."""
     factor = 2 * draw.bell(n, d, d)
     factor = np.where(np.eye(d, dtype=bool), np.abs(factor) + 1, factor)
     rows, cols = _places(d, by_columns=False)
@@ -231,7 +231,7 @@ def _map_formula(
     if transposed is True:
         factor = factor.swapaxes(2, 3)
     products = np.einsum("nyxi,yxij->nyxj", delta, factor)
-    if transposed == "rows":  # each number of x - mean times the sum of its row
+    if transposed == "rows":  # each entry of x - mean times the sum of its row
         products = delta * factor.sum(-1)
     distances = np.square(products).sum(-1)
     distances = np.sqrt(distances) if root else distances
@@ -275,7 +275,7 @@ def _percentile(values, axis):
 
 
 def score_stage(name, function, source):
-    """The stage of a score that is the largest value of a map."""
+    """Build the stage of a score defined as the largest value of a map."""
 
     def cases():
         draw = Numbers(f"{name}/maps")

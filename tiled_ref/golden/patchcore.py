@@ -33,7 +33,7 @@ def _embedding(inputs):
 
 
 def _local(x, combine="mean"):
-    """3 x 3 neighbours of (B, C, hf, wf) combined, float64: "mean", "mean inside", "sum" or "max",
+    """Combine 3 x 3 neighbours of (B, C, hf, wf), float64: "mean", "mean inside", "sum", "max",
     or "none" for the values themselves."""
     x = x.astype(np.float64)
     h, w = x.shape[2:]
@@ -163,7 +163,7 @@ PARAMETERS = Stage(
         Mistake("the start is patch 0 instead of the given one", first=0),
         Mistake("the last of equally distant patches is chosen instead of the first", last=True),
         Mistake("patches are chosen more than once", again=True),
-        Mistake("the coreset is sorted: its order is that of the choice", ordered=True),
+        Mistake("the coreset is sorted instead of kept in selection order", ordered=True),
         Mistake("the farthest from the last chosen patch instead of from all", latest=True),
         Mistake("the largest distance to a chosen patch, not the smallest", combine=np.maximum),
         Mistake("sums of absolute differences", distance=lambda d: np.abs(d).sum(1)),
@@ -189,7 +189,7 @@ def _map_cases():
 
 
 def _predicted(inputs, size, n_neighbours):
-    """The model, its embedding, and its maps and scores."""
+    """Return the model, its embedding, and its maps and scores."""
     patchcore = _patchcore([np.zeros((1, 1, 1, 1), np.float32)], size, n_neighbours=n_neighbours)
     patchcore.embed = lambda embedding: embedding
     patchcore.bank = tensor(inputs["bank"])
@@ -211,7 +211,7 @@ def _euclidean(delta):
 
 
 def _distances(inputs, distance=_euclidean):
-    """(B, hf, wf, M), float64."""
+    """Return the distances to all bank vectors, (B, hf, wf, M), float64."""
     x = inputs["embedding"].astype(np.float64).transpose(0, 2, 3, 1)
     bank = inputs["bank"].astype(np.float64)
     if distance in ("cosine", "dot"):
@@ -320,7 +320,7 @@ SCORE = Stage(
             "the neighbours of the patch instead of those of its nearest bank vector",
             around="patch",
         ),
-        Mistake("the softmax itself instead of 1 less the softmax", itself=True),
+        Mistake("the softmax itself instead of 1 minus the softmax", itself=True),
         Mistake("the softmax of squared distances", power=2),
         Mistake("the nearest bank vector is not counted among its own neighbours", extra=1),
         Mistake("the weight alone, not times the distance", scaled=False),

@@ -1,5 +1,5 @@
-"""Image files made byte by byte, so that they are the same on every machine, and their plain
-reading: PNG without compression, and JPEG whose blocks are of one colour each.
+"""Image files written byte by byte, identical on every machine, and simple readers for them:
+uncompressed PNG, and JPEG with blocks of a single colour.
 
 Source: PNG specification (third edition), Sec. 5 and 11; ITU-T T.81 (JPEG), Annexes B and F.
 """
@@ -15,7 +15,7 @@ SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
 
 
 def png(pixels, colour, palette=None, transparent=None, orientation=None):
-    """A PNG file.
+    """Encode a PNG file.
 
     Parameters: pixels uint8 or uint16 (h, w, samples); colour, a colour type; palette uint8
     (n, 3); transparent, alpha of the palette's first colours; orientation, an EXIF number.
@@ -41,14 +41,14 @@ def png(pixels, colour, palette=None, transparent=None, orientation=None):
 
 
 def _stored(data):
-    """A zlib stream of one block that is not compressed; at most 65535 bytes."""
+    """Encode a zlib stream of one uncompressed block, at most 65535 bytes."""
     size = struct.pack("<HH", len(data), len(data) ^ 0xFFFF)
     return b"\x78\x01\x01" + size + data + struct.pack(">I", zlib.adler32(data))
 
 
 def read_png(data, blend=None, colours=True, orient=True, sixteen_bit="scaled", bgr=False):
-    """uint8 (h, w, 3) of a file that `png` wrote. Switches: blend, the grey over which alpha
-    is blended; colours False takes palette numbers for grey; orient False ignores EXIF;
+    """Decode a file written by `png`, uint8 (h, w, 3). Switches: blend, the grey background
+    for alpha; colours False reads palette indices as grey; orient False ignores EXIF;
     sixteen_bit "low" or "high" takes one byte of 16 bits, "clipped" leaves grey unscaled."""
     chunks, at = {}, len(PNG)
     while at < len(data):
@@ -74,7 +74,7 @@ def read_png(data, blend=None, colours=True, orient=True, sixteen_bit="scaled", 
         pixels = (pixels * alpha + blend * (255 - alpha) + 127) // 255
     if orient and b"eXIf" in chunks:
         orientation = struct.unpack_from(">H", chunks[b"eXIf"], 18)[0]
-        # 1, 3, 6 and 8: as it is, by 180 degrees, by 90 clockwise and against it.
+        # 1, 3, 6 and 8: unchanged, by 180 degrees, by 90 clockwise, by 90 anticlockwise.
         pixels = np.rot90(pixels, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return (pixels[..., ::-1] if bgr else pixels).astype(np.uint8)
@@ -88,12 +88,12 @@ def _eight_bits(pixels, colour, how):
     return np.minimum(pixels, 255) if how == "clipped" else (pixels + 128) // 257
 
 
-# A quantisation table of eights makes the mean of a block, less 128, its only coefficient.
-_DC = tuple(range(12))  # categories, all of 4 bits: code k is the category k
+# With all quantisation steps 8, a block's only coefficient is its mean minus 128.
+_DC = tuple(range(12))  # categories, with 4-bit codes: code k is category k
 
 
 def jpeg(blocks):
-    """A baseline JPEG file of blocks of 8 x 8 px, each of one colour.
+    """Encode a baseline JPEG file of 8 x 8 px blocks, each of a single colour.
 
     Parameters: blocks int (rows, cols, components), values 0 to 255; 1 component is grey, 3 are
     Y, Cb and Cr. Returns bytes.
@@ -133,8 +133,8 @@ def jpeg(blocks):
 
 
 def jpeg_pixels(blocks, bgr=False, ycc=True):
-    """uint8 (h, w, 3) of the file that `jpeg` writes of blocks, int (rows, cols, components);
-    ycc False takes Y, Cb, Cr for colours."""
+    """Return the pixels, uint8 (h, w, 3), of the file `jpeg` writes for blocks, int (rows, cols,
+    components); ycc False reads Y, Cb, Cr as RGB."""
     values = blocks.repeat(8, 0).repeat(8, 1).astype(np.float64)
     if values.shape[2] == 3 and ycc:
         y, cb, cr = values[..., 0], values[..., 1] - 128, values[..., 2] - 128

@@ -4,12 +4,12 @@ from ..support.errors import one_line
 from .bundle import FORMAT_VERSION, json_number
 
 FIRST = 4  # values shown side by side
-MANY = 10_000  # ulps; a larger number is not shown
+MANY = 10_000  # ulps; larger numbers are not shown
 
 
 def count(found):
-    """Counts of a check. An array is vacuous, because comparing it proves little, where the
-    reference is empty or one number throughout."""
+    """Count the results of a check. An array is vacuous, because comparing it proves little, if
+    the reference is empty or constant."""
     results = [r for stage in found for r in stage.results]
     compared = [r for r in results if r.verdict is not None]
     vacuous = sum(_is_vacuous(r.reference) for r in compared)
@@ -33,19 +33,19 @@ def _is_vacuous(reference):
 
 
 def first_failing(found):
-    """The first StageResult that is not ok, one that is not left out if there is one; or None."""
+    """Return the first failing StageResult, preferably not one that is left out; or None."""
     failing = [stage for stage in found if not stage.ok]
     return min(failing, key=lambda stage: stage.left_out, default=None)
 
 
 def unchecked(found, bundle):
-    """Names of the bundle's stages that were not compared."""
+    """Return the names of the bundle's stages that were not compared."""
     names = {stage.name for stage in found}
     return [stage["name"] for stage in bundle.stages if stage["name"] not in names]
 
 
 def as_json(found, extra, bundle, port_folder, status):
-    """The report as report.schema.json describes it."""
+    """Return the report in the format of report.schema.json."""
     failing = first_failing(found)
     return {
         "format": "tiled-ref golden report",
@@ -95,7 +95,7 @@ def _output_json(result):
 
 
 def as_text(found, extra, bundle):
-    """The report as text."""
+    """Return the report as text."""
     lines = []
     for place, stage in enumerate(found, start=1):
         lines += _stage_lines(f"{place}/{len(found)}", stage)
@@ -103,15 +103,15 @@ def as_text(found, extra, bundle):
     lines.append("")
     lines.append(
         f"{counts['ok']} of {counts['outputs']} outputs agree; {counts['compared_numbers']:,} "
-        f"numbers compared, in {counts['non_vacuous']} arrays that say something and "
-        f"{counts['vacuous']} that are empty or one number throughout; {counts['missing']} "
+        f"numbers compared, in {counts['non_vacuous']} informative arrays and "
+        f"{counts['vacuous']} that are empty or constant; {counts['missing']} "
         f"missing, {counts['unreadable']} unreadable"
     )
     if unchecked(found, bundle):
         lines.append(f"not checked: {', '.join(unchecked(found, bundle))}")
     if extra:
         names = ", ".join(map(one_line, extra))
-        lines.append(f"FAIL, {len(extra)} files are no outputs of the bundle: {names}")
+        lines.append(f"FAIL, {len(extra)} files are not outputs of the bundle: {names}")
     failing = first_failing(found)
     if failing is None and not extra:
         lines.append(
@@ -132,7 +132,7 @@ def _stage_lines(place, stage):
     for result in failed[:3] or _largest(stage.results):
         lines += _output_lines(result)
     if len(failed) > 3:
-        lines.append(f"  and {len(failed) - 3} more outputs that fail")
+        lines.append(f"  and {len(failed) - 3} more failing outputs")
     if stage.ok:
         lines.append(f"  OK, {len(stage.results)} outputs")
         return lines
@@ -144,7 +144,7 @@ def _stage_lines(place, stage):
 
 
 def _largest(results):
-    """The compared output with the largest difference, in a list."""
+    """Return the compared output with the largest difference, in a list."""
     compared = [r for r in results if r.verdict is not None and r.verdict.n]
     return [max(compared, key=lambda r: (r.verdict.difference, r.verdict.n))] if compared else []
 
@@ -164,6 +164,6 @@ def _output_lines(result):
     lines.append(
         f"    largest difference {verdict.difference:.6g} at ({where}): reference "
         f"{result.reference[verdict.worst]:.9g}, port {result.port[verdict.worst]:.9g}{steps}; "
-        f"{verdict.n_beyond} of {verdict.n} beyond what is allowed"
+        f"{verdict.n_beyond} of {verdict.n} beyond the tolerance"
     )
     return lines

@@ -9,14 +9,14 @@ from .stage import Mistake
 class Residual:
     """Convolutions, batch normalisations and residual blocks on a bundle's tensors, float64.
 
-    Parameters: weights, tensors by the bundle's names; training, normalise by the
-    statistics of the batch and keep them in `seen`, (2, C) by name. The others are mistakes:
-    eps of the batch normalisation, rooted, where it is added to the root; rows, the order in
-    which its four are read; unbiased, the variance in `seen`; shortcut False; late, the ReLU
-    before the sum; stride_first False, the stride in the second convolution; turned, the kernels
-    of transposed convolutions by 180 degrees; kernels, see `misread`; same, padding at stride 2,
-    of everything (True) or of "convolutions"; inner, the ReLU in a block; norms, of a block;
-    padding, of 7 x 7; held, the batch's statistics have no gradient.
+    Parameters: weights, tensors by the bundle's names; training, normalise by the batch
+    statistics and store them in `seen`, (2, C) by name. The others are mistakes:
+    eps of the batch normalisation; rooted, eps is added to the root; rows, the order in
+    which its four rows are read; unbiased, the variance in `seen`; shortcut False; late, the ReLU
+    before the sum; stride_first False, the stride in the second convolution; turned, kernels
+    of transposed convolutions by 180 degrees; kernels, see `misread`; same, SAME padding at stride
+    2 everywhere (True) or in "convolutions"; inner, the ReLU in a block; norms, names in a block;
+    padding, of the 7 x 7 kernel; held, the batch statistics have no gradient.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Residual:
         self.inner, self.norms, self.padding, self.held = inner, norms, padding, held
 
     def convolved(self, x, name, stride=1):
-        """x (N, C, h, w) float64 through a convolution; stride 0.5 is a transposed one's 2."""
+        """Convolve x (N, C, h, w) float64; stride 0.5 is a transposed convolution of stride 2."""
         kernel = self.weights[name]
         if stride == 0.5:
             kernel = kernel.flip(2, 3) if self.turned else kernel
@@ -44,7 +44,7 @@ class Residual:
         return F.conv2d(x, misread(kernel, self.kernels), None, stride, padding)
 
     def normalised(self, x, name):
-        """x (N, C, h, w) float64 through a batch normalisation."""
+        """Apply batch normalisation to x (N, C, h, w) float64."""
         weight, bias, mean, var = self.weights[name][list(self.rows)]
         mean, var = mean.detach(), var.detach()
         if self.training:
@@ -60,7 +60,7 @@ class Residual:
         return (x - mean) / root * weight + bias
 
     def block(self, x, name, stride=1):
-        """x (N, C, h, w) float64 through a block of two convolutions."""
+        """Apply a block of two convolutions to x (N, C, h, w) float64."""
         first, second = (stride, 1) if self.stride_first else (1, stride)
         one, two = self.norms
         y = self.normalised(self.convolved(x, f"{name}.conv1", first), f"{name}.{one}")
@@ -75,7 +75,7 @@ class Residual:
 
 
 def padded_same(x, side):
-    """x (N, C, h, w) padded for stride 2 as SAME does: what is odd goes to the bottom and right."""
+    """SAME padding of x (N, C, h, w), float64, for stride 2: odd pixels at the bottom and right."""
     (top, below), (left, right) = (_same(n, side) for n in x.shape[-2:])
     return F.pad(x, (left, right, top, below))
 
@@ -86,8 +86,8 @@ def _same(n, side):
 
 
 def misread(kernel, how=None):
-    """A kernel (O, I, h, w) as a port reads it that takes it for another one: "turned" by 180
-    degrees, "transposed" (rows and columns), or its memory for one in the order of these axes."""
+    """Misread a kernel (O, I, h, w) as a port could: "turned" by 180 degrees, "transposed" (rows
+    and columns exchanged), or its memory read in another axis order, such as "HWIO"."""
     o, i, h, w = kernel.shape
     views = {
         None: lambda: kernel,
@@ -108,7 +108,7 @@ KERNEL_MISTAKES = (
     Mistake("kernels (O, I, h, w) are read as (h, w, I, O)", kernels="HWIO"),
 )
 
-NORM_MISTAKES = (  # of batch normalisation
+NORM_MISTAKES = (  # in batch normalisation
     Mistake("the epsilon of the batch normalisation is 0.001 instead of 0.00001", eps=1e-3),
     Mistake("the epsilon of the batch normalisation is missing", eps=0.0),
     Mistake("the epsilon is added to the root of the variance, not to the variance", rooted=True),

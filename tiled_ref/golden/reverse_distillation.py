@@ -22,7 +22,7 @@ DECODED = [f"decoded{k}" for k in (1, 2, 3)]
 
 
 def student_weights():
-    """Weights of bottleneck and decoder, by the bundle's names."""
+    """Draw the weights of bottleneck and decoder, by the bundle's names."""
     width = CHANNELS["layer1"]
     parts = {"bottleneck": model.Bottleneck(width), "decoder": model.Decoder(width)}
     return drawn(torch.nn.ModuleDict(parts), "reverse_distillation")
@@ -38,7 +38,7 @@ def _model(inputs, size=(64, 64), **options):
 
 
 def _doubled(inputs):
-    """The three layers and the weights in float64."""
+    """Return the three layers and the weights in float64."""
     layers = [tensor(layer).double() for layer in given_layers(inputs)]
     return layers, {name: tensor(array).double() for name, array in inputs["weights"].items()}
 
@@ -72,8 +72,8 @@ def _student(
     layers, net, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True
 ):
     """Bottleneck and decoder in plain calls, float64; see FORMAT.md. Switches are mistakes: cut,
-    which end is cut off, "every": after every block; order of the concatenation; relu_between, in
-    the fusion; embeds, blocks of the embedding; plain False, without the decoder's plain blocks."""
+    the end that is cropped, "every": after every block; order of the concatenation; relu_between,
+    in the fusion; embeds, number of embedding blocks; plain False, no plain decoder blocks."""
 
     def halved(x, name, k):
         y = net.normalised(net.convolved(x, f"{name}.{k}", 2), f"{name}.{k + 1}")
@@ -118,7 +118,7 @@ EMBEDDING = Stage(
         Mistake("the second block of the embedding is left out", embeds=1),
         Mistake("the decoder's plain blocks are left out", plain=False),
         Mistake(
-            "what the decoder has too much is cut off at the top and left, not bottom and right",
+            "the decoder's output is cropped at the top and left, not at the bottom and right",
             cut="start",
         ),
         Mistake("the layers are concatenated in the opposite order", order=(2, 1, 0)),
@@ -139,7 +139,7 @@ def _parameters_cases():
 
 
 def _gradients(values):
-    """{parameter: tensor} as in the bundle: kernels, and (2, C) of a batch normalisation."""
+    """Convert {parameter: tensor} to the bundle's form: kernels, (2, C) per batch normalisation."""
     tensors = {}
     for name, value in values.items():
         module, _, part = name.rpartition(".")
@@ -218,8 +218,8 @@ PARAMETERS = Stage(
         Mistake("the learning rate is 0.001 instead of 0.005", rate=1e-3),
         Mistake("one step instead of two", steps=1),
         *(m for m in ADAM_MISTAKES if "m" not in m.switches.get("reverse", "")),  # beta is 0.5
-        Mistake("weight decay, where there is none", decay=1e-4),
-        Mistake("weight decay, where there is none", decay=1e-5),
+        Mistake("weight decay is applied, but there is none", decay=1e-4),
+        Mistake("weight decay is applied, but there is none", decay=1e-5),
         Mistake("the running mean takes 0.9 of the batch's instead of 0.1", moving=(0.9, True)),
         Mistake("the running variance takes 0.9 of the batch's, not 0.1", moving=(True, 0.9)),
         Mistake("the running variance is not updated", moving=(True, 0.0)),
@@ -281,9 +281,9 @@ LOSS = Stage(
         Mistake("the mean over the layers instead of the sum", layers=lambda v: sum(v) / 3),
         Mistake("the sum over positions instead of the mean", weighted=True),
         Mistake("1 is missing: minus the cosine", distance=lambda e, d: -_cosine(e, d)),
-        Mistake("one cosine for the whole batch instead of one for an image", whole=True),
-        Mistake("a cosine per position where it should be of the flattened map", flat=False),
-        Mistake("the cosine itself instead of 1 less it", distance=_cosine),
+        Mistake("one cosine for the whole batch instead of one per image", whole=True),
+        Mistake("a cosine per position instead of one of the flattened map", flat=False),
+        Mistake("the cosine itself instead of 1 minus it", distance=_cosine),
         Mistake(
             "the squared difference instead of the cosine",
             distance=lambda e, d: (e - d).square().mean(1),
@@ -351,7 +351,7 @@ MAP = Stage(
         Mistake("the distance is halved", distance=lambda e, d: _cosine_distance(e, d) / 2),
         Mistake("the root of the distance", distance=lambda e, d: _cosine_distance(e, d).sqrt()),
         Mistake("the largest of the layers instead of their product", combine=np.max),
-        Mistake("the cosine itself instead of 1 less it", distance=_cosine),
+        Mistake("the cosine itself instead of 1 minus it", distance=_cosine),
         Mistake(
             "the dot product: vectors are not divided by their lengths",
             distance=lambda e, d: 1 - (e * d).sum(1),

@@ -1,16 +1,16 @@
 """Stages, their cases, and the known mistakes of ports.
 
 A stage is computed twice: by the package's own code (`compute`), whose result is stored, and
-by a plain formula in float64 (`formula`), which measures the error of float32 and, with a
-mistake switched on, gives the numbers of a port with that mistake.
+by a plain formula in float64 (`formula`), which measures the float32 error and, with a
+mistake switched on, reproduces a port with that mistake.
 """
 
 from dataclasses import dataclass, field
 
 
 class Mistake:
-    """A known mistake of ports: the sentence that names it, and the switches of a stage's
-    formula that make it."""
+    """A known mistake of ports: the sentence that describes it, and the switches of a stage's
+    formula that reproduce it."""
 
     def __init__(self, sentence, **switches):
         self.sentence, self.switches = sentence, switches
@@ -18,37 +18,37 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Weights:
-    """As an input of a case: all tensors of a model of the bundle."""
+    """A case input: all tensors of one of the bundle's models."""
 
-    model: str  # its name
+    model: str  # the model's name
 
 
 @dataclass(frozen=True)
 class File:
-    """As an input of a case: a file that is not an array, such as an image."""
+    """A case input: a file that is not an array, such as an image."""
 
     name: str  # with its suffix
-    data: bytes  # its content
+    data: bytes  # the file's content
 
 
 @dataclass(frozen=True)
 class Case:
     """Inputs of a stage."""
 
-    name: str  # of its files too
+    name: str  # also used in file names
     inputs: dict  # arrays, Weights or File by name
     flags: tuple = ()  # keys of FLAGS
-    comment: str = ""  # a sentence or nothing
-    compare: dict = field(default_factory=dict)  # compare classes that differ from the stage's
+    comment: str = ""  # a sentence, or empty
+    compare: dict = field(default_factory=dict)  # compare classes overriding the stage's
 
 
 @dataclass(frozen=True)
 class Stage:
     """A step of the method."""
 
-    name: str  # also the folder's
+    name: str  # also the folder's name
     title: str  # a phrase
-    function: str  # where the package computes it
+    function: str  # the package's implementation
     source: str  # paper and equation
     outputs: dict  # compare class of each output
     cases: object  # () -> iterable of Case
@@ -57,7 +57,7 @@ class Stage:
     mistakes: tuple = ()  # of Mistake
 
 
-# The meaning of a case's flags.
+# The meanings of case flags.
 FLAGS = {
     "non_divisible": "the stride does not fit the image, so the last tiles stick out of it",
     "single_tile": "one tile that covers the image: nothing overlaps and there is no seam",

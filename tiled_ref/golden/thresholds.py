@@ -1,4 +1,4 @@
-"""The stages of thresholds: the best F1, and values normalised around it."""
+"""The threshold stages: the best-F1 threshold, and normalisation around it."""
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def _threshold_cases():
 def _threshold(inputs):
     try:
         return _outputs(*thresholds.f1_threshold(**inputs))
-    except InputError:  # for no score, and for NaN
+    except InputError:  # raised for empty scores and for NaN
         return _outputs(np.nan, np.nan)
 
 

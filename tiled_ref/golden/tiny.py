@@ -1,4 +1,4 @@
-"""The first bundle: all stages, with a tiny backbone, so that nothing is downloaded."""
+"""The first bundle: all stages, with a tiny backbone, so no download is needed."""
 
 from . import (
     backbone,
@@ -17,14 +17,14 @@ from . import (
 
 
 def stages():
-    """All stages in the order of the method."""
+    """Return all stages in the order of the method."""
     models = draws, padim, patchcore, training, fastflow, reverse_distillation
     files = images, backbone, *models, merging, thresholds, metrics, ensemble
     return [stage for file in files for stage in file.STAGES]
 
 
 def models():
-    """{model: {tensor: array}}."""
+    """Return {model: {tensor: array}}."""
     return {
         "backbone": backbone.drawn(backbone.SmallResNet(), "backbone"),
         "fastflow": fastflow.drawn(),

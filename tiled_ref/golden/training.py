@@ -1,4 +1,4 @@
-"""Training in float64, Adam written out: a stage of its own, and part of both trained models'."""
+"""Training in float64 with an explicit Adam: its own stage, and part of both trained models."""
 
 from collections import Counter
 
@@ -10,16 +10,16 @@ from .inputs import tensor
 from .numbers import Numbers
 from .stage import Case, Mistake, Stage
 
-KEPT = 4096  # gradients and moments are outputs of tensors of at most so many numbers
+KEPT = 4096  # gradients and moments are outputs for tensors of at most this many numbers
 
 
 def train(values, names, loss, n_steps, rate, after=None, accumulate=False, **switches):
     """Train some of the values, float64 tensors (...) by name, in place.
 
-    Parameters: names, of those that are trained; loss, of such a dict, a scalar; n_steps; rate,
-    the learning rate; after, called after every step; accumulate, a mistake: gradients of the
-    steps before are added; switches, those of `adam`.
-    Returns {name: tensor}, gradients and moments of every step, named as `recorded` names them.
+    Parameters: names, of the trained values; loss, maps such a dict to a scalar; n_steps; rate,
+    the learning rate; after, called after every step; accumulate, a mistake: gradients of earlier
+    steps are added; switches, those of `adam`.
+    Returns {name: tensor}, gradients and moments of every step, named as in `recorded`.
     """
     moments, seen = {name: (torch.zeros_like(values[name]),) * 2 for name in names}, {}
     for step in range(1, n_steps + 1):
@@ -39,11 +39,11 @@ def train(values, names, loss, n_steps, rate, after=None, accumulate=False, **sw
 
 
 def recorded(model, pack):
-    """Make a TrainedModel's fit keep the gradient and Adam's two moments at every step.
+    """Make a TrainedModel's fit record the gradient and Adam's two moments at every step.
 
     Parameters: model; pack, {parameter: tensor} -> {name in the bundle: array}.
     Returns a dict that fit fills: float32 arrays by "gradient1.NAME", "first1.NAME" and
-    "second1.NAME" for step 1, and so on, of tensors of at most KEPT numbers.
+    "second1.NAME" for step 1, and so on, for tensors of at most KEPT numbers.
     """
     seen, make, steps = {}, model.optimizer, Counter()
     names = {id(value): name for name, value in model.network.named_parameters()}
@@ -72,9 +72,9 @@ def recorded(model, pack):
 
 
 def kept_classes(tensors, rate, size):
-    """Compare classes of the weights after training and of what `recorded` keeps.
+    """Return compare classes for the trained weights and for the outputs of `recorded`.
 
-    The first steps of Adam move every weight by nearly +-rate, by the sign of its gradient: where
+    The first steps of Adam move every weight by nearly +-rate, by the sign of its gradient: if
     the gradient is nearly zero, rounding decides. The second step starts from such weights.
     Parameters: tensors, the weights {name: array (...)}; rate; size, of the larger gradients.
     Returns {name of an output: Compare}.
@@ -97,12 +97,12 @@ def adam(
 ):  # fmt: skip
     """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
 
-    Parameters: value, gradient, float64 tensors (...); moments, m and v of the step before;
-    step, from 1; rate, the learning rate; betas; decay, times the value added to the gradient;
-    eps. The others are mistakes: corrected, the bias of no moment (False) or of "m" or "v" alone;
-    decoupled, AdamW; reverse, a word with those moments in which the new gradient gets the weight
-    of the old moment; inside, eps under the root; descent False, the wrong sign; damped False, the
-    whole gradient in m; rooted False, v without its root; late, how many steps too few are counted.
+    Parameters: value, gradient, float64 tensors (...); moments, m and v of the previous step;
+    step, from 1; rate, the learning rate; betas; decay, multiplies the value added to the gradient;
+    eps. The others are mistakes: corrected, bias correction of no moment (False), or only "m" or
+    "v"; decoupled, AdamW; reverse, the moments (letters) in which beta and 1 - beta are exchanged;
+    inside, eps under the root; descent False, the wrong sign; damped False, the whole
+    gradient in m; rooted False, v without its root; late, the number of steps not counted.
     Returns ((m, v), value).
     """
     value = value.detach()
@@ -184,7 +184,7 @@ ADAM = Stage(
     "two steps of Adam, with its moments",
     "torch.optim.Adam, as in tiled_ref.models.trained.TrainedModel.fit",
     "Kingma and Ba, arXiv:1412.6980, Algorithm 1",
-    # 1 - 0.999 in float32 is off by 1.3e-5 of itself.
+    # 1 - 0.999 in float32 has a relative error of 1.3e-5.
     {"values": close(1e-6, 2e-6), "first": close(1e-5, 1e-8), "second": close(1e-4, 0.0)},
     _cases,
     _compute,

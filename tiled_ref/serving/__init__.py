@@ -1,4 +1,4 @@
-"""A trained ensemble on new images."""
+"""Run a trained ensemble on new images."""
 
 from .predict import Predictor
 

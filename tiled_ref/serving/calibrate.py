@@ -1,9 +1,9 @@
-"""A trained ensemble's operating point, moved on images of one's own.
+"""Move a trained ensemble's operating point, using your own images.
 
     calibration.csv     a row per number of false alarms: thresholds and misses
     calibration.svg     the same as a chart
 
-The chosen point is stored in thresholds.json of the ensemble's folder.
+The chosen point is stored in thresholds.json in the ensemble's folder.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..verdicts.marks import check_marks, enlarge, mark_value, marks
 from ..verdicts.thresholds import allowed_alarms, false_alarm_threshold
 from .predict import Predictor, rows_of
 
-COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # false alarms, rows of the table
+COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # false alarms, a table row each
 COLUMNS = (
     "chosen", "false_alarms", "normal_images", "image_threshold", "missed_images",
     "defective_images", "pixel_threshold", "missed_defects", "defects",
@@ -31,17 +31,17 @@ COLUMNS = (
 
 
 def run_calibrate(ensemble, saved, source, out, rules, options, progress=None):
-    """Score a folder and store the thresholds at which a share of its normal images is an alarm.
+    """Score a folder and store the thresholds that give a chosen false-alarm rate on normal images.
 
     Parameters: ensemble, a TiledEnsemble; saved, its folder; source, see
     data.folder.load_calibration; out, a folder for table and chart; rules, a thresholds.Rules,
-    whose false_alarms, 0 by default, is the share for images and for pixels; options, a
+    whose false_alarms, 0 by default, is the rate for images and for pixels; options, a
     PredictOptions; progress, a Progress.
-    Returns the rows of the table, dicts of COLUMNS, ascending in false alarms: normal images that
-    reach the image threshold, and that have a mark, at most. A missed image has a score below the
-    image threshold; a missed defect, a region of a mask, touches no mark. Without masks the
-    defective images count instead.
-    Raises InputError where the folder does not fit, an image cannot be read or a file written.
+    Returns the table's rows, dicts of COLUMNS, sorted by false alarms: the maximum number of normal
+    images that reach the image threshold, and of those with a mark. A missed image scores below the
+    image threshold; a missed defect, a region of a mask, touches no mark. Without masks, each
+    defective image counts as one defect.
+    Raises InputError if the folder has another layout, or an image or output file fails.
     """
     progress = progress or Progress(quiet=True)
     samples, has_masks, notes = load_calibration(source)
@@ -52,10 +52,10 @@ def run_calibrate(ensemble, saved, source, out, rules, options, progress=None):
     groups = [[s for s in samples if (s.label == NORMAL) == normal] for normal in (True, False)]
     stage = progress.stage("calibrate")
     predictor = Predictor(ensemble, options.impl, options.threads, options.memory)
-    scores, values = [], []  # of all images; of the maps, the smallest and the largest
+    scores, values = [], []  # all image scores; minimum and maximum of every map
 
     def predicted(samples):
-        """(sample, score, map at the image's size) of each sample."""
+        """Yield (sample, score, map at the image's size) for each sample."""
         for sample, image_map, score, error in rows_of(predictor, [samples]):
             if error is not None:
                 raise error
@@ -88,7 +88,7 @@ def run_calibrate(ensemble, saved, source, out, rules, options, progress=None):
 
 
 def _rows_of_normal(predicted, rules, options):
-    """The rows of the table, their misses 0, from (sample, score, map) of the normal images."""
+    """Build the table's rows, with 0 misses, from (sample, score, map) of the normal images."""
     scores, peaks = [], []
     for _, score, large in predicted:
         scores.append(score)
@@ -106,7 +106,7 @@ def _rows_of_normal(predicted, rules, options):
 
 
 def _count_misses(rows, score, large, mask, rules, options):
-    """Add a defective image to every row: its score, map and mask, at the image's size."""
+    """Count a defective image in every row; its map and mask have the image's size."""
     defects = label_regions(mask[None], impl=options.impl)[0]
     for row in rows:
         found = marks(large, row["pixel_threshold"], rules.min_area, rules.roi, options.impl)
@@ -118,7 +118,7 @@ def _count_misses(rows, score, large, mask, rules, options):
 
 
 def _part(rules, threshold, values):
-    """The entries of thresholds.find_thresholds for a threshold and the values seen."""
+    """Return a threshold and its range of values as thresholds.find_thresholds stores them."""
     return {
         "rule": "false_alarms", "percentile": None, "false_alarms": rules.false_alarms or 0.0,
         "f1": None, "threshold": threshold, "minimum": min(values), "maximum": max(values),
@@ -126,7 +126,7 @@ def _part(rules, threshold, values):
 
 
 def _chart(rows, has_masks):
-    """Misses against false alarms, both in percent, as an SVG file."""
+    """Plot misses against false alarms, both in percent, as an SVG file."""
     chart = svg.Chart(
         "False alarms and misses", "false alarms, % of normal images", "missed, %",
         y_range=(0, 100), note=f"{rows[0]['normal_images']} normal images",

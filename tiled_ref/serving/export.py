@@ -1,7 +1,7 @@
-"""A trained ensemble as one torch.export program, which runs without this package.
+"""Export a trained ensemble as one torch.export program, which runs without this package.
 
     image    uint8 (1, 3, H, W), RGB, of the setup's size
-    map      float32 (1, H, W), of all tile locations, untiled, seams smoothed    Sec. 3.3
+    map      float32 (1, H, W), all tile locations untiled, seams smoothed        Sec. 3.3
     score    float32 (1,)                                                         Eq. 5
     verdict  bool (1,), score >= threshold
 """
@@ -26,9 +26,9 @@ GiB = 2**30
 
 
 class Program(torch.nn.Module):
-    """A prediction in a fixed number of steps, each one torch's own.
+    """Prediction as a fixed sequence of torch operations.
 
-    Parameters: ensemble, a TiledEnsemble, fitted or loaded, on the device where the program is to
+    Parameters: ensemble, a TiledEnsemble, fitted or loaded, on the device where the program will
     run.
     """
 
@@ -46,8 +46,8 @@ class Program(torch.nn.Module):
         self.band = to_device(band, ensemble.device) if band.any() else None
 
     def forward(self, image):
-        """image uint8 (1, 3, H, W) -> map float32 (1, H, W), score float32 (1,) and, where there
-        are thresholds, verdict bool (1,)."""
+        """image uint8 (1, 3, H, W) -> map float32 (1, H, W), score float32 (1,) and, if the
+        ensemble has thresholds, verdict bool (1,)."""
         grid = self.recipe.grid
         maps, scores = map(torch.stack, zip(*self.models.found(image)))  # (T, 1, h, w), (T, 1)
         untile = grid.untile if self.recipe.merge == "mean" else grid.untile_window
@@ -56,7 +56,7 @@ class Program(torch.nn.Module):
             merged = torch.where(self.band, convolved(merged, self.recipe.seam_sigma), merged)
         scores = scores[self.seen].double()
         if self.recipe.score != "mean":
-            k = int(self.recipe.score[4:] or 1)  # of "max", or "top:K"
+            k = int(self.recipe.score[4:] or 1)  # "max" or "top:K"
             scores = scores.sort(dim=0, descending=True).values[:k]
         score = scores.mean(0).float()
         if self.threshold is None:
@@ -65,7 +65,7 @@ class Program(torch.nn.Module):
 
 
 class _Guarded:
-    """A file that keeps the error of a write for later: torch's writer ends the process on one."""
+    """A file that stores a write error for later: torch's writer aborts the process on an error."""
 
     def __init__(self, file):
         self.file, self.error = file, None
@@ -84,22 +84,22 @@ def check_file(path):
     path = Path(path)
     named = f"--export {printable(path)}"
     if path.suffix != ".pt2":
-        raise InputError(f"{named}: torch.export loads only files whose name ends in .pt2; add it")
+        raise InputError(f"{named}: torch.export loads only .pt2 files; add that suffix")
     if path.is_dir():
         raise InputError(f"{named} is a folder; name a file")
     if not path.parent.is_dir():
-        raise InputError(f"{named}: there is no folder {printable(path.parent)}; make it first")
+        raise InputError(f"{named}: no such folder: {printable(path.parent)}; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{named}: the folder cannot be written to; name another one")
+        raise InputError(f"{named}: the folder is not writable; choose another one")
 
 
 def export(ensemble, path):
     """Write a Program of an ensemble with torch.export.save, for torch.export.load.
 
-    Parameters: ensemble, a TiledEnsemble, fitted or loaded; path, a file whose name ends in .pt2;
-    one that is there is replaced when the new one is complete.
-    Raises InputError as `check_file`, where the models of all locations do not fit into memory, and
-    where the file cannot be written.
+    Parameters: ensemble, a TiledEnsemble, fitted or loaded; path, a .pt2 file; an existing file is
+    replaced once the new one is complete.
+    Raises InputError as `check_file` does, if the models of all locations do not fit into memory,
+    and if the file cannot be written.
     """
     check_file(path)
     ensemble.check_trained()
@@ -108,14 +108,14 @@ def export(ensemble, path):
     if needed > (free := available_memory()):
         raise InputError(
             f"--export needs the models of all tile locations in memory, {needed / GiB:.1f} GiB, "
-            f"and {free / GiB:.1f} GiB are free; export on a larger machine, or train with fewer "
+            f"but {free / GiB:.1f} GiB are free; export on a larger machine, or train with fewer "
             "tiles"
         )
     image = torch.zeros(1, 3, *ensemble.setup.image_size, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(Program(ensemble), (to_device(image, ensemble.device),))
     with atomic_write(path, "wb") as file, warnings.catch_warnings():
-        # Of weights in the channels-last layout; they are written whole.
+        # Raised for weights in the channels-last layout, which are saved correctly.
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         torch.export.save(program, guarded := _Guarded(file))
         if guarded.error is not None:

@@ -1,7 +1,7 @@
-"""The files of a prediction: two tables, and per image a map and pictures.
+"""The output files of a prediction: two tables, and a map and pictures per image.
 
-    predictions.csv     a row per image, in the order of the paths
-    regions.csv         a row per anomalous region of the images that are drawn
+    predictions.csv     a row per image, in path order
+    regions.csv         a row per anomalous region of each image drawn
     maps/               raw maps, with --save-maps
     pictures/           mask, heat map, contours, and the regions as polygons
 """
@@ -25,8 +25,8 @@ from ..support.tables import csv_text
 from ..verdicts.marks import check_marks, enlarge, marks
 from ..verdicts.thresholds import normalize
 
-LONGEST = 64  # characters of an image's name in the names of its files
-LABELLED_REGIONS = 24  # regions of a picture that get their area printed
+LONGEST = 64  # characters of an image's name kept in its output file names
+LABELLED_REGIONS = 24  # maximum number of regions per picture labelled with their area
 COLUMNS = (
     "path", "score", "normalised_score", "verdict", "regions", "anomalous_px", "name", "error",
 )  # fmt: skip
@@ -42,26 +42,26 @@ OURS = Names(r"\d{6,}_.*(_mask\.png|_overlay\.png|_contours\.png|_regions\.json|
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How images are predicted, and what is written of each."""
+    """How to predict images, and which files to write for each."""
 
-    maps: str = None  # kind of file for the raw map, float32 (H, W): "npy", "tiff" or None
-    pictures: str = "anomalous"  # which images are drawn, at their own size: one of PICTURES
+    maps: str = None  # file format of the raw map, float32 (H, W): "npy", "tiff" or None
+    pictures: str = "anomalous"  # which images to draw, at their own size: one of PICTURES
     impl: str = "cython"
     threads: int = None
     memory: str = None  # see `running.engine`; None keeps all models if they fit a budget
 
     def check(self, thresholds):
-        """Raise InputError where pictures of all images are asked for, and no pixel threshold."""
+        """Raise InputError if pictures of all images are requested without a pixel threshold."""
         if self.pictures == "all" and (thresholds is None or thresholds["pixel"] is None):
             raise InputError(
-                "the ensemble has no threshold for pixels, so no masks can be drawn; train it with "
+                "the ensemble has no pixel threshold, so masks cannot be drawn; train it with "
                 "--validation none, or use --pictures none"
             )
 
 
 def output_name(index, path):
-    """A name for the files of an image: unique by its number index, safe on any system; of a long
-    name the start and a digest.
+    """Return a name for an image's files: unique through index, safe on any system, long names cut
+    and completed by a digest.
 
     >>> output_name(7, "line 3/ué part.png")
     '000007_u__part'
@@ -74,10 +74,10 @@ def output_name(index, path):
 
 
 class ImageWriter:
-    """The outputs of one image.
+    """Decides and writes the outputs of one image.
 
-    Parameters: sample, a data.Sample; name, of its files; ensemble, whose thresholds, if any, and
-    roi decide; out, a folder; options, PredictOptions.
+    Parameters: sample, a data.Sample; name, the stem of its files; ensemble, provides thresholds,
+    if any, and roi; out, a folder; options, PredictOptions.
     """
 
     def __init__(self, sample, name, ensemble, out, options):
@@ -85,20 +85,20 @@ class ImageWriter:
         self.thresholds, self.roi = ensemble.thresholds, ensemble.roi
 
     def row(self, **cells):
-        """A row of predictions.csv, a dict; the cells that are not given are empty."""
+        """Return a row of predictions.csv, a dict; cells not given are empty."""
         return dict.fromkeys(COLUMNS, "") | {"path": self.sample.name} | cells
 
     def decide(self, image_map, score):
         """Decide the verdict.
 
         Parameters: image_map (H, W) float32 and score, float, raw.
-        Returns the image, uint8 (h, w, 3), if it is to be drawn, else None.
-        Raises InputError where the prediction is not finite or the image cannot be read.
+        Returns the image, uint8 (h, w, 3), if it should be drawn, else None.
+        Raises InputError if the prediction is not finite or the image cannot be read.
         """
         if not np.isfinite(image_map).all() or not np.isfinite(score):
             raise InputError(
                 f"the prediction for {self.sample.name} is not finite, so it has no verdict; "
-                "train the ensemble again"
+                "retrain the ensemble"
             )
         self.map, self.found = image_map, self.row(score=repr(score), name=self.name)
         self.large = self.labels = None
@@ -118,7 +118,7 @@ class ImageWriter:
         return self.sample.read_image() if drawn[self.options.pictures] else None
 
     def _mark(self):
-        """Find the marks; returns whether there is one."""
+        """Find the marks; return whether there are any."""
         size, area = self.sample.read_size(), self.thresholds.get("min_area", 1)
         check_marks(size, area, self.roi, self.sample.name)
         self.large = enlarge(self.map, size)
@@ -130,9 +130,9 @@ class ImageWriter:
         return n > 0
 
     def write(self, image):
-        """Write the files of an image, as decide returned it, uint8 (h, w, 3) or None.
+        """Write the image's files; image is what decide returned, uint8 (h, w, 3) or None.
 
-        Returns its row of predictions.csv and its rows of regions.csv.
+        Returns its row for predictions.csv and its rows for regions.csv.
         """
         if self.options.maps:
             self._write_map()
@@ -151,7 +151,7 @@ class ImageWriter:
             file.write(data)
 
     def _draw(self, image):
-        """Write the pictures; returns the rows of regions.csv."""
+        """Write the pictures; return the rows for regions.csv."""
         limits, mask = self.thresholds["pixel"], self.labels > 0
         self.labels = None
         values = normalize(self.large, limits["threshold"], limits["minimum"], limits["maximum"])
@@ -160,7 +160,7 @@ class ImageWriter:
         rows = [self._region(k, region, values) for k, region in enumerate(regions, start=1)]
         self._keep("mask.png", encoders.encode_png(mask))
         heat = render.overlay(image, values)
-        del values  # of a large image every array counts
+        del values  # saves memory on large images
         heat = render.with_color_bar(render.draw_contours(heat, mask))
         self._keep("overlay.png", encoders.encode_png(render.with_caption(heat, caption)))
         del heat
@@ -185,7 +185,7 @@ class ImageWriter:
             file.write(data)
 
     def caption(self):
-        """Lines of text, once decided: verdict, marks and their difference; score; file name."""
+        """Return the caption's lines, after decide: verdict and marks; score; file name."""
         verdict, n = self.found["verdict"] or "no verdict", self.found["regions"]
         if n != "":
             marked = f"{n} mark{'s' * (n != 1)}, {self.found['anomalous_px']:,} px"
@@ -197,7 +197,7 @@ class ImageWriter:
         return [verdict, score, Path(self.sample.name).name]
 
     def _region(self, number, region, values):
-        """A row of regions.csv."""
+        """Return a row for regions.csv."""
         top, left, bottom, right = region.box
         return {
             "path": self.sample.name,
@@ -211,18 +211,18 @@ class ImageWriter:
 
 
 def with_given(thresholds, image=None, pixel=None, min_area=None):
-    """Thresholds with some of them given by hand; see `find_thresholds`.
+    """Return thresholds with some values overridden; see `find_thresholds`.
 
     Parameters: thresholds, a dict or None; image and pixel, raw thresholds; min_area, pixels; None
-    keeps what there is. Returns a new dict; None where no threshold is known.
-    Raises InputError for marks without an image threshold.
+    keeps the current value. Returns a new dict, or None if there is no threshold.
+    Raises InputError for a pixel threshold without an image threshold.
     """
     if thresholds is None:
         if image is None:
             if pixel is not None:
                 raise InputError(
                     "the ensemble has no thresholds, so --pixel-threshold needs --threshold; "
-                    "give both, or decide them by --calibrate"
+                    "give both, or set them with --calibrate"
                 )
             return None
         thresholds = {"mode": "given", "n_normal": 0, "n_anomalous": 0, "pixel": None}
@@ -238,7 +238,7 @@ def with_given(thresholds, image=None, pixel=None, min_area=None):
 
 
 def is_output(path):
-    """Whether a file is a map or a picture of an earlier prediction, by its name and place."""
+    """Return whether a file's name and folder mark it as a map or picture written by predict."""
     if Path(path).name not in OURS:
         return False
     folder = Path(os.path.abspath(path)).parent
@@ -249,8 +249,8 @@ def is_output(path):
 def clear(out):
     """Remove an earlier prediction from a folder, and nothing else. Raises InputError.
 
-    What it removes from maps/ and pictures/ is what `is_output` names, and what a dead process has
-    left of such files. predictions.partial.csv stays: it says that the folder is not whole.
+    From maps/ and pictures/ it removes the files that `is_output` accepts, and temporary files of
+    dead processes. predictions.partial.csv stays: it marks the folder as incomplete.
     """
     whole, partial, *others = (out / name for name in TABLES)
     try:
@@ -267,23 +267,23 @@ def clear(out):
                     (folder / name).unlink()
     except OSError as error:
         raise InputError(
-            f"the earlier prediction in {printable(out)} cannot be removed: {error.strerror}; "
+            f"cannot remove the earlier prediction in {printable(out)}: {error.strerror}; "
             "choose another --out"
         ) from error
 
 
 @contextlib.contextmanager
 def csv_table(stem, columns):
-    """A CSV file; until it is complete its name is STEM.partial.csv, then STEM.csv.
+    """A CSV file named STEM.partial.csv until it is complete, then STEM.csv.
 
-    Parameters: stem, its path without an ending; columns, names.
-    Yields write(row), which appends a row, a dict, at once.
-    Raises InputError where it cannot be written.
+    Parameters: stem, its path without the suffix; columns, names.
+    Yields write(*rows), which appends rows, dicts, and flushes them.
+    Raises InputError if it cannot be written.
     """
     partial = stem.with_suffix(".partial.csv")
     named = printable(partial)
     with write_errors(named):
-        partial.unlink(missing_ok=True)  # writing to a link would change its target
+        partial.unlink(missing_ok=True)  # writing through a link would change its target
         file = open(partial, "w", encoding="utf-8", newline="")
 
     def write(*rows, header=False):

@@ -1,11 +1,11 @@
-"""A saved ensemble on any number of new images: maps and scores, a batch in memory at a time.
+"""Predict any number of new images with a saved ensemble, one batch in memory at a time.
 
-    sources         which images: of a file, a folder, a list on standard input, a watched folder
+    sources         the images: a file, a folder, a list on standard input, a watched folder
     read_images     decoded and resized, uint8 (B, 3, H, W)
     Predictor       raw maps float32 (B, H, W) and scores float32 (B,)
-    ImageWriter     verdict, rows of the tables, map and pictures (outputs.py)
+    ImageWriter     verdict, table rows, map and pictures (outputs.py)
 
-An image that cannot be read is an error in its own row; the others are scored.
+An unreadable image gets an error in its own row; the others are scored.
 """
 
 import itertools
@@ -25,23 +25,23 @@ from ..support.progress import Progress
 from .outputs import COLUMNS, REGION_COLUMNS, ImageWriter, clear, csv_table, output_name
 from .sources import Watch, arriving
 
-BATCH_BUDGET = 512 << 20  # bytes of decoded images, tile maps and merged maps of a batch
-LARGEST_BATCH = 64  # images; more where the models are read again for every batch
+BATCH_BUDGET = 512 << 20  # bytes of decoded images, tile maps and merged maps per batch
+LARGEST_BATCH = 64  # images; more if the models are reloaded for every batch
 
 
 class Predictor(Engine):
-    """What a camera or a service asks for every frame: an Engine that chooses its memory mode.
+    """Predictor for cameras and services: an Engine that chooses its memory mode.
 
         maps, scores = predictor.predict([frame])     frame uint8 (h, w, 3), RGB, of any size
         (anomalous,) = ensemble.verdicts(scores)
 
     `predict` resizes as in training. maps float32 (1, H, W) and scores float32 (1,) are raw;
-    several frames are a batch. README.md has the whole loop.
+    several frames form a batch. README.md shows the whole loop.
     Parameters: ensemble, a fitted or loaded TiledEnsemble; impl and threads, see
-    `merging.untile_average`; memory, see `running.engine`: None keeps all models in memory where
-    they fit RESIDENT_BUDGET on a CPU, and the tiles of an image BATCH_BUDGET, else one, as on
-    a GPU, where the modes are not measured.
-    Raises InputError where nothing was fitted; `predict`, for frames that `data.inputs` refuses.
+    `merging.untile_average`; memory, see `running.engine`: on a CPU, None keeps all models in
+    memory if they fit RESIDENT_BUDGET and an image's tiles fit BATCH_BUDGET, else one model, as on
+    a GPU, where the modes have not been measured.
+    Raises InputError if the ensemble is not fitted; `predict`, for frames `data.inputs` rejects.
     """
 
     def __init__(self, ensemble, impl="cython", threads=None, memory=None):
@@ -56,7 +56,7 @@ class Predictor(Engine):
 
     @property
     def batch(self):
-        """Images of a batch that fit into BATCH_BUDGET, at least one."""
+        """Number of images per batch that fit into BATCH_BUDGET, at least one."""
         grid, (height, width) = self.ensemble.grid, self.ensemble.setup.image_size
         tiles = grid.rows * grid.cols * grid.tile_size[0] * grid.tile_size[1]
         per_image = 3 * height * width + 4 * tiles + 3 * 4 * height * width
@@ -65,14 +65,14 @@ class Predictor(Engine):
 
 
 def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
-    """Maps and scores of any number of images, a batch in memory at a time.
+    """Predict any number of images, one batch in memory at a time.
 
-    Parameters: ensemble, a TiledEnsemble; samples, a list of data.Sample such as
-    data.inputs.as_samples makes of arrays and paths; impl and threads, see `Predictor`;
-    failed(sample, error) is called for an image that cannot be read, which is then left out;
+    Parameters: ensemble, a TiledEnsemble; samples, a list of data.Sample, for example from
+    data.inputs.as_samples, which takes arrays and paths; impl and threads, see `Predictor`;
+    failed(sample, error) is called for each unreadable image, which is then skipped;
     without it, the InputError is raised.
     Yields (sample, map, score): map float32 (H, W) raw, score float, in the order of samples.
-    Raises InputError where nothing was fitted or an image cannot be read.
+    Raises InputError if the ensemble is not fitted or an image cannot be read.
     """
     for sample, image_map, score, error in rows_of(Predictor(ensemble, impl, threads), [samples]):
         if error is None:
@@ -84,11 +84,11 @@ def predictions(ensemble, samples, *, impl="cython", threads=None, failed=None):
 
 
 def rows_of(predictor, groups):
-    """Yield (sample, map, score, None), or (sample, None, None, error), of all samples in order.
+    """Yield (sample, map, score, None) or (sample, None, None, error) for all samples in order.
 
-    Parameters: predictor, a Predictor; groups, lists of data.Sample, none of which waits for the
-    next group. map float32 (H, W) and score, a float, are raw; error, an InputError, is of an image
-    that cannot be read.
+    Parameters: predictor, a Predictor; groups, lists of data.Sample; a batch never waits for the
+    next group. map float32 (H, W) and score, a float, are raw; error, an InputError, explains why
+    an image cannot be read.
     """
     recipe, step = predictor.ensemble.recipe, predictor.batch
     batches = (group[k : k + step] for group in groups for k in range(0, len(group), step))
@@ -100,7 +100,7 @@ def rows_of(predictor, groups):
         read = [k for k in range(len(batch)) if k not in errors]
         if read:
             found = zip(*predictor.predict(images[read] if errors else images))
-        del images  # before an image is drawn at its own size
+        del images  # frees memory before images are drawn at their own size
         for k, sample in enumerate(batch):
             if k in errors:
                 yield sample, None, None, errors[k]
@@ -110,15 +110,15 @@ def rows_of(predictor, groups):
 
 
 def run_predict(ensemble, source, out, options, progress=None):
-    """Score images and write the outputs that the options ask for.
+    """Score images and write the outputs that the options request.
 
     Parameters: ensemble, a TiledEnsemble; source, see `sources.arriving`, or a Watch; out, a
-    folder, where an earlier prediction is replaced; options, PredictOptions; progress, a Progress.
-    Returns a dict of numbers of images: normal, anomalous, unknown (without thresholds), errors.
+    folder, whose earlier prediction is replaced; options, PredictOptions; progress, a Progress.
+    Returns a dict of image counts: normal, anomalous, unknown (no thresholds), errors.
     Until the last image is done, the rows are in predictions.partial.csv. A KeyboardInterrupt waits
-    for the image that is being written; a Watch keeps it, for that is how it ends.
-    Raises InputError where there is nothing to predict, pictures are asked for without
-    thresholds, a folder cannot be written, or a watched one has gone.
+    until the current image is written; a Watch ends normally on one and stores it.
+    Raises InputError if there is nothing to predict, pictures are requested without
+    thresholds, a folder cannot be written, or the watched folder has disappeared.
     """
     progress = progress or Progress(quiet=True)
     out, watch = Path(out), isinstance(source, Watch)
@@ -157,8 +157,8 @@ def run_predict(ensemble, source, out, options, progress=None):
                 progress.note(f"{sample.name}: {', '.join(writer.caption()[:2])}")
 
         try:
-            with ThreadPoolExecutor(1) as pool:  # an interrupt is raised in this thread alone
-                pool.submit(int).result()  # one that comes while a thread starts leaves it alone
+            with ThreadPoolExecutor(1) as pool:  # interrupts are raised only in the main thread
+                pool.submit(int).result()  # starts the worker before an interrupt can break it
                 for found in rows_of(predictor, groups):
                     pool.submit(record, *found).result()
         except KeyboardInterrupt as error:
@@ -171,7 +171,7 @@ def run_predict(ensemble, source, out, options, progress=None):
 
 
 def _decided(writer, image_map, score, error):
-    """(image to draw, None), or (None, error) of this image alone: a full disk ends the run."""
+    """Return (image to draw, None) or (None, this image's error); a full disk ends the run."""
     try:
         return (writer.decide(image_map, score), None) if error is None else (None, error)
     except InputError as failure:
@@ -179,13 +179,13 @@ def _decided(writer, image_map, score, error):
 
 
 def _samples(source, progress, out):
-    """The samples of a source in groups, and their number, None where it is not known before."""
+    """Return the samples of a source in groups, and their total, None if not known in advance."""
     if isinstance(source, Watch):
         groups, total = source.arriving(out), None
-        progress.note(f"watch {printable(source.folder)} until an interrupt, such as Ctrl-C")
+        progress.note(f"watch {printable(source.folder)} until interrupted, for example by Ctrl-C")
     else:
         groups = arriving(source, progress, out)
-        first = next(groups)  # without any, an earlier prediction stays
+        first = next(groups)  # raises before the earlier prediction is removed
         groups = itertools.chain([first], groups)
         total = None if os.fspath(source) == "-" else len(first)
     named = ([FileSample(printable(path), NORMAL, "", path) for path in paths] for paths in groups)

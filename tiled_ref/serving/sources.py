@@ -1,10 +1,10 @@
-"""Where the images of a prediction come from, as groups of paths, each as soon as it is there.
+"""Sources of images to predict, as groups of paths, each yielded as soon as it arrives.
 
-    listed    a file, or a folder with all below it: one group
+    listed    a file, or a folder with its subfolders: one group
     piped     the paths on standard input, as they arrive
     Watch     the files of a folder, as they appear
 
-What an earlier prediction wrote is left out of all three.
+All three skip the output files of earlier predictions.
 """
 
 import codecs
@@ -19,20 +19,20 @@ from ..data.disk import IMAGE_ENDINGS, passed_over, printable
 from ..support.errors import InputError
 from .outputs import is_output
 
-BLOCK = 1 << 16  # bytes of a list that are read at once, and the most that a path may have
+BLOCK = 1 << 16  # bytes of a list read at once, also the maximum length of a path
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # or UTF-32
-PAUSE = 1.0  # seconds between two looks at a watched folder
+PAUSE = 1.0  # seconds between two scans of a watched folder
 
 
 def arriving(source, progress=None, out=None):
-    """The image files that --predict names, without those that `is_output` names.
+    """Yield the image files that --predict names, except outputs (see `is_output`).
 
     Parameters: source, str or path: a file; a folder, see `image_files`; or "-", for the paths on
-    standard input; progress, a Progress, notes how many files and folders of a folder are passed
-    over; out, a folder that is left out.
-    Yields lists of Path, at least one path in all; whether they are images is found when they are
-    read.
-    Raises InputError where there is none, and as `listed` and `piped` do.
+    standard input; progress, a Progress, logs how many files and folders of a folder are skipped;
+    out, a folder to skip.
+    Yields lists of Path, at least one path in total; only reading them shows whether they are
+    images.
+    Raises InputError if there are none, and as `listed` and `piped` do.
     """
     found = False
     for paths in piped() if os.fspath(source) == "-" else [listed(source, progress, out)]:
@@ -42,19 +42,19 @@ def arriving(source, progress=None, out=None):
             yield paths
     if not found:
         raise InputError(
-            f"--predict {printable(source)} names pictures of an earlier prediction; name images"
+            f"--predict {printable(source)} has only outputs of an earlier prediction; name images"
         )
 
 
 def listed(source, progress=None, out=None):
-    """The path of a file, or those of the images of a folder, a list; see `arriving`.
+    """List the path of a file, or the image paths of a folder; see `arriving`.
 
-    Raises InputError for a file or folder that is not there, and a folder without images.
+    Raises InputError for a missing file or folder, and a folder without images.
     """
     source, passed = Path(source), []
     if not source.is_dir():
         if not os.path.lexists(source):
-            raise InputError(f"--predict {printable(source)}: there is no such file or folder")
+            raise InputError(f"--predict {printable(source)}: no such file or folder")
         return [source]
     paths = list(image_files(source, out, passed))
     if not paths:
@@ -67,11 +67,11 @@ def listed(source, progress=None, out=None):
 
 
 def image_files(source, out=None, passed=None):
-    """Yield the paths of the image files in a folder and in all folders below it, by name.
+    """Yield the paths of the image files in a folder and its subfolders, sorted by name.
 
-    Parameters: source; out, a folder that is left out; passed, a list that the other files and
-    folders join: hidden ones, other endings, links to folders, which are not followed.
-    Raises InputError for a folder that cannot be read; one below that has just gone is no error.
+    Parameters: source; out, a folder to skip; passed, a list to which all skipped files and
+    folders are appended: hidden ones, other suffixes, links to folders, which are not followed.
+    Raises InputError for an unreadable folder; a subfolder that has just disappeared is no error.
     """
 
     def unreadable(error):
@@ -95,17 +95,17 @@ def image_files(source, out=None, passed=None):
 
 
 def piped():
-    """Yield the paths on standard input, lists of Path, each with all that have just arrived.
+    """Yield the paths on standard input as lists of Path, each with those that have just arrived.
 
-    The list is UTF-8, with or without a byte order mark. NUL separates the paths if the first block
-    with a separator has one, else the ends of lines do.
-    Raises InputError without any path, for UTF-16, a NUL in a list of lines, a path of more than
-    BLOCK bytes, and where standard input cannot be read.
+    The input is UTF-8, with or without a byte order mark. Paths are separated by NUL if the first
+    block with a separator contains a NUL, else by line ends.
+    Raises InputError if there are no paths, for UTF-16, a NUL in a list of lines, a path of more
+    than BLOCK bytes, and if standard input cannot be read.
     """
     rest, separator, found, ended = b"", None, False, sys.stdin is None
     while not ended:
         try:
-            block = sys.stdin.buffer.read1(BLOCK)  # waits for the first byte alone
+            block = sys.stdin.buffer.read1(BLOCK)  # waits only for the first byte
         except OSError as error:
             raise InputError(f"--predict -: standard input cannot be read: {error}") from error
         rest, ended = rest + block, not block
@@ -113,7 +113,7 @@ def piped():
             rest = rest.removeprefix(codecs.BOM_UTF8)
             if rest.startswith(UTF_16) and b"\0" in rest:
                 raise InputError(
-                    "--predict -: the list is not UTF-8 but UTF-16 or UTF-32; convert it"
+                    "--predict -: the list is UTF-16 or UTF-32; convert it to UTF-8"
                 )
             separator = rb"\0" if b"\0" in rest else rb"[\r\n]"
         if separator == rb"[\r\n]" and b"\0" in rest:
@@ -123,7 +123,7 @@ def piped():
         *names, rest = re.split(separator, rest) if separator else [rest]
         if len(rest) > BLOCK:
             raise InputError(
-                f"--predict -: a path has more than {BLOCK:,} bytes; write one path a line"
+                f"--predict -: a path has more than {BLOCK:,} bytes; write one path per line"
             )
         names += [rest] * ended
         paths = [Path(os.fsdecode(name)) for name in names if name.strip()]
@@ -131,28 +131,28 @@ def piped():
             found = True
             yield paths
     if not found:
-        raise InputError("--predict -: there are no paths on standard input")
+        raise InputError("--predict -: no paths on standard input")
 
 
 class Watch:
-    """The image files of a folder and of all below it, see `image_files`, as they appear.
+    """Watches a folder and its subfolders for new image files, see `image_files`.
 
-    A file is complete once two looks, PAUSE apart, find the same size and time of modification. It
-    is found again when one of them changes, and forgotten when it is gone.
+    A file is complete once two scans, PAUSE apart, find the same size and modification time. It
+    is reported again when either changes, and forgotten when it disappears.
     Parameters: folder. Attribute: interrupt, the KeyboardInterrupt that ended it, or None.
-    Raises InputError where there is no such folder.
+    Raises InputError if there is no such folder.
     """
 
     def __init__(self, folder):
         self.folder, self.interrupt = Path(folder), None
-        self._seen = {}  # path: its state, and whether two looks have found it
+        self._seen = {}  # path -> (its state, whether the last two scans agree on it)
         if not self.folder.is_dir():
-            raise InputError(f"--watch {printable(folder)}: there is no such folder")
+            raise InputError(f"--watch {printable(folder)}: no such folder")
 
     def arriving(self, out=None):
-        """Yield the files that are complete since the last look, lists of Path, without end.
+        """Yield, endlessly, the files completed since the last scan, lists of Path.
 
-        Parameters: out, a folder that is left out. Raises InputError as `image_files` does.
+        Parameters: out, a folder to skip. Raises InputError as `image_files` does.
         """
         while True:
             before, self._seen, complete = self._seen, {}, []
@@ -167,12 +167,12 @@ class Watch:
             time.sleep(PAUSE)
 
     def has_changed(self, path):
-        """Whether a file has changed since it was found complete, or is gone."""
+        """Return whether a file has changed or disappeared since it was found complete."""
         return _state(path) != self._seen[path][0]
 
 
 def _state(path):
-    """(size, time of modification) of a file, or of a link that leads nowhere; None without any."""
+    """Return (size, modification time) of a file, or of a dangling link; None if it is missing."""
     for stat in os.stat, os.lstat:
         with contextlib.suppress(OSError):
             found = stat(path)

@@ -1,12 +1,12 @@
-"""A submission to the evaluation server of MVTec AD 2: maps of all images without labels.
+"""Write a submission for the MVTec AD 2 evaluation server: maps of all unlabelled images.
 
     DIR/anomaly_images/<object>/<split>/NNN_<lighting>.tiff              map, float16 (h, w)
     DIR/anomaly_images_thresholded/<object>/<split>/NNN_<lighting>.png   0 or 255, (h, w)
     DIR.tar.gz                                                           both folders, packed
-    DIR.json                                                             what made the files
+    DIR.json                                                             a record of the inputs
 
-(h, w) is the image's own size. A map is raw, times a power of two of its object where it does not
-fit into float16; the PNG is 255 where the raw map reaches the object's pixel threshold.
+(h, w) is the image's own size. Maps are raw; if they do not fit into float16, they are scaled by
+one power of two per object. The PNG is 255 where the raw map reaches the object's pixel threshold.
 """
 
 import gzip
@@ -34,25 +34,25 @@ from ..verdicts.marks import enlarge
 from .predict import Predictor, rows_of
 
 FOLDERS = {"anomaly_images": ".tiff", "anomaly_images_thresholded": ".png"}
-LARGEST, SMALLEST = 65504.0, 2.0**-10  # of maps in float16, whose subnormals begin at 2^-14
-TOP = 8  # rescaled maps of the deciding images are below 2^TOP, the largest at least half of it
-BYTES = 2.1, 2000  # of an image's two files: per pixel, and besides
+LARGEST, SMALLEST = 65504.0, 2.0**-10  # range of a map's peak in float16 (subnormal below 2^-14)
+TOP = 8  # rescaled maps of the calibration images peak between 2^(TOP - 1) and 2^TOP
+BYTES = 2.1, 2000  # size of an image's two files: per pixel, plus a constant
 FORMAT = "tiled-ref submission 1"
 ENTRY = {
     "identity": digest,  # results.cell_identity of the ensemble
-    "threshold": number(),  # of its pixels
-    "exponent": whole(-200, 200),  # of the two by which its maps are multiplied
-    "images": named((digest, digest, digest)),  # of the image, the TIFF and the PNG
+    "threshold": number(),  # its pixel threshold
+    "exponent": whole(-200, 200),  # its maps are multiplied by 2^exponent
+    "images": named((digest, digest, digest)),  # digests of the image, the TIFF and the PNG
 }
-REMEDY = "move it and the submission beside it away, or choose another folder"
+REMEDY = "move it and the submission next to it away, or choose another folder"
 
 
 class Submission:
-    """The files of a submission. What it needs is checked when it is made, before the training.
+    """The files of a submission. The constructor checks its requirements, before any training.
 
-    Parameters: folder, DIR; root, of the data set; objects, names of those that are to be run.
-    Raises InputError where an object, a split or an image is missing, or where there is anything
-    that belongs to no submission of this program: the user's files are neither packed nor removed.
+    Parameters: folder, DIR; root of the data set; objects, names of the objects to run.
+    Raises InputError if an object, split or image is missing, or the folder contains any other
+    file than a submission's: the user's files are neither packed nor removed.
     """
 
     def __init__(self, folder, root, objects):
@@ -62,7 +62,7 @@ class Submission:
         missing = [name for name in PRIVATE if name not in objects]
         if missing:
             raise InputError(
-                f"a submission has all {len(PRIVATE)} objects and {missing[0]} is missing; give "
+                f"a submission needs all {len(PRIVATE)} objects, {missing[0]} is missing; give "
                 "--category all and the --root of the whole data set"
             )
         self.archive = self.folder.with_name(f"{self.folder.name}.tar.gz")
@@ -76,11 +76,11 @@ class Submission:
         self._check_folder()
 
     def files(self, key):
-        """Paths of the TIFF and the PNG of an image."""
+        """Return the paths of an image's TIFF and PNG."""
         return [self.folder / kind / f"{key}{suffix}" for kind, suffix in FOLDERS.items()]
 
     def _check_folder(self):
-        """Read the record of what was written before, remove what a dead process has left.
+        """Read the record of the earlier files and remove temporary files of dead processes.
         Raises InputError for any other file."""
         files = {path for key in itertools.chain(*self.images.values()) for path in self.files(key)}
         folders = {parent for path in files for parent in path.parents[:3]}
@@ -93,7 +93,7 @@ class Submission:
             belongs = path in folders if path.is_dir() else path in files and path.is_file()
             if path.is_symlink() or not belongs:
                 raise InputError(
-                    f"{printable(path)} is no file of a submission, which holds nothing else; "
+                    f"{printable(path)} does not belong to a submission; "
                     "move it away, or choose another folder"
                 )
         self.record = {}
@@ -102,21 +102,21 @@ class Submission:
             self.record = read_json(self.state, schema, REMEDY, follow=False)["objects"]
         elif names.intersection(path.name for path in present) or os.path.lexists(self.archive):
             raise InputError(
-                f"there is a submission {printable(self.folder)} without its {self.state.name}; "
+                f"the submission {printable(self.folder)} lacks its {self.state.name}; "
                 "move it away, or choose another folder"
             )
 
     def needs(self):
-        """[(folder, bytes)] that the submission takes at most on the disk beyond what it does."""
+        """Return [(folder, bytes)]: the most disk space the submission needs in addition."""
         n_bytes = 0
         for samples in self.images.values():
             area = math.prod(next(iter(samples.values())).read_size())
-            n_bytes += 2 * len(samples) * (BYTES[0] * area + BYTES[1])  # as files and packed
+            n_bytes += 2 * len(samples) * (BYTES[0] * area + BYTES[1])  # files and archive
         before = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return [(self.folder.parent, max(0, int(n_bytes) - before))]
 
     def add_work(self, plan):
-        """Add the private images to the work of a list of CategoryEstimate."""
+        """Add the private images to the work of a list of CategoryEstimates."""
         for part in plan:
             n = len(self.images[part.category.name])
             part.work["decode"] += DECODE * n
@@ -129,17 +129,17 @@ class Submission:
 
         Parameters: cells, {object: (folder of its saved ensemble, its identity)}; load(folder), its
         TiledEnsemble; options, a PredictOptions; progress, a Progress; resume, keep the files that
-        were made with the same ensemble, threshold and scale of the same image.
+        come from the same image, ensemble, threshold and scale.
         Returns the path of the archive.
-        Raises InputError for an ensemble without pixel threshold, an image that cannot be read, a
-        map that is not finite, and a file that cannot be written.
+        Raises InputError for an ensemble without a pixel threshold, an unreadable image, a
+        non-finite map, and a file that cannot be written.
         """
         entries = {}
         for name, (folder, identity) in cells.items():
             pixel = (read_manifest(folder).thresholds or {}).get("pixel")
             if pixel is None:
                 raise InputError(
-                    f"the ensemble {printable(folder)} has no pixel threshold; decide one with "
+                    f"the ensemble {printable(folder)} has no pixel threshold; set one with "
                     "--load and --calibrate"
                 )
             peak = max(abs(pixel[key]) for key in ("minimum", "maximum", "threshold"))
@@ -161,7 +161,7 @@ class Submission:
         return self._pack()
 
     def _is_whole(self, item):
-        """Whether the files of an image are as the record, an item of its images, says."""
+        """Return whether an image's files match the record; item is one of its images."""
         key, digests = item
         sample = self.images.get(key.partition("/")[0], {}).get(key)
         try:
@@ -170,7 +170,7 @@ class Submission:
             return False
 
     def _start(self, name, entry):
-        """Start an object over: its files go before the record says what those to come are."""
+        """Restart an object: delete its files before the record describes the new ones."""
         with write_errors(self.folder):
             for path in itertools.chain(*map(self.files, self.images[name])):
                 path.unlink(missing_ok=True)
@@ -182,12 +182,12 @@ class Submission:
             json.dump({"format": FORMAT, "objects": self.record}, file, sort_keys=True)
 
     def _predict(self, name, predictor, progress):
-        """Write the files of an object that are missing, in the batches of a run without a stop.
-        Returns False where a map did not fit and the object has to start over."""
+        """Write the missing files of an object, in the same batches as an uninterrupted run.
+        Returns False if a map did not fit and the object must be restarted."""
         entry, samples, step = self.record[name], self.images[name], predictor.batch
         done, keys = entry["images"], list(samples)
         if entry["exponent"]:
-            progress.note(f"{name}: maps are stored times 2^{entry['exponent']}, to fit float16")
+            progress.note(f"{name}: maps are scaled by 2^{entry['exponent']} to fit float16")
         batches = [keys[k : k + step] for k in range(0, len(keys), step)]
         batches = [batch for batch in batches if not done.keys() >= set(batch)]
         rows = rows_of(predictor, ([samples[key] for key in batch] for batch in batches))
@@ -199,8 +199,8 @@ class Submission:
                 continue
             peak = float(np.abs(image_map).max())
             if not math.isfinite(peak):
-                raise InputError(f"the map of {sample.path} is not finite, so it has no place in "
-                                 "a submission; train with other options")  # fmt: skip
+                raise InputError(f"the map of {sample.path} is not finite, which a submission does "
+                                 "not allow; train with other options")  # fmt: skip
             if math.ldexp(peak, entry["exponent"]) > LARGEST:
                 self._start(name, entry | {"exponent": _exponent(peak), "images": {}})
                 return False
@@ -211,7 +211,7 @@ class Submission:
         return True
 
     def _write(self, key, sample, image_map, entry):
-        """Write the two files of an image. Returns what the record says of it."""
+        """Write the two files of an image. Returns its entry for the record."""
         large = enlarge(image_map, sample.read_size())
         scaled = np.ldexp(large, entry["exponent"]).astype(np.float16)
         reached = large >= np.float32(entry["threshold"])
@@ -222,7 +222,7 @@ class Submission:
         return _digests(sample, *data)
 
     def _pack(self):
-        """Write the archive: the same bytes for the same files. Returns its path."""
+        """Write the archive, deterministic byte for byte. Returns its path."""
         self._check_folder()
         digests = {path: found for samples in self.images.values() for key in samples
                    for path, found in zip(self.files(key), self._recorded(key))}  # fmt: skip
@@ -235,38 +235,38 @@ class Submission:
             for path in sorted(digests, key=lambda path: path.relative_to(base).as_posix()):
                 content = _read(path)
                 if hashlib.sha256(content).hexdigest() != digests[path]:
-                    raise InputError(f"{path} was changed; --resume writes it again")
-                member = tarfile.TarInfo(path.relative_to(base).as_posix())  # no time, no user
+                    raise InputError(f"{path} was changed; rewrite it with --resume")
+                member = tarfile.TarInfo(path.relative_to(base).as_posix())  # no time or user name
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
         return self.archive
 
     def _recorded(self, key):
-        """The digests of the files of an image. Raises InputError where one is missing."""
+        """Return the digests of an image's files. Raises InputError if one is missing."""
         found = self.record.get(key.partition("/")[0], {"images": {}})["images"].get(key)
         for path in self.files(key):
             if found is None or not path.is_file():
-                raise InputError(f"{path} is missing; --resume writes it again")
+                raise InputError(f"{path} is missing; rewrite it with --resume")
         return found[1:]
 
 
 def _exponent(peak):
-    """The power of two by which maps are multiplied, 0 where float16 holds the largest value."""
+    """Return the exponent of two that scales maps with this peak, 0 if they fit into float16."""
     if peak == 0 or SMALLEST <= peak <= LARGEST:
         return 0
     return TOP - math.frexp(peak)[1]
 
 
 def _digests(sample, *contents):
-    """SHA-256 of an image, as JSON of its version, and of the bytes of its two files, hex."""
+    """SHA-256 of an image's version as JSON, and of the bytes of its two files, hex."""
     return [json_digest(sample.version), *(hashlib.sha256(data).hexdigest() for data in contents)]
 
 
 def _read(path):
-    """The bytes of a file. Raises InputError."""
+    """Read the bytes of a file. Raises InputError."""
     try:
         with open_regular(path, follow=False) as file:
             return file.read()
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; --resume writes it "
-                         "again") from error  # fmt: skip
+        raise InputError(f"{path} cannot be read: {error.strerror or error}; rewrite it "
+                         "with --resume") from error  # fmt: skip
