@@ -232,7 +232,7 @@ MUTANTS = [
     ("tiled_ref/setups.py", "seed=self.seed,",
      "seed=self.seed + len(self.states),",
      "tests/test_ensemble.py::test_each_location_has_the_model_that_its_tiles_alone_would_give"),
-    ("tiled_ref/cli.py", "        entry.load()  # raises InputError for what is missing of it", "        pass",
+    ("tiled_ref/cli.py", "        entry.load()  # raises InputError for missing files", "        pass",
      "tests/serving/test_submission.py::test_what_is_missing_is_named_before_the_training"),
     ("tiled_ref/running/estimate.py", "disks.pop(disk, (folder, 0))", "disks.get(disk, (folder, 0))",
      "tests/running/test_estimate.py::test_the_last_disk_is_that_of_the_temporary_folder"),
@@ -778,7 +778,7 @@ MUTANTS = [
      "from .support.errors import InputError\nfrom .metrics import auroc",
      "tests/house/test_imports.py::test_imports_run_one_way"),
     ("tiled_ref/merging.py", "Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch.\n"
-     "    Returns (N,), dtype and kind of scores.\n    Raises InputError for another shape or dtype.\n"
+     "    Returns (N,), dtype and kind of scores.\n    Raises InputError for an invalid shape or dtype.\n"
      "    Order", "Order",
      "tests/house/test_docstrings.py::test_arrays_have_shape_and_dtype"),
     ("tiled_ref/reporting/walk/README.md", "run.py --explain photo.png", "run.py --explain photo.jpg",
@@ -1436,7 +1436,7 @@ MUTANTS = [
     ("tiled_ref/ensemble.py", "f\"fit{where}\", \"fit\")", "f\"fit{where}\")",
      "tests/running/test_sweep.py::test_a_cell_does_the_work_that_was_planned"),
     # the one loop
-    ("tiled_ref/ensemble.py", "            model = None  # the last one goes", "            # the last one goes",
+    ("tiled_ref/ensemble.py", "            model = None  # free the last one", "            # free the last one",
      "tests/test_ensemble.py::test_one_model_is_alive_at_a_time"),
     ("tiled_ref/ensemble.py", "            states[location] = model.state()\n", "",
      "tests/test_ensemble.py::test_states_may_be_kept_given_or_forgotten"),

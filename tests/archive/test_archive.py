@@ -205,7 +205,7 @@ MANIFESTS = [
     (("switches",), {"steps": 1 << 25}, "entry switches.steps is 33554432"),
     (("switches",), {"store": "int8"}, "not understood: store must be one of float32, float16"),
     (("switches",), {"store": "float16"}, "says that factors at location .0, 0. is float32"),
-    (("switches",), {"colour": "red"}, "manifest is not understood"),
+    (("switches",), {"colour": "red"}, "manifest is invalid"),
     (("switches",), {"colour": "r" * 256}, "entry switches.colour is 'rrr"),
     (("weights",), 7, "entry weights is 7"),
     (("weights",), "other.pth", "entry weights is 'other.pth'"),
@@ -356,7 +356,7 @@ def test_an_architecture_of_ones_own_is_saved_and_loaded(tmp_path, tiny_backbone
     again = load(tmp_path / "own", tiny_backbone)
     images = toy_images(1, side=32)
     np.testing.assert_array_equal(again.predict(images)[0], ensemble.predict(images)[0])
-    with pytest.raises(InputError, match="a backbone of its own; give it as backbone="):
+    with pytest.raises(InputError, match="a custom backbone; pass it as backbone="):
         TiledEnsemble.load(tmp_path / "own")
 
 
