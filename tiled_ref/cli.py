@@ -1,6 +1,6 @@
 """The command line: parse, call, print.
 
-One file, because one parser holds the options of all rooms, in the order of --help-all.
+One file because one parser holds the options of all rooms, in the order of --help-all.
 """
 
 import argparse

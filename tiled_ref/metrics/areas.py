@@ -29,8 +29,8 @@ PIXELS_AT_ONCE = 2**18  # of a ranking, summed together
 class PixelMetrics:
     """What `pixel_metrics` returns, as fractions."""
 
-    aupro: float
-    pixel_auroc: float
+    aupro: float  # see `aupro`
+    pixel_auroc: float  # see `pixel_auroc`
     f1_max: float  # pixel_f1_max
     seg_f1: float = None  # None without a threshold
 
