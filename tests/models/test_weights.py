@@ -89,7 +89,7 @@ def bad_files(state, folder):
         "surrogate": (saved({"\ud800": state["count"]}, folder / "x.pth"), "has not"),
         "other": (saved(changed, folder / "x.pth"), "not the official"),
         "list": (saved([state["count"]], folder / "x.pth"), "no state dict"),
-        "nested": (saved({"state_dict": dict(state)}, folder / "x.pth"), "something else"),
+        "nested": (saved({"state_dict": dict(state)}, folder / "x.pth"), "something other than named"),
         "sparse": (saved({"a": torch.eye(2).to_sparse()}, folder / "x.pth"), "has not"),
         "bfloat16": (saved({"a": torch.ones(2).bfloat16()}, folder / "x.pth"), "has not"),
     }
