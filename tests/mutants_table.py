@@ -651,7 +651,7 @@ MUTANTS = [
      "tests/running/test_identity.py::test_a_damaged_piece_is_computed_again_and_said"),
     ("tiled_ref/running/pieces.py", 'if fit["digest"] != self._digest(location, *found).hexdigest():', 'if False:',
      "tests/running/test_identity.py::test_a_damaged_piece_is_computed_again_and_said"),
-    ("tiled_ref/running/pieces.py", 'if mark.tobytes() != _finished(digest, found).tobytes():', 'if False:',
+    ("tiled_ref/running/pieces.py", 'if mark.tobytes() != _location_digest(digest, found).tobytes():', 'if False:',
      "tests/running/test_identity.py::test_a_damaged_piece_is_computed_again_and_said"),
     ("tiled_ref/running/pieces.py", 'repr((self._mark, location, *values))', 'repr((location, *values))',
      "tests/running/test_identity.py::test_pieces_of_another_identity_are_not_taken"),

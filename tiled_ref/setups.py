@@ -38,7 +38,7 @@ class Setup:
         Distance in pixels between the starts of neighbouring tiles. Eq. 1: s_h, s_w.
     groups : (int, int)
         For ENS, the rows and columns of neighbouring tile locations that share a model; (1, 1), one
-        model per location, is the paper's. Blocks at the bottom and right may be smaller.
+        model per location, is the paper's. Blocks at the bottom and right can be smaller.
 
     Raises
     ------

@@ -64,7 +64,7 @@ def f1_max_of(false_positives):
     """
     fp = np.sort(false_positives).astype(np.int64)  # from the highest anomalous score down
     if not fp.size:
-        raise UndefinedMetricError("F1 needs at least one anomalous example, and there is none")
+        raise UndefinedMetricError("F1 needs at least one anomalous example, but there is none")
     tp = np.searchsorted(fp, fp, "right")  # equal scores, and any not split by a normal one
     return float((2 * tp / (tp + fp + fp.size)).max())
 
@@ -102,7 +102,7 @@ def seg_f1_of(pairs, threshold):
         found += np.count_nonzero(above)
         right += np.count_nonzero(above & mask)
     if not anomalous:
-        raise UndefinedMetricError("SegF1 needs at least one anomalous pixel, and there is none")
+        raise UndefinedMetricError("SegF1 needs at least one anomalous pixel, but there is none")
     return float(2 * right / (found + anomalous))  # found = TP + FP
 
 

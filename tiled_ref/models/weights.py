@@ -110,7 +110,7 @@ def find_weights(
             return link()
         except SourceError as error:
             failures.append(f"{name}: {error}")
-            if not isinstance(error, _NothingThere):
+            if not isinstance(error, _NotFound):
                 say(f"weights: {failures[-1]}")
     if source == "imagenet":
         raise InputError(
@@ -173,7 +173,7 @@ def _to_stderr(text):
     print(text, file=sys.stderr, flush=True)
 
 
-class _NothingThere(SourceError):
+class _NotFound(SourceError):
     """The source has no such file, which is normal and not logged."""
 
 
@@ -219,7 +219,7 @@ def _from_cache(path, digest):
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _NothingThere("has no such file") from error
+        raise _NotFound("has no such file") from error
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror or error})") from error
     return _verified(_read_pth(path), digest, "torch hub cache")

@@ -149,7 +149,7 @@ class Pieces:
         """Seconds of training and the digest of the state's file or None; None if not trained."""
         path = self._path("fit", location, "json")
         if location not in self._fit and self.folder is not None and path.is_file():
-            with self._compared(path):
+            with self._verified(path):
                 fit = read_json(path, FIT, AGAIN)
                 found = fit["seconds"], fit["state"]
                 if fit["digest"] != self._digest(location, *found).hexdigest():
@@ -163,14 +163,14 @@ class Pieces:
         seconds, digest = self._trained(location) or (0, None)
         if digest is None or not self._state(location).is_file():
             return False
-        with self._compared(self._state(location)):
+        with self._verified(self._state(location)):
             if file_digest(self._state(location)) != digest:
                 raise ValueError(f"it has {OTHER}")
             self._written.add(location)
         return location in self._written
 
     @contextlib.contextmanager
-    def _compared(self, path):
+    def _verified(self, path):
         """A context that verifies a piece's digest; a piece that fails is reported and removed."""
         try:
             yield
@@ -234,7 +234,7 @@ class Pieces:
             del self._predicted[location]
             all_maps.commit()
             all_maps.close()
-            mark = {"digest": _finished(digest, done)}
+            mark = {"digest": _location_digest(digest, done)}
             write_tensors(self._path("scores", location, "npz"), done | mark)
         self._done[location] = done
         model = self._owner.get(location, location)
@@ -263,7 +263,7 @@ class Pieces:
         path = self._path("scores", location, "npz")
         if location not in self._done and self.folder is not None and path.is_file():
             with (
-                self._compared(path),
+                self._verified(path),
                 contextlib.closing(RowFile(self._path("maps", location, "npy"))) as maps,
             ):
                 shapes = {"scores": ("float32", (len(maps),)), "seconds": ("float64", ())}
@@ -272,7 +272,7 @@ class Pieces:
                 mark, digest = found.pop("digest"), self._digest(location, maps.shape)
                 for image_map in maps:
                     digest.update(image_map)
-                if mark.tobytes() != _finished(digest, found).tobytes():
+                if mark.tobytes() != _location_digest(digest, found).tobytes():
                     raise ValueError(f"with {maps.path.name} it has {OTHER}")
                 self._done[location] = found
         return self._done.get(location)
@@ -336,7 +336,7 @@ def _name(kind, location, ending):
     return f"{kind}_{location[0]}_{location[1]}.{ending}"
 
 
-def _finished(digest, arrays):
+def _location_digest(digest, arrays):
     """The digest of a location, uint8 (32,), after that of its maps."""
     for array in arrays.values():
         digest.update(array.tobytes())

@@ -22,7 +22,7 @@ ZOOM_SIDE = 256  # longest side of a stored detail, pixels
 JPEG_QUALITY = 82
 RATIO_SIZE = (512, 512)  # Rolih et al., Fig. 9: ratios of masks of 512 x 512
 IMAGES = "images.npz"
-ARRAYS = {  # of images.npz: dtype and shape, letters as of StoredImages
+ARRAYS = {  # of images.npz: dtype and shape, letters as in StoredImages
     "labels": ("uint8", "N"), "sizes": ("int64", "N", 2), "masks": ("bool", "N", "h", "w"),
     "ratios": ("float64", "N"), "region_image": ("int64", "R"), "region_area": ("int64", "R"),
     "jpegs_shapes": ("int64", "N", 1), "jpegs": ("uint8", "bytes"), "zooms": ("uint8", "more"),

@@ -89,7 +89,7 @@ class Sweep:
     def cells(self):
         """Yield (recipe, images, backbone) of every cell, the arguments of cell.run_cell.
 
-        The backbone is a SharedLayers where cells may share its layers: in float32 on the CPU of
+        The backbone is a SharedLayers where cells can share its layers: in float32 on the CPU of
         one process; a GPU computes them faster than a disk returns them.
         """
         for part in filter(None, self.estimates):
@@ -117,7 +117,7 @@ class Sweep:
                     over = [part.cells[k].work]  # done, finished before or failed
                     over += [part.work] if k + 1 == len(recipes) else []
                     self._plan(*over, sign=-1)
-                    self._say_count()
+                    self._report_count()
 
     def _plan(self, *works, sign=1):
         """Add work to the rest of the run, or subtract it."""
@@ -126,7 +126,7 @@ class Sweep:
                 self._todo[key] += sign * seconds
                 self.progress.todo[key] = max(0.0, self._todo[key])
 
-    def _say_count(self):
+    def _report_count(self):
         if self.n_cells > 1:
             self.progress.title = ""
             left = self.progress.left() or 0.0
