@@ -368,7 +368,7 @@ TABLE = [
             "leads out of --root"),
     # weights
     weights("no weights", lambda p: None, "weights.pth: cannot be read"),
-    weights("text as weights", lambda p: p.write_text("hello"), "is damaged or not a file of"),
+    weights("text as weights", lambda p: p.write_text("hello"), "is damaged or not a weights file"),
     weights("code in the weights", lambda p: torch.save({"a": Code()}, p), "is damaged or not a"),
     weights("other tensors", lambda p: torch.save({"conv1.weight": torch.zeros(1)}, p),
             "its tensors are not the official ones"),

@@ -167,7 +167,7 @@ def merge_rows(
 
 
 def merge_strips(maps, k, recipe, impl="cython", threads=None):
-    """The merged, smoothed map of image k, float32 (H, W), with few tile maps in memory.
+    """Returns the merged, smoothed map of image k, float32 (H, W); few tile maps are in memory.
 
     Parameters: maps, recipe, impl, threads as for `merge_rows`; k. The rows of a strip are merged
     from all tiles that cover them and the nearby rows that the Gaussian reads, so their bits

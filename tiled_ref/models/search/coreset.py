@@ -177,7 +177,7 @@ def greedy(points, count, first, include_first=False, threads=None, progress=Non
 def k_centre_greedy_device(points, count, first, include_first=False, progress=None):
     """`greedy` on the points' own device, without synchronisation.
 
-    Parameters: points float32 (N, d), any device, finite; the others as for `k_centre_greedy`.
+    Parameters: points float32 (N, d), any device, finite; the others as in `k_centre_greedy`.
     Returns int64 (count,), distinct, on the device.
     Raises InputError as `k_centre_greedy` does.
     Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on centred float64 points, so
