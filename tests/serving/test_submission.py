@@ -174,7 +174,7 @@ def test_the_files_are_the_maps_and_what_reaches_the_threshold(done, load):
     [
         (["--category", "can"], "all 2 objects and rice is missing; give --category all"),
         (["--setup", "SM256", "SM512"], "takes one ensemble per object, not 2; give one"),
-        (["--seed", "1", "2"], "not of 2; give one --setup, one --arch and one --seed"),
+        (["--seed", "1", "2"], "not 2; give one --setup, one --arch and one --seed"),
         (["--dataset", "synthetic"], "--submission is only for MVTec AD 2"),
         (["--validation", "same-as-test"], "whose thresholds come from validation/good"),
         (["--min-area", "3"], "--min-area cannot be combined with --submission"),
