@@ -1,10 +1,10 @@
 # Regions and exact ranks: the parts of AUPRO and pixel AUROC that touch every pixel. Their
 # twins are `label_mask` and `rank_pixels` of tiled_ref/metrics/;
-# tiled_ref/support/pixel_ranking.py calls what is here.
+# tiled_ref/support/pixel_ranking.py calls these functions.
 #
-# Nothing here adds floating-point numbers. Scores are only compared; what is counted are
-# pixels, and what is added are integers. So the result depends neither on the number of
-# threads nor on the order of images.
+# Nothing here adds floating-point numbers. Scores are only compared, pixels counted, and
+# integers added. So the result depends neither on the number of threads nor on the order of
+# images.
 
 from libc.string cimport memcpy
 
@@ -16,7 +16,7 @@ ctypedef unsigned char mask_t
 ctypedef unsigned long long key_t
 
 cdef enum:
-    PIECE = 64  # pixels looked at together
+    PIECE = 64  # pixels processed together
 
 ctypedef fused count_t:
     unsigned int
@@ -27,7 +27,7 @@ ctypedef fused count_t:
 #
 # A run is a maximal stretch of anomalous pixels in one row: its first pixel and one past its
 # last, counted through the whole mask row by row. Runs are numbered in row-major order. Runs
-# of neighbouring rows that touch, corners included, belong together.
+# of neighbouring rows that touch, corners included, belong to the same region.
 
 def count_runs(const mask_t[:, ::1] mask):
     """(runs, anomalous pixels) of a mask (H, W)."""
@@ -37,7 +37,7 @@ def count_runs(const mask_t[:, ::1] mask):
         for y in range(mask.shape[0]):
             x = skip_zeros(mask, y, 0)
             while x < width:
-                # Few enough to be counted in a byte, so that many are counted at once.
+                # Few enough to count in a byte, so that the compiler counts many at once.
                 end = x + PIECE if x + PIECE < width else width
                 n_pixels = 0
                 for k in range(x, end):
@@ -69,7 +69,7 @@ cdef inline Py_ssize_t skip_zeros(const mask_t[:, ::1] mask, Py_ssize_t y,
 
 
 cdef int root_of(int[::1] parents, int run) except -1 nogil:
-    """The first run of the region, as far as is known; halves the path on the way."""
+    """The first run of the region known so far; halves the path on the way."""
     while parents[run] != run:
         parents[run] = parents[parents[run]]
         run = parents[run]
@@ -105,7 +105,7 @@ def label_runs(const mask_t[:, ::1] mask, int[:, ::1] runs, int[::1] labels):
                 runs[run, 0] = start
                 runs[run, 1] = row + <int> x
                 b = run
-                # Runs above that touch: start <= my stop and stop >= my start, a row lower.
+                # Touching runs above: start <= this stop and stop >= this start, one row down.
                 while k < first and runs[k, 1] + width < start:
                     k += 1
                 touch = k
@@ -123,7 +123,7 @@ def label_runs(const mask_t[:, ::1] mask, int[:, ::1] runs, int[::1] labels):
                 run += 1
         if run != n_runs:
             raise ValueError("label_runs: fewer runs than labels")
-        # Roots precede the other runs of their region, so that a parent is labelled already.
+        # Roots precede the other runs of their region, so a parent is already labelled.
         for run in range(<int> n_runs):
             if labels[run] == run:
                 regions += 1
@@ -135,7 +135,7 @@ def label_runs(const mask_t[:, ::1] mask, int[:, ::1] runs, int[::1] labels):
 
 cdef int check_runs(const int[:, ::1] runs, const int[::1] labels, Py_ssize_t n_pixels,
                     int most) except -1:
-    """Runs inside the mask, labels in 1..most."""
+    """Check that runs lie inside the mask, and labels in 1..most."""
     cdef Py_ssize_t run
     if runs.shape[0] != labels.shape[0] or runs.shape[1] != 2:
         raise ValueError("aupro: runs and labels differ in length")
@@ -163,10 +163,10 @@ def paint(const int[:, ::1] runs, const int[::1] labels, int offset, int[::1] ou
 
 def gather(const floating[::1] scores, const int[:, ::1] runs, const int[::1] labels,
            floating low, int[::1] areas, floating[::1] values, int[::1] regions):
-    """The scores in runs that are not below low, and the regions they lie in, label - 1.
+    """Collect the scores in runs that are not below low, and their regions, label - 1.
 
-    NaN is not below. areas[label - 1] receives the pixels of every region. Returns how many
-    scores there are.
+    NaN is not below. areas[label - 1] receives the pixel count of every region. Returns the
+    number of scores.
     """
     cdef Py_ssize_t run, k, n = 0, room = values.shape[0]
     if areas.shape[0] > 0x7fffffff or regions.shape[0] != room:
@@ -188,15 +188,15 @@ def gather(const floating[::1] scores, const int[:, ::1] runs, const int[::1] la
 
 
 def select(const floating[::1] scores, floating low, floating[::1] out, Py_ssize_t n):
-    """Append the scores of a map that are not below low, NaN among them, to out[:n].
+    """Append the scores of a map that are not below low, NaN included, to out[:n].
 
-    out must have room for the whole map. Returns the new n.
+    out must have space for the whole map. Returns the new n.
     """
     cdef Py_ssize_t k
     if n < 0 or scores.shape[0] > out.shape[0] - n:
         raise ValueError("select: no room")
     with nogil:
-        for k in range(scores.shape[0]):  # without a branch: write all, step on where it counts
+        for k in range(scores.shape[0]):  # branch-free: write all, advance on a match
             out[n] = scores[k]
             n += not scores[k] < low
     return n
@@ -206,7 +206,7 @@ def select(const floating[::1] scores, floating low, floating[::1] out, Py_ssize
 #
 # The order of scores is the order of their keys: the bits of the float as an unsigned
 # integer, the sign bit flipped for positive numbers and all bits for negative ones. The key of
-# -0.0 is the one below that of 0.0, so that the two, equal as scores, lie side by side.
+# -0.0 is just below that of 0.0, so that the two, equal as scores, are adjacent.
 
 cdef inline key_t key_of(floating score) noexcept nogil:
     """Unsigned integer with the order of the scores."""
@@ -224,7 +224,7 @@ def sort_pass(const floating[::1] values, const int[::1] regions, int shift,
               floating[::1] values_out, int[::1] regions_out, Py_ssize_t[::1] place):
     """One pass of a radix sort: order by len(place) key values from bit `shift` up, stably.
 
-    place is scratch, its length a power of two. Returns False, and writes nothing, where
+    place is scratch, its length a power of two. Returns False, and writes nothing, if
     all scores agree in these bits.
     """
     cdef Py_ssize_t n = values.shape[0], k, digit, at, total = 0
@@ -258,10 +258,10 @@ def sort_pass(const floating[::1] values, const int[::1] regions, int shift,
 
 
 def tally(const floating[::1] values, const floating[::1] scores, count_t[::1] counts):
-    """Where ascending scores stand among ascending values (n,).
+    """Count ascending scores between and at ascending values (n,).
 
-    counts (2 n + 1,): [2 i + 1] is added the number of scores equal to value i, [2 i] of
-    those between value i - 1 and value i. Of equal values the first has them all.
+    counts (2 n + 1,): adds to [2 i + 1] the number of scores equal to value i, to [2 i] of
+    those between value i - 1 and value i. Of equal values the first gets all.
     """
     cdef Py_ssize_t i, k = 0, before, n = values.shape[0], n_scores = scores.shape[0]
     if counts.shape[0] != 2 * n + 1:
@@ -280,11 +280,11 @@ def tally(const floating[::1] values, const floating[::1] scores, count_t[::1] c
 
 
 def rank(const floating[::1] values, count_t[::1] counts):
-    """From the counts that `tally` made to ranks, in place.
+    """Turn the counts of `tally` into ranks, in place.
 
-    The scores counted are those of all pixels, the ascending values (n,) those of the anomalous
+    The counted scores are those of all pixels, the ascending values (n,) those of the anomalous
     ones among them. counts[2 i] becomes the number of normal pixels above value i, and
-    counts[2 i + 1] of those at or above it.
+    counts[2 i + 1] the number at or above it.
     """
     cdef Py_ssize_t first, last, k, n = values.shape[0]
     cdef count_t above, here, below
@@ -297,7 +297,7 @@ def rank(const floating[::1] values, count_t[::1] counts):
             first = last
             while first > 0 and values[first - 1] == values[last]:
                 first -= 1
-            # Equal values are as many anomalous pixels among those counted.
+            # The counted pixels include one anomalous pixel per equal value.
             here = above + counts[2 * first + 1] - <count_t> (last - first + 1)
             below = counts[2 * first]
             for k in range(first, last + 1):

@@ -1,10 +1,10 @@
-"""Exact k-centre greedy: the distance in its written order, and the loops that use it.
+"""Exact k-centre greedy: the distance in its specified order, and the loops that use it.
 
-The twin is greedy in tiled_ref/models/search/coreset.py, the filter's proof in filter.py beside
-it. Nothing here starts a thread; every function releases the GIL, so callers
-may split the rows.
+The twin is greedy in tiled_ref/models/search/coreset.py; the proof of the filter is in filter.py
+beside it. Nothing here starts a thread; every function releases the GIL, so callers
+can split the rows.
 
-The filter skips a pair (x, c) where w_x . w_c - |w_c|^2/2 <= base_x - (sqrt(m_x) scale +
+The filter skips a pair (x, c) if w_x . w_c - |w_c|^2/2 <= base_x - (sqrt(m_x) scale +
 margin)^2/2, with w the filter vectors and m_x the minimum so far: such a pair cannot lower it.
 """
 
@@ -12,7 +12,7 @@ from libc.math cimport INFINITY, sqrt
 
 cdef enum:
     LANES = 8
-    STEP = 64  # products looked at together
+    STEP = 64  # products processed together
     MARKS = 32
 
 
@@ -76,7 +76,7 @@ def apply_centres(
     double margin,
 ):
     """minimum[i] = min(minimum[i], squared distance of points[rows[i]] to others[centres[j]])
-    over begin[i] <= j < len(centres). Where nearest is not empty, nearest[i] becomes the
+    over begin[i] <= j < len(centres). Unless nearest is empty, nearest[i] becomes the
     centre of the minimum, the lowest number among equals.
 
     product (rows, centres): w of the row times w of the centre; half (centres,): |w|^2/2.
@@ -116,9 +116,9 @@ def apply_centres(
             g = &product[i, 0]
             a = threshold(base[i], minimum[i], scale, margin)
             k = begin[i]
-            # Invariant: minimum[i] covers the centres before k, and a belongs to it.
+            # Invariant: minimum[i] covers the centres before k, and a is its threshold.
             while k < m:
-                # Steps of centres of which one passes the filter, and the best of these.
+                # Collect steps in which a centre passes the filter, then find the best centre.
                 n_marked = 0
                 while k < m and n_marked < MARKS:
                     end = k + STEP if k + STEP < m else m
@@ -181,7 +181,7 @@ def greedy(
 ):
     """Plain greedy among `rows` (ascending) while the best of them beats the rival.
 
-    The best is the largest minimum, the lowest row among equals; it beats the rival where
+    The best is the largest minimum, the lowest row among equals; it beats the rival if
     its minimum is larger, or equal and its row lower. picks[0], picks[1], ... become
     positions in rows, and a pick's minimum becomes -1. gram (rows, rows): w times w;
     above (rows,) is scratch. Returns the number of picks, at most len(picks).
@@ -212,7 +212,7 @@ def greedy(
             above[i] = INFINITY
             if minimum[i] >= 0:
                 above[i] = threshold(base[i], minimum[i], scale, margin)
-        # Invariant: minimum covers all centres picked so far, and above belongs to it.
+        # Invariant: minimum covers all centres picked so far, and above holds its thresholds.
         while count < picks.shape[0]:
             best = 0
             largest = minimum[0]

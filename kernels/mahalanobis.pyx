@@ -1,11 +1,11 @@
 # Mahalanobis distances with packed triangular factors; the twin is mahalanobis in
 # tiled_ref/models/gaussians.py.
 #
-# Reading the factors is what takes the time, and each stays in the first-level cache for all
-# images, as float32. Float16 is converted at once, so the next factor is fetched while one is
-# worked on; rows of float32 the processor fetches by itself. Row by row of the upper triangle,
-# y_j += U_ij delta_i for j >= i. Four rows at a time, because the compiler makes vectors of the
-# columns; every operation is rounded on its own.
+# Reading the factors dominates the time, so each stays in the first-level cache for all images,
+# as float32. Float16 is converted at once, so the next factor is prefetched while one is in use;
+# the processor prefetches rows of float32 by itself. Row by row of the upper triangle,
+# y_j += U_ij delta_i for j >= i. Four rows at a time, because the compiler vectorises over the
+# columns; every operation is rounded separately.
 
 from libc.math cimport sqrt
 
@@ -29,8 +29,8 @@ cdef extern from *:
 
     ADD_ROWS(add_rows)
 
-    /* float16 to float32, which is exact; without branches, for vectors. A NaN becomes a quiet one,
-       as the processor makes it. */
+    /* float16 to float32, which is exact; branch-free, so that it vectorises. A NaN becomes quiet,
+       as on the processor. */
     static void widen(const uint16_t *from, float *to, Py_ssize_t n) {
         for (Py_ssize_t k = 0; k < n; k++) {
             int32_t size = from[k] & 0x7fff, bits = (size << 13) + (112 << 23), small;
@@ -44,7 +44,7 @@ cdef extern from *:
         }
     }
 
-    /* The same bits by wider vectors. Older compilers do not know how to ask for F16C. */
+    /* The same bits with wider vectors. Older compilers cannot test for F16C. */
     #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 18 : __GNUC__ >= 11)
     #include <immintrin.h>
     __attribute__((target("avx"))) ADD_ROWS(add_rows_avx)
@@ -56,7 +56,7 @@ cdef extern from *:
             _mm256_storeu_ps(to + k, _mm256_cvtph_ps(_mm_loadu_si128((__m128i *) (from + k))));
         widen(from + k, to + k, n - k);
     }
-    #define HAS_F16C __builtin_cpu_supports("f16c")  /* which works on vectors of AVX */
+    #define HAS_F16C __builtin_cpu_supports("f16c")  /* implies AVX */
     #else
     #define add_rows_avx add_rows
     #define widen_avx widen
@@ -103,8 +103,8 @@ def mahalanobis(
     """out[b, p] = distance of x[b, p] from the Gaussian of position p, start <= p < stop.
 
     x (B, P, D); mean (P, D); factors (P, n), the bytes of D (D + 1) / 2 numbers, float32 or
-    float16, which n tells; out (B, P); delta, y (D,) and wide (D (D + 1) / 2,), scratch;
-    portably, as on a processor without F16C.
+    float16, depending on n; out (B, P); delta, y (D,) and wide (D (D + 1) / 2,), scratch;
+    portably, run as on a processor without F16C.
     """
     cdef Py_ssize_t n_images = x.shape[0], n = x.shape[1], dims = x.shape[2]
     cdef Py_ssize_t b, p, i, j, r, c, size = dims * (dims + 1) // 2

@@ -1,12 +1,12 @@
-# Gaussian blur of a band, or of everything; its twin is seam_blur in
+# Gaussian blur of a band, or of the whole map; its twin is seam_blur in
 # tiled_ref/support/gaussian.py, which blurs the whole map and keeps the band.
 #
 # Row by row, so that the work is proportional to the band and everything but the map stays
-# in the cache: the columns' pass writes one line, as wide as the band of this row and its
-# halo; the rows' pass reads it. Per pixel both passes compute w0*x0, then add
-# w_k * (x_{-k} + x_{+k}) for k = 1, 2, ..., each operation rounded on its own: the bits are
-# those of the specification. Taps in the outer loop and pixels in the inner one, four taps
-# at a time, because the compiler makes vectors of the pixels and not of the taps.
+# in the cache: the column pass writes one line, as wide as the band of this row and its
+# halo; the row pass reads it. Per pixel both passes compute w0*x0, then add
+# w_k * (x_{-k} + x_{+k}) for k = 1, 2, ..., each operation rounded separately: the bits
+# equal those of the specification. Taps in the outer loop and pixels in the inner one, four taps
+# at a time, because the compiler vectorises over the pixels, not the taps.
 
 from libc.string cimport memcpy
 
@@ -24,7 +24,7 @@ def seam_blur(const floating[:, :, ::1] maps, floating[:, :, ::1] out,
 
     taps (radius + 1,); row_runs and col_runs (runs, 2), ascending, start and stop of the
     band rows and columns; reflect_rows (H + 2 radius,) and reflect_cols (W + 2 radius,),
-    the pixel that stands at -radius, ...; line and blurred (W + 2 radius,), scratch.
+    the pixel at position -radius, ...; line and blurred (W + 2 radius,), scratch.
     """
     cdef Py_ssize_t n_images = maps.shape[0], H = maps.shape[1], W = maps.shape[2]
     cdef Py_ssize_t radius = taps.shape[0] - 1
@@ -88,7 +88,7 @@ cdef int blur_piece(const floating[:, :, ::1] maps, floating[:, :, ::1] out,
     cdef Py_ssize_t radius = taps.shape[0] - 1, W = maps.shape[2]
     cdef Py_ssize_t width = right - left, k, x
     # line[k] is the column pass at column left - radius + k, for k < width + 2 radius.
-    # Inside the map that is one piece of the row; what sticks out is mirrored.
+    # Inside the map this is one piece of the row; the part outside is mirrored.
     cdef Py_ssize_t inner_left = left - radius if left > radius else 0
     cdef Py_ssize_t inner_right = right + radius if right + radius < W else W
     cdef Py_ssize_t inner = inner_right - inner_left
@@ -116,8 +116,8 @@ cdef int blur_piece(const floating[:, :, ::1] maps, floating[:, :, ::1] out,
              taps[k], &line[offset], inner)
         k += 1
 
-    # The mirrored halo: the columns' pass of the pixel that stands there. That pixel may lie
-    # outside the piece when the map is narrow or the band touches the edge.
+    # The mirrored halo: the column pass of the mirrored pixel, which can lie outside the piece
+    # if the map is narrow or the band touches the edge.
     for x in range(left - radius, inner_left):
         column(maps, taps, reflect_rows, n, y, reflect_cols[radius + x],
                line, x - (left - radius))

@@ -1,10 +1,10 @@
-# Untiling with overlap averaging; its twin is TileGrid.untile in tiled_ref/tiling.py. At the end of
-# the file untiling with weights; its twin is TileGrid.untile_window.
+# Untiling with overlap averaging; its twin is TileGrid.untile in tiled_ref/tiling.py. The end of
+# the file has untiling with weights; its twin is TileGrid.untile_window.
 #
 # One pass over the image, row by row. A row of the image is cut where a tile starts or ends;
-# inside such a piece every pixel is covered by the same tiles, so their number is known
+# inside such a piece the same tiles cover every pixel, so their number is known
 # without a count buffer. The covering tiles, in row-major order, are added in pairs, the sums
-# in pairs again, then comes one division: the bits are those of the specification. A pixel is
+# in pairs again, then divided once: the bits equal those of the specification. A pixel is
 # read once from each tile that covers it and written once.
 
 from libc.string cimport memcpy, memset
@@ -15,8 +15,8 @@ ctypedef fused floating:
 
 
 cdef enum:
-    LINE = 128  # pixels that any number of tiles is averaged on at a time
-    DEPTH = 24  # for fewer than 2**24 tiles on one pixel
+    LINE = 128  # pixels at a time on which any number of tiles is averaged
+    DEPTH = 24  # allows fewer than 2**24 tiles on one pixel
 
 
 cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -26,7 +26,7 @@ cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 cdef int check(Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_images, Py_ssize_t h, Py_ssize_t w,
                Py_ssize_t H, Py_ssize_t W, Py_ssize_t n_out, Py_ssize_t stride_y,
                Py_ssize_t stride_x, Py_ssize_t start, Py_ssize_t stop) except -1:
-    """Refuse sizes with which a kernel would leave its memory."""
+    """Reject sizes with which a kernel would access memory out of bounds."""
     if not (rows > 0 and cols > 0 and h > 0 and w > 0 and H > 0 and W > 0):
         raise ValueError("untile: empty axis")
     if not (0 < stride_y <= h and 0 < stride_x <= w):
@@ -44,8 +44,8 @@ def untile(const floating[:, :, :, :, ::1] tiles, floating[:, :, ::1] out,
            Py_ssize_t stride_y, Py_ssize_t stride_x, Py_ssize_t start, Py_ssize_t stop):
     """Average tiles (rows, cols, N, h, w) into out (N, H, W), images start to stop - 1.
 
-    The tiles start at multiples of the strides and cover the whole image; what sticks out
-    at the bottom and right is not read.
+    The tiles start at multiples of the strides and cover the whole image; the part
+    outside, at the bottom and right, is not read.
     """
     cdef Py_ssize_t rows = tiles.shape[0], cols = tiles.shape[1], n_images = tiles.shape[2]
     cdef Py_ssize_t h = tiles.shape[3], w = tiles.shape[4]
@@ -123,8 +123,8 @@ cdef int pairwise(const floating[:, :, :, :, ::1] tiles, Py_ssize_t n, Py_ssize_
                   floating* out) except -1 nogil:
     """Average of any number of tiles on up to LINE pixels of row y from column x on."""
     # Like a binary counter: a sum of 2**k tiles meets the next one of 2**k, so that the
-    # stack never holds more sums than the number of tiles has bits. What is left at the end
-    # is added from the smallest sum on. The pairs are those of rounds over the whole list.
+    # stack never holds more sums than the number of tiles has bits. The rest at the end is
+    # added from the smallest sum up. The pairs are those of rounds over the whole list.
     cdef floating stack[DEPTH][LINE]
     cdef Py_ssize_t depth = 0, met = 0, bits, i, j, k
     cdef floating count = <floating> (i_last - i_first + 1) * <floating> (j_last - j_first + 1)

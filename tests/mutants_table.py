@@ -232,7 +232,7 @@ MUTANTS = [
     ("tiled_ref/setups.py", "seed=self.seed,",
      "seed=self.seed + len(self.states),",
      "tests/test_ensemble.py::test_each_location_has_the_model_that_its_tiles_alone_would_give"),
-    ("tiled_ref/cli.py", "        entry.load()  # raises InputError for what is missing of it", "        pass",
+    ("tiled_ref/cli.py", "        entry.load()  # raises InputError for missing files", "        pass",
      "tests/serving/test_submission.py::test_what_is_missing_is_named_before_the_training"),
     ("tiled_ref/running/estimate.py", "disks.pop(disk, (folder, 0))", "disks.get(disk, (folder, 0))",
      "tests/running/test_estimate.py::test_the_last_disk_is_that_of_the_temporary_folder"),
@@ -646,7 +646,7 @@ MUTANTS = [
      "tests/running/test_identity.py::test_a_damaged_piece_is_computed_again_and_said"),
     ("tiled_ref/running/pieces.py", 'if fit["digest"] != self._digest(location, *found).hexdigest():', 'if False:',
      "tests/running/test_identity.py::test_a_damaged_piece_is_computed_again_and_said"),
-    ("tiled_ref/running/pieces.py", 'if mark.tobytes() != _finished(digest, found).tobytes():', 'if False:',
+    ("tiled_ref/running/pieces.py", 'if mark.tobytes() != _location_digest(digest, found).tobytes():', 'if False:',
      "tests/running/test_identity.py::test_a_damaged_piece_is_computed_again_and_said"),
     ("tiled_ref/running/pieces.py", 'repr((self._mark, location, *values))', 'repr((location, *values))',
      "tests/running/test_identity.py::test_pieces_of_another_identity_are_not_taken"),
@@ -815,7 +815,7 @@ MUTANTS = [
      "from .support.errors import InputError\nfrom .metrics import auroc",
      "tests/house/test_imports.py::test_imports_run_one_way"),
     ("tiled_ref/merging.py", "Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch.\n"
-     "    Returns (N,), dtype and kind of scores.\n    Raises InputError for another shape or dtype.\n"
+     "    Returns (N,), dtype and kind of scores.\n    Raises InputError for an invalid shape or dtype.\n"
      "    Order", "Order",
      "tests/house/test_docstrings.py::test_arrays_have_shape_and_dtype"),
     ("tiled_ref/reporting/walk/README.md", "run.py --explain photo.png", "run.py --explain photo.jpg",
@@ -1473,7 +1473,7 @@ MUTANTS = [
     ("tiled_ref/ensemble.py", "f\"fit{where}\", \"fit\")", "f\"fit{where}\")",
      "tests/running/test_sweep.py::test_a_cell_does_the_work_that_was_planned"),
     # the one loop
-    ("tiled_ref/ensemble.py", "            model = None  # the last one goes", "            # the last one goes",
+    ("tiled_ref/ensemble.py", "            model = None  # free the last one", "            # free the last one",
      "tests/test_ensemble.py::test_one_model_is_alive_at_a_time"),
     ("tiled_ref/ensemble.py", "            states[location] = model.state()\n", "",
      "tests/test_ensemble.py::test_states_may_be_kept_given_or_forgotten"),
@@ -1547,8 +1547,8 @@ MUTANTS = [
      "        else:\n",
      "tests/running/test_processes.py::test_the_main_rank_stays_until_the_others_have_left"),
     ("tiled_ref/running/processes.py",
-     "second reason\n            signal.signal(signal.SIGTERM, signal.SIG_IGN)\n",
-     "second reason\n",
+     "further signals\n            signal.signal(signal.SIGTERM, signal.SIG_IGN)\n",
+     "further signals\n",
      "tests/running/test_processes.py::test_a_rank_that_fails_ends_the_run_with_one_sentence"),
     ("tiled_ref/running/processes.py",
      "        except dist.DistError as error:\n            raise Ended(ENDED) from error\n",

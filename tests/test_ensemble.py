@@ -59,7 +59,7 @@ def test_tiled_input_is_tile_major(images):
 
 
 def test_images_of_another_size_are_refused(images):
-    with pytest.raises(InputError, match="made for images of 48 x 48 px"):
+    with pytest.raises(InputError, match="for images of 48 x 48 px"):
         LocationImages(images, TileGrid(48, 48, 48), [(0, 0)], torch.device("cpu"))
 
 

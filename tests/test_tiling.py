@@ -157,7 +157,7 @@ def test_impossible_grids_are_refused_with_a_sentence(sizes, sentence):
 
 def test_arrays_of_another_shape_are_refused():
     grid = TileGrid(8, 4, 2)
-    with pytest.raises(InputError, match="made for images of 8 x 8 px"):
+    with pytest.raises(InputError, match="for images of 8 x 8 px"):
         grid.tile(np.zeros((1, 8, 9)))
     with pytest.raises(InputError, match="has 3 x 3 tiles of 4 x 4 px"):
         grid.untile(np.zeros((2, 3, 1, 4, 4)))

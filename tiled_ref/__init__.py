@@ -14,7 +14,7 @@ Capitals belong to the image, small letters to the tile.
     Hf, Wf  feature map of an image         hf, wf  feature map of a tile
     P       positions of a feature map      R       ground-truth regions of a set
 
-Parameters that mean the same everywhere, and are not explained again:
+Parameters with the same meaning everywhere, not explained again:
 
     dataset, arch, category, setup : str, names as on the command line; a setup whose sizes
         matter is a setups.Setup

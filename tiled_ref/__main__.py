@@ -1,7 +1,7 @@
 """The program `python run.py`, `tiled-ref`: signals and streams first, then the slow imports.
 
-A signal ends it with one line and the status 128 plus its number: during the imports at once,
-later by a KeyboardInterrupt, so that the command line cleans up, and the second time at once.
+A signal ends it with one line and exit status 128 plus its number: immediately during the
+imports, later as a KeyboardInterrupt so that the command line cleans up; a second one immediately.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ import sys
 from .support.errors import out_of_memory
 from .support.streams import guarded_streams
 
-CHILD_SECONDS = 60  # of computing, many times what the imports take
+CHILD_SECONDS = 60  # of processor time, many times what the imports take
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def main(argv=None):
     """Run the command line; returns the exit status. Parameters: argv, list of str."""
-    numbers = [n for n in WORDS if signal.getsignal(n) is not signal.SIG_IGN]  # as nohup wants it
-    if "RANK" in os.environ:  # torchrun ends its processes by SIGTERM, see running.processes
+    numbers = [n for n in WORDS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores one
+    if "RANK" in os.environ:  # torchrun ends its processes with SIGTERM, see running.processes
         numbers.remove(signal.SIGTERM)
 
     def handle(handler):
@@ -48,7 +48,7 @@ def main(argv=None):
             print(f"tiled-ref: error: {sentence}", file=sys.stderr)
             return 2
         finally:
-            handle(signal.SIG_IGN)  # all is done
+            handle(signal.SIG_IGN)  # everything is done
 
 
 def _leave(number=signal.SIGINT, frame=None):
@@ -60,17 +60,17 @@ def _leave(number=signal.SIGINT, frame=None):
 
 
 def _unraisable(found):
-    """Python drops an exception of a destructor; an interrupt must not get lost."""
+    """End the process on an interrupt in a destructor, where Python ignores exceptions."""
     if isinstance(found.exc_value, KeyboardInterrupt):
         _leave(*found.exc_value.args)
     sys.__unraisablehook__(found)
 
 
 def _check_imports():
-    """Raise ImportError if a child cannot load the libraries within a limit on memory.
+    """Raise ImportError if a child process cannot import the libraries within the memory limit.
 
-    They abort there, or fail with any exception, a SystemError of the interpreter among them, or
-    never end: without a byte left, Python 3.11 unwinds an exception again and again.
+    Out of memory, they abort, or raise any exception, even a SystemError of the interpreter, or
+    never return: with no byte left, Python 3.11 unwinds an exception forever.
     """
     if os.name != "posix":
         return
@@ -83,7 +83,7 @@ def _check_imports():
         with open(os.devnull, "w") as nowhere, contextlib.suppress(BaseException):
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-            with contextlib.suppress(ModuleNotFoundError):  # it comes again, here
+            with contextlib.suppress(ModuleNotFoundError):  # the parent raises it
                 from . import cli  # noqa: F401
             os._exit(0)
         os._exit(1)

@@ -1,6 +1,6 @@
 """The command line: parse, call, print.
 
-One file because all options of all rooms stand in one parser, in the order of --help-all.
+One file because one parser holds the options of all rooms, in the order of --help-all.
 """
 
 import argparse
@@ -64,7 +64,7 @@ from .verdicts.marks import read_roi
 from .verdicts.thresholds import Rules, describe, doubts
 
 LISTED_IMAGES = 200  # training images for which --list counts a memory bank
-IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have kernels of their own
+IMPL_ARCHS = ("padim", "patchcore", "reverse_distillation")  # they have their own kernels
 EXIT_RANK, EXIT_INPUT, EXIT_SIGNAL = 1, 2, 128  # plus the signal's number
 
 # The options that --help shows.
@@ -75,7 +75,7 @@ COMMON = {
 EXAMPLES = """\
 examples:
   tiled-ref --setup ENS9
-      run the main job, nine models on the built-in images; the results go to results/
+      train and score nine models on the built-in images; the results go to results/
   tiled-ref --dataset folder --root DIR --image-size 2048 --tile-size 512 --save
       train on your own images: DIR/train/..., DIR/test/good/..., DIR/test/<defect>/...
   tiled-ref --load results/.../ensemble --predict FOLDER
@@ -88,7 +88,7 @@ MORE = """\
   torchrun --nproc-per-node 4 run.py --setup ENS9
       share the tile locations among four processes, one GPU each if there are enough
 
-Exit status: 0 success, 1 unexpected failure here or in another process of a shared run,
+Exit status: 0 success, 1 internal error or a failed process of a shared run,
 2 invalid option or file, or not enough memory, 130 interrupted, 143 terminated.
 """
 
@@ -98,7 +98,7 @@ SWITCHES = (
     ("--padim-channels", ("padim",), "n_channels", range(1, N_FEATURES + 1),
      f"keep N of {N_FEATURES} channels; time and memory grow with their square (default {D})"),
     ("--store", ("padim",), "store", tuple(STORES),
-     "keep PaDiM's factors in this type; float16 halves files and memory"),
+     "store PaDiM's factors in this dtype; float16 halves files and memory"),
     ("--steps", ("fastflow", "reverse_distillation"), "steps", option_types.STEPS,
      "train fastflow and reverse_distillation for N steps (default 200)"),
     ("--patchcore-start", ("patchcore",), "start", ("excluded", "included"),
@@ -129,14 +129,14 @@ def main(argv=None):
             args.command = _command(args)
             if args.max_pixels:
                 stack.enter_context(pixel_limit(args.max_pixels))
-            # Several processes share a run; anything else is done by one.
+            # All ranks share a run; rank 0 alone does anything else.
             return args.command(args) if args.command is run or ranks.is_main else 0
     except Exception as error:
         if args.debug:
             traceback.print_exc()
         sentence = _sentence(error, args.command)
-        if sentence is None:  # a mistake of the program
-            if ranks.size > 1:  # torchrun ends the others, whose sentence would hide this one
+        if sentence is None:  # an internal error
+            if ranks.size > 1:  # torchrun ends the others; their errors would hide this one
                 ranks.fail(f"tiled-ref: error: {type(error).__name__}: {one_line(error)}")
             raise
         ranks.fail(f"tiled-ref: error: {sentence}")
@@ -144,7 +144,7 @@ def main(argv=None):
     except Ended as error:
         ranks.fail(f"tiled-ref: error: {error}")
         return EXIT_RANK
-    except KeyboardInterrupt as error:  # its signal, and how to ignore others, see __main__
+    except KeyboardInterrupt as error:  # its signal, and a function that ignores more
         number, ignore_more = error.args or (signal.SIGINT, bool)
         ignore_more()
         if args.debug:
@@ -152,20 +152,20 @@ def main(argv=None):
         kept = {
             run: "; the same command with --resume continues",
             predict_images: "; the rows so far are in predictions.partial.csv",
-        }.get(None if getattr(args, "watch", None) else args.command, "")  # so a watch ends
+        }.get(None if getattr(args, "watch", None) else args.command, "")  # ends a watch
         ranks.fail(f"tiled-ref: {'interrupted' if number == signal.SIGINT else 'terminated'}{kept}")
         return EXIT_SIGNAL + number
 
 
 def _command(args):
-    """The function that does what the options name."""
+    """The function for the command that the options select."""
     if args.load is not None or args.given & LOADED.keys():
         return export_ensemble if args.export else calibrate if args.calibrate else predict_images
     return args.command if args.explain is None else explain_image
 
 
 def _sentence(error, command):
-    """What a user is told of an exception; None for a mistake of the program."""
+    """The message that a user sees for an exception; None for an internal error."""
     smaller = ["--batch-size, or --memory low"] if command is predict_images else []
     if sentence := out_of_memory(error, *smaller):
         return sentence
@@ -218,8 +218,8 @@ def _method(add):
     add("--seed", nargs="+", type=option_types.seed, default=[42], metavar="N",
         help="run once per seed (default 42; the paper's: 42 5125 33)")
     add("--image-size", type=option_types.size_or_native, metavar="SIZE",
-        help="resize images to N or HEIGHTxWIDTH pixels, or take them at their own size, native, "
-        "which all images of a category must have (default: the setup's size)")
+        help="resize images to N or HEIGHTxWIDTH pixels; native keeps their own size, which must "
+        "be the same for all images of a category (default: the setup's size)")
     add("--tile-size", type=option_types.size, metavar="SIZE",
         help="cut tiles of N or HEIGHTxWIDTH pixels (default: the setup's size)")
     add("--stride", type=option_types.size, metavar="SIZE",
@@ -228,27 +228,27 @@ def _method(add):
         help="let blocks of R x C neighbouring tile locations share one model, trained on their "
         "tiles as separate images (default 1x1, one model per location)")
     add("--metric-size", choices=METRIC_SIZES, metavar="|".join(METRIC_SIZES),
-        help="compute pixel metrics at the setup's image size or at each image's own "
+        help="compute pixel metrics at the setup's image size or each image's original "
         "(default setup; original for mvtec2)")
     add("--fpr-limit", type=option_types.limit, metavar="X",
         help="compute AUPRO up to this false positive rate (default 0.3; 0.05 for mvtec2)")
     add("--validation", choices=MODES, metavar="|".join(MODES),
-        help="set thresholds on the test images, as in the paper; on one half of them, and compute "
-        "the metrics on the other; on a held-out tenth of the training images; or on the normal "
-        "images in the folder validation/good (default folder where there are such images, "
+        help="set thresholds on the test images, as in the paper; on one half of them, with the "
+        "metrics from the other half; on a held-out tenth of the training images; or on the "
+        "normal images in the folder validation/good (default folder if it has images, "
         "otherwise same-as-test)")
     add("--percentile", type=option_types.percentile, default=100.0, metavar="P",
         help="without defective images, set the image threshold at this percentile of the normal "
         "scores (default 100, the maximum)")
     add("--false-alarms", type=option_types.share, metavar="RATE",
-        help="set the pixel threshold so that at most this share of the normal images has a mark "
-        "(default: the best F1 where masks decide, otherwise 0; for mvtec2, whose normal images "
-        "decide, the mean of their pixels plus 3 standard deviations)")
+        help="set the pixel threshold so that at most this fraction of normal images has a mark "
+        "(default: the threshold of best F1 if there are masks, otherwise 0; for mvtec2, the "
+        "mean plus 3 standard deviations of the normal images' pixels)")
     add("--min-area", type=option_types.pixels, metavar="PX",
-        help="mark regions of at least PX pixels of the image (default 1)")
+        help="mark only regions of at least PX image pixels (default 1)")
     add("--roi", type=Path, metavar="MASK",
-        help="look only where this image, of the size of the images, is white: no marks outside, "
-        "and tiles wholly outside do not count in the image score")
+        help="inspect only where this mask, of the images' size, is white: no marks outside, and "
+        "tiles entirely outside do not count in the image score")
 
 
 def _data(add):
@@ -256,13 +256,13 @@ def _data(add):
         help=f"read {', '.join(DATASETS)} (default synthetic, generated on the fly)")
     add("--root", nargs="+", action="extend", type=Path, metavar="DIR",
         help="read the data set from this folder; for several data sets, give one folder each, in "
-        "the order of --dataset, or one that holds them all")
+        "the order of --dataset, or one folder that holds them all")
     add("--category", nargs="+", metavar="NAME", type=nfc,
         help="run these categories or all (default: board for synthetic, otherwise all)")
     add("--max-pixels", type=option_types.pixels, metavar="N",
         help="read images of up to N pixels each (default 178956970)")
     add("--masks", metavar="NAME",
-        help="for the data set folder, read the masks from this folder beside train and test "
+        help="with --dataset folder, read the masks from this folder beside train and test "
         "(default ground_truth)")
 
 
@@ -273,7 +273,7 @@ def _models(add):
         help="choose the weights of ResNet-18: imagenet searches the torch hub cache, then "
         "downloads; auto does the same and falls back to random with a warning (default auto)")
     add("--batch-size", type=option_types.batch, metavar="N",
-        help="process N images at once (default: the paper's 32; 8 for patchcore)")
+        help="process N images per batch (default: the paper's 32; 8 for patchcore)")
     for flag, _, _, variants, text in SWITCHES:
         if isinstance(variants, range):
             add(flag, type=option_types.whole(variants), metavar="N", help=text)
@@ -288,11 +288,11 @@ def _running(add):
     add("--device", default="auto", type=device_name, metavar="auto|cpu|cuda",
         help="run the models on this device, such as cuda:1 (default auto: cuda if available)")
     add("--impl", default="cython", choices=arrays.IMPLS, metavar="|".join(arrays.IMPLS),
-        help="use the compiled kernels or their NumPy specification; the results are the same, "
-        "bit for bit (default cython)")
+        help="use the compiled kernels or their NumPy specification; the results are bit-identical "
+        "(default cython)")
     add("--threads", type=option_types.whole(arrays.THREADS), metavar="N",
         help="merge, smooth and score with N threads (default: the environment variable "
-        f"{arrays.THREADS_VARIABLE}, which PaDiM and PatchCore obey too, otherwise 2)")
+        f"{arrays.THREADS_VARIABLE}, which PaDiM and PatchCore use too, otherwise 2)")
     add("--memory", type=functools.partial(option_types.memory_mode, modes=MEMORY_MODES),
         metavar="|".join(MEMORY_MODES),
         help="keep one tile location at a time on the device, or all of them and batch the tiles "
@@ -300,12 +300,12 @@ def _running(add):
     add("--share-features", type=option_types.bytes_or_off, default=shared_layers.BUDGET,
         metavar="off|BYTES",
         help="on a CPU, compute the backbone's layers once for all cells of a category and keep "
-        "them in TMPDIR, in at most BYTES and half of the free space; the results are the same "
+        "them in TMPDIR, at most BYTES and half of the free space; the results do not change "
         f"(default {shared_layers.BUDGET >> 30}GiB)")
     add("--save", action="store_true", help="keep the trained ensembles for --load")
     add("--estimate", action="store_const", const=estimate_run, dest="command",
-        help="print the number of models, time, memory and bytes on the disk of this command, "
-        "and exit; the time is measured on one tile location of each kind")
+        help="print how many models, how much time, memory and disk space this command needs, and "
+        "exit; the time is measured on one tile location of each kind")
     add("--resume", action="store_true",
         help="continue an interrupted run of the same command; the metrics equal those of an "
         "uninterrupted run")
@@ -319,30 +319,30 @@ def _serving(add):
     add("--load", type=Path, metavar="DIR", help="load an ensemble folder that --save wrote")
     add("--predict", metavar="FILE|FOLDER|-",
         help="score an image, all images below a folder, or the paths on standard input as they "
-        "arrive, one a line or separated by NUL")
+        "arrive, one per line or separated by NUL")
     add("--watch", metavar="FOLDER",
         help="score the images below a folder, and new ones as they appear, until interrupted")
     add("--threshold", type=option_types.threshold, metavar="S",
-        help="call images of at least this score anomalous, in the unit of predictions.csv")
+        help="call images with at least this score anomalous, in the units of predictions.csv")
     add("--pixel-threshold", type=option_types.threshold, metavar="M",
-        help="mark pixels of at least this value, in the unit of the raw maps")
+        help="mark pixels with at least this value, in the units of the raw maps")
     add("--calibrate", metavar="FOLDER",
         help="score a folder of normal images, or one with good/ and <defect>/, print false alarms "
-        "against misses, and keep the thresholds of --false-alarms (default 0) in the ensemble")
+        "against misses, and store the thresholds for --false-alarms (default 0) in the ensemble")
     add("--export", type=Path, metavar="FILE.pt2",
         help="write the ensemble as one torch.export program, from an image to map, score and "
-        "verdict, which runs with torch alone on the --device")
+        "verdict, that needs only torch and runs on the --device")
     add("--pictures", default="anomalous", choices=PICTURES, metavar="|".join(PICTURES),
-        help="draw mask, heat map and contours of the images that are anomalous or have marks, "
-        "of all or of none (default anomalous)")
+        help="draw mask, heat map and contours for the images that are anomalous or have marks, "
+        "for all or for none (default anomalous)")
     add("--save-maps", choices=MAPS, metavar="|".join(MAPS),
-        help="keep the raw anomaly map of every image, in float32")
+        help="save the raw anomaly map of every image, in float32")
     add("--submission", type=Path, metavar="DIR",
-        help="with --dataset mvtec2: keep the ensembles as --save does, predict test_private and "
-        "test_private_mixed of all objects, and write the files that the evaluation server asks "
-        "for to DIR and DIR.tar.gz")
+        help="with --dataset mvtec2: save the ensembles as with --save, predict test_private and "
+        "test_private_mixed of all objects, and write the files for the evaluation server to "
+        "DIR and DIR.tar.gz")
     add("--allow-version-change", action="store_true",
-        help="load an ensemble that another minor version of torch trained")
+        help="load an ensemble trained with another minor version of torch")
 
 
 def _reporting(add):
@@ -350,7 +350,7 @@ def _reporting(add):
         help="write the paper's tables and figures and report.html from all results in OUT to "
         "OUT/report; skip runs that finished with the same options")
     add("--title", default="", metavar="TEXT",
-        help="with --report, put TEXT over the page, such as part, line and customer")
+        help="with --report, use TEXT as the heading, such as part, line and customer")
     add("--explain", nargs="?", const=BUILT_IN, metavar="IMAGE",
         help="draw every stage of one setup into OUT/explain, for a file, a test image's name, or "
         "by default a defective image")
@@ -375,9 +375,9 @@ def _recipe_options(add, room):
 
 
 def run(args):
-    """Run every cell that the options name and print the table; returns the exit status.
+    """Run every selected cell and print the table; returns the exit status.
 
-    Raises InputError for options that do not go together, and what the only cell raises.
+    Raises InputError for options that conflict, and a single cell's own exception.
     """
     ranks = args.ranks
     progress = Progress(quiet=args.quiet or not ranks.is_main)
@@ -390,7 +390,7 @@ def run(args):
     sweep = Sweep(categories, recipes, backbone, options, progress, args.debug)
     submission = _submission(args, categories, recipes) if ranks.is_main else None
     with OutputLock(args.out) if ranks.is_main else contextlib.nullcontext():
-        if ranks.is_main:  # the others wait for it before they write
+        if ranks.is_main:  # the other ranks wait for it before they write
             plan = list(filter(None, sweep.estimates))
             needs = disk_needs(plan, options, submission.needs() if submission else ())
             for line in _plan_lines(plan, needs):
@@ -420,28 +420,28 @@ def run(args):
 
 
 def _submission(args, categories, recipes):
-    """The Submission of --submission, None without it. Raises InputError where something that it
-    needs is missing or an option does not go with it."""
+    """The Submission of --submission, None without it. Raises InputError if files that it needs
+    are missing or an option conflicts with it."""
     if args.submission is None:
         return None
     if args.dataset != ["mvtec2"]:
-        raise InputError("--submission is for MVTec AD 2 alone; give --dataset mvtec2")
+        raise InputError("--submission is only for MVTec AD 2; give --dataset mvtec2")
     if len(recipes) > 1:
         raise InputError(
-            f"a submission is of one ensemble of each object, not of {len(recipes)}; give one "
-            "--setup, one --arch and one --seed"
+            f"a submission takes one ensemble per object, not {len(recipes)}; give "
+            "one --setup, one --arch and one --seed"
         )
     if args.validation not in (None, "folder"):
         raise InputError(
-            f"--validation {args.validation} does not go with --submission, whose thresholds come "
-            "from validation/good; leave it out"
+            f"--validation {args.validation} cannot be combined with --submission, whose "
+            "thresholds come from validation/good; leave it out"
         )
-    _refuse(args.given & {"--roi", "--min-area"}, "does not go with --submission, where every "
-            "pixel counts; leave it out")  # fmt: skip
+    _refuse(args.given & {"--roi", "--min-area"}, "cannot be combined with --submission, where "
+            "every pixel counts; leave it out")  # fmt: skip
     if os.path.realpath(args.submission) == os.path.realpath(args.out):
-        raise InputError("--submission and --out are one folder; choose two")
+        raise InputError("--submission and --out name the same folder; choose two")
     for entry in categories:
-        entry.load()  # raises InputError for what is missing of it
+        entry.load()  # raises InputError for missing files
     root = _roots(args.dataset, args.root)["mvtec2"]
     return Submission(args.submission, root, [entry.name for entry in categories])
 
@@ -463,7 +463,7 @@ def _submit(submission, args, results, backbone, options, progress):
 
 def estimate_run(args):
     """Print the plan of the run with its time; returns the exit status. Raises InputError, also
-    where the disk has too little room."""
+    if the disk has too little space."""
     progress = Progress(quiet=args.quiet)
     recipes, categories, backbone, options = _prepare(args, progress)
     sweep = Sweep(categories, recipes, backbone, options, progress)
@@ -480,7 +480,7 @@ def estimate_run(args):
 
 def _plan_lines(plan, needs, times=None):
     """The plan in at most a dozen lines; see estimate.plan_rows."""
-    if not plan:  # none of the categories can be run
+    if not plan:  # no category can be run
         return []
     headings, *rows = plan_rows(plan, times)
     took = f"takes about {duration(plan_seconds(plan, times))}, " if times else ""
@@ -522,7 +522,7 @@ SHARED = {
     "--roi",
 }  # fmt: skip
 POINT = {"--threshold", "--pixel-threshold", "--pictures", "--save-maps"}
-LOADED = {  # what a saved ensemble is for, and the options that go with it
+LOADED = {  # the uses of a saved ensemble, and the options that each accepts
     "--predict": SHARED | POINT,
     "--watch": SHARED | POINT,
     "--calibrate": SHARED | {"--false-alarms"},
@@ -538,10 +538,10 @@ def _load_ensemble(args, progress):
         raise InputError(f"give --load DIR and exactly one of {', '.join(LOADED)}")
     others = args.given - ALWAYS - LOADED[modes[0]] - {*modes}
     known = set().union(PREDICTION, *LOADED.values())
-    _refuse(others & known, f"does not go with {modes[0]}; leave it out")
+    _refuse(others & known, f"cannot be combined with {modes[0]}; leave it out")
     _refuse(
         others,
-        "does not apply to a saved ensemble, which keeps what it was trained with; leave it out",
+        "does not apply to a saved ensemble, which keeps its training options; leave it out",
     )
     if args.export:
         check_file(args.export)
@@ -559,7 +559,7 @@ def _load_ensemble(args, progress):
 
 
 def predict_images(args):
-    """Score images by a saved ensemble; returns 2 if one cannot be read. Raises InputError."""
+    """Score images with a saved ensemble; returns 2 if any could not be. Raises InputError."""
     progress = Progress(quiet=args.quiet)
     ensemble = _load_ensemble(args, progress)
     source = args.predict if args.watch is None else Watch(args.watch)
@@ -587,7 +587,7 @@ def predict_images(args):
 
 
 def calibrate(args):
-    """Move the operating point of a saved ensemble; returns the exit status. Raises InputError."""
+    """Set the operating point of a saved ensemble; returns the exit status. Raises InputError."""
     progress = Progress(quiet=args.quiet)
     ensemble = _load_ensemble(args, progress)
     before = ensemble.thresholds or {}
@@ -662,19 +662,19 @@ def _refuse(flags, reason):
 
 
 def _check_kernels(impl):
-    """Find a missing kernel now, not after the training."""
+    """Raise for a missing kernel now, not after the training."""
     for name in arrays.KERNELS if impl == "cython" else ():
         arrays.kernel(name)
 
 
 def _prepare(args, progress):
-    """The recipes, categories, backbone and Options that the options name."""
+    """The recipes, categories, backbone and Options that the command line specifies."""
     _refuse(args.given & PREDICTION, "needs a saved ensemble; name its folder with --load")
     if not args.report:
         _refuse(args.given & {"--title"}, "is the title of a report; give --report too")
     _check_kernels(args.impl)
     size, native = args.image_size, args.image_size == "native"
-    if native:  # any that has such tiles, until that of the images is known
+    if native:  # a placeholder that fits the tiles, until the images' size is known
         size = tuple(max(512, side) for side in args.tile_size or (512, 512))
     setups = [
         SETUPS[name].with_sizes(size, args.tile_size, args.stride, args.groups)
@@ -707,7 +707,7 @@ def _prepare(args, progress):
 
 
 def _rules(args):
-    """The thresholds.Rules that the options name."""
+    """The thresholds.Rules that the command line specifies."""
     area, roi = args.min_area or 1, None if args.roi is None else read_roi(args.roi)
     return Rules(args.percentile, args.false_alarms, area, roi)
 
@@ -720,7 +720,7 @@ def _description(args, options):
 
 
 def list_setups(args):
-    """Print every setup's grid, its parameters per architecture (Table 3) and the numbers kept."""
+    """Print every setup's grid, its parameters per architecture (Table 3) and stored numbers."""
     backbone = ResNet18Features(find_weights("random").state_dict)
     rows, stored = [], []
     for setup in SETUPS.values():
@@ -740,15 +740,15 @@ def list_setups(args):
 
 
 def _expand(names, known):
-    """The names in their order, each once; all known ones for "all"."""
+    """The names in order, without duplicates; all known ones for "all"."""
     return list(known) if "all" in names else list(dict.fromkeys(names))
 
 
 def _categories(args, progress):
-    """The categories that the options name, as Planned."""
+    """The categories that the command line specifies, as Planned."""
     names = _expand(args.dataset, ())
     if args.masks is not None and "folder" not in names:
-        raise InputError("--masks names a folder of the data set folder; leave it out")
+        raise InputError("--masks applies to --dataset folder only; leave it out")
     roots = _roots(names, args.root)
     planned = []
     for name in names:
@@ -786,10 +786,10 @@ def _load(progress, data, root, name, **options):
 
 
 def _roots(names, roots):
-    """Data set -> its folder, None where none was given.
+    """Data set -> its folder, None if none was given.
 
-    Data sets on disk have a folder each, in their order, or share one: the folder of their name
-    in it, or without that the folder itself.
+    Data sets on disk have a folder each, in order, or share one: then each is its subfolder of
+    the same name, or else the folder itself.
     """
     on_disk = [name for name in names if name != "synthetic"]
     found = dict.fromkeys(names)
@@ -808,7 +808,7 @@ def _roots(names, roots):
 
 
 def _switches(args):
-    """Architecture -> keyword arguments that the user gave."""
+    """Architecture -> keyword arguments from the command line."""
     given = {arch: {"impl": args.impl} for arch in IMPL_ARCHS}
     for flag, archs, keyword, _, _ in SWITCHES:
         value = getattr(args, flag.lstrip("-").replace("-", "_"))

@@ -5,7 +5,7 @@
     Sec. 3.3 and Eq. 5                             merge
 
 SM and ST setups are ensembles with a single location, so that every setup takes the same
-path; an ST model gets the tiles of an image as a batch.
+code path; an ST model gets the tiles of an image as a batch.
 """
 
 import collections.abc
@@ -47,14 +47,14 @@ def each_location(
     train : uint8 (N, 3, H, W), or None where all states are known
         Normal images, resized, in host memory.
     test : uint8 (M, 3, H, W)
-        Images to predict, resized, in host memory; may be none (M = 0).
+        Images to predict, resized, in host memory; M can be 0.
     states : mutable mapping, location -> state
-        A location that it holds is loaded, another one is trained and given to it; it may keep
-        the state, write it or forget it, which is not asked for again.
+        A location in it is loaded; any other is trained and its state stored in it. The mapping
+        can keep, write or drop the state, which is not read again.
     locations : iterable of (int, int), optional
         Some of `recipe.setup.models`, all by default.
     model : optional
-        One of recipe.model(...) that may take the known states; saves making it.
+        From recipe.model(...), to load the known states into; saves making one.
     progress : Progress, optional
 
     Yields
@@ -78,7 +78,7 @@ def each_location(
             model = model or recipe.model(network, device)
             model.load_state(states[location])
         else:
-            model = None  # the last one goes before the next one comes
+            model = None  # free the last one before making the next
             model = recipe.model(network, device)
             tiles = OneAfterTheOther(list(inputs(train).values()))
             with full_precision():
@@ -100,7 +100,7 @@ def slices(n, step):
 
 
 class Forgotten(collections.abc.MutableMapping):
-    """States of an ensemble of which none is kept."""
+    """A mapping of states that keeps none of them."""
 
     def __setitem__(self, location, state):
         pass
@@ -120,7 +120,7 @@ class Forgotten(collections.abc.MutableMapping):
 def collect(predictions, grid, n):
     """The predictions that `each_location` yields for n images, in any order, as two arrays.
 
-    Returns tile maps float32 (rows, cols, n, h, w), beyond TILE_BUDGET in a temporary file, and
+    Returns tile maps float32 (rows, cols, n, h, w), above TILE_BUDGET in a temporary file, and
     tile scores float32 (rows, cols, n).
     """
     tile_maps = allocate((grid.rows, grid.cols, n, *grid.tile_size), TILE_BUDGET, np.float32)
@@ -132,10 +132,10 @@ def collect(predictions, grid, n):
 
 
 def merge(maps, scores, recipe, impl="cython", threads=None, roi=None):
-    """From tile predictions to image predictions (Sec. 3.3): untile, smooth the seams, Eq. 5.
+    """Merge tile predictions into image predictions (Sec. 3.3): untile, smooth seams, Eq. 5.
 
-    Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N); recipe, whose merge, score,
-    seam_width and seam_sigma count; impl and threads, see `merging`; roi bool (h, w), a region of
+    Parameters: maps (rows, cols, N, h, w), scores (rows, cols, N); recipe, for its merge, score,
+    seam_width and seam_sigma; impl and threads, see `merging`; roi bool (h, w), a region of
     interest: locations that see none of it are left out of the scores.
     Returns maps (N, H, W) and scores (N,).
     """
@@ -154,14 +154,14 @@ class TiledEnsemble:
     Parameters
     ----------
     setup : Recipe, Setup or str
-        A whole recipe, or a setup or its name.
+        A complete recipe, or a setup or its name.
     arch, options
         The other fields of the recipe, or changes to it; see `setups.Recipe`.
     backbone : ResNet18Features, optional
-        Frozen and therefore shared by all locations. By default made of `weights`.
+        Frozen and therefore shared by all locations. By default built from `weights`.
     weights : str
         Where the backbone's weights come from, see `weights.find_weights`; or, with a backbone,
-        what it was made of, "imagenet", "random" or None for something else.
+        what it was built from: "imagenet", "random" or None for anything else.
     device : torch.device or str
 
     Attributes
@@ -170,19 +170,19 @@ class TiledEnsemble:
     states : mapping
         Location -> state of its model, on the host.
     thresholds : dict or None
-        What `calibrate` decided, see `thresholds.find_thresholds`.
+        The result of `calibrate`, see `thresholds.find_thresholds`.
     roi : bool (h, w) or None
         The region of interest, at the size of the original images.
 
     Raises
     ------
     InputError
-        As Recipe, and from finding the weights.
+        As for Recipe, and for weights that cannot be found.
 
     Examples
     --------
-    Images are arrays, tensors or paths (`data.inputs.as_samples`), here noise; the random
-    weights are only for an example that needs no download.
+    Images are arrays, tensors or paths (`data.inputs.as_samples`), here noise; random
+    weights spare this example the download.
 
     >>> import tempfile
     >>> from tiled_ref.setups import SETUPS
@@ -235,8 +235,8 @@ class TiledEnsemble:
         return self.make_model().n_parameters * self.setup.n_models
 
     def n_stored_parameters(self, n_images):
-        """Numbers that are really kept: those of the backbone once, for each location what its
-        model learns from n_images, statistics included."""
+        """Numbers actually stored: the backbone's once, and for each location all that its model
+        learns from n_images, statistics included."""
         backbone = sum(p.numel() for p in self.backbone.parameters())
         model, setup = self.make_model(), self.setup
         return backbone + sum(
@@ -244,7 +244,7 @@ class TiledEnsemble:
         )
 
     def make_model(self, **overrides):
-        """A fresh model for any location, see `Recipe.model`."""
+        """A new model for any location, see `Recipe.model`."""
         return self.recipe.model(self.network, self.device, **overrides)
 
     def each_location(self, train, test, states=None, **how):
@@ -263,21 +263,21 @@ class TiledEnsemble:
 
         Parameters: images, see `data.inputs.as_samples`, of any size; progress, a Progress.
         Returns self.
-        Raises InputError for images that are none, or too few for the architecture.
+        Raises InputError for invalid images, or too few for the architecture.
         """
         images = self.as_images(images)
         self.states, self.thresholds = {}, None
         for _ in self.each_location(images, images[:0], progress=progress):
-            pass  # there is no image to predict
+            pass  # there are no images to predict
         return self
 
     def predict(self, images, impl="cython", progress=None, threads=None):
-        """Merged anomaly maps and image scores of the trained models, one after the other.
+        """Merged anomaly maps and image scores, from one trained model after the other.
 
         Parameters: images and progress as in `fit`; impl and threads, see `merging`. All images
         are in memory at once; `predict.predictions` takes any number.
         Returns merged, seam-smoothed maps float32 (N, H, W) and scores float32 (N,), raw.
-        Raises InputError where nothing was fitted.
+        Raises InputError before `fit`.
         """
         self.check_trained()
         images = self.as_images(images)
@@ -286,25 +286,25 @@ class TiledEnsemble:
         return merge(*found, self.recipe, impl, threads, self.roi)
 
     def check_trained(self):
-        """Raise InputError unless there is a state of every location."""
+        """Raise InputError unless every location has a state."""
         if len(self.states) < self.setup.n_models:
             raise InputError("the ensemble has not been trained; call fit before predict")
 
     def calibrate(self, images, labels=None, masks=None, **rules):
-        """Decide the thresholds on images that were not trained on.
+        """Set the thresholds on images that were not used for training.
 
         Parameters
         ----------
         images : see `data.inputs.as_samples`
         labels : (N,) integers or bool, optional
-            Not 0 is anomalous; None says that all are normal.
+            Anything but 0 is anomalous; None means that all are normal.
         masks : (N, H, W) bool or uint8, optional
-            Ground truth at the setup's image size, for the threshold of the pixels.
+            Ground truth at the setup's image size, for the pixel threshold.
         rules
             percentile, false_alarms, min_area and roi, see `thresholds.Rules`.
 
-        Returns self; `thresholds` holds what was decided, see `thresholds.find_thresholds`.
-        Raises InputError as predict does, and for labels or masks of another number or size.
+        Returns self; `thresholds` holds the result, see `thresholds.find_thresholds`.
+        Raises InputError as predict does, and for labels or masks of the wrong number or size.
         """
         rules, samples = thresholds.Rules(**rules), as_samples(images)
         self.roi = rules.roi
@@ -327,7 +327,7 @@ class TiledEnsemble:
 
         Parameters: scores (N,), raw, as `predict` returns them.
         Returns bool (N,), True at or above the threshold.
-        Raises InputError where no thresholds have been decided.
+        Raises InputError before `calibrate`.
         """
         if self.thresholds is None:
             raise InputError("the ensemble has no thresholds yet; call calibrate first")
@@ -342,22 +342,22 @@ class TiledEnsemble:
         cls, folder, *, backbone=None, weights=None, device="cpu", batch_size=None,
         precision=None, allow_version_change=False, progress=None, say=None,
     ):  # fmt: skip
-        """The ensemble that `save`, or a run with --save, has written. Nothing is executed.
+        """Load an ensemble written by `save` or by a run with --save; executes nothing from it.
 
         Parameters: folder; backbone, the ResNet18Features that it was trained with, by default
-        made of weights (`weights.find_weights`, by default those that it was trained with, say
-        as there); device; batch_size and precision, by default those of the training;
-        allow_version_change, load it although another version of torch trained it; progress,
+        built from weights (`weights.find_weights`, by default those that it was trained with,
+        say as there); device; batch_size and precision, by default those of the training;
+        allow_version_change, load it even if another version of torch trained it; progress,
         called as progress(done, total) while files are compared with their digests.
-        Returns TiledEnsemble, its states checked; those beyond 2 GiB stay in their files.
-        Raises InputError for no ensemble, a damaged, incomplete, changed or newer one, another
-        backbone, another version of torch.
+        Returns TiledEnsemble, its states checked; those above 2 GiB stay in their files.
+        Raises InputError for a missing, damaged, incomplete, changed or newer ensemble, a
+        different backbone, or a different version of torch.
         """
         manifest = read_manifest(folder)
         ensembles.check_versions(manifest, allow_version_change)
         if backbone is None and weights is None and manifest.weights is None:
             raise InputError(
-                "the ensemble was trained with a backbone of its own; give it as backbone="
+                "the ensemble was trained with a custom backbone; pass it as backbone="
             )
         recipe = replace(
             manifest.recipe,
@@ -370,8 +370,8 @@ class TiledEnsemble:
         ensemble = cls(recipe, backbone=backbone, weights=manifest.weights, device=device)
         try:
             model = ensemble.make_model()
-        except (TypeError, InputError) as error:  # a switch, or a value, that there is not
-            raise InputError(f"the ensemble's manifest is not understood: {error}") from error
+        except (TypeError, InputError) as error:  # an unknown switch or value
+            raise InputError(f"the ensemble's manifest is invalid: {error}") from error
         ensembles.check_backbone(manifest, ensemble.backbone)
         ensemble.states = ensembles.load_states(manifest, model, progress)
         ensemble.thresholds, ensemble.roi = manifest.thresholds, manifest.roi

@@ -12,13 +12,13 @@ from .support.errors import InputError
 
 
 def untile_average(maps, grid, impl="cython", threads=None):
-    """Put tile maps together, averaging where tiles overlap.
+    """Merge tile maps, averaging where tiles overlap.
 
     Parameters
     ----------
     maps : (rows, cols, N, h, w) float32 or float64, NumPy or CPU torch
-        One map per tile location and image. Any values: NaN and infinities pass through
-        the sum as IEEE 754 says. A non-contiguous array is copied first.
+        One map per tile location and image. Any values: NaN and infinities propagate
+        through the sum as in IEEE 754. A non-contiguous array is copied first.
     grid : TileGrid
         Where the tiles lie.
 
@@ -29,9 +29,9 @@ def untile_average(maps, grid, impl="cython", threads=None):
     Raises
     ------
     InputError
-        Another shape or dtype, or a tensor on a CUDA device (`grid.untile` works there).
+        An invalid shape or dtype, or a tensor on a CUDA device (`grid.untile` works there).
     KernelNotBuiltError
-        impl="cython" where the kernel is not built.
+        impl="cython" when the kernel is not built.
 
     Order of arithmetic: per pixel the covering tiles in row-major order, added in pairs, the
     sums in pairs again, then one division by their count, in the dtype of maps.
@@ -41,17 +41,17 @@ def untile_average(maps, grid, impl="cython", threads=None):
 
 
 def untile_window(maps, grid, impl="cython", threads=None):
-    """Put tile maps together, each counting less towards its edges where tiles overlap.
+    """Merge tile maps, each weighted less towards its edges where tiles overlap.
 
     Off by default (deviation D17): the paper takes the plain mean.
-    Parameters, Returns and Raises: as of `untile_average`.
+    Parameters, Returns and Raises: as for `untile_average`.
     Order of arithmetic and weights: see `TileGrid.untile_window`.
     """
     return _merged("untile_window", maps, grid, impl, threads)
 
 
 def _merged(name, maps, grid, impl, threads):
-    """Tile maps through the kernel, or the method of the grid, of this name."""
+    """Merge tile maps with the kernel, or the method of the grid, of this name."""
     arrays.check_impl(impl)
     threads = arrays.thread_count(threads)
     array = arrays.host_array(
@@ -79,7 +79,7 @@ def _merged(name, maps, grid, impl, threads):
 
 def image_scores(scores, rule="mean"):
     """Image scores by a rule: "mean" (`mean_scores`, the paper's), "max" (`max_scores`) or "top:K"
-    (`top_scores`). Parameters, Returns and Raises: as there."""
+    (`top_scores`). Parameters, Returns and Raises: as for those."""
     if rule.startswith("top:"):
         return top_scores(scores, int(rule[4:]))
     return {"mean": mean_scores, "max": max_scores}[rule](scores)
@@ -93,7 +93,7 @@ def mean_scores(scores):
 
     Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch.
     Returns (N,), dtype and kind of scores.
-    Raises InputError for another shape or dtype.
+    Raises InputError for an invalid shape or dtype.
     Order of arithmetic: row-major float64 sum, one float64 division by rows * cols, then
     one rounding to the dtype of scores.
     """
@@ -106,7 +106,7 @@ def max_scores(scores):
 
     Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch.
     Returns (N,), dtype and kind of scores. NaN if any tile's score is NaN.
-    Raises InputError for another shape or dtype.
+    Raises InputError for an invalid shape or dtype.
     """
     array = _tile_scores(scores)
     return arrays.like(array.max(axis=(0, 1)), scores)
@@ -116,10 +116,10 @@ def top_scores(scores, k):
     """Image score: the mean of the k largest scores of an image (deviation D16, a switch).
 
     Parameters: scores (rows, cols, N) float32 or float64, NumPy or CPU torch; k, at least 1; all
-    tiles count where there are fewer.
+    tiles count if there are fewer.
     Returns (N,), dtype and kind of scores. NaN if any tile's score is NaN.
-    Raises InputError for another shape or dtype.
-    Order of arithmetic: float64 sum from the largest on, one division, one rounding.
+    Raises InputError for an invalid shape or dtype.
+    Order of arithmetic: float64 sum from the largest down, one division, one rounding.
 
     >>> top_scores(np.array([[[1.0], [5.0], [3.0]]]), 2)
     array([4.])

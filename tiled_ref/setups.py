@@ -1,8 +1,8 @@
 """The six setups of the paper, any other combination of sizes, and the recipe of an ensemble.
 
-Source: Rolih et al., Sec. 4.2. All sizes in pixels, (height, width). A Recipe is all that decides
-the bits of an ensemble, declared once: the constructor of TiledEnsemble, the options of the
-command line, the identity of a result and the manifest of a saved ensemble derive from it.
+Source: Rolih et al., Sec. 4.2. All sizes in pixels, (height, width). A Recipe is everything
+that determines the bits of an ensemble, declared once: the constructor of TiledEnsemble, the
+command-line options, the identity of a result and the manifest of a saved ensemble use it.
 """
 
 import re
@@ -38,12 +38,12 @@ class Setup:
         Distance in pixels between the starts of neighbouring tiles. Eq. 1: s_h, s_w.
     groups : (int, int)
         For ENS, the rows and columns of neighbouring tile locations that share a model; (1, 1), one
-        model per location, is the paper's. Blocks at the bottom and right may be smaller.
+        model per location, is the paper's. Blocks at the bottom and right can be smaller.
 
     Raises
     ------
     InputError
-        For sizes that make no grid (see TileGrid), an unknown kind, and groups of another kind.
+        For sizes without a valid grid (see TileGrid), an unknown kind, or groups outside ENS.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Setup:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise InputError(f"setup kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
-        self.input_grid  # noqa: B018  an impossible grid is refused here, not in mid-run
+        self.input_grid  # noqa: B018  reject an impossible grid here, not mid-run
         if self.kind == "SM" and self.tile_size != self.image_size:
             raise InputError("an SM setup has no tiles: its tile size is its image size")
         if min(self.groups) < 1 or (self.kind != "ENS" and self.groups != (1, 1)):
@@ -81,7 +81,7 @@ class Setup:
     def models(self):
         """The models, as a dict: location (i, j) in `ensemble_grid` -> list of the locations in
         `input_grid` whose tiles the model sees. One tile each for SM and ENS, all for ST; with
-        groups those of a block, under its first.
+        groups, the tiles of a block, keyed by its first location.
 
         >>> SETUPS["ENS4"].models
         {(0, 0): [(0, 0)], (0, 1): [(0, 1)], (1, 0): [(1, 0)], (1, 1): [(1, 1)]}
@@ -97,11 +97,11 @@ class Setup:
         return groups
 
     def inputs(self, location):
-        """What the model of a location, a key of `models`, predicts: a dict, place in
-        `ensemble_grid` -> the locations in `input_grid` whose tiles are one input.
+        """The inputs of the model of a location, a key of `models`: a dict, place in
+        `ensemble_grid` -> the locations in `input_grid` whose tiles form one input.
 
-        All tiles of an image are one input of an ST model, whose features are untiled; of an ENS
-        model each tile is one.
+        For an ST model, which untiles features, all tiles of an image form one input; for an ENS
+        model, each tile does.
 
         >>> SETUPS["ST4"].inputs((0, 0))
         {(0, 0): [(0, 0), (0, 1), (1, 0), (1, 1)]}
@@ -113,7 +113,7 @@ class Setup:
 
     @property
     def group_size(self):
-        """The most inputs that a model has of an image: 1 but for groups."""
+        """The most inputs per image that a model has: 1 without groups."""
         return max(len(self.inputs(location)) for location in self.models)
 
     @property
@@ -134,10 +134,10 @@ class Setup:
     def with_sizes(self, image_size=None, tile_size=None, stride=None, groups=None):
         """The same kind of setup with other sizes, named after them.
 
-        Returns a Setup, this one where nothing changes. image_size, tile_size, stride are
-        (height, width) in pixels, groups (rows, cols); None keeps its own. For SM the tile follows
-        the image. Where only the tile is given, the stride becomes the tile size if it was the tile
-        size before, half of it if it was half; where neither is, it stays.
+        Returns a Setup, this one if nothing changes. image_size, tile_size, stride are
+        (height, width) in pixels, groups (rows, cols); None keeps the current value. For SM the
+        tile follows the image. If only the tile is given, the stride stays equal to the tile size
+        or to half of it, as before; if neither is given, the stride does not change.
         """
         image = tuple(image_size or self.image_size)
         if self.kind == "SM":
@@ -188,14 +188,14 @@ SETUPS = {
 
 # ------------------------------------------------------------------------------ the recipe
 
-LARGEST = 1e300  # of a number; neither infinity nor NaN is below it
+LARGEST = 1e300  # magnitude of a number; infinity and NaN are not below it
 
 
 def _option(default, group, text, *, choices=None, wanted=None, fits=None, metavar=None):
-    """A field that is an option of the command line too, `--name-of-the-field`.
+    """A field that is also a command-line option, `--name-of-the-field`.
 
-    Parameters: default; group and text, of --help-all; choices, or else wanted and fits, which
-    values are allowed, in words and as a function; metavar of --help-all.
+    Parameters: default; group and text, of --help-all; choices, or else wanted and fits, the
+    allowed values in words and as a function; metavar of --help-all.
     """
     if choices:
         wanted, fits = f"one of {', '.join(choices)}", choices.__contains__
@@ -209,7 +209,7 @@ def _option(default, group, text, *, choices=None, wanted=None, fits=None, metav
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines an ensemble's bits besides its images and backbone.
+    """Everything that determines an ensemble's bits, apart from its images and backbone.
 
     Parameters
     ----------
@@ -218,13 +218,13 @@ class Recipe:
     arch : str
         A key of `tiled_ref.models.MODELS`.
     seed : int
-        Set anew before every model, so all locations share channel choices and initial weights.
+        Set again before every model, so all locations share channel choices and initial weights.
     batch_size : int, optional
         Images per batch; the architecture's own by default.
     switches : dict
         Keyword arguments of the architecture.
     antialias : bool
-        Filter before shrinking images.
+        Low-pass filter images before shrinking them.
     score : "mean", "max" or "top:K"
         How tile scores become an image score (Eq. 5), see `merging.image_scores`.
     merge : {"mean", "window"}
@@ -253,7 +253,7 @@ class Recipe:
     )  # fmt: skip
     merge: str = _option(
         "mean", "the method", choices=("mean", "window"),
-        text="merge maps where tiles overlap by their mean, or weighted less towards tile edges",
+        text="merge overlapping tile maps by their mean, or with lower weights towards tile edges",
     )  # fmt: skip
     seam_width: float = _option(
         0.1, "the method", "smooth this fraction of a tile on each side of a seam",
@@ -264,7 +264,7 @@ class Recipe:
         wanted="a positive number, at most the image's larger side", metavar="PX",
         fits=lambda sigma: 0 < sigma <= SIDES[-1],
     )  # fmt: skip
-    antialias: bool = _option(False, "the method", "filter images before shrinking them")
+    antialias: bool = _option(False, "the method", "low-pass filter images before shrinking them")
     precision: str = _option(
         "float32", "models", choices=tuple(PRECISIONS),
         text="run the networks in this precision; statistics and distances stay in float32",
@@ -301,15 +301,15 @@ class Recipe:
         return self.setup.ensemble_grid
 
     def network(self, backbone, device):
-        """The backbone as the models see it, in fewer bits where the precision says so.
+        """The backbone as the models see it, in the recipe's precision.
 
-        Raises InputError for a precision that the device does not have.
+        Raises InputError for a precision that the device does not support.
         """
         check_precision(self.precision, torch.device(device))
         return backbone if self.precision == "float32" else MixedPrecision(backbone, self.precision)
 
     def model(self, network, device, **overrides):
-        """A fresh model for any location, seeded; overrides, keyword arguments for this one."""
+        """A new, seeded model for any location; overrides, keyword arguments for this one."""
         tiled_input = len(self.setup.inputs((0, 0))[0, 0]) > 1
         return MODELS[self.arch](
             network,
@@ -321,7 +321,7 @@ class Recipe:
         )
 
     def values(self):
-        """All fields but the setup as a dict of JSON values."""
+        """All fields except the setup as a dict of JSON values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "setup"}
 
 
@@ -329,7 +329,7 @@ OPTIONS = tuple(option for option in fields(Recipe) if option.metadata)
 
 
 def is_allowed(option, value):
-    """Whether an option, one of OPTIONS, may have a value: of its type, finite, and fitting."""
+    """Whether an option, one of OPTIONS, allows a value: of its type, finite and in range."""
     kind, fits = option.metadata["kind"], option.metadata["fits"]
     if kind is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

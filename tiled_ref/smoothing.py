@@ -13,15 +13,15 @@ from .support.gaussian import blur_rows_and_columns
 
 
 def seam_mask(grid, width=0.1):
-    """Which pixels are smoothed.
+    """The pixels to smooth.
 
     The band holds int(width * tile side) pixels on each side of every tile border inside
     the image. Deviation D2: borders are the starts and the ends of tiles; those on or outside
-    the edge of the image are none. For 512/256/128 they are 128, 256 and 384 in both directions.
+    the image's edge do not count. For 512/256/128 they are 128, 256 and 384 in both directions.
 
     Parameters: grid, a TileGrid; width, fraction of the tile's side, 0 <= width <= 1.
     Returns bool (H, W), True inside the band.
-    Raises InputError for another width.
+    Raises InputError for a width out of range.
     Source: Sec. 3.3, "10% of the tile width on each side of the seam".
     """
     rows, cols = bands(grid, width)
@@ -50,9 +50,9 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
     Raises
     ------
     InputError
-        Another shape, dtype, width or sigma.
+        Invalid shape, dtype, width or sigma.
     KernelNotBuiltError
-        impl="cython" where the kernel is not built.
+        impl="cython" when the kernel is not built.
 
     Order of arithmetic: that of `gaussian.blur_rows_and_columns`.
     Source: Sec. 3.3; sigma and padding from the authors' configuration.
@@ -71,7 +71,7 @@ def smooth_seams(maps, grid, width=0.1, sigma=2.0, impl="cython", threads=None):
 
 
 def bands(grid, width):
-    """Band rows bool (H,) and band columns bool (W,) of `seam_mask`; InputError as there."""
+    """Band rows bool (H,) and band columns bool (W,) of `seam_mask`; raises its InputError."""
     try:
         width = float(width)
     except (TypeError, ValueError, OverflowError):

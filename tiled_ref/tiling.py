@@ -1,7 +1,7 @@
-"""Cutting images into tiles and putting tiles together again (Sec. 3.1, Eq. 1-2).
+"""Cutting images into tiles and merging the tiles again (Sec. 3.1, Eq. 1-2).
 
-Pure index arithmetic: every function here works on NumPy arrays and on torch tensors of
-any device alike, because it only slices, adds and divides.
+Pure index arithmetic: every function here works on NumPy arrays and on torch tensors on
+any device, because it only slices, adds and divides.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class TileGrid:
         T_ij = {(a, b) | a in [s_h i, s_h i + h^t), b in [s_w j, s_w j + w^t)}
     with h, w = image_size, h^t, w^t = tile_size, s_h, s_w = stride.
 
-    Deviation D1: where the stride does not fit the image, the paper pads with zeros, so
+    Deviation D1: if the stride does not fit the image, the paper pads with zeros, so
     the floor of Eq. 1 becomes a ceiling, rows = ceil((H - h)/s_h) + 1. The padding lies at
-    the bottom and at the right only and is dropped by untiling.
+    the bottom and right only, and untiling drops it.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class TileGrid:
 
     Examples
     --------
-    The worked example of the paper: nine tiles, T_00 and T_01 share columns 128..255. Then a
+    The example of the paper: nine tiles, T_00 and T_01 share columns 128..255. Then a
     stride that does not fit the height: four tiles of 40 px, 25 px apart, need 3 * 25 + 40.
 
     >>> grid = TileGrid(512, 256, 128)
@@ -130,7 +130,7 @@ class TileGrid:
         Parameters: images (N, C, H, W) or (N, H, W), any dtype, NumPy or torch.
         Returns (rows, cols, N, C, h, w) or (rows, cols, N, h, w): views into one (padded
         where necessary) array, so that overlapping tiles cost no memory.
-        Raises InputError for another image size.
+        Raises InputError for any other image size.
         """
         self.check_image(images)
         (h, w), (sh, sw) = self.tile_size, self.stride
@@ -144,7 +144,7 @@ class TileGrid:
         return np.moveaxis(windows, (-4, -3), (0, 1))
 
     def untile(self, tiles):
-        """Put tiles together, averaging where they overlap: the inverse of `tile`.
+        """Merge tiles, averaging where they overlap: the inverse of `tile`.
 
         The readable specification of untiling, and the form that runs on any device
         (`merging.untile_average` adds the compiled kernel for maps on the host).
@@ -152,11 +152,11 @@ class TileGrid:
         Parameters: tiles (rows, cols, ..., h, w), floating point, NumPy or torch.
         Returns (..., H, W), the padding dropped.
         Order of arithmetic: the covering tiles in row-major order are added in pairs, (0 + 1),
-        (2 + 3), ..., the sums in pairs again, and so on, an odd one out waiting for the next
+        (2 + 3), ..., the sums in pairs again, and so on, an odd one out carried to the next
         round; then one division by their count, all in the dtype of the tiles. So tiles cut
-        from one image give it back bit for bit where the count is a power of two and within
+        from one image reproduce it bit for bit where the count is a power of two and within
         1 ulp elsewhere (adding one after the other would be off by 1/4 ulp a tile).
-        Raises InputError for another shape.
+        Raises InputError for any other shape.
         Source: Sec. 3.3, "a pixel-wise averaging strategy is applied on overlapping regions".
         """
         self.check_tiles(tiles)
@@ -176,12 +176,12 @@ class TileGrid:
         return join(bands, -2)
 
     def untile_window(self, tiles):
-        """Put tiles together, weighting each where they overlap: less towards its edges.
+        """Merge tiles, each weighted less towards its edges where they overlap.
 
         The specification of `merging.untile_window`, for any device. On each axis a tile's weight
-        is a triangle, 1/2, 3/2, ..., 3/2, 1/2, divided by the sum of those of the tiles that
-        cover the pixel; its weight at a pixel is the product of the two.
-        Parameters, Returns and Raises: as of `untile`.
+        is a triangle, 1/2, 3/2, ..., 3/2, 1/2, divided by the sum over the tiles that cover
+        the pixel; its weight at a pixel is the product of the two axes.
+        Parameters, Returns and Raises: as for `untile`.
         Order of arithmetic: the weights of an axis in float64, rounded to the dtype of the tiles;
         then 0 + weight * tile, tile after tile, row-major, in that dtype. Where one tile covers a
         pixel its weight is 1.
@@ -218,7 +218,7 @@ class TileGrid:
         """The same grid on a feature map that is `factor` times smaller, a whole number >= 1.
 
         Returns TileGrid, its sizes in positions.
-        Raises InputError where tile size or stride is no multiple of factor, because then
+        Raises InputError if tile size or stride is not a multiple of factor, because then
         the feature maps of neighbouring tiles do not lie on one grid.
         """
         for field in ("tile_size", "stride"):
@@ -238,7 +238,7 @@ class TileGrid:
         """Raise InputError unless images (..., H, W), any dtype, have the grid's size."""
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(
-                f"the grid is made for images of {_text(self.image_size)} px, "
+                f"the grid is for images of {_text(self.image_size)} px, "
                 f"got an array of shape {tuple(images.shape)}"
             )
 
@@ -253,7 +253,7 @@ class TileGrid:
 
 
 class FeatureUntiler:
-    """Puts the feature maps of an image's tiles together (the ST setups, Rolih et al. Sec. 4.2).
+    """Merges the feature maps of an image's tiles (the ST setups, Rolih et al. Sec. 4.2).
 
     Parameters: grid of the input tiles.
     Called with features (T * B, C, h/factor, w/factor), tile-major, and factor, the pixels
@@ -306,7 +306,7 @@ def _pairwise_sum(parts):
 
 
 def _pad(images, height, width):
-    """Zeros at the bottom and right up to (height, width); the same object if it fits."""
+    """Zeros at the bottom and right up to (height, width); the same object if none are missing."""
     missing = height - images.shape[-2], width - images.shape[-1]
     if missing == (0, 0):
         return images

@@ -201,11 +201,11 @@ MANIFESTS = [
     (("antialias",), 1, "entry antialias is 1"),
     (("switches",), {"steps": [1]}, r"entry switches.steps is \[1\]"),
     (("switches",), {"n_channels": 1 << 17}, "entry switches.n_channels is 131072"),
-    (("switches",), {"n_channels": 449}, "not understood: n_channels must be between 1 and 448"),
+    (("switches",), {"n_channels": 449}, "invalid: n_channels must be between 1 and 448"),
     (("switches",), {"steps": 1 << 25}, "entry switches.steps is 33554432"),
-    (("switches",), {"store": "int8"}, "not understood: store must be one of float32, float16"),
+    (("switches",), {"store": "int8"}, "invalid: store must be one of float32, float16"),
     (("switches",), {"store": "float16"}, "declares factors at location .0, 0. as float32"),
-    (("switches",), {"colour": "red"}, "manifest is not understood"),
+    (("switches",), {"colour": "red"}, "manifest is invalid"),
     (("switches",), {"colour": "r" * 256}, "entry switches.colour is 'rrr"),
     (("weights",), 7, "entry weights is 7"),
     (("weights",), "other.pth", "entry weights is 'other.pth'"),
@@ -356,7 +356,7 @@ def test_an_architecture_of_ones_own_is_saved_and_loaded(tmp_path, tiny_backbone
     again = load(tmp_path / "own", tiny_backbone)
     images = toy_images(1, side=32)
     np.testing.assert_array_equal(again.predict(images)[0], ensemble.predict(images)[0])
-    with pytest.raises(InputError, match="a backbone of its own; give it as backbone="):
+    with pytest.raises(InputError, match="a custom backbone; pass it as backbone="):
         TiledEnsemble.load(tmp_path / "own")
 
 

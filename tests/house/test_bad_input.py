@@ -348,7 +348,7 @@ TABLE = [
     dataset("MVTec without a mask", "mvtec", remove("mvtec/screw/ground_truth"), "5_mask.png"),
     dataset("MVTec without train", "mvtec", remove("mvtec/screw/train"), "train does not exist"),
     Case("masks of MVTec", lambda f: ["--dataset", "mvtec", "--root", f / "mvtec", *SMALL,
-         "--masks", "gt"], "--masks names a folder of the data set folder; leave it out"),
+         "--masks", "gt"], "--masks applies to --dataset folder only; leave it out"),
     dataset("no table of VisA", "visa", remove("visa/split_csv"), "1cls.csv is missing"),
     dataset("empty table", "visa", visa_table(b""), "is not object,split,label,image,mask"),
     dataset("other columns", "visa", visa_table(b"a,b\n1,2\n"), "is not object,split,label"),
@@ -368,7 +368,7 @@ TABLE = [
             "points outside --root"),
     # weights
     weights("no weights", lambda p: None, "weights.pth: cannot be read"),
-    weights("text as weights", lambda p: p.write_text("hello"), "is damaged or not a file of"),
+    weights("text as weights", lambda p: p.write_text("hello"), "is damaged or not a weights file"),
     weights("code in the weights", lambda p: torch.save({"a": Code()}, p), "is damaged or not a"),
     weights("other tensors", lambda p: torch.save({"conv1.weight": torch.zeros(1)}, p),
             "its tensors are not the official ones"),

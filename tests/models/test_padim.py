@@ -227,7 +227,7 @@ def test_features_whose_factors_float16_cannot_keep_are_refused(pictures):
         def __call__(self, images):
             return [layer * 1e6 for layer in super().__call__(images)]
 
-    with pytest.raises(InputError, match="float16 cannot keep PaDiM's factors; use --store float3"):
+    with pytest.raises(InputError, match="float16 cannot hold PaDiM's factors; use --store float3"):
         fitted(Louder(), pictures, store="float16")
     maps, _ = fitted(Louder(), pictures).predict(pictures)
     assert maps.isfinite().all() and maps.max() > 0

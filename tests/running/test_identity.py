@@ -207,7 +207,7 @@ def test_pieces_of_another_identity_are_not_taken(tmp_path):
     assert not Pieces(
         tmp_path / "a", {"identity": "a"}, resume=True, save=True, note=notes.append
     ).is_done((0, 0))
-    assert "it has another digest than the content" in notes[-1]
+    assert "it has a digest that does not match its content" in notes[-1]
     assert Pieces(tmp_path / "a", {"identity": "a"}, joins=True).is_done((0, 0)) is False
 
 

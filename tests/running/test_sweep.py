@@ -167,7 +167,7 @@ def test_without_room_in_the_temporary_folder_nothing_is_shared(monkeypatch):
     monkeypatch.setattr(sweep, "budget_within", lambda n_bytes: 0)
     seen, said = backbones(["SM256", "ENS9"], seeds=(42, 33))
     assert seen == [(None, None)] * 4
-    assert "no temporary folder has room, so no layers are shared" in said
+    assert "no temporary folder has space, so no layers are shared" in said
 
 
 def test_an_interrupt_is_no_failure():

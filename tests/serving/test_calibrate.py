@@ -170,9 +170,9 @@ def test_verdict_and_marks_that_disagree_are_drawn_and_said(saved, parts, tmp_pa
 
 @pytest.mark.parametrize("argv, sentence", [
     (["--calibrate", "parts/none"], "does not exist; give a folder of normal images"),
-    (["--calibrate", "parts/test/square", "--threshold", "1"], "--threshold does not go with --cal"),
+    (["--calibrate", "parts/test/square", "--threshold", "1"], "--threshold cannot be combined with --cal"),
     (["--predict", "parts", "--calibrate", "parts"], "give --load DIR and exactly one of --pred"),
-    (["--predict", "parts", "--false-alarms", "0.1"], "--false-alarms does not go with --predict"),
+    (["--predict", "parts", "--false-alarms", "0.1"], "--false-alarms cannot be combined with --predict"),
     (["--calibrate", "parts/test/good", "--min-area", "9217"], "a mark of 9217 pixels does not fit"),
     (["--calibrate", "parts/test/good", "--roi", "roi.png"], "the region of interest is 5 x 5 px"),
     (["--calibrate", "parts/test/good", "--roi", "black.png"], "is all black"),

@@ -219,8 +219,8 @@ def test_a_file_is_replaced_only_when_the_new_one_is_complete(saved, tmp_path, c
         (["--export", "{}/folder.pt2"], "is a folder; name a file"),
         (["--export", "{}/part.onnx"], "loads only .pt2 files"),
         (["--export", "{}/part.pt2", "--predict", "x.png"], "give --load DIR and exactly one of --predict"),
-        (["--export", "{}/part.pt2", "--memory", "low"], "--memory does not go with --export"),
-        (["--export", "{}/part.pt2", "--batch-size", "4"], "--batch-size does not go with --export"),
+        (["--export", "{}/part.pt2", "--memory", "low"], "--memory cannot be combined with --export"),
+        (["--export", "{}/part.pt2", "--batch-size", "4"], "--batch-size cannot be combined with --export"),
         (["--export", "{}/part.pt2", "--setup", "ENS4"], "--setup does not apply"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How good scores and maps are: AUROC, AUPRO, F1-max and SegF1, exact."""
+"""Exact metrics of scores and maps: AUROC, AUPRO, F1-max and SegF1."""
 
 from .areas import (
     Curve,

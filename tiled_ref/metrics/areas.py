@@ -1,9 +1,9 @@
 """Image AUROC, pixel AUROC and AUPRO, exact, their curves, and all pixel metrics of a set.
 
-The file opens with both metrics as a reader expects them. Below stands the same in integers: the
-area as an exact fraction, rounded once, so that its bits depend neither on the order of the images
-nor on the number of threads; this is what runs, by NumPy or by the kernels of `kernels/aupro.pyx`,
-which `support/pixel_ranking.py` drives.
+The file opens with both metrics in plain form. Below, the same in integers: the area as an exact
+fraction, rounded once, so that its bits depend neither on the order of the images nor on the number
+of threads. The integer form is the one that runs, in NumPy or in the kernels of
+`kernels/aupro.pyx`, called by `support/pixel_ranking.py`.
 
 Source: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec Anomaly
 Detection Dataset", IJCV 129 (2021), Sec. 5.3: PRO = 1/R sum_k |P_k and Q_k| / |Q_k| with
@@ -22,15 +22,15 @@ from ..support.errors import InputError
 from .f1 import by_label, f1_max_of, seg_f1_of
 from .regions import UndefinedMetricError, label_mask, label_regions
 
-PIXELS_AT_ONCE = 2**18  # of a ranking, added up
+PIXELS_AT_ONCE = 2**18  # of a ranking, summed together
 
 
 @dataclass(frozen=True)
 class PixelMetrics:
     """What `pixel_metrics` returns, as fractions."""
 
-    aupro: float  # see there
-    pixel_auroc: float  # see there
+    aupro: float  # see `aupro`
+    pixel_auroc: float  # see `pixel_auroc`
     f1_max: float  # pixel_f1_max
     seg_f1: float = None  # None without a threshold
 
@@ -75,20 +75,20 @@ def plain_aupro(maps, masks, fpr_limit=0.3):
 
 # The same in integers ---------------------------------------------------------------------
 #
-# A threshold t falls; the height of a curve rises against
+# As a threshold t falls, the height of a curve rises against
 #
 #     FPR(t) = normal pixels with a score of at least t / N, the number of normal pixels
 #
 # An anomalous pixel p lifts the curve by its share: 1 / A for the ROC of A anomalous pixels,
-# 1 / (R |Q_k|) for PRO, p in region Q_k of R. It starts to rise at FPR u / N, where u is the number
-# of normal pixels above its score, and is up at v / N, where v counts those at its score too. Its
-# area up to an FPR of l / N is its share, divided by N, of
+# 1 / (R |Q_k|) for PRO, p in region Q_k of R. The rise starts at FPR u / N, where u is the number
+# of normal pixels above its score, and ends at v / N, where v counts those at its score too. Its
+# area up to an FPR of l / N is its share, divided by N, times
 #
 #     l - (u + v) / 2          where v <= l
 #     (l - u)^2 / (2 (v - u))  where u < l < v
 #     0                        where l <= u
 #
-# So u and v of every anomalous pixel are enough: a ranking, made by `rank_pixels` or the kernels.
+# So u and v of every anomalous pixel suffice: a ranking, from `rank_pixels` or the kernels.
 
 
 def auroc(scores, labels):
@@ -98,7 +98,7 @@ def auroc(scores, labels):
     anything else anomalous.
     Returns float in [0, 1].
     Raises UndefinedMetricError unless there are normal and anomalous scores; InputError for
-    NaN, another shape or dtype.
+    NaN or an invalid shape or dtype.
     Order of arithmetic: pairs are counted in integers, then one division.
 
     >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
@@ -110,7 +110,7 @@ def auroc(scores, labels):
             "AUROC needs at least one normal and one anomalous score, got "
             f"{normal.size} normal and {anomalous.size} anomalous"
         )
-    # Twice the pairs won: normal scores below, and those equal once more for the half.
+    # Twice the pairs won: normal scores below count twice, equal ones once.
     below = np.searchsorted(normal, anomalous, "left")
     at_or_below = np.searchsorted(normal, anomalous, "right")
     won = int(below.sum()) + int(at_or_below.sum())
@@ -149,7 +149,7 @@ def _aupro(ranking, fpr_limit):
     limit = fpr_limit * normals  # l
     sizes, group = np.unique(areas, return_inverse=True)  # regions of one size count alike
     risen, ranks_of_risen, rising = np.zeros((3, sizes.size), np.int64)
-    u_limit, v_limit = 0, 1  # of the one score at which the curve passes the limit
+    u_limit, v_limit = 0, 1  # of the only score at which the curve crosses the limit
     for start in range(0, regions.size, PIXELS_AT_ONCE):
         part = slice(start, start + PIXELS_AT_ONCE)
         k, (u, v) = group[regions[part]], ranks[part].T.astype(np.int64)
@@ -164,7 +164,7 @@ def _aupro(ranking, fpr_limit):
     total = 0
     for size, n, s, m in zip(*(a.tolist() for a in (sizes, risen, ranks_of_risen, rising))):
         double = n * 2 * p * q * w - s * q * q * w + m * (p - q * u_limit) ** 2
-        total += (double << 64) // size  # 64 bits behind the point
+        total += (double << 64) // size  # 64 fractional bits
     return float(Fraction(total, (2 * areas.size * p * q * w) << 64))
 
 
@@ -175,7 +175,7 @@ def _pixel_auroc(ranking):
     return (pairs - int(ranks.sum(dtype=np.int64))) / pairs
 
 
-# The functions to call --------------------------------------------------------------------
+# Public functions --------------------------------------------------------------------
 
 
 def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):
@@ -187,7 +187,7 @@ def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):
     Parameters
     ----------
     maps : (N, H, W) float32 or float64, NumPy or CPU torch
-        Anomaly maps, higher is more anomalous; infinities are ranked, NaN is refused.
+        Anomaly maps, higher is more anomalous; infinities are ranked, NaN is rejected.
     masks : (N, H, W) bool or uint8
         Ground truth, anomalous where not 0.
     fpr_limit : float
@@ -202,7 +202,7 @@ def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):
     UndefinedMetricError
         No anomalous or no normal pixel.
     InputError
-        NaN, another shape or dtype, or an image of 2**31 - 1 pixels or more.
+        NaN, an invalid shape or dtype, or an image of 2**31 - 1 pixels or more.
     KernelNotBuiltError
         impl="cython" where the kernels are not built.
 
@@ -223,7 +223,7 @@ def aupro(maps, masks, fpr_limit=0.3, impl="cython", threads=None):
 def pixel_auroc(maps, masks, impl="cython", threads=None):
     """Area under the ROC curve of all pixels of the set, exact, ties counting one half.
 
-    Parameters: maps and masks, (N, H, W); they, Returns and Raises as of `aupro`.
+    Parameters: maps and masks, (N, H, W). All as for `aupro`, Returns and Raises too.
     """
     walk = pixel_ranking.walk_arrays(maps, masks)
     return _pixel_auroc(_ranking(walk, impl, threads, "pixel AUROC"))
@@ -232,7 +232,7 @@ def pixel_auroc(maps, masks, impl="cython", threads=None):
 def pixel_f1_max(maps, masks, impl="cython", threads=None):
     """The largest F1 of all pixels of the set at any threshold, see `image_f1_max`.
 
-    Parameters: maps and masks, (N, H, W); they, Returns and Raises as of `aupro`.
+    Parameters: maps and masks, (N, H, W). All as for `aupro`, Returns and Raises too.
     """
     walk = pixel_ranking.walk_arrays(maps, masks)
     return f1_max_of(_ranking(walk, impl, threads, "pixel F1")[3][:, 1])
@@ -241,10 +241,10 @@ def pixel_f1_max(maps, masks, impl="cython", threads=None):
 def best_threshold(pairs, impl="cython", threads=None):
     """The pixel threshold with the best F1, value >= threshold being anomalous.
 
-    Parameters: pairs, impl and threads as of `pixel_metrics`, called twice.
+    Parameters: pairs, impl and threads as for `pixel_metrics`; pairs is called twice.
     Returns (threshold, f1, precision, recall), floats: threshold is the smallest of the best, the
-    value of an anomalous pixel; lowered to the next one it would add normal pixels only.
-    Raises: as `aupro`, but for sets without a normal pixel.
+    value of an anomalous pixel; between it and the next lower such value are normal pixels only.
+    Raises: as `aupro`, but not for sets without a normal pixel.
     """
     walk = pixel_ranking.walk_pairs(pairs)
     *_, ranks, scores = _ranking(walk, impl, threads, "pixel F1", for_threshold=True)
@@ -259,16 +259,16 @@ def best_threshold(pairs, impl="cython", threads=None):
 
 
 def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None, threshold=None):
-    """AUPRO, pixel AUROC, F1-max and SegF1 of a set that is given image by image.
+    """AUPRO, pixel AUROC, F1-max and SegF1 of a set given image by image.
 
     Parameters
     ----------
     pairs : callable without arguments
         pairs() returns a fresh iterator over (map, mask) of one image each, the same images
         in the same order each time: map (H, W) float32 or float64, mask (H, W) bool or
-        uint8, sizes may differ from image to image. It is called twice, with a threshold once
-        more. Each thread holds images of about two million pixels, and there are 16 bytes for
-        every anomalous pixel.
+        uint8, sizes may differ from image to image. It is called twice, or three
+        times with a threshold. Each thread holds images of about two million pixels; every
+        anomalous pixel takes 16 bytes.
     fpr_limit, impl, threads
         See `aupro`. With impl="numpy" all pixels are held at once.
     threshold : float, optional
@@ -289,12 +289,12 @@ def pixel_metrics(pairs, fpr_limit=0.3, impl="cython", threads=None, threshold=N
 
 
 def pixel_curves(pairs, max_points, impl="cython", threads=None):
-    """PRO and ROC curves for plots, of a set that is given image by image.
+    """PRO and ROC curves for plots, of a set given image by image.
 
-    Parameters: max_points, int, the most points a curve may have; pairs, impl and threads as in
+    Parameters: max_points, int, the most points of a curve; pairs, impl and threads as for
     `pixel_metrics`.
-    Returns (pro, roc), two Curve from (0, 0) to (1, 1). Of the corners of the exact curve the
-    first of every max_points - 3 equal pieces of the way is kept, across plus up.
+    Returns (pro, roc), two Curve from (0, 0) to (1, 1). The path of the exact
+    curve, across plus up, is cut into max_points - 3 equal pieces; each keeps its first corner.
     Raises: as `aupro`.
     """
     walk = pixel_ranking.walk_pairs(pairs)
@@ -316,10 +316,10 @@ def pixel_curves(pairs, max_points, impl="cython", threads=None):
 
 
 def _ranking(walk, impl, threads, what, limit=None, for_threshold=False):
-    """The ranking of a set, for_threshold with the scores, else they go now; with a limit on the
-    FPR pixels that rise beyond it may be missing.
+    """The ranking of a set, with the scores only if for_threshold; with a limit on the FPR, pixels
+    that rise above it can be missing.
 
-    Raises UndefinedMetricError, naming `what`, without anomalous pixels or, but for a threshold,
+    Raises UndefinedMetricError, naming `what`, without anomalous pixels or, unless for_threshold,
     without normal ones.
     """
     arrays.check_impl(impl)
@@ -334,7 +334,7 @@ def _ranking(walk, impl, threads, what, limit=None, for_threshold=False):
             else ("normal", "the masks cover everything")
         )  # fmt: skip
         raise UndefinedMetricError(
-            f"{what} needs normal and anomalous pixels, and there is no {kind} one: {remedy}"
+            f"{what} needs normal and anomalous pixels, but there is no {kind} one: {remedy}"
         )
     return ranking if for_threshold else ranking[:4]
 

@@ -1,4 +1,4 @@
-"""The regions of masks: 8-connected, numbered; specification and kernel."""
+"""Numbered 8-connected regions of masks; specification and kernel."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from ..support.errors import InputError
 
 
 class UndefinedMetricError(InputError):
-    """A metric was asked for that needs examples which are not there."""
+    """A metric is undefined because it lacks normal or anomalous examples."""
 
 
 def label_regions(masks, impl="cython", threads=None):
@@ -26,7 +26,7 @@ def label_regions(masks, impl="cython", threads=None):
     Raises
     ------
     InputError
-        Another shape or dtype, or an image of 2**31 - 1 pixels or more.
+        An invalid shape or dtype, or an image of 2**31 - 1 pixels or more.
     KernelNotBuiltError
         impl="cython" where the kernel is not built.
     """
@@ -61,7 +61,7 @@ def label_mask(mask):
     padded[:, 1:-1] = mask != 0
     change = np.diff(padded, axis=1)
     row, start = np.nonzero(change == 1)
-    stop = np.nonzero(change == -1)[1]  # row-major as well, so run k ends there
+    stop = np.nonzero(change == -1)[1]  # row-major too, so run k ends there
 
     parent = list(range(row.size))
 

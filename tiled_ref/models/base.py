@@ -1,14 +1,14 @@
-"""The constructor and the prediction that all architectures share; see the package's docstring."""
+"""The constructor and prediction shared by all architectures; see the package's docstring."""
 
 import torch
 
 
 class Model:
-    """A frozen backbone, the size of the anomaly map, and what training needs.
+    """A frozen backbone, the size of the anomaly map, and the settings of training.
 
     Parameters: backbone, a frozen ResNet18Features, shared by the models of an ensemble;
-    output_size, height and width in pixels of the anomaly map; seed, of all that is drawn at
-    random; device; untile, for tiled input, see tiled_ref.models; batch_size, images at a time in
+    output_size, height and width in pixels of the anomaly map; seed, of all random
+    draws; device; untile, for tiled input, see tiled_ref.models; batch_size, images at a time in
     fit, BATCH_SIZE by default.
     """
 
@@ -24,11 +24,11 @@ class Model:
 
     @property
     def n_parameters(self):
-        """Parameters of the backbone up to layer3, all that Table 3 counts without a network."""
+        """Parameters of the backbone up to layer3, all of Table 3 unless there is a network."""
         return sum(p.numel() for p in self.backbone.parameters())
 
     def features(self, images):
-        """The part that all models of an ensemble share, see embed: images (B, 3, h, w) float32."""
+        """The part shared by all models of an ensemble, see embed: images (B, 3, h, w) float32."""
         return [self.embed(images)]
 
     def embeddings(self, images):

@@ -1,7 +1,7 @@
 """Features of the frozen encoder for training, computed once.
 
 The encoder is frozen and in evaluation mode, so the features of an image never change. They are
-computed image by image (with its tiles) and therefore do not depend on the images of a batch.
+computed image by image (with its tiles) and therefore do not depend on the rest of a batch.
 """
 
 import os
@@ -26,18 +26,18 @@ def layers_in_chunks(backbone, images):
 
 
 class CachedFeatures:
-    """The encoder's layers of all images, in host memory or, beyond a budget, in a file.
+    """The encoder's layers of all images, in host memory or, above a budget, in a file.
 
-    The file is a nameless temporary one (TMPDIR chooses the folder), mapped into memory only while
+    The file is an unnamed temporary one (TMPDIR chooses the folder), mapped into memory only while
     a batch is copied, so that it does not count as memory of the process.
 
-    Parameters: backbone, (T, 3, h, w) -> list of (T, C, hf, wf); images, as `fit` gets them:
+    Parameters: backbone, (T, 3, h, w) -> list of (T, C, hf, wf); images, as passed to `fit`:
     images[[k]] is (T, 3, h, w), T = 1 without tiled input; budget, bytes of host memory: all
     features are kept there if they fit, else none; progress(done, N, "features"), if given.
     Attributes: n_bytes, of all features; spilled, whether they are in the file. `len(self)` is N;
     `self[indices]`, for a list of ints, is a list with (T * B, C, hf, wf) per layer, tile-major,
     channels last in memory.
-    Raises InputError without images, or if the temporary folder lacks the space.
+    Raises InputError without images, or if the temporary folder has too little space.
     """
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ class CachedFeatures:
                 progress(index + 1, len(images), "features")
 
     def _reserve(self, shapes, budget):
-        """Room for layers of these shapes, (N, T, hf, wf, C)."""
+        """Reserve space for layers of these shapes, (N, T, hf, wf, C)."""
         self.shapes = shapes
         sizes = [4 * int(np.prod(shape)) for shape in shapes]
         self.starts = [sum(sizes[:k]) for k in range(len(sizes))]  # bytes into the file
@@ -77,7 +77,7 @@ class CachedFeatures:
         return [_batch(layer.to(self.device)) for layer in layers]
 
     def _table(self, k):
-        """float32 (N, T, hf, wf, C) of layer k; the file is mapped as long as it is held."""
+        """float32 (N, T, hf, wf, C) of layer k; the file is mapped while the array is held."""
         if not self.spilled:
             return self.tables[k]
         return np.memmap(self.file, np.float32, "r+", self.starts[k], self.shapes[k])
@@ -100,17 +100,17 @@ def _temporary_file(n_bytes):
         file.close()
         raise InputError(
             f"the features of the training images need {n_bytes / 2**30:.1f} GiB in the "
-            f"temporary folder {tempfile.gettempdir()} ({error.strerror}); name another by "
-            "TMPDIR, or use fewer or smaller images"
+            f"temporary folder {tempfile.gettempdir()} ({error.strerror}); choose another "
+            "with TMPDIR, or use fewer or smaller images"
         ) from error
     return file
 
 
 def batches(n, batch_size, steps, seed):
-    """Which images each optimiser step sees.
+    """The images of each optimiser step.
 
-    Epochs of a shuffled order, drawn by random.Random(seed).shuffle, cut into batches of which an
-    epoch's last may be smaller; as many epochs as it takes.
+    Epochs of a shuffled order, drawn by random.Random(seed).shuffle, cut into batches; the last
+    of an epoch can be smaller. As many epochs as the steps need.
 
     Parameters: n >= 1 images; batch_size and steps >= 1; seed int.
     Yields `steps` lists of distinct ints in [0, n).

@@ -36,9 +36,9 @@ class FastFlow(TrainedModel):
     """FastFlow on ResNet-18, layers 1-3; attribute flows, the network.
 
     Parameters: backbone, output_size and the options of `TrainedModel`; seed also draws the
-    permutations; with untile the flows have the tile's size and are trained on single tiles, and
-    the hidden variables are untiled. kernels, "3x3" or "alternating": convolutions of the
-    subnets, 3 x 3 in all blocks, or 3 x 3 and 1 x 1 in turn (deviation D9).
+    permutations; with untile the flows have the tile's size and train on single tiles, and
+    the latent variables are untiled. kernels, "3x3" or "alternating": convolutions of the
+    subnets, 3 x 3 in all blocks, or alternating 3 x 3 and 1 x 1 (deviation D9).
     """
 
     def __init__(self, backbone, output_size, *, kernels="3x3", **options):
@@ -60,8 +60,8 @@ class FastFlow(TrainedModel):
 
     @property
     def n_parameters(self):
-        """Parameters as Table 3 counts them: backbone, LayerNorm and flows; a permutation is
-        a C x C matrix and counts with its inverse."""
+        """Parameters as Table 3 counts them: backbone, LayerNorm and flows; a permutation
+        counts as a C x C matrix and its inverse."""
         fixed = sum(2 * block.order.numel() ** 2 for flow in self.flows for block in flow.blocks)
         return super().n_parameters + fixed
 
@@ -85,7 +85,7 @@ class FastFlow(TrainedModel):
                 (nll(*flow(chunk)).sum() / len(layer)).backward()
 
     def anomaly_map(self, layers):
-        """The map of hidden variables (Yu et al. Sec. 3.3).
+        """The map of latent variables (Yu et al. Sec. 3.3).
 
         Parameters: layers, a tensor z (B, C, Hf, Wf) float32 per layer.
         Returns float32 (B, H, W) in [-1, 0]: the negative likelihood per position
@@ -119,20 +119,20 @@ class Flows(torch.nn.ModuleList):
     """A LayerFlow for each of the layers."""
 
     def forward(self, layers):
-        """Layers of the backbone -> hidden variables z, lists of float32 (B, C, hf, wf)."""
+        """Layers of the backbone -> latent variables z, lists of float32 (B, C, hf, wf)."""
         return [flow(layer)[0] for flow, layer in zip(self, layers)]
 
 
 class LayerFlow(torch.nn.Module):
     """LayerNorm and the flow of one layer's feature map.
 
-    Parameters: channels C, even; size (hf, wf); kernels, sides of the convolutions, taken
+    Parameters: channels C, even; size (hf, wf); kernels, sides of the convolutions, used
     in turn; generator, a CPU torch.Generator.
     """
 
     def __init__(self, channels, size, kernels, generator):
         super().__init__()
-        # Channels last, the layout in which everything here is computed.
+        # Channels last, the layout of all computations here.
         self.norm_weight = torch.nn.Parameter(torch.ones(*size, channels))  # (hf, wf, C)
         self.norm_bias = torch.nn.Parameter(torch.zeros(*size, channels))  # (hf, wf, C)
         self.blocks = torch.nn.ModuleList(
@@ -151,7 +151,7 @@ class LayerFlow(torch.nn.Module):
         return z, log_det
 
     def normalize(self, x):
-        """Each image's map to mean 0 and variance 1 over (C, hf, wf), then an affine map."""
+        """Each image normalised to mean 0, variance 1 over (C, hf, wf), then an affine map."""
         x = x.permute(0, 2, 3, 1)  # (B, hf, wf, C)
         x = F.layer_norm(x, x.shape[1:], self.norm_weight, self.norm_bias)
         return x.permute(0, 3, 1, 2)  # (B, C, hf, wf)
@@ -164,7 +164,7 @@ class LayerFlow(torch.nn.Module):
 
 
 class CouplingBlock(torch.nn.Module):
-    """An invertible step: half of the channels scales and shifts the other half.
+    """An invertible step: half of the channels scale and shift the other half.
 
     Yu et al. Sec. 3.3, Dinh et al. Eq. 4-5: y_a, y_b = split(x); y_a' = y_a;
     y_b' = s(y_a) * y_b + b(y_a); with y_a = first, y_b = second, s = exp(log_scale),
@@ -181,7 +181,7 @@ class CouplingBlock(torch.nn.Module):
         half = channels // 2
         self.conv1 = _conv(half, half, kernel, generator)
         self.conv2 = _conv(half, channels, kernel, generator)
-        # The softplus of beta 0.5, times 0.1, is 1 here.
+        # Here 0.1 times the softplus with beta 0.5 is 1.
         start = 2 * math.log(math.exp(0.5 * 10) - 1)
         self.global_scale = torch.nn.Parameter(torch.full((channels,), start))
         self.global_offset = torch.nn.Parameter(torch.zeros(channels))
@@ -196,7 +196,7 @@ class CouplingBlock(torch.nn.Module):
         y = torch.cat([first, second * log_scale.exp() + shift], dim=1)
         gain = self._gain()
         # Gain, offset and order in one product: each row of the matrix has a single entry,
-        # so it rounds as they would, and it is several times faster than moving channels.
+        # so it rounds as the separate steps do, and is several times faster than moving channels.
         matrix = gain.diag().index_select(0, self.order)  # (C, C)
         offset = self.global_offset.index_select(0, self.order)
         y = F.linear(y.permute(0, 2, 3, 1), matrix, offset).permute(0, 3, 1, 2)
@@ -204,7 +204,7 @@ class CouplingBlock(torch.nn.Module):
         return y, log_scale.sum((1, 2, 3)) + positions * gain.log().sum()
 
     def inverse(self, y):
-        """y (B, C, hf, wf) -> x, the same (Dinh et al. Eq. 7-8)."""
+        """y (B, C, hf, wf) -> x, the same shape (Dinh et al. Eq. 7-8)."""
         x = y.index_select(1, self.back)
         x = (x - self.global_offset[:, None, None]) / self._gain()[:, None, None]
         first, second = x.chunk(2, dim=1)
@@ -223,7 +223,7 @@ class CouplingBlock(torch.nn.Module):
 
 
 def _conv(n_in, n_out, kernel, generator):
-    """A convolution that keeps the size, initialised as torch does: uniform in +-1/sqrt(fan-in)."""
+    """A size-preserving convolution, initialised as in torch: uniform in +-1/sqrt(fan-in)."""
     conv = torch.nn.utils.skip_init(torch.nn.Conv2d, n_in, n_out, kernel, padding=kernel // 2).to(
         memory_format=torch.channels_last
     )

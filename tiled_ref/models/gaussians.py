@@ -1,8 +1,8 @@
-"""Distances from Gaussians that are kept as triangular factors of their inverse covariances.
+"""Distances from Gaussians stored as triangular factors of their inverse covariances.
 
 Sigma = C C^T (Cholesky), U = C^-T, so that Sigma^-1 = U U^T: a squared distance is a sum of
 squares, >= 0 however U is rounded. Its upper triangle has half as many numbers as Sigma^-1, and an
-ensemble's prediction is bound by reading them: nine locations of PaDiM hold 4096 factors of
+ensemble's prediction is limited by reading them: nine locations of PaDiM hold 4096 factors of
 100 x 100 each.
 """
 
@@ -13,7 +13,7 @@ from ..support import arrays
 from ..support.errors import InputError
 
 LANES = 8
-POSITIONS = 128  # a thread's share at a time
+POSITIONS = 128  # per task of a thread
 STORED = (np.dtype(np.float32), np.dtype(np.float16))  # types of factors
 
 
@@ -40,12 +40,12 @@ def factors_of(covariances):
 
 
 def factors_of_inverses(packed, chunk=32):
-    """Packed factors of packed Sigma^-1, in which ensembles before format 4 kept their Gaussians.
+    """Packed factors of packed Sigma^-1, the form of Gaussians in ensembles before format 4.
 
-    With rows and columns in reversed order, U is the lower triangular factor of Cholesky.
+    With rows and columns in reversed order, U is the lower triangular Cholesky factor.
 
     Parameters: packed float32 (P, D (D + 1) / 2); chunk, matrices at a time.
-    Returns float32 (P, D (D + 1) / 2). Raises torch.linalg.LinAlgError where one is not positive
+    Returns float32 (P, D (D + 1) / 2). Raises torch.linalg.LinAlgError if one is not positive
     definite.
     """
     out = torch.empty_like(packed)
@@ -93,18 +93,18 @@ def mahalanobis(x, mean, factors):
 def distances(x, mean, factors, impl="cython", threads=None):
     """`mahalanobis` by the kernel or the twin.
 
-    Parameters: x, mean and factors, NumPy arrays or CPU tensors, types and shapes as
+    Parameters: x, mean and factors, NumPy arrays or CPU tensors, types and shapes as for
     `mahalanobis`.
     Returns float32 (B, P) NumPy array.
-    Raises InputError for other shapes or dtypes, KernelNotBuiltError without the kernel.
+    Raises InputError for invalid shapes or dtypes, KernelNotBuiltError without the kernel.
     """
     return distances_each([x], [mean], [factors], impl, threads)[0]
 
 
 def distances_each(xs, means, factors, impl="cython", threads=None):
-    """`distances` for L models at once, which keeps the threads busy to the end.
+    """`distances` for L models at once, which keeps all threads busy to the end.
 
-    Parameters: xs, means and factors, L arrays each, as of distances.
+    Parameters: xs, means and factors, L arrays each, as for distances.
     Returns a list of L arrays float32 (B, P).
     Raises the errors of distances.
     """

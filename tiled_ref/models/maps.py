@@ -37,8 +37,8 @@ def gaussian_blur(maps, sigma=4.0, impl="cython"):
 
 
 def convolved(maps, sigma):
-    """gaussian_blur by torch's convolutions: maps (B, H, W), any device, from which and to which
-    nothing moves."""
+    """gaussian_blur by torch's convolutions: maps (B, H, W), any device, with no
+    transfers."""
     radius = len(gaussian_taps(sigma, most=max(SMALL, *maps.shape[1:]))) - 1
     k = torch.arange(-radius, radius + 1, dtype=torch.float64, device=maps.device)
     taps = torch.exp(k.square() / (-2 * sigma * sigma))

@@ -37,7 +37,7 @@ def channel_choice(seed, n=D, of=N_FEATURES):
     """The n channels that a run keeps.
 
     Returns distinct ints in [0, of), drawn by Python's Mersenne Twister, so that every tile model
-    of a run, and every port with this generator, keeps the same channels in the same order.
+    of a run, and every port that has this generator, keeps the same channels in the same order.
     """
     return random.Random(seed).sample(range(of), n)
 
@@ -46,9 +46,9 @@ class Padim(Model):
     """PaDiM on ResNet-18, layers 1-3.
 
     Parameters: backbone, output_size and the options of `Model`; seed draws the channels.
-    n_channels, D, the channels kept of all that the backbone has. impl, "cython" or "numpy": of
-    distances and blur on the CPU. store, a key of STORES: the type of the factors.
-    Raises InputError for less than one channel, or more than there are, and for another store.
+    n_channels, D, the number of the backbone's channels to keep. impl, "cython" or "numpy": of
+    distances and blur on the CPU. store, a key of STORES: the dtype of the factors.
+    Raises InputError for fewer than one channel, more than exist, and an unknown store.
 
     Attributes after fit, P = hf * wf positions in row-major order
     ----------
@@ -81,8 +81,8 @@ class Padim(Model):
 
     @channels.setter
     def channels(self, chosen):
-        """Also notes, for each layer, which of its channels they are and where they stand among
-        those kept: two rows of int64 on the device."""
+        """Also record, for each layer, the chosen channels and their places in the embedding:
+        two rows of int64 on the device."""
         if chosen != self._channels:
             self._channels, self._places, first = chosen, [], 0
             for width in channels_of(self.backbone).values():
@@ -92,7 +92,7 @@ class Padim(Model):
                 first += width
 
     def n_learnt(self, n_images):
-        """Numbers kept after training: at every position a mean and a triangle."""
+        """Numbers stored after training: a mean and a triangle at every position."""
         positions = math.prod(math.ceil(side / self.STRIDE) for side in self.output_size)
         d = len(self.channels)
         return positions * (d + d * (d + 1) // 2)
@@ -102,7 +102,7 @@ class Padim(Model):
 
         Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
         Returns float32 (B, D, hf, wf): layers 2 and 3 enlarged to the grid of layer 1 by
-        nearest neighbour, concatenated, the chosen channels; untiled where tiled.
+        nearest neighbour, concatenated, the chosen channels; untiled for tiled input.
         """
         parts = []
         for chunk in chunks(images):
@@ -110,7 +110,7 @@ class Padim(Model):
             size = layers[0].shape[-2:]
             part = images.new_empty(len(chunk), len(self.channels), *size)
             for layer, (source, target) in zip(layers, self._places):
-                if len(source):  # only what is kept is enlarged
+                if len(source):  # enlarge only the chosen channels
                     chosen = layer.index_select(1, source)
                     part.index_copy_(1, target, F.interpolate(chosen, size=size))  # nearest
             parts.append(part)
@@ -127,9 +127,9 @@ class Padim(Model):
             S     <- S + S_b + delta delta^T n m/(n + m),   delta = mu_b - mu
         with n images seen before and m in the batch; Sigma = S / (n - 1) + eps I.
 
-        Parameters: images and progress, see tiled_ref.models; progress counts images, then, as the
-        part "factors", positions.
-        Raises InputError for fewer than two images, and for features that float16 cannot keep.
+        Parameters: images and progress, see tiled_ref.models; progress counts images, then
+        positions, as the part "factors".
+        Raises InputError for fewer than two images, and for factors that float16 cannot hold.
         """
         self.fit_embeddings(self.embeddings(images), len(images), progress)
 
@@ -167,14 +167,14 @@ class Padim(Model):
         for chunk, out in zip(scatter.split(size), self.factors.split(size)):
             covariance = chunk.div_(n - 1)
             covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
-            factors = factors_of(covariance)  # no entry is beyond 1 / sqrt(EPSILON)
+            factors = factors_of(covariance)  # no entry exceeds 1 / sqrt(EPSILON)
             least.append(factors.diagonal(dim1=-2, dim2=-1).min())
             out.copy_(pack(factors))
             if progress:
                 progress(min(len(least) * size, len(scatter)), len(scatter), "factors")
         if to_host(torch.stack(least))[0].min() < torch.finfo(dtype).tiny:
             raise InputError(
-                f"the features vary so much that {self.store} cannot keep PaDiM's factors; "
+                f"the features vary so much that {self.store} cannot hold PaDiM's factors; "
                 "use --store float32"
             )
 
@@ -209,7 +209,7 @@ class Padim(Model):
 
     @torch.no_grad()
     def joint_head(self, states):
-        """The heads of the models with these states in one function, on a CPU; see
+        """One function for the heads of the models with these states, on a CPU; see
         tiled_ref.models."""
         self.grid = tuple(states[0]["grid"].tolist())
         self.channels = states[0]["channels"].tolist()
@@ -235,7 +235,7 @@ class Padim(Model):
 def by_position(embedding, dtype, spare=0):
     """embedding (B, D, hf, wf) -> (P, B + spare, D) of dtype, contiguous, for products batched
     over positions; the spare rows are not initialised."""
-    # With channels last: copying rows of D numbers is several times as fast as gathering them.
+    # Channels last: copying rows of D numbers is several times as fast as gathering them.
     rows = embedding.contiguous(memory_format=torch.channels_last)
     rows = rows.permute(2, 3, 0, 1).flatten(0, 1)  # (P, B, D)
     shape = rows.shape[0], rows.shape[1] + spare, rows.shape[2]
@@ -248,7 +248,7 @@ def batched_mahalanobis(x, mean, factors):
     """Distance of each vector from its position's Gaussian, as products batched over positions.
 
     Defard et al. Eq. 2: M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)), with
-    x = x (P, B, D), mu = mean (P, D), Sigma^-1 = U U^T, U = factors (P, D, D), all float.
+    x = x (P, B, D), mu = mean (P, D), Sigma^-1 = U U^T, U = factors (P, D, D), all floating point.
     Returns (P, B) >= 0.
     """
     return torch.bmm(x - mean[:, None], factors).square().sum(-1).sqrt()

@@ -1,4 +1,4 @@
-"""PatchCore: a memory of normal patches, and the distance to the nearest of them.
+"""PatchCore: a memory bank of normal patches, and the distance to the nearest one.
 
 Roth, Pemula, Zepeda, Schoelkopf, Brox, Gehler, "Towards Total Recall in Industrial Anomaly
 Detection", CVPR 2022, arXiv:2106.08265. Read Sec. 3 beside this file:
@@ -38,15 +38,15 @@ class PatchCore(Model):
     backbone, output_size, and the options of `Model`; seed draws the random projection and the
         start of the coreset
     start : {"excluded", "included"}
-        Whether the random start of the greedy selection is only the point from which the
-        first distances are measured, or the first member of the bank (see k_centre_greedy;
+        Whether the random start of the greedy selection is only the origin of the first
+        distances, or the first member of the bank (see k_centre_greedy;
         deviation D8).
     ratio : float, 0 < ratio <= 1
         Fraction of the patches kept in the bank, at least one patch.
     n_neighbours : int >= 1
-        b of Eq. 7, 1 for no re-weighting. A smaller bank lowers it to the bank's size.
+        b of Eq. 7, 1 for no re-weighting. Lowered to the size of a smaller bank.
     impl : {"cython", "numpy"}
-        Of the greedy selection, the search and the blur on the CPU: the kernels, or the plain
+        For the greedy selection, the search and the blur on the CPU: the kernels, or the plain
         algorithms. Equal choices, distances equal within 1e-15.
 
     Attributes after fit
@@ -82,11 +82,11 @@ class PatchCore(Model):
 
     @bank.setter
     def bank(self, vectors):
-        """Takes vectors float32 (M, 384)."""
+        """Set the bank to vectors float32 (M, 384)."""
         self.banks = self._banks([vectors])
 
     def n_learnt(self, n_images):
-        """Numbers kept after training: the vectors of the bank."""
+        """Numbers stored after training: the vectors of the bank."""
         channels = channels_of(self.backbone)
         return self.n_vectors(n_images) * (channels["layer2"] + channels["layer3"])
 
@@ -104,7 +104,7 @@ class PatchCore(Model):
 
         Parameters: images (B, 3, h, w) float32, normalised; (T * B, ...) for tiled input.
         Returns float32 (B, 384, hf, wf): layers 2 and 3 averaged, layer3 enlarged to the
-        grid of layer2 (bilinear, align_corners False), concatenated; untiled where tiled.
+        grid of layer2 (bilinear, align_corners False), concatenated; untiled for tiled input.
         """
         parts = []
         for chunk in chunks(images):
@@ -118,8 +118,8 @@ class PatchCore(Model):
     def fit(self, images, progress=None):
         """Fill the memory bank (Roth et al. Eq. 4) and reduce it to its coreset (Eq. 5).
 
-        Parameters: images and progress, see tiled_ref.models; progress counts images, then,
-        as the part "coreset", the patches kept.
+        Parameters: images and progress, see tiled_ref.models; progress counts images, then
+        the chosen patches, as the part "coreset".
         Raises InputError without images, KernelNotBuiltError without the kernel.
         """
         self.fit_embeddings(self.embeddings(images), len(images), progress)
@@ -164,7 +164,7 @@ class PatchCore(Model):
         return self._head(self.banks, features[0])
 
     def joint_head(self, states):
-        """The heads of the models with these states in one function, see tiled_ref.models; all
+        """One function for the heads of the models with these states, see tiled_ref.models; all
         banks are on the device."""
         banks = self._banks([state["bank"] for state in states])
         return torch.no_grad()(lambda features: self._head(banks, features[0]))
@@ -217,8 +217,8 @@ def reweight(distances):
     with |m^test,* - m|_2 = distances (B, b) for the b neighbours m of m* in the bank, m*
     itself first, and s* = |m^test,* - m*|_2 = distances[:, 0]. Deviation D13: b = 1 returns s*
     instead of zero.
-    Returns (B,), the dtype of distances. The exponentials are taken after subtracting the
-    largest distance, so that they do not overflow.
+    Returns (B,), the dtype of distances. The largest distance is subtracted before the
+    exponentials, so that they do not overflow.
     """
     star = distances[:, 0]
     if distances.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""Networks in fewer bits, on demand.
+"""Networks in lower precision, on demand.
 
 The convolutional networks (backbone, flows, decoder) predict under torch.autocast; statistics,
 distances, likelihoods and training stay in float32.

@@ -28,9 +28,9 @@ SIGMA = 4.0  # px, blur of the anomaly map, Deng and Li Sec. 4.1
 class ReverseDistillation(TrainedModel):
     """Reverse Distillation on ResNet-18, layers 1-3.
 
-    Parameters: backbone, output_size and the options of `TrainedModel`; with untile encoder,
-    bottleneck and decoder see tiles, the feature maps of encoder and decoder are untiled before
-    loss and map. loss, "positions" or "flattened": Eq. 2, or one cosine per image and layer as in
+    Parameters: backbone, output_size and the options of `TrainedModel`; with untile, encoder,
+    bottleneck and decoder see tiles, and their feature maps are untiled before loss and map.
+    loss, "positions" or "flattened": Eq. 2, or one cosine per image and layer as in
     the released code (deviation D10). combine, "product" or "sum": how the layers' maps become
     one; deviation D11: Eq. 3 of the paper is the sum; the tiled ensemble's authors evaluated the
     product. impl, "cython" or "numpy": of the blur on the CPU.
@@ -57,7 +57,7 @@ class ReverseDistillation(TrainedModel):
         n_tiles = n_images * (1 if self.untile is None else self.untile.n_tiles)
         if n_tiles * math.ceil(h / 32) * math.ceil(w / 32) == 1:
             raise InputError(
-                f"a batch of one image of {h} x {w} px is too little for the batch normalisation "
+                f"a batch of one image of {h} x {w} px is too small for the batch normalisation "
                 "of reverse_distillation; use more training images, another --batch-size or "
                 "larger images"
             )
@@ -118,8 +118,8 @@ def distillation_loss(encoded, decoded):
 
 
 def flattened_loss(encoded, decoded):
-    """As the released code: sum_k (1 - cos(flat f_E^k, flat f_D^k)), mean over the batch; encoded
-    and decoded as in `distillation_loss`."""
+    """The released code's loss: sum_k (1 - cos(flat f_E^k, flat f_D^k)), mean over the batch;
+    encoded and decoded as in `distillation_loss`."""
     pairs = zip(encoded, decoded)
     return sum((1 - F.cosine_similarity(e.flatten(1), d.flatten(1))).mean() for e, d in pairs)
 
@@ -136,10 +136,10 @@ class Student(nn.Module):
         self.decoder = Decoder(width)
 
     def forward(self, encoded):
-        """Layers of the encoder, encoded (B, C, hf, wf) -> them and the decoder's outputs, six.
+        """Layers of the encoder, encoded (B, C, hf, wf) -> these and the decoder's outputs, six.
 
-        For a side that is no multiple of 32 px the bottleneck rounds its grid up and the decoder
-        doubles that; its outputs are cut to the encoder's size, at the bottom and at the right.
+        If a side is not a multiple of 32 px, the bottleneck rounds its grid up and the decoder
+        doubles that; its outputs are cropped to the encoder's size, at the bottom and right.
         """
         decoded = self.decoder(self.bottleneck(encoded))
         return [*encoded, *(d[..., : e.shape[-2], : e.shape[-1]] for e, d in zip(encoded, decoded))]
@@ -149,7 +149,7 @@ class Bottleneck(nn.Module):
     """One-class bottleneck embedding (Deng and Li Sec. 3.2, Fig. 4).
 
     Multi-scale feature fusion: layers 1 and 2 are brought to layer 3's grid by 3 x 3
-    convolutions of stride 2, and all three are concatenated. One-class embedding: two
+    convolutions with stride 2, and all three are concatenated. One-class embedding: two
     residual blocks to 512 channels on half of that grid. width as in Student.
     """
 
@@ -170,7 +170,7 @@ class Bottleneck(nn.Module):
 class Decoder(nn.Module):
     """The student: layers 4 to 2 of ResNet-18 in reverse (Deng and Li Sec. 3.1).
 
-    Where the encoder halves the grid by stride 2, a transposed 2 x 2 convolution of stride 2
+    Where the encoder halves the grid by stride 2, a transposed 2 x 2 convolution with stride 2
     doubles it. width as in Student.
     """
 
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
 class Block(nn.Module):
     """The basic residual block of He et al. (CVPR 2016), Fig. 5 left.
 
-    resize, if given, makes the first convolution and that of the shortcut:
+    resize, if given, creates the first convolution and that of the shortcut:
     resize(n_in, n_out) -> (convolution, shortcut convolution).
     """
 
@@ -224,13 +224,13 @@ def _conv_bn_relu(n_in, n_out, stride):
 
 
 def _down(n_in, n_out):
-    """Half the grid: 3 x 3 of stride 2, the shortcut 1 x 1 of stride 2."""
+    """Halve the grid: 3 x 3 with stride 2, the shortcut 1 x 1 with stride 2."""
     shortcut = _empty(nn.Conv2d, n_in, n_out, 1, stride=2, bias=False)
     return _conv3x3(n_in, n_out, stride=2), shortcut
 
 
 def _up(n_in, n_out):
-    """Twice the grid: transposed 2 x 2 of stride 2, the shortcut alike."""
+    """Double the grid: transposed 2 x 2 with stride 2, and the same for the shortcut."""
     conv, shortcut = (
         _empty(nn.ConvTranspose2d, n_in, n_out, 2, stride=2, bias=False) for _ in range(2)
     )

@@ -1,4 +1,4 @@
-"""What FastFlow and Reverse Distillation share: a network trained on a frozen encoder's layers."""
+"""The base of FastFlow and Reverse Distillation: a network trained on a frozen encoder's layers."""
 
 import torch
 
@@ -13,15 +13,15 @@ LAYERS = ("layer1", "layer2", "layer3")
 
 
 class TrainedModel(Model):
-    """A model whose own part is a network, trained by Adam on the layers of the encoder.
+    """A model that trains a network with Adam on the layers of the encoder.
 
-    A subclass makes `network`, a torch.nn.Module on the device, whose forward takes the list of
+    A subclass creates `network`, a torch.nn.Module on the device, whose forward takes the list of
     three layers (B, C, hf, wf) and returns a list of tensors (B, ...), and adds `optimizer`,
     `loss_value`, `add_gradient` and `anomaly_map`.
 
     Parameters: backbone, output_size and the options of `Model`; seed draws the initial weights and
     the order of the images, batch_size counts images per optimiser step. steps, optimiser steps.
-    Raises InputError for steps that are not in STEPS.
+    Raises InputError for steps outside STEPS.
     """
 
     def __init__(self, backbone, output_size, *, steps=200, **options):
@@ -32,7 +32,7 @@ class TrainedModel(Model):
 
     @property
     def input_size(self):
-        """Height and width in pixels of what the encoder sees: of a tile, or of the image."""
+        """Height and width in pixels of the encoder's input: of a tile, or of the image."""
         return self.output_size if self.untile is None else self.untile.tile_size
 
     @property
@@ -47,8 +47,8 @@ class TrainedModel(Model):
     def fit(self, images, progress=None):
         """Train the network in `steps` steps of Adam on the batches of cached.batches.
 
-        Parameters: images and progress, see tiled_ref.models; progress counts, as the part
-        "features", images, then steps.
+        Parameters: images and progress, see tiled_ref.models; progress counts images, as the
+        part "features", then steps.
         Raises InputError without images, or if a batch is too small for the network.
         """
         self.fit_features(CachedFeatures(self.backbone, images, progress=progress), progress)
@@ -69,7 +69,7 @@ class TrainedModel(Model):
         self.network.eval()
 
     def check_batch(self, n_images):
-        """Raise InputError if a batch of n_images is too small to train on; here none is."""
+        """Raise InputError if a batch of n_images is too small to train on; by default none is."""
 
     @torch.no_grad()
     def predict(self, images):
@@ -88,7 +88,7 @@ class TrainedModel(Model):
 
     def maps(self, parts):
         """Maps float32 (B, H, W), see `anomaly_map`, and scores float32 (B,), their maxima, from
-        an iterable of `outputs` to some of the images or tiles each."""
+        an iterable of `outputs`, each for some of the images or tiles."""
         outputs = self.whole([torch.cat(part) for part in zip(*parts)])
         images = zip(*(chunks(output, len(output)) for output in outputs))
         maps = torch.cat([self.anomaly_map(list(image)) for image in images])
@@ -107,7 +107,7 @@ class TrainedModel(Model):
             return layers
         names = LAYERS * (len(layers) // len(LAYERS))
         whole = [self.untile(x, FEATURE_STRIDE[name]) for name, x in zip(names, layers)]
-        # The layout of untiled input, so that a single tile gives its bits.
+        # The layout of input without tiles, so that a single tile gives the same bits.
         return [x.contiguous(memory_format=torch.channels_last) for x in whole]
 
     def state(self):

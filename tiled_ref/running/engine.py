@@ -1,8 +1,8 @@
-"""Where models and tiles are while a trained ensemble predicts.
+"""Prediction with a trained ensemble, in two memory modes.
 
-    low         images inside, locations outside (`ensemble.each_location`): one location on the
+    low         locations outer, images inner loop (`ensemble.each_location`): one location on the
                 device at a time, the memory of one model on one tile (Sec. 3.2)
-    resident    images outside, locations inside: all models are on the device, and the tiles of
+    resident    images outer, locations inner loop: all models are on the device, and the tiles of
                 an image are one batch of the backbone
 """
 
@@ -21,7 +21,7 @@ class Engine:
     """A trained ensemble, ready to predict images again and again.
 
     Parameters: ensemble, a TiledEnsemble, fitted or loaded; memory, one of MEMORY_MODES.
-    Raises InputError where nothing was fitted.
+    Raises InputError if the ensemble is not trained.
     """
 
     def __init__(self, ensemble, memory="low", *, impl="cython", threads=None):
@@ -53,10 +53,10 @@ class Engine:
 
 
 class Resident:
-    """The models of all locations, on the device together.
+    """The models of all locations, together on the device.
 
     Parameters: ensemble, a TiledEnsemble; states, location -> state, of all its locations; joint,
-    whether the heads are one function where that is faster.
+    whether to batch the heads where that is faster.
     """
 
     def __init__(self, ensemble, states, joint=True):
@@ -78,8 +78,8 @@ class Resident:
     def predict(self, images, progress=None):
         """Yield (location, rows, maps (b, h, w), scores (b,)), on the host, rows a slice.
 
-        Parameters: images uint8 (B, 3, H, W), on the host; a batch has as many tiles as one of
-        low mode, at least those of one image.
+        Parameters: images uint8 (B, 3, H, W), on the host; a batch has as many tiles as in low
+        mode, but at least those of one image.
         """
         for rows in slices(len(images), max(1, self.recipe.batch_size // len(self.locations))):
             with full_precision():
@@ -90,7 +90,7 @@ class Resident:
                 progress(rows.stop, len(images))
 
     def found(self, images):
-        """For each location maps (B, h, w) and scores (B,), on the device.
+        """Maps (B, h, w) and scores (B,) for each location, on the device.
 
         Parameters: images uint8 (B, 3, H, W).
         """

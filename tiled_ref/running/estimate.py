@@ -1,8 +1,8 @@
-"""What a run will take, before its first image: models, time, memory, bytes on the disk.
+"""Estimate of a run before its first image: models, time, memory, disk space.
 
 Models and bytes are computed. Times are reference seconds, of one core of an AMD EPYC: the sizes of
-a cell times the numbers below, which a run corrects by what it measures (support/progress.py) and
-`measured` by one tile location of each kind. README.md of this folder says how near they come.
+a cell times the numbers below. A run corrects them by its own measurements (support/progress.py),
+`measured` by one tile location of each kind. README.md of this folder says how accurate they are.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from .category_images import IMAGE_BUDGET, MASK_BUDGET
 from .pieces import RESULT
 from .results import cell_folder
 
-# Seconds per tile and per pixel of it: through the backbone, and where shared layers are read
-# instead; per pixel of an optimiser step, and of a prediction beyond the backbone.
+# Seconds per tile and per pixel of it: through the backbone, and when shared layers are read
+# instead; per pixel of an optimiser step, and of a prediction after the backbone.
 TILE, LOOK, READ = 5e-3, 9e-7, 6e-8
 STEP = {"fastflow": 6.5e-6, "reverse_distillation": 4.2e-6}
 HEAD = {"fastflow": 2.4e-6, "reverse_distillation": 1.2e-6}
 DECODE, MERGE, SCORE, ANALYSE = 0.03, 1.5e-8, 2e-8, 1.5e-7  # per image; per pixel of a map
 FEATURES = 28  # bytes of the backbone's layers per pixel
 PROCESS = 880 << 20  # bytes of the interpreter, the libraries, the backbone and its activations
-SMALL = 1 << 16  # bytes, more than the files of a location or cell take beside states and maps
+SMALL = 1 << 16  # bytes, more than the files of a location or cell take besides states and maps
 MEASURED = 1 << 20  # pixels of tiles on which a location is measured
-MOST_ROWS = 9  # of the table; more are put together by architecture
+MOST_ROWS = 9  # of the table; more are grouped by architecture
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CellEstimate:
     costs: dict  # of its stages, see Progress.costs
     work: dict  # kind of work -> reference seconds of the whole cell
     saved: int  # bytes of the states of its locations on the disk
-    pieces: int  # bytes at most in its folder while it runs, the saved ensemble left out
+    pieces: int  # most bytes in its folder while it runs, without the saved ensemble
     temporary: int  # bytes in TMPDIR, of features
     memory: int  # bytes, peak
 
@@ -57,7 +57,7 @@ def cell_estimate(recipe, model, n_train, n_test, options, fresh=1.0):
     """The estimate of a cell.
 
     Parameters: recipe; model, one of its models; n_train and n_test, numbers of images; options, a
-    cell.Options; fresh, the part of the backbone's layers that no earlier cell has left to share.
+    cell.Options; fresh, the fraction of the backbone's layers that no earlier cell shares.
     Returns CellEstimate.
     """
     setup, n_models = recipe.setup, recipe.setup.n_models
@@ -94,9 +94,9 @@ def cell_estimate(recipe, model, n_train, n_test, options, fresh=1.0):
 
 
 def _location_seconds(recipe, n_train, n_test, fresh):
-    """Reference seconds of a location: {part of the training: seconds}, of its prediction."""
+    """Reference seconds of a location: {part of the training: seconds}, and of its prediction."""
     setup, arch, n_places = recipe.setup, recipe.arch, recipe.grid.rows * recipe.grid.cols
-    pixels = setup.tile_pixels // n_places  # of an input of a model
+    pixels = setup.tile_pixels // n_places  # of a model's input
     n_tiles, n_train = setup.n_tiles // n_places, n_train * setup.group_size
     look = fresh * (TILE * n_tiles + LOOK * pixels) + (1 - fresh) * READ * pixels
     area, head = math.prod(recipe.grid.tile_size), 0.3 * look
@@ -119,7 +119,7 @@ def _location_seconds(recipe, n_train, n_test, fresh):
 
 
 def _memory(recipe, n_train, state, options):
-    """Bytes at the peak of training a location, of its state's bytes, beside the process."""
+    """Peak bytes of training a location, besides the process; state, bytes of its state."""
     setup, arch = recipe.setup, recipe.arch
     area = math.prod(recipe.grid.tile_size)
     pixels = setup.tile_pixels // (recipe.grid.rows * recipe.grid.cols)
@@ -138,7 +138,7 @@ def _memory(recipe, n_train, state, options):
 @dataclass(frozen=True)
 class CategoryEstimate:
     """The estimate of a category. memory and temporary are bytes of its images, in memory and
-    in TMPDIR; costs and work those of its reading, as of CellEstimate."""
+    in TMPDIR; costs and work those of its reading, as in CellEstimate."""
 
     category: object  # data.Category, to train on and to predict
     cells: list  # of CellEstimate
@@ -184,7 +184,7 @@ def category_estimate(category, recipes, backbone, options, shares):
 
 
 def probe(backbone, device, progress):
-    """Measure how fast the backbone is here, on 256 x 256 px, the best of three: progress.speed."""
+    """Set progress.speed: the backbone's time on 256 x 256 px, the best of three."""
     image = torch.zeros(1, 3, 256, 256, device=device)
     seconds = []
     for _ in range(3):
@@ -203,10 +203,10 @@ def measured(estimates, backbone, options):
     Raises InputError for an image that cannot be read.
     """
     progress, found = Progress(quiet=True), {}
-    progress.PRIOR = 1e-9  # of what is measured nothing is assumed
+    progress.PRIOR = 1e-9  # no prior for measured work
     probe(backbone.to(options.device), options.device, progress)
     train = estimates[0].category.train
-    train[0].read_image()  # the first takes longer
+    train[0].read_image()  # the first read takes longer
     for cell in estimates[0].cells:
         recipe, setup = cell.recipe, cell.recipe.setup
         pixels = setup.group_size * setup.tile_pixels // (recipe.grid.rows * recipe.grid.cols)
@@ -232,7 +232,7 @@ def measured(estimates, backbone, options):
 
 
 def plan_rows(estimates, progress=None):
-    """The plan as rows of text, their headings first, at most MOST_ROWS; progress of `measured`
+    """The plan as rows of text, headings first, at most MOST_ROWS; progress from `measured`
     adds the time."""
     cells = [(part, cell) for part in estimates for cell in part.cells]
     names = {(cell.recipe.arch, cell.recipe.setup.name) for _, cell in cells}
@@ -254,7 +254,7 @@ def plan_rows(estimates, progress=None):
 
 
 def plan_seconds(estimates, progress):
-    """Seconds of all cells and of reading their images; progress of `measured`."""
+    """Seconds of all cells and of reading their images; progress from `measured`."""
     works = [part.work for part in estimates]
     works += [cell.work for part in estimates for cell in part.cells]
     return sum(_seconds(progress, work) for work in works)
@@ -266,8 +266,8 @@ def _seconds(progress, work):
 
 
 def disk_needs(estimates, options, more=()):
-    """[(folder, bytes that the run writes at most, bytes free)] of the file systems of more,
-    [(folder, bytes)], of OUT and of TMPDIR, the last one; one entry where they are the same."""
+    """[(folder, most bytes that the run writes, bytes free)] for the file systems of more,
+    [(folder, bytes)], of OUT and of TMPDIR, the last one; one entry if they are the same."""
     need = kept = temporary = 0
     for part in estimates:
         for cell in part.cells:
@@ -283,12 +283,12 @@ def disk_needs(estimates, options, more=()):
             temporary, part.temporary + max((cell.temporary for cell in part.cells), default=0)
         )
     disks, places = {}, [*more, (options.out, need)]
-    with contextlib.suppress(FileNotFoundError):  # none can be written to; who needs one says so
+    with contextlib.suppress(FileNotFoundError):  # none is writable; whoever needs one raises
         places.append((tempfile.gettempdir(), temporary))
     for folder, n_bytes in places:
         disk = os.stat(folder).st_dev
         first, before = disks.pop(disk, (folder, 0))
-        disks[disk] = first, before + n_bytes  # the last place's is the last one
+        disks[disk] = first, before + n_bytes  # that of the last place stays last
     return [(folder, n, shutil.disk_usage(folder).free) for folder, n in disks.values()]
 
 
@@ -297,7 +297,7 @@ def _bytes_in(folder):
 
 
 def disk_text(needs):
-    """What `disk_needs` found, as a line."""
+    """The result of `disk_needs` as a line of text."""
     return "; ".join(
         f"writes at most {bytes_text(need)} to the disk of {folder}, {bytes_text(free)} are free"
         for folder, need, free in needs if need
@@ -305,7 +305,7 @@ def disk_text(needs):
 
 
 def check_disk(needs):
-    """Raise InputError where a file system of `disk_needs` has too little room. Returns the bytes
+    """Raise InputError if a file system of `disk_needs` has too little space. Returns the bytes
     that the run leaves free on that of TMPDIR, for shared layers."""
     for folder, need, free in needs:
         if need > free:

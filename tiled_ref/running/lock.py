@@ -1,4 +1,4 @@
-"""One process at a time works on a folder of results."""
+"""Lock on a results folder: one process at a time."""
 
 import os
 from pathlib import Path
@@ -13,13 +13,13 @@ except ImportError:  # Windows
 
     fcntl = None
 
-WRITTEN = {"results.csv", "rank"}  # directly in the folder, besides a report and predictions
+WRITTEN = {"results.csv", "rank"}  # directly in the folder, apart from a report and predictions
 
 
 class OutputLock:
-    """A context that one process at a time enters for a folder; InputError where another is in it.
+    """A context that only one process at a time can enter for a folder; InputError for a second.
 
-    The lock is the operating system's and ends with the process, however that ends.
+    The operating system holds the lock and releases it with the process, however that ends.
     """
 
     def __init__(self, folder):
@@ -42,14 +42,14 @@ class OutputLock:
                 )
             try:  # another run may have removed the file between open and lock
                 if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
-                    remove_leftovers(self.path.parent, WRITTEN)  # of a run that was killed
+                    remove_leftovers(self.path.parent, WRITTEN)  # of a killed run
                     return self
             except FileNotFoundError:
                 pass
             self._file.close()
 
     def __exit__(self, *exception):
-        # Elsewhere an open file cannot be removed, and one with content is a user's.
+        # Windows cannot remove an open file, and a file with content is a user's.
         if fcntl is not None and not os.fstat(self._file.fileno()).st_size:
             self.path.unlink(missing_ok=True)
         self._file.close()

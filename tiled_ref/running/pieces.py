@@ -2,7 +2,7 @@
 
 README.md beside this file lists them. Each is written under a temporary name, synced and renamed,
 so a file under its final name is complete. Each has a digest of its content and of the run's
-identity, which is compared before it is reused.
+identity, which is verified before it is reused.
 """
 
 import contextlib
@@ -36,28 +36,28 @@ PIECES = Names(  # in partial/ and in partial/ensemble/
     r"(run|metrics|manifest|thresholds|fit_\d+_\d+)\.json|analysis\.npz"
     r"|merged\.npy|(maps|scores|location)_\d+_\d+\.np[yz]"
 )
-WHERE_SAME = "where-same"  # resume a run of the same identity, start any other over
+WHERE_SAME = "where-same"  # resume a run of the same identity, restart any other
 FIT = {"seconds": number(0), "state": maybe(text()), "digest": text()}  # fit_i_j.json
 AGAIN = "its tile location is computed again"
-OTHER = "another digest than the content: damaged, or of another run"
-WRITE_SECONDS = 5.0  # of training, from which on a state is written before it predicts
+OTHER = "a digest that does not match its content: damaged, or from another run"
+WRITE_SECONDS = 5.0  # of training; slower states are written before they predict
 
 
 class Pieces:
     """The pieces of one cell, as a context manager that closes their files.
 
-    Also the `states` of `ensemble.each_location`, location -> learned state: written where the
-    ensemble is saved or the training took longer than WRITE_SECONDS, else forgotten, so that a
+    Also the `states` of `ensemble.each_location`, location -> learned state: written if the
+    ensemble is saved or the training took longer than WRITE_SECONDS, else dropped, so that a
     run never holds all of them.
 
     Parameters: folder of the cell, None keeps everything in memory; identity, see
     results.cell_identity; resume, keep the pieces of an unfinished run (WHERE_SAME: of the same
-    identity); save, keep the states until the end; hold, keep them in memory as well; network,
+    identity); save, keep the states until the end; hold, keep them in memory too; network,
     whose counts of shared layers, if any, are recorded; note(text) reports an unfinished run and
     pieces that are damaged; joins, another process has opened the cell, so nothing is removed;
     places, location of a model -> the locations that it predicts, by default itself.
     Raises InputError on resuming a run of another identity, and for a folder that is not writable.
-    Attribute: ensemble_folder, where the states are until the ensemble is published.
+    Attribute: ensemble_folder, the states' folder until the ensemble is published.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Pieces:
         self._owner = {place: model for model, of in self._places.items() for place in of}
         self._states = {}  # location -> state
         self._fit = {}  # location -> seconds of training, digest of the state's file or None
-        self._written = set()  # locations whose state is on the disk and has been compared
+        self._written = set()  # locations whose state is on the disk and verified
         self._predicted = {}  # location -> (maps, scores, digest), complete or not
         self._done = {}  # location -> scores, seconds and layers
         self._files = contextlib.ExitStack()
@@ -96,16 +96,16 @@ class Pieces:
         published = not self.ensemble_folder.exists()
         if save and published and identity_in(final / MANIFEST) == self._mark:
             with write_errors(self.ensemble_folder):
-                os.replace(final, self.ensemble_folder)  # it is published again at the end
+                os.replace(final, self.ensemble_folder)  # published again at the end
         remove_leftovers(self.partial, PIECES)
         remove_leftovers(self.ensemble_folder, PIECES)
 
     def _open(self, run, identity, resume):
-        """Keep the pieces of an unfinished run, or remove them; notes which."""
-        if not run.is_file():  # pieces without it are nobody's
+        """Keep the pieces of an unfinished run, or remove them; logs which."""
+        if not run.is_file():  # pieces without it belong to no run
             _clear(self.partial)
             return
-        reason = f"{self.folder}: an unfinished run is there and starts over"
+        reason = f"{self.folder}: the unfinished run in it starts over"
         if resume:
             try:
                 _check_identity(run, identity)
@@ -113,7 +113,7 @@ class Pieces:
                 self._note(f"{self.folder}: resumed, {count} tile locations are done")
                 return
             except InputError as error:
-                # Of a run that had begun to publish, the earlier result is gone.
+                # If that run had begun to publish, the earlier result is gone.
                 if resume != WHERE_SAME and not (self.partial / RESULT).exists():
                     raise
                 reason = f"starting over: {str(error).partition('; use the same')[0]}"
@@ -137,7 +137,7 @@ class Pieces:
                 yield location
 
     def is_done(self, location):
-        """Whether a model has predicted and, if the ensemble is saved, its state is there."""
+        """Whether a model has predicted and, if the ensemble is saved, its state is stored."""
         places = self._places.get(location, [location])
         if self.folder is None:
             return self._done.keys() >= set(places)
@@ -149,7 +149,7 @@ class Pieces:
         """Seconds of training and the digest of the state's file or None; None if not trained."""
         path = self._path("fit", location, "json")
         if location not in self._fit and self.folder is not None and path.is_file():
-            with self._compared(path):
+            with self._verified(path):
                 fit = read_json(path, FIT, AGAIN)
                 found = fit["seconds"], fit["state"]
                 if fit["digest"] != self._digest(location, *found).hexdigest():
@@ -163,15 +163,15 @@ class Pieces:
         seconds, digest = self._trained(location) or (0, None)
         if digest is None or not self._state(location).is_file():
             return False
-        with self._compared(self._state(location)):
+        with self._verified(self._state(location)):
             if file_digest(self._state(location)) != digest:
                 raise ValueError(f"it has {OTHER}")
             self._written.add(location)
         return location in self._written
 
     @contextlib.contextmanager
-    def _compared(self, path):
-        """A context that compares a piece with its digest; one that fails is noted and removed."""
+    def _verified(self, path):
+        """A context that verifies a piece's digest; a piece that fails is reported and removed."""
         try:
             yield
         except (InputError, OSError, ValueError) as error:
@@ -213,7 +213,7 @@ class Pieces:
             self._state(location).unlink(missing_ok=True)
 
     def add(self, location, rows, n, maps, scores):
-        """Keep some predictions of a location; its last rows complete it.
+        """Store some predictions of a location; its last rows complete it.
 
         Parameters: location (i, j); rows, a slice of range(n), in ascending order; n, images;
         maps float32 (B, h, w) and scores float32 (B,) of these rows.
@@ -234,7 +234,7 @@ class Pieces:
             del self._predicted[location]
             all_maps.commit()
             all_maps.close()
-            mark = {"digest": _finished(digest, done)}
+            mark = {"digest": _location_digest(digest, done)}
             write_tensors(self._path("scores", location, "npz"), done | mark)
         self._done[location] = done
         model = self._owner.get(location, location)
@@ -244,7 +244,7 @@ class Pieces:
             self._lap()
 
     def new_maps(self, name, shape):
-        """Room for float32 maps of this shape: a RowFile of the name, or an array in memory."""
+        """Storage for float32 maps of this shape: a RowFile of the name, or an array in memory."""
         if self.folder is None:
             return np.empty(shape, np.float32)
         return self._row_file(name, shape)
@@ -263,7 +263,7 @@ class Pieces:
         path = self._path("scores", location, "npz")
         if location not in self._done and self.folder is not None and path.is_file():
             with (
-                self._compared(path),
+                self._verified(path),
                 contextlib.closing(RowFile(self._path("maps", location, "npy"))) as maps,
             ):
                 shapes = {"scores": ("float32", (len(maps),)), "seconds": ("float64", ())}
@@ -272,7 +272,7 @@ class Pieces:
                 mark, digest = found.pop("digest"), self._digest(location, maps.shape)
                 for image_map in maps:
                     digest.update(image_map)
-                if mark.tobytes() != _finished(digest, found).tobytes():
+                if mark.tobytes() != _location_digest(digest, found).tobytes():
                     raise ValueError(f"with {maps.path.name} it has {OTHER}")
                 self._done[location] = found
         return self._done.get(location)
@@ -289,8 +289,8 @@ class Pieces:
         return self._layers - before
 
     def costs(self, locations):
-        """Seconds of training, of prediction, and the part of the backbone's layers that was
-        reused, 0 to 1, of the models of all locations, earlier processes included."""
+        """Seconds of training, of prediction, and the fraction of the backbone's layers that was
+        reused, 0 to 1, over the models of all locations, earlier processes included."""
         fit, predict, total = 0.0, 0.0, np.zeros(2)
         for location in locations:
             fit += self._trained(location)[0]
@@ -300,18 +300,18 @@ class Pieces:
         return fit, predict, float(total[1] / total[0]) if total[0] else 0.0
 
     def publish(self):
-        """Move an earlier result into partial/, then give the finished ensemble its name; an
-        ensemble of another run that none replaces gets a name of its own."""
+        """Move an earlier result into partial/, then rename the finished ensemble to its final
+        name; an ensemble of another run that is not replaced gets its own name."""
         final = self.folder / "ensemble"
         move, manifest = (self.ensemble_folder, final), final / MANIFEST
         if not self._save:
             move = None
             if manifest.is_file() and identity_in(manifest) != self._mark:
                 move = final, self.folder / f"ensemble-{file_digest(manifest)[:12]}"
-                self._note(f"{final} is of another run and is now {move[1].name}")
+                self._note(f"{final} is from another run and is now {move[1].name}")
         with write_errors(self.folder):
             if move:
-                check_replaceable(move[1])  # once more: a user's file may be new
+                check_replaceable(move[1])  # again: a user's file can be new
             for name in (RESULT, ANALYSIS):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(self.folder / name, self.partial / name)
@@ -320,7 +320,7 @@ class Pieces:
                 replace_folder(*move)
 
     def finish(self):
-        """Remove the pieces; everything worth keeping has been written."""
+        """Remove the pieces; the results are already written."""
         self._files.close()
         if self.folder is not None:
             remove_pieces(self.folder, self._mark)
@@ -336,7 +336,7 @@ def _name(kind, location, ending):
     return f"{kind}_{location[0]}_{location[1]}.{ending}"
 
 
-def _finished(digest, arrays):
+def _location_digest(digest, arrays):
     """The digest of a location, uint8 (32,), after that of its maps."""
     for array in arrays.values():
         digest.update(array.tobytes())
@@ -354,7 +354,7 @@ def remove_pieces(folder, mark):
 def _clear(partial):
     """Remove the pieces in a folder partial/, and nothing else."""
     with write_errors(partial):
-        (partial / "run.json").unlink(missing_ok=True)  # first: what is left is nobody's
+        (partial / "run.json").unlink(missing_ok=True)  # first: the rest then belongs to no run
         for folder in (partial / "ensemble", partial):
             remove_leftovers(folder, PIECES)
             for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
@@ -365,7 +365,7 @@ def _clear(partial):
 
 
 def identity_in(path):
-    """The identity that a JSON file of a cell holds, None where there is none."""
+    """The identity in a JSON file of a cell, or None."""
     with contextlib.suppress(InputError):
         return read_json(path, {"identity": text()}, AGAIN)["identity"]
     return None
@@ -381,7 +381,7 @@ def _check_identity(path, identity):
         changes = ", ".join(f"{k} was {stored.get(k)}, is {identity.get(k)}" for k in named)
         changes = changes.encode("utf-8", "backslashreplace").decode()
         raise InputError(
-            f"the unfinished run in {path.parent} cannot be resumed, because something else "
-            f"would be computed ({shortened(changes, 400)}); use the same options, or "
+            f"the unfinished run in {path.parent} cannot be resumed, because it would "
+            f"compute something else ({shortened(changes, 400)}); use the same options, or "
             "start over without --resume"
         )

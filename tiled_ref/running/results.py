@@ -23,7 +23,7 @@ from .pieces import RESULT, identity_in, remove_pieces
 METRICS = (
     "image_auroc", "pixel_auroc", "pixel_aupro", "image_f1_max", "pixel_f1_max", "seg_f1",
 )  # fmt: skip
-OLDER = {"fpr_limit": 0.3} | dict.fromkeys(METRICS[3:])  # of a metrics.json that lacks them
+OLDER = {"fpr_limit": 0.3} | dict.fromkeys(METRICS[3:])  # for a metrics.json without them
 RESULT_COLUMNS = (
     "dataset", "category", "arch", "setup", "seed", *METRICS[:3], "fpr_limit", *METRICS[3:],
     "n_parameters", "n_models", "n_train", "n_test",
@@ -31,7 +31,7 @@ RESULT_COLUMNS = (
     "weights", "impl", "device",
 )  # fmt: skip
 PAIR = whole(1), whole(1)
-SCHEMA = {  # of metrics.json; entries that older versions lack may be missing
+SCHEMA = {  # of metrics.json; older versions lack the entries with "?"
     **dict.fromkeys(("dataset", "category", "arch", "setup", "impl", "device"), text()),
     **dict.fromkeys(METRICS[:3], maybe(number(0, 1))), "fpr_limit?": number(0, 1),
     **dict.fromkeys([f"{name}?" for name in METRICS[3:]], maybe(number(0, 1))),
@@ -58,8 +58,8 @@ def cell_folder(out, category, recipe):
 
 
 def cell_identity(recipe, images, options):
-    """Everything that decides a cell's metrics, as JSON values, and as "identity" its digest:
-    hex, in every file that the cell leaves, so that those of two runs are never mixed."""
+    """Everything that determines a cell's metrics, as JSON values, and its digest as "identity":
+    hex, in every file of the cell, so that files of two runs are never mixed."""
     setup = recipe.setup
     values = {
         "dataset": images.category.dataset,
@@ -96,15 +96,15 @@ def _roi_digest(roi):
 
 
 def json_digest(value):
-    """SHA-256 of a JSON value, hex: equal for equal values, in whatever order their keys are."""
+    """SHA-256 of a JSON value, hex: equal for equal values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def check_folder(out, category, identity):
-    """Raise InputError where a result of this category is of another folder's images.
+    """Raise InputError if a result of this category is for images of another folder.
 
-    Two data sets of one name would replace each other's results; changed images in the same
-    folder, or the same images in another, may be computed again.
+    Two data sets of the same name would replace each other's results; changed images in the
+    same folder, or the same images in another, can be computed again.
     Parameters: out, Path; category, a data.Category; identity, see cell_identity.
     """
     for path, result in _results(Path(out, category.dataset, category.name), "*/*"):
@@ -112,16 +112,16 @@ def check_folder(out, category, identity):
         same = result.get("images_digest") == identity["images_digest"]
         if before and before != category.folder and not same:
             raise InputError(
-                f"{path} is of other images, from {before} and not {category.folder}; choose "
+                f"{path} is for other images, from {before}, not {category.folder}; choose "
                 "another --out for these, or rename a folder"
             )
 
 
 def finished_result(folder, identity, digest, options, progress):
-    """The result of a cell that was finished with this identity, else None. Logs which.
+    """The result of a cell finished with this identity, else None. Logs which.
 
     Parameters: folder of the cell; identity, see cell_identity; digest of the reported images.
-    Returns a dict or None. Raises InputError for a metrics.json that is no result.
+    Returns a dict or None. Raises InputError for an invalid metrics.json.
     """
     path = folder / RESULT
     if not path.is_file():
@@ -139,7 +139,7 @@ def finished_result(folder, identity, digest, options, progress):
     if reason:
         progress.note(f"{progress.title}: {reason}, so it is computed again")
         return None
-    progress.note(f"{progress.title}: finished before, taken from {path}")
+    progress.note(f"{progress.title}: finished before, reused from {path}")
     remove_pieces(folder, mark)
     if options.ranks.is_main:
         write_results_csv(options.out)
@@ -170,12 +170,12 @@ def gather_results(cells, options):
 
 
 def read_result(path):
-    """A metrics.json as a dict. Raises InputError unless it is as this program wrote it."""
+    """A metrics.json as a dict. Raises InputError unless this program wrote it, unchanged."""
     remedy = "remove the file or choose another --out"
     result = read_json(path, SCHEMA, remedy)
     digest = result.pop("digest", None)
     if (digest or "identity" in result) and digest != json_digest(result):
-        raise damaged(path, "its digest is not that of its content", remedy)
+        raise damaged(path, "its digest does not match its content", remedy)
     return OLDER | result
 
 
@@ -188,8 +188,8 @@ def write_results_csv(out):
 
 
 def _results(folder, levels):
-    """Yield (path, result) of every metrics.json so many levels below a folder, sorted, but for
-    those that another process of the run is replacing and has moved away since they were listed."""
+    """Yield (path, result) of every metrics.json at some levels below a folder, sorted, except
+    those that another process of the run has moved away, to replace them, since the listing."""
     for path in sorted(folder.glob(f"{levels}/seed*/{RESULT}")):
         try:
             yield path, read_result(path)
@@ -199,7 +199,7 @@ def _results(folder, levels):
 
 
 def versions():
-    """Versions of everything that a result may depend on."""
+    """Versions of everything that a result can depend on."""
     return {
         "tiled_ref": __version__,
         "python": platform.python_version(),

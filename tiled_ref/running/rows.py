@@ -1,4 +1,4 @@
-"""Maps on the disk, some of their rows, and merging maps that need not fit in memory."""
+"""Maps on disk, access to some of their rows, and merging of maps larger than memory."""
 
 import os
 from pathlib import Path
@@ -16,16 +16,16 @@ from ..tiling import TileGrid
 from ..verdicts.marks import locations_seen
 
 MERGE_BUDGET = 128 << 20  # bytes of tile maps in memory while they are merged
-OUT_REMEDY = "choose another --out or make room, and go on with --resume"
+OUT_REMEDY = "choose another --out or make room, and continue with --resume"
 
 
 class RowFile:
-    """Maps on the disk, float32 (N, H, W) in a .npy file, written and read by rows.
+    """Maps on disk, float32 (N, H, W) in a .npy file, written and read by rows.
 
     Behaves like an array: `rows[a:b] = maps` writes, `rows[a:b]` and `rows[n]` read a copy. The
     file is never mapped, so it does not count as memory of the process.
-    Parameters: path, its name from `commit` on; shape, (N, H, W) of a new file, None opens one.
-    Raises InputError where the disk has no room for the whole file, or the file is damaged.
+    Parameters: path, its name after `commit`; shape, (N, H, W) of a new file, None opens one.
+    Raises InputError if the disk has no space for the whole file, or the file is damaged.
     """
 
     def __init__(self, path, shape=None):
@@ -51,11 +51,11 @@ class RowFile:
             if self.complete:
                 if os.fstat(self._file.fileno()).st_size != size:
                     raise ValueError("it is truncated")
-            elif hasattr(os, "posix_fallocate"):  # a full disk is noticed now, not half way
+            elif hasattr(os, "posix_fallocate"):  # a full disk fails now, not halfway
                 os.posix_fallocate(self._file.fileno(), 0, size)
             else:
                 self._file.truncate(size)
-        except Exception as error:  # NumPy raises many types over a damaged header
+        except Exception as error:  # NumPy raises many types for a damaged header
             self.close()
             verb = "read" if self.complete else "write"
             raise InputError(
@@ -90,7 +90,7 @@ class RowFile:
                 raise IndexError("rows are read and written in steps of 1")
             return start, max(start, stop), False
         row = int(key)
-        if not 0 <= row < len(self):  # ends a loop over the rows as well
+        if not 0 <= row < len(self):  # also ends a loop over the rows
             raise IndexError(f"row {row} of {len(self)}")
         return row, row + 1, True
 
@@ -130,8 +130,8 @@ class Rows:
 def merge_rows(
     maps, scores, recipe, out, *, impl="cython", threads=None, roi=None, progress=None
 ):
-    """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET; of
-    an image that is larger a strip at a time, with the same bits.
+    """`merge` for maps that need not fit in memory: a few images at a time, within MERGE_BUDGET;
+    a larger image one strip at a time, with the same bits.
 
     Parameters
     ----------
@@ -139,9 +139,9 @@ def merge_rows(
         Per location in row-major order.
     scores : (rows, cols, N)
     recipe, impl, threads, roi
-        As of `merge`.
+        As for `merge`.
     out : array or RowFile, (N, H, W)
-        Is filled with the merged, smoothed maps.
+        Receives the merged, smoothed maps.
     progress : callable, optional, progress(done, total)
 
     Returns scores (N,).
@@ -169,9 +169,9 @@ def merge_rows(
 def merge_strips(maps, k, recipe, impl="cython", threads=None):
     """Returns the merged, smoothed map of image k, float32 (H, W); few tile maps are in memory.
 
-    Parameters: maps, recipe, impl, threads as of `merge_rows`; k. The rows of a strip are merged
-    from all tiles that cover them and the rows near by that the Gaussian reads, so their bits are
-    those of the whole image.
+    Parameters: maps, recipe, impl, threads as for `merge_rows`; k. The rows of a strip are merged
+    from all tiles that cover them and the nearby rows that the Gaussian reads, so their bits
+    equal those of the whole image.
     """
     grid, out = recipe.grid, np.empty(recipe.grid.image_size, np.float32)
     (height, width), (h, w), down = grid.image_size, grid.tile_size, grid.stride[0]
@@ -181,7 +181,7 @@ def merge_strips(maps, k, recipe, impl="cython", threads=None):
     step = max(h, MERGE_BUDGET // (4 * grid.cols * h * w) * down)
     for start in range(0, height, step):
         stop = min(height, start + step)
-        top, bottom = max(0, start - near), min(height, stop + near)  # with what is read near by
+        top, bottom = max(0, start - near), min(height, stop + near)  # with the nearby rows
         first, last = max(0, -(-(top - h + 1) // down)), min(grid.rows - 1, (bottom - 1) // down)
         tiles = np.stack([maps[i * grid.cols + j][k] for i in range(first, last + 1)
                           for j in range(grid.cols)])  # fmt: skip

@@ -1,8 +1,8 @@
 """Layers of the frozen backbone shared by the cells of a sweep: computed once, then read.
 
-SharedLayers takes the network's place and keeps the layers by the content of the image, so no cell
-needs to know what it has in common with another: the tiles of ST9 are those of ENS9, and four of
-them are those of ENS4.
+SharedLayers replaces the network and stores the layers by the content of the image, so no cell
+needs to know what it shares with another: ST9 and ENS9 have the same tiles, and four of them are
+those of ENS4.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ import torch
 
 from ..support.files import read_at, write_at
 
-BUDGET = 16 << 30  # bytes of layers on the disk, see budget_within
+BUDGET = 16 << 30  # bytes of layers on disk, see budget_within
 
 
 def budget_within(n_bytes):
-    """At most n_bytes and half of the space now free in the temporary folder; 0 where there is
-    no folder that can be written to."""
+    """At most n_bytes and half of the free space in the temporary folder; 0 without a
+    writable folder."""
     try:
         return min(n_bytes, shutil.disk_usage(tempfile.gettempdir()).free // 2)
     except OSError:
@@ -27,15 +27,15 @@ def budget_within(n_bytes):
 
 
 class SharedLayers(torch.nn.Module):
-    """A frozen network on the CPU that reads the layers of an image that it has seen before.
+    """A frozen network on the CPU that reads the layers of an image it has seen before.
 
     The layers are in an unnamed temporary file (TMPDIR chooses the folder), which is never
-    mapped, so it does not count as memory of the process. Where the file is full or the disk
+    mapped, so it does not count as memory of the process. If the file is full or the disk
     fails, the layers are computed. A context manager that closes the file.
 
-    Parameters: network, a backbone.ResNet18Features; budget, bytes on the disk, beyond which
-    images are not kept; note(text) reports, once, that some were not.
-    Attributes: keeps, whether new images are kept, False where no later cell needs them; asked
+    Parameters: network, a backbone.ResNet18Features; budget, bytes on disk, above which
+    images are not stored; note(text) reports this once.
+    Attributes: keeps, whether new images are stored, False if no later cell needs them; asked
     and reused, images whose layers were requested, and those of them that were read.
     """
 
@@ -57,13 +57,13 @@ class SharedLayers(torch.nn.Module):
         self._give_up()
 
     def state_dict(self, *args, **kwargs):
-        """That of the network."""
+        """The network's state dict."""
         return self.network.state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def forward(self, images):
-        """images float32 (B, 3, h, w) -> list of (B, C, hf, wf), the network's of each image
-        alone, so that no bit depends on which cell came first."""
+        """images float32 (B, 3, h, w) -> list of (B, C, hf, wf), computed for each
+        image alone, so that no bit depends on which cell came first."""
         parts = []
         for image in images.split(1):
             key, size = _digest(image), tuple(image.shape[-2:])
@@ -77,7 +77,7 @@ class SharedLayers(torch.nn.Module):
         return [torch.cat(layer) for layer in zip(*parts)]
 
     def _read(self, key, size):
-        """The layers of a known image; None for another one, or where the disk fails."""
+        """The layers of a known image; None for any other, or if the disk fails."""
         if key not in self._places:
             return None
         start, layers = self._places[key], []
@@ -117,7 +117,7 @@ class SharedLayers(torch.nn.Module):
     def _stop(self, reason):
         self._stopped = True
         self._note(
-            f"not all layers of the backbone are shared ({reason}; they lie in "
+            f"not all layers of the backbone are shared ({reason}; they are in "
             f"{tempfile.gettempdir()}, TMPDIR names another folder); the others are computed again"
         )
 

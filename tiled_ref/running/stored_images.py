@@ -18,11 +18,11 @@ SCHEMA = 2  # of images.npz and analysis.npz
 MAP_SIDE = 128  # longest side of a stored heat map and mask, pixels
 THUMBNAIL_SIDE = 320  # longest side of a stored image, pixels
 ZOOMS = 8  # defects of a category that are stored in detail
-ZOOM_SIDE = 256  # longest side of the stored detail of an image, pixels
+ZOOM_SIDE = 256  # longest side of a stored detail, pixels
 JPEG_QUALITY = 82
-RATIO_SIZE = (512, 512)  # Rolih et al., Fig. 9: ratios are those of masks of 512 x 512
+RATIO_SIZE = (512, 512)  # Rolih et al., Fig. 9: ratios of masks of 512 x 512
 IMAGES = "images.npz"
-ARRAYS = {  # of images.npz: dtype and shape, letters as of StoredImages
+ARRAYS = {  # of images.npz: dtype and shape, letters as in StoredImages
     "labels": ("uint8", "N"), "sizes": ("int64", "N", 2), "masks": ("bool", "N", "h", "w"),
     "ratios": ("float64", "N"), "region_image": ("int64", "R"), "region_area": ("int64", "R"),
     "jpegs_shapes": ("int64", "N", 1), "jpegs": ("uint8", "bytes"), "zooms": ("uint8", "more"),
@@ -68,8 +68,8 @@ class StoredImages:
     labels: np.ndarray  # uint8 (N,)
     sizes: np.ndarray  # int64 (N, 2), height and width of the files in pixels
     jpegs: list  # N thumbnails as bytes, stretched to the setup's shape
-    masks: np.ndarray  # bool (N, h, w) of the maps' size, True where any pixel of the mask is
-    ratios: np.ndarray  # float64 (N,), anomalous part of a mask at RATIO_SIZE, NaN without one
+    masks: np.ndarray  # bool (N, h, w), size of the maps, True where any pixel of the mask is
+    ratios: np.ndarray  # float64 (N,), anomalous fraction of a mask at RATIO_SIZE, NaN without one
     region_image: np.ndarray  # int64 (R,), number of the image that a defect lies in
     region_area: np.ndarray  # int64 (R,), its pixels there, in the order of label_regions
     windows: list  # of Window: the defects stored in detail
@@ -80,14 +80,14 @@ class StoredImages:
 
 
 def save_images(folder, images, setup, options):
-    """Write images.npz of a category, unless one of the same images, at least as fine, is there.
+    """Write images.npz of a category, unless one of the same images, at least as large, exists.
     Parameters: folder of the category; images, a CategoryImages; setup, for the thumbnails' size.
     """
     category = images.category
     remove_leftovers(folder, {IMAGES})
     size = reduced_size(setup.image_size, THUMBNAIL_SIDE)
     small = reduced_size(setup.image_size, MAP_SIDE)
-    with contextlib.suppress(InputError):  # missing, or damaged and written anew
+    with contextlib.suppress(InputError):  # missing, or damaged and rewritten
         old = load_images(folder)
         if old.digest == images.digest and max(old.thumbnail_size) >= max(size):
             return
@@ -137,7 +137,7 @@ def _jpeg(picture, size):
 
 
 def load_images(folder):
-    """StoredImages of a category's folder; InputError where the file is missing or damaged."""
+    """StoredImages of a category's folder; InputError if the file is missing or damaged."""
     keys = ("labels", "sizes", "masks", "ratios", "region_image", "region_area")
     with reading(folder / IMAGES, ARRAYS) as data:
         text = parse_json(data["text"].tobytes(), TEXT, folder / IMAGES, REMEDY)
@@ -156,15 +156,15 @@ def load_images(folder):
 
 
 def regions_of(mask, options):
-    """int (H, W), the numbers from 1 of the defects in a mask bool (H, W), 0 elsewhere."""
+    """Number the defects of a mask, bool (H, W): int (H, W), from 1, 0 elsewhere."""
     return metrics.label_regions(mask[None], impl=options.impl, threads=options.threads)[0]
 
 
 def zoom_windows(images, options):
     """At most ZOOMS defects, small and large, of images, a CategoryImages with masks.
 
-    The ground truth alone decides, so they are the same for every setup: all defects in the
-    order of their area are cut into ZOOMS equal parts, and the middle one of each is taken.
+    Only the ground truth decides, so they are the same for every setup: all defects, sorted by
+    area, are split into ZOOMS equal parts, and the middle one of each is taken.
     Returns a list of Window.
     """
     found = []
@@ -179,8 +179,8 @@ def zoom_windows(images, options):
 
 
 def _around(images, options, region, k, number):
-    """The Window of a defect, the number-th of image k: the defect in the middle of a square of
-    a fifth of the image's smaller side, or of twice the defect's longest, moved into the image."""
+    """The Window of a defect, the number-th of image k: a square around the defect, with a side
+    of a fifth of the image's smaller side or twice the defect's longest, moved into the image."""
     regions = regions_of(images.original_mask(k), options)
     lines = [np.flatnonzero((regions == number).any(axis)) for axis in (1, 0)]  # rows, columns
     size = regions.shape
@@ -213,7 +213,7 @@ def reduce_mean(values):
 
 
 def reduce_any(mask, size):
-    """A mask bool (h, w) at another size (H, W): a pixel is True where any pixel in it is, so no
+    """A mask bool (h, w) at another size (H, W): a pixel is True if any pixel in it is, so no
     defect is lost. Enlarging takes the nearest pixel."""
     if mask.shape[0] < size[0] or mask.shape[1] < size[1]:
         return resizing.resize_mask(mask, size)
@@ -222,19 +222,19 @@ def reduce_any(mask, size):
 
 
 def _cuts(n, m):
-    """Where m blocks of n >= m pixels start, as equal as whole pixels allow."""
+    """The starts of m blocks of n >= m pixels, as equal as whole pixels allow."""
     return np.arange(m) * n // m
 
 
 def packed(name, parts, dtype):
-    """Arrays of different shapes (...) as two: all their values, and their shapes."""
+    """Pack arrays of different shapes (...) into two: all their values, and their shapes."""
     shapes = np.array([part.shape for part in parts], np.int64)
     values = [np.zeros(0, dtype), *(part.ravel() for part in parts)]
     return {name: np.concatenate(values), f"{name}_shapes": shapes}
 
 
 def unpacked(name, data):
-    """The list of arrays that `packed` made two of."""
+    """The inverse of `packed`: the list of arrays."""
     shapes = data[f"{name}_shapes"].tolist()
     ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
     return [part.reshape(shape) for part, shape in zip(np.split(data[name], ends), shapes)]
@@ -248,14 +248,14 @@ def write_arrays(path, arrays):
 
 @contextlib.contextmanager
 def reading(path, layout):
-    """A context with the arrays of a file, by name; InputError where it is missing, of another
-    SCHEMA, lacks an array of the layout, name -> (dtype, *shape), where equal letters are equal
-    sides and "name?" may be missing, or is damaged, which the body may find out."""
+    """A context with the arrays of a file, by name. InputError if it is missing, of another
+    SCHEMA, or damaged, also if the body finds that, or lacks an array of the layout, name ->
+    (dtype, *shape): equal letters are equal sides, "name?" is optional."""
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
         if arrays.get("schema") != SCHEMA:
-            raise InputError(f"{path} is of another version; {REMEDY}")
+            raise InputError(f"{path} is from another version; {REMEDY}")
         sides = {}
         for name, (dtype, *shape) in layout.items():
             name, optional, _ = name.partition("?")
@@ -274,5 +274,5 @@ def reading(path, layout):
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; run the same command again with --report") from error
-    except Exception as error:  # zipfile and NumPy raise many types over a damaged file
+    except Exception as error:  # zipfile and NumPy raise many types for a damaged file
         raise InputError(f"{path} is damaged ({shortened(error)}); {REMEDY}") from error

@@ -1,7 +1,7 @@
 """A sweep of cells: data sets, categories, architectures, setups, seeds, one after the other.
 
 A category is decoded once, shared by all its cells and released before the next. A cell that
-fails is reported and the others go on; the exit status tells at the end.
+fails is reported and the others continue; the final exit status reflects it.
 """
 
 import collections
@@ -23,7 +23,7 @@ from .shared_layers import SharedLayers, budget_within
 
 @dataclass(frozen=True)
 class Planned:
-    """A category that is to be run."""
+    """A category to run."""
 
     dataset: str  # its name
     name: str  # of the category
@@ -32,12 +32,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that failed. It does not keep the exception, whose traceback would keep the
-    category's images."""
+    """A cell that failed. It does not hold the exception, whose traceback would keep the
+    category's images in memory."""
 
     cell: str  # its title
     text: str  # what went wrong
-    is_input: bool  # whether the user can mend it: a file, an option, or memory
+    is_input: bool  # whether the user can fix it: a file, an option, or memory
 
     def __str__(self):
         return f"{self.cell}: {self.text}"
@@ -59,8 +59,8 @@ class Sweep:
         self._count, self._todo = 0, collections.Counter()
 
     def recipes_of(self, entry):
-        """The recipes of a Planned category: with options.native at the size of its images, which
-        that of the first tells. Raises InputError where it cannot be read or has no such tiles."""
+        """The recipes of a Planned category: with options.native at the size of its first
+        image. Raises InputError if that cannot be read or the tiles do not fit it."""
         if not self.options.native:
             return self.recipes
         size = entry.load().train[0].read_size()
@@ -71,33 +71,33 @@ class Sweep:
         """A CategoryEstimate of every category, None for one that cannot be run."""
         found = [None] * len(self.plan)
         for k, entry in enumerate(self.plan):
-            with contextlib.suppress(InputError):  # it is raised again when its turn comes
+            with contextlib.suppress(InputError):  # raised again when its turn comes
                 found[k] = self.estimate(entry)
         return found
 
     def estimate(self, entry):
-        """The CategoryEstimate of a Planned category. Raises InputError where it cannot be run."""
+        """The CategoryEstimate of a Planned category. Raises InputError if it cannot be run."""
         category = deciding.plan(entry.load(), self.options.validation).category
         recipes = self.recipes_of(entry)
         return category_estimate(category, recipes, self.backbone, self.options, self._shares)
 
     def share_within(self, room):
-        """Share layers within that many bytes of the disk at most."""
+        """Share layers within at most that many bytes on disk."""
         room = min(self.options.share_features, room)
         self.options = replace(self.options, share_features=room)
 
     def cells(self):
         """Yield (recipe, images, backbone) of every cell, the arguments of cell.run_cell.
 
-        The backbone is a SharedLayers where cells may share its layers: in float32 on the CPU of
-        one process. Whether the disk would pay beside a GPU is not measured.
+        The backbone is a SharedLayers where cells can share its layers: in float32 on the CPU of
+        one process. Whether the disk would pay off beside a GPU is not measured.
         """
         for part in filter(None, self.estimates):
             self._plan(part.work, *(cell.work for cell in part.cells))
         for entry, part in zip(self.plan, self.estimates):
             images = None
             with self.caught(cell_title(entry)):
-                part = part or self.estimate(entry)  # raises what it has raised before
+                part = part or self.estimate(entry)  # raises the same error again
                 recipes = self.recipes_of(entry)
                 images = CategoryImages(
                     entry.load(), self.options, self.progress, recipes[0].antialias,
@@ -117,16 +117,16 @@ class Sweep:
                     over = [part.cells[k].work]  # done, finished before or failed
                     over += [part.work] if k + 1 == len(recipes) else []
                     self._plan(*over, sign=-1)
-                    self._say_count()
+                    self._report_count()
 
     def _plan(self, *works, sign=1):
-        """Add work to what the run still has, or take it away."""
+        """Add work to the rest of the run, or subtract it."""
         for work in works:
             for key, seconds in work.items():
                 self._todo[key] += sign * seconds
                 self.progress.todo[key] = max(0.0, self._todo[key])
 
-    def _say_count(self):
+    def _report_count(self):
         if self.n_cells > 1:
             self.progress.title = ""
             left = self.progress.left() or 0.0
@@ -138,7 +138,7 @@ class Sweep:
         """A context in which an error of one of several cells, named by title, becomes a Failure.
 
         In a run of several processes only an InputError does; anything else ends them all. A
-        KeyboardInterrupt, or an error of the only cell, always passes. Yields None."""
+        KeyboardInterrupt, or the error of a single cell, always propagates. Yields None."""
         isolated = Exception if self.options.ranks.size == 1 else InputError
         try:
             yield
@@ -162,7 +162,7 @@ class Sweep:
 
     @contextlib.contextmanager
     def _shared(self, name):
-        """The backbone for the cells of a category, a SharedLayers where they share layers."""
+        """The backbone for the cells of a category, a SharedLayers if they share layers."""
 
         def note(text):
             self.progress.note(f"{name}: {text}")
@@ -177,12 +177,12 @@ class Sweep:
             with SharedLayers(self.backbone, budget, note) as shared:
                 yield shared
         else:
-            note("no temporary folder has room, so no layers are shared")
+            note("no temporary folder has space, so no layers are shared")
             yield self.backbone
 
 
 def _tiles(recipe):
-    """Equal for recipes that cut the same kind of tiles."""
+    """A key, equal for recipes that cut the same kind of tiles."""
     return recipe.setup.image_size, recipe.setup.tile_size
 
 
@@ -204,7 +204,7 @@ def gather(sweep, failures):
 
 
 def exit_status(failures):
-    """0 without failures, 2 if options or files are to blame for all of them, else 1."""
+    """0 without failures, 2 if options or files caused all of them, else 1."""
     if not failures:
         return 0
     return 2 if all(failure.is_input for failure in failures) else 1

@@ -1,1 +1,1 @@
-"""Exact nearest neighbours and the greedy coreset, made fast by a filter with a proof."""
+"""Exact nearest neighbours and the greedy coreset, accelerated by a proven filter."""

@@ -4,7 +4,7 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", arXiv:2106.
 Sec. 3.2:
 
     Eq. 5       M_C* = argmin_{M_C in M} max_{m in M} min_{n in M_C} |m - n|_2
-    greedy      the point farthest from all chosen ones is chosen next  -> k_centre_greedy
+    greedy      choose the point farthest from all chosen ones next     -> k_centre_greedy
     projection  psi: R^d -> R^d*, distances kept within eps             -> sparse_projection
 
 The plain algorithm (impl="numpy", the specification), `greedy`, measures every point against
@@ -27,13 +27,13 @@ LANES = 8  # partial sums of a squared distance
 
 
 def projected_dimensions(n):
-    """Dimensions that keep the distances of n points within a factor 1 +- eps, EPSILON: the
+    """Dimensions that preserve the distances of n points within 1 +- eps, EPSILON: the
     Johnson-Lindenstrauss bound, int(4 ln n / (eps^2/2 - eps^3/3)), at least 1."""
     return max(1, int(4 * math.log(n) / (EPSILON**2 / 2 - EPSILON**3 / 3)))
 
 
 def sparse_projection(n_features, n_components, rng):
-    """A sparse random matrix that nearly keeps distances.
+    """A sparse random matrix that approximately preserves distances.
 
     Li, Hastie, Church, "Very Sparse Random Projections", KDD 2006: with s = sqrt(n_features)
     and density 1/s, every entry is, independently,
@@ -63,16 +63,16 @@ def project(table, matrix):
 
 
 def select_coreset(table, ratio, seed, start="excluded", impl="cython", progress=None):
-    """Rows of the table that make up the coreset, in the order in which they are chosen.
+    """Choose the rows of the table that form the coreset; returns them in the order chosen.
 
     Parameters
     ----------
     table : float32 (N, D), finite
-        All patches; on the CPU or a CUDA device, where the work is then done.
+        All patches; on the CPU or a CUDA device, which then does the work.
     ratio : float, 0 < ratio <= 1
     seed : int
-        Seeds numpy.random.default_rng, from which the projection and then the start are
-        drawn.
+        Seeds numpy.random.default_rng, which draws the projection and then the
+        start.
     start : {"excluded", "included"}
     progress : callable, optional, progress(done, total)
 
@@ -95,7 +95,7 @@ def select_coreset(table, ratio, seed, start="excluded", impl="cython", progress
 
 
 def squared_distances(points, centre):
-    """Squared Euclidean distance of every point to one of them, in the written order.
+    """Squared Euclidean distance of every point to one of them, in the order given below.
 
     Parameters: points float32 (N, d); centre, a row number.
     Returns float64 (N,).
@@ -126,8 +126,8 @@ def k_centre_greedy(
     first : int
         Index of the start.
     include_first : bool
-        True: the start is the first point chosen (newer anomalib). False: it is not chosen
-        for being the start, and has distance zero like any copy of a centre (the paper's
+        True: the start is the first point chosen (newer anomalib). False: being the start does
+        not make it chosen; it has distance zero like any copy of a centre (the paper's
         configuration).
     progress : callable, optional, progress(done, count) until done is count
 
@@ -138,9 +138,9 @@ def k_centre_greedy(
     Raises
     ------
     InputError
-        Another shape or dtype, a NaN or an infinity, count or first out of range.
+        An invalid shape or dtype, a NaN or an infinity, count or first out of range.
     KernelNotBuiltError
-        impl="cython" while the kernel is not built.
+        impl="cython" when the kernel is not built.
 
     Order of arithmetic: see squared_distances; minima and comparisons are exact.
     """
@@ -156,7 +156,7 @@ def k_centre_greedy(
 def greedy(points, count, first, include_first=False, threads=None, progress=None):
     """The twin of `kernels/kcenter.pyx`: one pass over all points for every centre.
 
-    Parameters, float32 (N, d), and Returns: see `k_centre_greedy`; threads is not used.
+    Parameters, float32 (N, d), and Returns: see `k_centre_greedy`; threads is unused.
     """
     points = np.asfortranarray(points)  # the same values; squared_distances reads columns
     chosen = np.empty(count, np.int64)
@@ -165,7 +165,7 @@ def greedy(points, count, first, include_first=False, threads=None, progress=Non
     if include_first:
         chosen[0], minimum[first], done = first, -1.0, 1
     for step in range(done, count):
-        best = int(np.argmax(minimum))  # the first of equals
+        best = int(np.argmax(minimum))  # the first among equals
         chosen[step] = best
         minimum = np.minimum(minimum, squared_distances(points, best))
         minimum[best] = -1.0  # below every distance: never chosen again
@@ -175,14 +175,14 @@ def greedy(points, count, first, include_first=False, threads=None, progress=Non
 
 
 def k_centre_greedy_device(points, count, first, include_first=False, progress=None):
-    """`greedy` for points that stay where they are, on any device, which nothing waits for.
+    """`greedy` on the points' own device, without synchronisation.
 
     Parameters: points float32 (N, d), any device, finite; the others as in `k_centre_greedy`.
     Returns int64 (count,), distinct, on the device.
     Raises InputError as `k_centre_greedy` does.
-    Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on float64 points less their mean, so
+    Order of arithmetic: |x - c|^2 = |x|^2 + |c|^2 - 2 x.c on centred float64 points, so
     within about 1e-13 of the largest |x|^2 of `squared_distances`: the indices are the same unless
-    two candidates are nearer than that to a tie.
+    two candidates are closer than that to a tie.
     """
     check_sizes(points.shape, count, first)
     _check_finite(*to_host(torch.stack([points.min(), points.max()])))

@@ -1,7 +1,7 @@
-"""A filter for nearest distances: it shows which pairs of vectors need no measuring.
+"""A filter for nearest distances: it proves which pairs of vectors need no measurement.
 
-Used by the greedy choice of lazy.py and by the nearest neighbours of neighbours.py, which compare
-many distances of which few matter.
+Used by the greedy choice of lazy.py and the nearest neighbours of neighbours.py, which compare
+many distances, few of which matter.
 """
 
 import math
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-PREFIX = 64  # columns kept, the most
+PREFIX = 64  # most columns kept
 
 
 class Filter:
@@ -19,8 +19,8 @@ class Filter:
 
     Parameters: points float32 (N, D); pool, a ThreadPoolExecutor that computes them.
 
-    With mu the mean of a sample, sigma a power of two that brings the entries of x - mu
-    between -1 and 1, V (d, p) the leading principal axes of the sample with |V| <= 1, and
+    With mu the mean of a sample, sigma a power of two that scales the entries of x - mu
+    to between -1 and 1, V (d, p) the leading principal axes of the sample with |V| <= 1, and
     x' = sigma (x - mu):
 
         w(x) = (V^T x', sqrt(|x'|^2 - |V^T x'|^2))      p + 1 numbers, stored
@@ -43,8 +43,8 @@ class Filter:
     """
 
     SAMPLE = 4096  # points from which mean and axes come
-    VARIANCE = 0.8  # share that the axes must hold
-    CHUNK = 2048  # points whose vectors are computed at a time
+    VARIANCE = 0.8  # fraction that the axes must hold
+    CHUNK = 2048  # points processed at a time
 
     def __init__(self, points, pool):
         n, d = points.shape
@@ -78,12 +78,12 @@ class Filter:
         self.base = half.numpy() - slack  # float64 (N,)
 
     def _allowance(self, reach):
-        """margin and slack where no |w| is larger than reach."""
+        """margin and slack if no |w| is larger than reach."""
         slack = (self.width + 16) * product_roundoff() * reach * reach
         return 2 * reach * self.rounding, slack
 
     def of(self, x):
-        """Of other points, float32 (n, d): w (n, width), base float64 (n,) and margin."""
+        """For other points, float32 (n, d): w (n, width), base float64 (n,) and margin."""
         w = self._vectors(x)
         half = _half_square(w)
         reach = max(self.reach, math.sqrt(2 * float(half.max())) * (1 + 1e-6))
@@ -127,14 +127,14 @@ def _half_square(w):
 
 
 def product_roundoff():
-    """Unit roundoff of a float32 matrix product: 2^-24, or bfloat16's where torch may use less
+    """Unit roundoff of a float32 matrix product: 2^-24, or bfloat16's if torch may use less
     (torch.set_float32_matmul_precision)."""
     return 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
 
 
 @contextmanager
 def workers(threads):
-    """Threads whose matrix products start no further threads; restores torch's setting."""
+    """Threads whose matrix products start no more threads; restores torch's setting on exit."""
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(

@@ -1,15 +1,15 @@
 """The greedy choice of coreset.py without measuring every point against every centre.
 
-The fast algorithm on a CPU returns the plain one's indices. It rests on three things:
+The fast algorithm on a CPU returns the plain one's indices. It relies on three ideas:
 
 1. Lazy minima. A point's minimum over the centres applied to it so far is an upper bound
-   of its minimum over all of them. Only a pool of points with the largest bounds is brought
-   up to date; as long as the best of the pool beats the largest bound outside, it is the
+   of its minimum over all of them. Only a pool of points with the largest bounds is
+   updated; as long as the best of the pool beats the largest bound outside, it is the
    point that the plain algorithm would choose.
 2. A filter. A matrix product of short vectors, w, shows for nearly all pairs of point and
    centre that the pair cannot lower the point's minimum; see filter.py for the proof. Matrix
    products run at the speed of the arithmetic units, not of the memory.
-3. One distance. What passes the filter is measured by `squared_distances`, written order,
+3. One distance. Pairs that pass the filter are measured by `squared_distances`, in its order,
    float64. Every minimum is a value of that function, so the choice depends neither on the
    filter nor on its rounding, nor on threads. (The projected points are a product.)
 """
@@ -23,11 +23,11 @@ from ...support import arrays
 from ...support.errors import InputError
 from .filter import Filter, workers
 
-POOL = 16384  # points brought up to date at a time, or a 64th of all
-MIN_COMPETING, MAX_COMPETING = 256, 4096  # of these, points that compete with one another
+POOL = 16384  # points updated at a time, or a 64th of all
+MIN_COMPETING, MAX_COMPETING = 256, 4096  # of these, points that compete
 ROWS, BLOCK = 512, 1024  # rows and centres of one matrix product: two megabytes
-NOT_TRACKED = np.empty(0, np.int64)  # in place of the nearest centres, which are not needed
-KEEP = 0.75  # rows are dropped from the product when fewer than that are left
+NOT_TRACKED = np.empty(0, np.int64)  # instead of the nearest centres, which are not needed
+KEEP = 0.75  # rows are dropped from the product when a smaller fraction is left
 
 
 def lazy_greedy(points, count, first, include_first, threads, progress):
@@ -39,7 +39,7 @@ def lazy_greedy(points, count, first, include_first, threads, progress):
             search.choose(np.array([first]))
             search.applied[:] = 1
         if progress:
-            progress(0, count)  # what is measured by it begins here
+            progress(0, count)  # start of the measured work
         while search.done < count:
             search.round()
             if progress:
@@ -71,7 +71,7 @@ class _Search:
         self.local = threading.local()
 
     def choose(self, rows):
-        """Append these rows to the chosen."""
+        """Append these rows to `chosen`."""
         span = slice(self.done, self.done + len(rows))
         self.chosen[span] = rows
         self.centres[span] = self.filter[rows]
@@ -80,9 +80,9 @@ class _Search:
         self.done += len(rows)
 
     def round(self):
-        """Bring the points with the largest bounds up to date and choose among them.
+        """Update the points with the largest bounds and choose among them.
 
-        Either a point is chosen or the bounds of the whole pool have fallen, so rounds end.
+        Either a point is chosen or the bounds of the whole pool fall, so rounds end.
         """
         rows, rival, rival_row = _top(self.minimum, max(POOL, len(self.points) // 64))
         rows = self.refresh(rows, max(rival, 0.0))
@@ -112,9 +112,9 @@ class _Search:
             self.competing = max(MIN_COMPETING, self.competing // 2)
 
     def refresh(self, rows, lowest):
-        """Bring these rows up to date, dropping those that fall below `lowest` on the way.
+        """Update these rows, dropping those that fall below `lowest` on the way.
 
-        Returns the rows that stay, ascending.
+        Returns the remaining rows, ascending.
         """
         rows = rows[self.minimum[rows] >= lowest]
         rows = rows[np.argsort(self.applied[rows], kind="stable")]
@@ -168,8 +168,8 @@ class _Search:
 def _top(values, size):
     """The `size` largest values, the lowest index first among equals.
 
-    Returns their indices ascending, and the best that may be outside: a value and an index,
-    such that everything outside has a smaller value, or the same and an index not below.
+    Returns their indices ascending, and a bound on the rest, a value and an index: everything
+    outside has a smaller value, or the same value and no lower index.
     """
     n = len(values)
     if n <= size:

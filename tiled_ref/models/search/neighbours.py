@@ -1,9 +1,9 @@
 """Exact nearest neighbours in a bank of vectors, in chunks within a byte budget.
 
 A matrix product finds the candidates and the plain difference of vectors measures them: the
-product is fast but loses digits where a distance is small beside the vectors, the difference
+product is fast but loses digits if a distance is small relative to the vectors, the difference
 is slow but exact to the last bits of float64. The rounding of the product is bounded, and the few
-queries for which the bound leaves a doubt are searched again.
+queries that the bound leaves undecided are searched again.
 """
 
 import functools
@@ -18,12 +18,12 @@ from ...support.errors import InputError
 from .filter import Filter, product_roundoff, workers
 
 ROWS, BLOCK = 512, 1024  # queries and bank vectors of one matrix product: two megabytes
-SPARE = 3  # candidates measured beyond the k that are asked for
+SPARE = 3  # candidates measured in addition to the k requested
 BUDGET = 2**28  # bytes of scratch memory
 
 
 class Moments:
-    """What `nearest` precomputes of a bank float32 (M, D).
+    """Values that `nearest` precomputes from a bank float32 (M, D).
 
     Attributes: centre float32 (D,), the mean vector c; squares float32 (M,), |b - c|^2; largest
     and reach, float64 scalars, the largest |b - c| and the largest |b|.
@@ -55,15 +55,15 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     bank : float32 (M, D), same device
     k : int, 1 to M
     budget : int
-        Bytes of scratch memory; the result depends on it by the order of a float64 sum.
+        Bytes of scratch memory; affects the result only by the order of a float64 sum.
     moments : Moments, optional
-        Those of the bank, for one that is searched repeatedly.
+        Those of the bank, if it is searched repeatedly.
 
     Returns
     -------
     distances : float64 (Q, k), ascending
     indices : int64 of the same shape, into the bank; equal distances in ascending order of
-        the index; but see below for devices other than a CPU
+        the index; see below for devices other than a CPU
 
     Raises
     ------
@@ -75,8 +75,8 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
     - |q - c|^2 - 2 (q - c).c, with c the mean of the bank; u = 2^-24 and |fl(x.y) - x.y| <=
     D u |x| |y| for every order of summation (Higham, "Accuracy and Stability of Numerical
     Algorithms", Eq. 3.5) bound its error. Where it leaves a doubt, the query is searched again on a
-    CPU. Elsewhere no step may depend on the data: a vector found is farther than the nearest by no
-    more than that rounding, and equal distances come in any order.
+    CPU. On other devices no step may depend on the data: a vector found is farther than the nearest
+    by at most that rounding, and equal distances come in any order.
     """
     if not (queries.ndim == bank.ndim == 2 and queries.shape[1] == bank.shape[1]):
         raise InputError(
@@ -101,7 +101,7 @@ def nearest(queries, bank, k=1, budget=BUDGET, moments=None):
         indices.append(j)
         if n_candidates == n_bank or not on_cpu(bank.device):
             continue
-        # No other vector is nearer than this; NaN and infinity leave a doubt.
+        # No other vector is nearer than this; NaN and infinity count as doubt.
         inner = (q.double() * moments.centre.double()).sum(-1)  # (q,): (q - c).c
         size = q_norms.square() + moments.largest.square() + 2 * q_norms * moments.reach
         slack = (dims + 16) * product_roundoff() * size
@@ -116,7 +116,7 @@ def _measure(queries, bank, candidates):
     candidates = candidates.sort(-1).values
     delta = bank[candidates].double() - queries[:, None].double()  # (Q, c, D)
     sort = functools.partial(torch.sort, stable=True) if on_cpu(bank.device) else torch.sort
-    squares, order = sort(delta.square().sum(-1))  # ONNX has no stable one
+    squares, order = sort(delta.square().sum(-1))  # ONNX has no stable sort
     return squares.sqrt(), candidates.gather(-1, order)
 
 
@@ -133,8 +133,8 @@ class NearestIndex:
     """The nearest vector of a bank on the CPU, found with the filter of filter.py.
 
     Same results as `nearest` with k = 1: equal indices, distances equal up to the order of a
-    float64 sum (here that of coreset.squared_distances). A third of the CPU time, because mostly
-    65 numbers of a bank vector are read instead of all.
+    float64 sum (here that of coreset.squared_distances). Takes a third of the CPU time, because
+    it mostly reads 65 numbers of a bank vector instead of all.
 
     Parameters: bank float32 (M, D), CPU, finite.
     """
@@ -167,8 +167,8 @@ class NearestIndex:
 
 
 def once_each(function, items):
-    """Returns function(item) of all items, a list; of items that are one object it is called once
-    and gives one object."""
+    """A list of function(item) for all items; called once for items that are the same object,
+    with one shared result."""
     alike = {id(item): item for item in items}.items()
     results = {key: function(item) for key, item in alike}
     return [results[id(item)] for item in items]
@@ -208,7 +208,7 @@ class Banks:
         (L, B, k, D); k is lowered to the size of a bank."""
         found = []
         for bank, moments, own in zip(self.banks, self.moments, places):
-            one = 1 if on_cpu(bank.device) else len(own)  # image at a time, as the backbone
+            one = 1 if on_cpu(bank.device) else len(own)  # image at a time, like the backbone
             parts = bank[own].split(one)
             near = [nearest(q, bank, min(k, len(bank)), moments=moments)[1] for q in parts]
             found.append(bank[torch.cat(near)])
@@ -216,10 +216,10 @@ class Banks:
 
 
 def search_each(indexes, queries):
-    """The nearest vector of every query, each in the bank of its own index, all banks at once so
-    that the threads stay busy.
+    """The nearest vector of every query, each in the bank of its own index, all banks at once to
+    keep the threads busy.
 
-    Parameters: indexes, L of NearestIndex; queries float32 (L, Q, D), CPU.
+    Parameters: indexes, L NearestIndex objects; queries float32 (L, Q, D), CPU.
     Returns distances float64 (L, Q) and indices int64 (L, Q), the lowest among equals.
     Raises InputError if a query is not finite.
     """
