@@ -33,10 +33,9 @@ import types
 from pathlib import Path
 from xml.etree import ElementTree
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-# Not this folder, where torch would find this file instead of NVIDIA's package `cuda`.
-sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != HERE)]
+ROOT = Path(__file__).resolve().parent.parent
+# Without this folder, where torch would find this file instead of NVIDIA's package `cuda`.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "bench")]
 
 import torch  # noqa: E402
 

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# Without this folder, whose cuda.py would hide NVIDIA's package `cuda` from torch.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "bench")]
 
 from tiled_ref.data import synthetic  # noqa: E402
 from tiled_ref.data.encoders import encode_png  # noqa: E402

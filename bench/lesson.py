@@ -15,10 +15,11 @@ import functools
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# Without this folder, whose cuda.py would hide NVIDIA's package `cuda` from torch.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "bench")]
+
+import numpy as np  # noqa: E402
 
 from tiled_ref import merging, metrics, smoothing  # noqa: E402
 from tiled_ref.data import mvtec, synthetic  # noqa: E402

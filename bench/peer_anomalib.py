@@ -14,6 +14,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+# Without this folder, whose cuda.py would hide NVIDIA's package `cuda` from torch.
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+
 
 def configuration(folder, image, tile, stride):
     """The pipeline's configuration, as its own file would hold it."""

@@ -33,10 +33,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
+ROOT = Path(__file__).resolve().parent.parent
+# Without this folder, whose cuda.py would hide NVIDIA's package `cuda` from torch.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "bench")]
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 from tiled_ref.data import encoders, reading, synthetic  # noqa: E402
 from tiled_ref.ensemble import Forgotten, TiledEnsemble  # noqa: E402
@@ -49,7 +51,6 @@ from tiled_ref.support.errors import InputError  # noqa: E402
 from tiled_ref.support.files import atomic_write  # noqa: E402
 from tiled_ref.support.memory import PeakMemory  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 THROUGHPUT_BATCH = {"patchcore": 8}  # SPEC of the protocol: 16 for the others
 TRAINED = ("fastflow", "reverse_distillation")  # --steps applies to them
 MIB = 1 << 20

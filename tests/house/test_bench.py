@@ -80,6 +80,16 @@ def test_a_page_without_markers_is_left_alone(tmp_path):
     assert page.read_text() == "nothing\n"
 
 
+@pytest.mark.parametrize("name", ["cuda", "large", "lesson", "pipeline"])
+def test_a_script_is_found_and_hides_no_package_of_its_name(name):
+    """torch imports NVIDIA's package `cuda`, which bench/cuda.py is not."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / f"{name}.py"), "--help"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
 ONE = np.float32(1)
 NEXT = np.nextafter(ONE, np.float32(2))
 
