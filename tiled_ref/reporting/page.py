@@ -211,7 +211,7 @@ def _seconds(values):
 
 
 def gallery(collection, charts):
-    """Return the pictures of the page, a list with a dict per category, see report.js.
+    """Encode the pictures of the page -> a list with a dict per category, see report.js.
 
     Parameters: collection, a Collection; charts, {(dataset, category, arch): list of HTML}.
     If all pictures together exceed GALLERY_BYTES, the same fraction of every category is kept,

@@ -139,13 +139,13 @@ def cell_number(dataset, arch, category, setup, metric, results):
 
 
 def mean_number(dataset, arch, setup, metric, names, results):
-    """Return the Number of a setup over the categories `names`, in percent.
+    """Average a setup over the categories `names`, in percent.
 
     Parameters: names, categories; results, dicts as of cell.run_cell.
-    Its value is the mean of the categories' means over their seeds. Its standard deviation is that
-    of the seeds' means over the categories, for seeds that have every category. The paper's value
-    is its average if the results have all of its categories, else the mean of its numbers for the
-    same categories, for which it gives no spread.
+    Returns a Number: the mean of the categories' means over their seeds. Its standard deviation is
+    that of the seeds' means over the categories, for seeds that have every category. The paper's
+    value is its average if the results have all of its categories, else the mean of its numbers
+    for the same categories, for which it gives no spread.
     """
     table = {}
     for r in select(results, arch=arch, setup=setup):
