@@ -43,7 +43,7 @@ def test_setups_are_compared_on_the_categories_that_all_of_them_have():
     cells = [cell("a", "SM256", 1.0), cell("b", "SM256", 0.0), cell("a", "ENS9", 0.5)]
     table = sizes.defect_sizes("folder", "padim", cells)
     assert table.rows[0][1:] == ["1", "**100.0**", "*50.0*"]
-    assert table.notes[-1] == "Of the categories that every setup has: a."
+    assert table.notes[-1] == "Only categories that every setup has: a."
     apart = [cell("a", "SM256", 1.0), cell("b", "ENS9", 0.5)]
     assert sizes.shared_categories(apart) == apart
 

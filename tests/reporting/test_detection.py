@@ -145,5 +145,5 @@ def test_the_table_by_brute_force(tmp_path):
         assert detected == text([one[1] for one in seeds], "g", f" of {n:g}")
         assert localised == text([one[3] for one in seeds], "g", f" of {m:g}")
         assert pixels == text([100 * one[4] / one[5] for one in seeds], ".3g", " %")
-    assert "need not have its defect localised" in table.notes[0]
+    assert "can be detected without its defect" in table.notes[0]
     assert len(table.records) == 4 * 3 and "over the seeds 1, 2, 3, 42" in table.notes[1]

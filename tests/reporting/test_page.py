@@ -516,7 +516,7 @@ def test_metrics_alone_make_a_report_that_says_what_is_missing(tmp_path):
     folder = made_up_cell(tmp_path, small("one"))
     (folder / "analysis.npz").unlink()
     path, notes = report_page.write_report(tmp_path)
-    assert any("nothing for pictures" in note for note in notes)
+    assert any("no picture data" in note for note in notes)
     assert data_of(path)["categories"] == [] and len(data_of(path)["summary"]["rows"]) == 1
     assert (tmp_path / "report" / "table_03.md").is_file()
     if find_browser() is None:

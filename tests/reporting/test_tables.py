@@ -55,7 +55,7 @@ def test_mean_over_categories_and_spread_over_seeds_by_hand():
 @pytest.mark.parametrize("n, sentence", [
     (1, "One seed, 0: no spread is given."), (2, "Two seeds, 0, 1: no spread is given."),
     (3, "Mean ± standard deviation (n - 1) over the seeds 0, 1, 2; "
-     "a number of fewer than three seeds has no spread."),
+     "numbers over fewer than three seeds has no spread."),
 ])  # fmt: skip
 def test_every_table_of_numbers_over_seeds_has_their_spread_from_three_seeds_on(n, sentence):
     """Metrics, training time and recall by size; the tables and the CSV."""

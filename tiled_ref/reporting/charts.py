@@ -1,7 +1,7 @@
 """The paper's Figs. 5 to 9, and curves, histograms and recall, as SVG.
 
 Functions that take a `Collection` draw all of its cells and return (figures, notes): a list of
-Figure, or an empty one and a sentence on what the figure needs.
+Figure, or an empty list and a sentence on what the figure needs.
 """
 
 import math
@@ -26,17 +26,17 @@ T_95 = (
 
 
 def memory(collection):
-    """Fig. 5: peak memory of each setup, the largest of its cells."""
+    """Fig. 5: peak memory of each setup, the maximum over its cells."""
     results = collection.results
     if largest_peak(results) is None:
-        return [], ["Figure 5 needs peak memory, which the cells' system did not report."]
+        return [], ["Figure 5 needs peak memory, which the system did not report for any cell."]
     setups = setups_of(results)
     devices = sorted({str(r["device"]) for r in results})
     chart = svg.Chart(
         f"Peak memory on {', '.join(devices)}", "setup", "peak memory in GiB", x_names=setups,
         width=760,
         note="" if any(d.startswith("cuda") for d in devices) else
-        "On a CPU the memory of the whole process counts, decoded images included.",
+        "On a CPU this is the memory of the whole process, including decoded images.",
     )  # fmt: skip
     peaks = {cell: _peak_gib(rs) for cell, rs in grouped(results, "arch", "setup").items()}
     _bars_of_archs(chart, setups, archs_of(results), peaks, "{:.2f} GiB")
@@ -44,7 +44,7 @@ def memory(collection):
 
 
 def _bars_of_archs(chart, setups, archs, values, form):
-    """Bars of each setup, one per architecture; values, {(arch, setup): number or None}."""
+    """Draw a bar per setup and architecture; values, {(arch, setup): number or None}."""
     width = 0.8 / len(archs)
     for k, arch in enumerate(archs):
         known = {n: values.get((arch, setup)) for n, setup in enumerate(setups)}
@@ -55,13 +55,13 @@ def _bars_of_archs(chart, setups, archs, values, form):
 
 
 def _peak_gib(results):
-    """The largest peak memory of results in GiB, None where no system reported one."""
+    """Return the largest peak memory of results in GiB, None if no system reported it."""
     peak = largest_peak(results)
     return None if peak is None else peak / 2**30
 
 
 def resolution(collection):
-    """Fig. 6: AUPRO and memory against resolution, where a kind of setup has several sizes."""
+    """Fig. 6: AUPRO and memory against resolution, if a kind of setup was run at several sizes."""
     figures = []
     for where, results in grouped(collection.results, "dataset", "category", "arch").items():
         series = _by_resolution(results)
@@ -73,7 +73,7 @@ def resolution(collection):
 
 
 def _by_resolution(results):
-    """Kind of setup -> {side in px: (AUPRO in percent or None, GiB or None)}, means over seeds."""
+    """Return {kind of setup: {side in px: (mean AUPRO in percent, peak GiB)}}, None if unknown."""
     series = {}
     for r in results:
         series.setdefault(kind_of(r), {}).setdefault(max(r["image_size"]), []).append(r)
@@ -85,7 +85,7 @@ def _by_resolution(results):
 
 
 def kind_of(result):
-    """The kind of setup of a result, in words."""
+    """Name the kind of setup of a result."""
     if result["tile_size"] == result["image_size"]:
         return "single model"
     is_ensemble = result["n_models"] > 1 or result["setup"].startswith("ENS")
@@ -140,7 +140,7 @@ def latency(collection):
 
 
 def _decades(values):
-    """Whole powers of ten that enclose positive values, so that bars start at a round number."""
+    """Return powers of ten that enclose positive values, so bars start at a round number."""
     if not values:
         return 1.0, 10.0
     low, high = math.floor(math.log10(min(values)) - 0.05), math.ceil(math.log10(max(values)))
@@ -148,11 +148,11 @@ def _decades(values):
 
 
 def read_pipeline(path):
-    """The rows of a pipeline.json -> a list of dicts with PIPELINE_KEYS.
+    """Read the rows of a pipeline.json: a list of dicts with PIPELINE_KEYS.
 
-    The file holds the list, or an object with the list as "rows"; else raises InputError.
+    The file holds the list, or an object with the list as "rows"; raises InputError otherwise.
     """
-    remedy = "remove it or write it anew with bench/pipeline.py"
+    remedy = "remove it or write it again with bench/pipeline.py"
     rows = read_json(path, lambda value, name: None, remedy)
     rows = rows.get("rows") if isinstance(rows, dict) else rows
     texts, numbers = PIPELINE_KEYS[:3], PIPELINE_KEYS[3:]
@@ -161,7 +161,7 @@ def read_pipeline(path):
 
 
 def ratio_of(collection, dataset, category):
-    """Mean anomalous part of the defective images of a category, None where unknown."""
+    """Return the mean anomalous fraction of a category's defective images, None if unknown."""
     images = collection.images(dataset, category)
     if images is None:
         return None
@@ -203,15 +203,15 @@ def defect_performance(collection):
         return [], ["Figure 7 needs defective images with masks and their metrics."]
     title = "Performance against the size of defects"
     note = "Mean over architectures and seeds, one point per category." + (
-        " Lines: least squares in the logarithm of size, with its 95 % confidence band."
+        " Lines: least-squares fits in the logarithm of size, with 95 % confidence bands."
         if drawn >= 3 else ""
     )  # fmt: skip
     return [Figure("figure_07_defect_size", title, svg.page(charts, 2, title, note))], []
 
 
 def _performance(collection, setup, metric):
-    """[(anomalous part in percent, mean over architectures of the mean over seeds in percent,
-    text)] of the categories that have both, sorted."""
+    """Return sorted [(anomalous part in percent, mean over architectures of the mean over seeds in
+    percent, text)] of the categories that have both."""
     points = []
     for (dataset, category), results in grouped(collection.results, "dataset", "category").items():
         by_arch = grouped(select(results, setup=setup), "arch").values()
@@ -230,10 +230,10 @@ def _mean_percent(results, metric):
 
 
 def trend(x, y):
-    """Least squares line: a callable at -> (y, half width of its 95 % confidence band).
+    """Fit a least-squares line: a callable at -> (y, half width of its 95 % confidence band).
 
     y = a + b x; half width t sqrt(s^2 (1/n + (at - mean x)^2 / Sxx)), s^2 the squared residuals
-    over n - 2, t Student's 95 % point. x, y (n,). None for fewer than three points or one x.
+    over n - 2, t Student's 95 % point. x, y (n,). None for fewer than three points or a single x.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     n = len(x)
@@ -277,7 +277,7 @@ def ratios(collection):
 def recall_figure(defects, dataset, category, arch):
     """Recall of defects by size, one line per setup; [] without defects.
 
-    Parameters: defects, pairs as `defect_sizes` takes them; category, None for all of them.
+    Parameters: defects, pairs as `defect_sizes` takes them; category, None for all.
     """
     defects = shared_categories(defects)
     edges = area_edges(defects)
@@ -303,7 +303,7 @@ def recall_figure(defects, dataset, category, arch):
 
 
 def curves(cells, dataset, category, arch):
-    """Image ROC, pixel ROC and PRO curve of cells of different setups; [] where none has one.
+    """Image ROC, pixel ROC and PRO curves, one line per setup; [] if no cell has any.
 
     Parameters: cells, pairs (result, CellAnalysis).
     """
@@ -333,7 +333,7 @@ def curves(cells, dataset, category, arch):
 
 
 def _until(curve, limit):
-    """The points of a curve up to x = limit, the last one interpolated."""
+    """Return the points of a curve up to x = limit, the last one interpolated."""
     inside = curve.fpr <= limit
     x, y = curve.fpr[inside], curve.height[inside]
     if x[-1] < limit:

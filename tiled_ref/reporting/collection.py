@@ -1,4 +1,4 @@
-"""The finished cells below OUT, with what a report reads of them from disk."""
+"""The finished cells below OUT and the data of theirs that a report reads."""
 
 from ..running.analysis import load_analysis
 from ..running.results import read_result
@@ -11,9 +11,9 @@ class Collection:
     """All finished cells below OUT that have what a report needs.
 
     Parameters: out, Path. Attributes: results, list of dicts of all finished cells, in the
-    order of tables; without, folders of cells without analysis.npz, or with that of another run,
-    or of other test images than those of the cell that ran last.
-    Raises InputError for a metrics.json that cannot be read as one.
+    order of tables; without, folders of cells whose analysis.npz is missing, is from another run
+    or covers different test images from those of the cell that ran last.
+    Raises InputError for an invalid metrics.json.
     """
 
     def __init__(self, out):
@@ -37,18 +37,18 @@ class Collection:
                 self._cells.append((result, analysis))
 
     def cells(self, **wanted):
-        """[(result, CellAnalysis)] of the cells that have these values in their result."""
+        """Return [(result, CellAnalysis)] of the cells whose result has these values."""
         return [cell for cell in self._cells if select(cell[:1], **wanted)]
 
     def first_seeds(self, **wanted):
-        """One of these cells for each setup, that of the least seed."""
+        """Return one of these cells per setup, the one with the lowest seed."""
         chosen = {}
         for cell in self.cells(**wanted):
             chosen.setdefault(cell[0]["setup"], cell)
         return list(chosen.values())
 
     def images(self, dataset, category):
-        """stored_images.StoredImages, None where images.npz is not there."""
+        """Return stored_images.StoredImages, None if images.npz is missing."""
         key = dataset, category
         if key not in self._images:
             try:
@@ -58,7 +58,7 @@ class Collection:
         return self._images[key]
 
     def defects(self, **wanted):
-        """Pairs (result, {"area", "recall"}) of these cells, see `defect_sizes`."""
+        """Return pairs (result, {"area", "recall"}) of these cells, see `defect_sizes`."""
         return [
             (r, {"area": self.images(r["dataset"], r["category"]).region_area,
                  "recall": analysis.recall})
@@ -66,5 +66,5 @@ class Collection:
         ]  # fmt: skip
 
     def groups(self):
-        """(dataset, category, arch) that occur among cells with analysis, in table order."""
+        """Return each (dataset, category, arch) of cells with an analysis, in table order."""
         return list(grouped([result for result, _ in self._cells], "dataset", "category", "arch"))

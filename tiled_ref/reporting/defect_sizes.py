@@ -1,7 +1,7 @@
-"""Recall of defects by their size (not in the paper): size classes, and their table.
+"""Recall of defects by size (not in the paper): size classes and their table.
 
-Recall of a defect is the part of its pixels above the threshold at which REPORT_FPR of all
-normal pixels of the test set lie. The functions here take pairs (result, defects), one for each
+The recall of a defect is the fraction of its pixels above the threshold that REPORT_FPR of all
+normal pixels of the test set exceed. The functions here take pairs (result, defects), one for each
 category, setup and seed; defects is a dict of "area", int (R,), in pixels of the image file, and
 "recall", float (R, len(FPRS)).
 """
@@ -14,12 +14,12 @@ from ..running.analysis import FPRS, REPORT_FPR
 from .results import grouped, select, setups_of, title_of
 from .table import Number, Table, escape, mean_std, rank, seeds_note, value_cell
 
-AREA_STEP = 4  # size classes of defects: twice the side, four times the area
+AREA_STEP = 4  # ratio of areas between size classes: the side doubles
 
 
 def defect_sizes(dataset, arch, pairs):
-    """A Table, size classes x setups, mean recall over the defects of a class and over seeds;
-    None without defects. Pairs of other data sets and architectures are left out."""
+    """Return a Table, size classes x setups, of mean recall over a class's defects and over seeds;
+    None without defects. Pairs of other data sets and architectures are ignored."""
     everything = [pair for pair in pairs if select(pair[:1], dataset=dataset, arch=arch)]
     pairs = shared_categories(everything)
     setups = setups_of([result for result, _ in pairs])
@@ -44,7 +44,7 @@ def defect_sizes(dataset, arch, pairs):
         area = f"{low:,} to {high - 1:,} px² ({math.sqrt(low):g} to {math.sqrt(high):g} px)"
         rows.append([area, str(max(count[k] for count in counts)), *map(value_cell, numbers)])
     found_from = [_found_from(edges, recall) for recall in recalls]
-    rows.append(["half of a defect is found from", "", *found_from])
+    rows.append(["size from which half of a defect is found", "", *found_from])
     return Table(
         f"defect_size_{dataset}_{arch}",
         f"Recall of defects by size, {title_of(arch)} on {title_of(dataset)}",
@@ -54,15 +54,15 @@ def defect_sizes(dataset, arch, pairs):
 
 def _notes(everything, pairs, setups):
     notes = [
-        "Mean recall of defects in percent: the part of a defect's pixels above the threshold "
+        "Mean recall of defects in percent: the fraction of a defect's pixels above the threshold "
         f"that {100 * REPORT_FPR:g} % of all normal pixels exceed. Areas are in pixels of the "
-        "image files; the side is that of a square of the same area. Last row: the class from "
-        "which on the mean recall stays at 50 % or more. "
+        "image files; sides are those of a square of the same area. Last row: the smallest "
+        "class from which the mean recall stays at 50 % or more. "
         + seeds_note([result for result, _ in pairs]),
     ]
     if len(pairs) < len(everything):
         names = sorted({result["category"] for result, _ in pairs})
-        notes.append(f"Of the categories that every setup has: {', '.join(map(escape, names))}.")
+        notes.append(f"Only categories that every setup has: {', '.join(map(escape, names))}.")
     if len({frozenset(r["category"] for r, _ in pairs if r["setup"] == s) for s in setups}) > 1:
         notes.append(
             "No category was run in every setup, so the columns cover different defects; the "
@@ -72,8 +72,8 @@ def _notes(everything, pairs, setups):
 
 
 def shared_categories(pairs):
-    """The pairs whose category every setup has, so that setups are compared on equal defects;
-    all where no category is shared."""
+    """Return the pairs whose category every setup has, so setups are compared on the same defects;
+    all pairs if no category is shared."""
     setups = grouped([result for result, _ in pairs], "setup").values()
     names = [{result["category"] for result in results} for results in setups]
     shared = set.intersection(*names) if names else set()
@@ -81,7 +81,7 @@ def shared_categories(pairs):
 
 
 def area_edges(pairs):
-    """Powers of AREA_STEP that enclose all areas in pairs, ascending ints; None without areas.
+    """Return ascending powers of AREA_STEP that enclose all areas in pairs; None without areas.
 
     >>> area_edges([({}, {"area": np.array([5, 100])})])
     [4, 16, 64, 256]
@@ -98,7 +98,7 @@ def area_edges(pairs):
 
 
 def recall_by_area(setup, pairs, edges):
-    """(mean recall per class or None where it has no defects, defects per class) of a setup."""
+    """Return a setup's (mean recall per class, None for an empty one; defects per class)."""
     at = FPRS.index(REPORT_FPR)
     mine = [(r, defects) for r, defects in pairs if r["setup"] == setup and len(defects["area"])]
     if not mine:
@@ -116,7 +116,7 @@ def recall_by_area(setup, pairs, edges):
 
 
 def _spreads(setup, pairs, edges):
-    """Standard deviation over seeds of a setup's recall per class, percent or None."""
+    """Return the standard deviation over seeds of a setup's recall per class, percent or None."""
     seeds = grouped([result for result, _ in pairs if result["setup"] == setup], "seed")
     of_seeds = [
         recall_by_area(setup, [p for p in pairs if p[0]["seed"] == seed], edges)[0]
@@ -126,7 +126,7 @@ def _spreads(setup, pairs, edges):
 
 
 def _found_from(edges, values):
-    """The lower edge of the smallest class from which on recall is at least a half."""
+    """Return the lower edge of the smallest class from which recall stays at 0.5 or more."""
     first = "-"
     for low, value in reversed(list(zip(edges, values))):
         if value is not None:

@@ -1,5 +1,5 @@
 """Detection and localisation (not in the paper): which images are called anomalous, and which
-defects have a mark on them."""
+defects are marked."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from .table import Number, Table, escape, mean_std, seeds_note
 
 GOOD = "good"
 NOTE = (
-    "Detected: images called anomalous, of all images of a kind of defect. Localised: defects that "
-    "a mark overlaps, of all its defects; an image that is detected need not have its defect "
-    "localised. Pixels: the marked part of the defects. Of good images: false alarms, images with "
-    "a mark, and the marked part of their pixels. Thresholds as the verdicts use them."
+    "Detected: images called anomalous, out of all images of a kind of defect. Localised: defects "
+    "that a mark overlaps, out of all its defects; an image can be detected without its defect "
+    "being localised. Pixels: the marked fraction of the defects. For good images: false alarms, "
+    "images with a mark, and the marked fraction of their pixels. Thresholds: as for the verdicts."
 )
 VERDICTS = {  # (label, whether called anomalous)
     (0, False): ("ok", "normal"), (0, True): ("fp", "anomalous: false alarm"),
@@ -20,7 +20,7 @@ VERDICTS = {  # (label, whether called anomalous)
 
 
 def detection(collection, dataset, arch):
-    """A Table with a row for each kind of defect and setup; None without marks.
+    """Return a Table with a row for each kind of defect and setup; None without marks.
 
     Parameters: collection, a Collection.
     """
@@ -52,13 +52,13 @@ def detection(collection, dataset, arch):
 
 
 def count(images, analysis, kind):
-    """What a cell finds of a kind of defect.
+    """Count what a cell finds of a kind of defect.
 
     Parameters: images, as Collection.images returns them; analysis, a CellAnalysis with marks;
     kind, text.
     Returns a dict: detected, localised and marked, percent or None; "of", the numbers of images and
-    of defects; "found", how many of them are detected and localised. Of good images, localised are
-    those with a mark.
+    of defects; "found", how many of them are detected and localised. Good images count as
+    localised if they have a mark.
     """
     mine = np.array([defect == kind for defect in images.defects])
     detected = int((analysis.scores[mine] >= analysis.threshold).sum())
@@ -79,7 +79,7 @@ def count(images, analysis, kind):
 
 
 def _texts(counts, kind):
-    """The cells of a row behind its names; counts, dicts as of `count`, one per seed."""
+    """Return a row's cells after its names; counts, dicts as from `count`, one per seed."""
     n, m = counts[0]["of"]
     detected, localised = (
         _spread([one["found"][k] for one in counts], "g", f" of {total}") if total else "-"
@@ -91,7 +91,7 @@ def _texts(counts, kind):
 
 
 def _spread(values, form, unit):
-    """Mean and spread as text, of counts with one decimal, in the unit."""
+    """Format mean and spread with a unit; counts (form "g") are rounded to one decimal."""
     numbers = [value for value in mean_std(values) if value is not None]
     if form == "g":
         numbers = [round(value, 1) for value in numbers]
@@ -99,11 +99,11 @@ def _spread(values, form, unit):
 
 
 def verdicts(images, analysis):
-    """What a cell says of each image, beside the truth: its verdict, then its marks.
+    """Return a cell's verdict on each image and how it compares with the truth.
 
     Parameters: images, as Collection.images returns them; analysis, a CellAnalysis.
-    Returns a list of (kind, text): kind is "fn", missed; "fp", a false alarm; "nl", detected, but
-    no defect localised; or "ok".
+    Returns a list of (kind, text): kind is "fn", missed; "fp", a false alarm; "nl", detected
+    without a localised defect; or "ok".
     """
     said = []
     for k, label in enumerate(images.labels.tolist()):

@@ -7,7 +7,7 @@ from .results import file_name
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a report; dataset, category and arch say what it belongs to, None for all."""
+    """A figure of a report; dataset, category and arch say what it shows, None for all."""
 
     stem: str  # of its file
     title: str  # plain text
@@ -18,6 +18,6 @@ class Figure:
 
     @property
     def name(self):
-        """Its file's name without the ending."""
+        """File name without the extension."""
         parts = self.stem, self.dataset, self.category, self.arch
         return file_name("_".join(part for part in parts if part is not None))

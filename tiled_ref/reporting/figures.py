@@ -1,4 +1,4 @@
-"""The paper's figures of our results: SVG charts and PNG grids.
+"""The paper's figures for our results: SVG charts and PNG grids.
 
     Fig. 4      a small defect in full and zoomed, heat map and mask of each setup
     Fig. 5-9    memory, resolution, size of defects, latency, see `charts`
@@ -12,7 +12,7 @@ from .picture_grids import picture_grid, zoom_grid
 
 
 def all_figures(collection):
-    """Every figure that the cells allow, list of Figure, and notes on those left out."""
+    """Return (every Figure that the cells allow, notes on those left out)."""
     figures, notes = [], []
     if not collection.results:
         return figures, notes
@@ -30,7 +30,7 @@ def all_figures(collection):
         defects = collection.defects(dataset=dataset, category=category, arch=arch)
         figures += charts.recall_figure(defects, *where) + zoom_grid(cells, images, *where)
     for dataset, arch in dict.fromkeys((d, a) for d, _, a in groups):
-        if sum((d, a) == (dataset, arch) for d, _, a in groups) > 1:  # of all its categories
+        if sum((d, a) == (dataset, arch) for d, _, a in groups) > 1:  # over all categories
             defects = collection.defects(dataset=dataset, arch=arch)
             figures += charts.recall_figure(defects, dataset, None, arch)
         figures += picture_grid(collection, dataset, arch)
@@ -38,7 +38,7 @@ def all_figures(collection):
 
 
 def figure_files(figures):
-    """{NAME.svg or NAME.png: content} of the figures."""
+    """Return {NAME.svg or NAME.png: content} of the figures."""
     return {
         f"{figure.name}.{'svg' if isinstance(figure.data, str) else 'png'}": figure.data
         for figure in figures

@@ -1,9 +1,9 @@
 """report.html: one file with the tables, curves and pictures of all cells, for a browser.
 
-Nothing is loaded from elsewhere. File names stay text and never become markup: the JSON that the
-page's program reads has no "<", and the program writes names through textContent. Pictures are
-small, and an SVG filter colours the heat maps (`heat_filter`), so hundreds of them scroll smoothly
-and all of them can be printed.
+The page loads nothing else. File names never become markup: the JSON that the page's script reads
+contains no "<", and the script writes names through textContent. Pictures are small, and an SVG
+filter colours the heat maps (`heat_filter`), so hundreds of them scroll smoothly and all of them
+can be printed.
 """
 
 import base64
@@ -42,22 +42,22 @@ from .tables import all_tables, cell_number, table_files
 MAP_QUALITY = 80  # of the JPEG files of maps
 THRESHOLDS = {  # deciding.MODES
     "same-as-test": "Verdicts: the thresholds come from the test images themselves, as in the "
-    "paper, so the verdicts are flattered.",
+    "paper, so the verdicts are optimistic.",
     "split": "Verdicts: the thresholds come from one half of the test images; metrics and "
-    "pictures are of the other half.",
-    "none": "Verdicts: the thresholds come from training images held out, without any defect.",
-    "folder": "Verdicts: the thresholds come from validation images without any defect.",
+    "pictures use the other half.",
+    "none": "Verdicts: the thresholds come from held-out, defect-free training images.",
+    "folder": "Verdicts: the thresholds come from defect-free validation images.",
 }
-GALLERY_BYTES = 40 << 20  # of pictures in the page; images with the smallest errors are left out
+GALLERY_BYTES = 40 << 20  # of all pictures; above it, images with the smallest errors are omitted
 
 
 def write_report(out, title="", date=""):
     """Write OUT/report/: tables, figures and report.html of all finished cells below OUT.
 
-    Parameters: out, Path; title and date, texts over the page, such as the part and today's.
-    Returns (path of report.html, notes): sentences for whoever runs it, on what is left out and
-    how to get it, but those below the table that a run prints.
-    Raises InputError for files below OUT that are damaged or not of this program.
+    Parameters: out, Path; title and date, texts at the top of the page.
+    Returns (path of report.html, notes): sentences for the user of the command line, on what is
+    missing and how to get it, without those that `summary.result_table` prints.
+    Raises InputError for files below OUT that are damaged or were not written by this program.
     """
     folder = out / "report"
     collection = Collection(out)
@@ -67,8 +67,8 @@ def write_report(out, title="", date=""):
     figures, notes = all_figures(collection)
     for path in collection.without:
         notes.append(
-            f"{path.relative_to(out)} has metrics but nothing for pictures of the same test "
-            "images, so it appears in the tables only; run it again with --report."
+            f"{path.relative_to(out)} has metrics but no picture data of the same test images, "
+            "so it appears in the tables only; run it again with --report."
         )
     differing = differing_options(collection.results)
     text = page(collection, tables, figures, differing, title, date)
@@ -78,13 +78,13 @@ def write_report(out, title="", date=""):
 
 
 def page(collection, tables, figures, notes, title="", date=""):
-    """The text of report.html; the parameters as of `write_report`, notes for its readers."""
+    """Return the text of report.html; parameters as for `write_report`, notes for its readers."""
     results = collection.results
     notes = [seeds_note(results), *notes, *left_out(results), *lost(results)]
     charts, overview = {}, []
     for figure in figures:
         if isinstance(figure.data, bytes):
-            continue  # a picture grid: the page has the pictures themselves
+            continue  # a picture grid: the page already has its pictures
         wide = " wide" if svg.file_width(figure.data) > 800 else ""
         chart = f'<div class="figure{wide}">{svg.inline(figure.data)}</div>'
         if figure.category is None:
@@ -108,8 +108,8 @@ def page(collection, tables, figures, notes, title="", date=""):
         "OVERVIEW": "".join(overview),
         "DETECTION": "".join(table_html(t) for t in tables if t.name.startswith("detection")),
         "TABLES": "".join(table_html(t) for t in tables if not t.name.startswith("detection")),
-        "FOOTER": f"tiled-ref {__version__}. The same numbers are in full precision in tables.csv "
-        "beside this file.",
+        "FOOTER": f"tiled-ref {__version__}. tables.csv beside this file has the same numbers in "
+        "full precision.",
         "DATA": script_json(data),
         "JS": _asset("report.js"),
     }
@@ -117,8 +117,8 @@ def page(collection, tables, figures, notes, title="", date=""):
 
 
 def heat_filter():
-    """An SVG filter that makes of a grey map what `render.overlay` puts over an image: shade v gets
-    colour and opacity of the value v / 255."""
+    """Return an SVG filter that colours a grey map like `render.overlay`: shade v gets the colour
+    and opacity of the value v / 255."""
     shades = np.arange(256) / 255
     colors, part = render.colormap(shades[None])[0] / 255, render.opacity(shades)  # (256, 3)
 
@@ -138,7 +138,7 @@ def heat_filter():
 
 
 def color_bar():
-    """The colour bar of the heat maps as HTML, the scale of `render.with_color_bar`."""
+    """Return the colour bar of the heat maps as HTML, with the scale of `render.with_color_bar`."""
     colors = ",".join(f"rgb({r},{g},{b})" for r, g, b in render.COLORS.tolist())
     (value, text), = render.THRESHOLD
     return (
@@ -153,7 +153,7 @@ def _asset(name):
 
 
 def script_json(data):
-    """JSON of data that may stand in a <script>: no character of it can end the element.
+    """Return data as JSON that is safe inside a <script>: no character can end the element.
 
     >>> script_json({"name": "</script><b>&"})
     '{"name":"\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e\\\\u0026"}'
@@ -165,7 +165,7 @@ def script_json(data):
 
 
 def summary(results):
-    """The summary table: headers, which columns are text, rows of [text, value to sort by]."""
+    """Return the summary table: headers, which columns are text, rows of [text, sort key]."""
     headers = ["data set", "category", "architecture", "setup", "seeds", "image AUROC",
                "pixel AUROC", aupro_name(results), "SegF1", "paper AUROC (difference)",
                "paper AUPRO (difference)",
@@ -194,7 +194,7 @@ def summary(results):
             row.append([_seconds(values), mean(values) if values else None])
         peak = largest_peak(group)
         rows.append([*row, [bytes_text(peak), peak]])
-    drop = [9, 10] if all(row[9][0] == row[10][0] == "-" for row in rows) else []  # of the paper
+    drop = [9, 10] if all(row[9][0] == row[10][0] == "-" for row in rows) else []  # paper columns
     drop += [8] if all(r["dataset"] != "mvtec2" for r in results) else []
     for row in (headers, *rows):
         row[:] = [cell for k, cell in enumerate(row) if k not in drop]
@@ -202,7 +202,7 @@ def summary(results):
 
 
 def _seconds(values):
-    """Mean and spread of seconds as text: one decimal below 100, none above."""
+    """Format mean and spread of seconds: one decimal below 100, none above."""
     if not values:
         return "-"
     middle, std = mean_std(values)
@@ -211,11 +211,11 @@ def _seconds(values):
 
 
 def gallery(collection, charts):
-    """The pictures of the page -> a list with a dict per category, see report.js.
+    """Encode the pictures of the page -> a list with a dict per category, see report.js.
 
     Parameters: collection, a Collection; charts, {(dataset, category, arch): list of HTML}.
-    Where all pictures together exceed GALLERY_BYTES, the same part of every category is kept,
-    the worst errors first: an image's error is the worst of its setups.
+    If all pictures together exceed GALLERY_BYTES, the same fraction of every category is kept,
+    worst errors first: an image's error is the worst over its setups.
     """
     categories = []
     groups = collection.groups()
@@ -240,11 +240,11 @@ def gallery(collection, charts):
 
 
 def severity(labels, cells):
-    """How wrong each image is at worst.
+    """Return each image's worst error over all cells.
 
     Parameters: labels (N,), 0 normal; cells, architecture -> setup -> analysis.
-    Returns float64 (N,), above 0 where some setup errs: the distance of the score from the
-    threshold, on the wrong side, in units of the cell's range of scores.
+    Returns float64 (N,), above 0 where some setup errs: how far the score is on the wrong side of
+    the threshold, as a fraction of the cell's range of scores.
     """
     worst = np.full(len(labels), -np.inf)
     for analysis in (a for setups in cells.values() for a in setups.values()):
@@ -253,19 +253,19 @@ def severity(labels, cells):
 
 
 def _wrong(labels, analysis):
-    """How wrong each image's score is in one cell, see `severity`."""
+    """Return each image's error in one cell, see `severity`."""
     margin = (analysis.scores - analysis.threshold) / (np.ptp(analysis.scores) or 1.0)
     return np.where(labels > 0, -margin, margin)
 
 
 def _picture_bytes(images, cells):
-    """About how many bytes a category's pictures take in the page."""
+    """Estimate how many bytes a category's pictures take in the page."""
     n_cells = sum(map(len, cells.values()))
     return 4 / 3 * (sum(map(len, images.jpegs)) + 1500 * n_cells * len(images.names))
 
 
 def _fill(one, images, cells, kept):
-    """Add the images whose numbers are `kept`, and what each cell says of them."""
+    """Add the images with the indices `kept`, and each cell's results for them."""
     for k in kept:
         height, width = images.sizes[k].tolist()
         entry = {
@@ -289,7 +289,7 @@ def _fill(one, images, cells, kept):
 
 
 def _outline(mask):
-    """The outlines of a mask's regions: [height, width, d of an SVG path in pixels of the mask]."""
+    """Return a mask's outlines: [height, width, d of an SVG path in pixels of the mask]."""
     polygons = (polygon for region in render.contours(mask) for polygon in region.outline)
     paths = []
     for polygon in polygons:
@@ -304,7 +304,7 @@ def _base64(data):
 
 
 def table_html(table):
-    """A Table as HTML."""
+    """Return a Table as HTML."""
 
     def cells(texts, start, end):
         return "".join(f"{start}{cell_html(text)}{end}" for text in texts)
@@ -321,7 +321,7 @@ def table_html(table):
 
 
 def cell_html(text):
-    r"""The Markdown of a table's cell as HTML: bold, italic, <br>, <sub>; all else stays text.
+    r"""Convert a cell's Markdown to HTML: bold, italic, <br>, <sub>; all else stays text.
 
     >>> cell_html("**1.0**<br><sub>paper 2</sub>"), cell_html(r"a\*b\*&#60;i&#62;")
     ('<b>1.0</b><br><sub>paper 2</sub>', 'a&#42;b&#42;&#60;i&#62;')
@@ -336,7 +336,7 @@ def cell_html(text):
 
 
 def differing_options(results):
-    """Sentences on the options in which the cells differ."""
+    """Return sentences on the options in which the cells differ."""
     notes = []
     own = "metric_size", "fpr_limit", "pixel_edition", "torch"
     for key in ("weights", *(o.name for o in OPTIONS), *own):

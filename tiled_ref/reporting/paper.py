@@ -1,10 +1,10 @@
 """The paper's own numbers, for side-by-side tables.
 
-Rolih et al. 2024, in percent unless said otherwise, mean of three seeds:
+Rolih et al. 2024, in percent unless noted otherwise, mean of three seeds:
 
     paper_results.csv           Tables 5-12, category by category, image AUROC and pixel AUPRO;
-                                the rows "average", which are Tables 1-2, have the standard
-                                deviation over the seeds, as the paper prints them
+                                the rows "average" (Tables 1-2) have the standard deviation
+                                over the seeds, as the paper prints it
     paper_parameters.csv        Table 3, millions
     paper_training_seconds.csv  Table 4, seconds
 
@@ -17,9 +17,9 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
-PAPER_METRICS = {"image_auroc": "AUROC", "pixel_aupro": "AUPRO"}  # name, as the paper calls it
+PAPER_METRICS = {"image_auroc": "AUROC", "pixel_aupro": "AUPRO"}  # our name -> the paper's
 AVERAGE = "average"
-# Numbers are printed with one decimal: the mean of such numbers is off by 0.05 at most, and so is
+# Numbers are printed with one decimal: the mean of such numbers is off by at most 0.05, and so is
 # the printed mean. A larger difference is not rounding.
 ROUNDING = 0.1
 
@@ -55,7 +55,7 @@ def _printed():
 
 
 def paper_result(dataset, arch, category, setup):
-    """(image AUROC, pixel AUPRO) that the paper gives for a cell, as fractions; None if none.
+    """Return the paper's (image AUROC, pixel AUPRO) of a cell, as fractions; None if none.
 
     Category "average" is the mean over all. Source: Rolih et al. 2024, Tables 5-12.
 
@@ -67,7 +67,7 @@ def paper_result(dataset, arch, category, setup):
 
 
 def printed(dataset, arch, category, setup, metric):
-    """Printed of one metric of a cell; None where the paper has none.
+    """Return the Printed of a cell's metric; None if the paper has none.
 
     >>> printed("mvtec", "padim", "average", "ENS9", "image_auroc")
     Printed(table=6, value=0.897, std=0.0089)
@@ -76,14 +76,14 @@ def printed(dataset, arch, category, setup, metric):
 
 
 def table_number(dataset, arch):
-    """Which of Tables 5-12 holds the categories of a data set and architecture, or None."""
+    """Return which of Tables 5-12 has a data set and architecture, or None."""
     cell = printed(dataset, arch, AVERAGE, "SM256", "image_auroc")
     return cell.table if cell else None
 
 
 @functools.cache
 def categories(dataset):
-    """The categories in the order of the paper's rows; () for a data set it does not have."""
+    """Return the categories in the order of the paper's rows; () for a data set not in it."""
     names = [key[2] for key in _printed() if key[0] == dataset and key[2] != AVERAGE]
     return tuple(dict.fromkeys(names))
 
@@ -97,7 +97,7 @@ def _by_setup(name):
 
 
 def paper_parameters(arch, setup):
-    """Parameters of a setup in millions (Table 3), None if none.
+    """Return the parameters of a setup in millions (Table 3), None if none.
 
     >>> paper_parameters("fastflow", "ENS9")
     87.6
@@ -106,14 +106,14 @@ def paper_parameters(arch, setup):
 
 
 def paper_training_seconds(arch, setup):
-    """Training time of a setup in seconds, mean over all categories and seeds (Table 4)."""
+    """Return a setup's training time in seconds, mean over categories and seeds (Table 4)."""
     return _by_setup("paper_training_seconds.csv").get((setup, arch))
 
 
 @functools.cache
 def arithmetic_slips():
-    """{(dataset, arch, AVERAGE, setup, metric): mean of the printed categories in percent} of
-    every printed average of Tables 5-12 that rounding cannot explain."""
+    """Return {(dataset, arch, AVERAGE, setup, metric): mean of the printed categories in percent}
+    of every printed average in Tables 5-12 that rounding cannot explain."""
     slips = {}
     for key, cell in _printed().items():
         dataset, arch, category, setup, metric = key
@@ -126,5 +126,5 @@ def arithmetic_slips():
 
 
 def impossible_values():
-    """Keys (dataset, arch, category, setup, metric) of printed values above 100 %."""
+    """Return the keys (dataset, arch, category, setup, metric) of values above 100 %."""
     return tuple(key for key, cell in _printed().items() if cell.value > 1)

@@ -11,7 +11,7 @@ from .figure import Figure
 from .results import categories_of, setups_of, title_of
 
 PANEL, GAP, HEADER, TEXT_HEIGHT = 168, 6, 26, 16  # pixels
-ZOOM_PANEL = 236  # of the grid with details, pixels
+ZOOM_PANEL = 236  # pixels, in the grid of details
 # The paper has grids of FastFlow on MVTec AD and of every architecture on VisA.
 NUMBERS = {
     ("mvtec", "fastflow"): 12, ("visa", "patchcore"): 14, ("visa", "padim"): 15,
@@ -22,8 +22,8 @@ NUMBERS = {
 def picture_grid(collection, dataset, arch):
     """Figs. 12-17: a defective image of every category, with heat map and mask of each setup.
 
-    The image is drawn at random with a seed made of data set and category, so it is the same for
-    every architecture. Parameters: collection. Returns [] where no category has one.
+    The image is drawn at random, seeded by data set and category, so it is the same for every
+    architecture. Parameters: collection. Returns [] if no category has a defective image.
     """
     results = [result for result, _ in collection.cells(dataset=dataset, arch=arch)]
     setups = setups_of(results)
@@ -58,8 +58,8 @@ def picture_grid(collection, dataset, arch):
 
 
 def _grid_row(images, n, analyses):
-    """Panels uint8 (h, PANEL, 3): image, ground truth, heat map and mask of each setup, grey for
-    a setup without a cell."""
+    """Return panels uint8 (h, PANEL, 3): image, ground truth, heat map and mask of each setup,
+    grey for a setup without a cell."""
     rows, cols = images.sizes[n].tolist()
     shape = (max(24, round(PANEL * rows / cols)), PANEL)
     picture = resizing.resize_image(
@@ -78,11 +78,11 @@ def _grid_row(images, n, analyses):
 
 
 def zoom_grid(cells, images, dataset, category, arch):
-    """Fig. 4: one small defect, in full and zoomed: image and ground truth, then heat map and
-    mask of each setup, coarse before fine.
+    """Fig. 4: a small defect, in full and zoomed: image and ground truth, then heat map and mask of
+    each setup, coarse before fine.
 
-    Parameters: cells, pairs (result, CellAnalysis), a setup each; images, as Collection.images
-    returns them. Returns [] for fewer than two setups, or where no image has a defect with a mask.
+    Parameters: cells, pairs (result, CellAnalysis), one per setup; images, as Collection.images
+    returns them. Returns [] for fewer than two setups, or if no image has a defect with a mask.
     """
     if not images.windows or len(cells) < 2:
         return []
@@ -111,8 +111,8 @@ def zoom_grid(cells, images, dataset, category, arch):
 
 
 def _zoom_rows(cells, images, number, full):
-    """Rows of four panels uint8 (h, ZOOM_PANEL, 3): image and truth, then each cell; full, the
-    (height, width) of panels of the whole image."""
+    """Return rows of four panels uint8 (h, ZOOM_PANEL, 3): image and truth, then each cell; full,
+    the (height, width) of panels of the whole image."""
     window = images.windows[number]
     picture = resizing.resize_image(
         encoders.decode_bytes(images.jpegs[window.image]), full, antialias=True
@@ -137,10 +137,10 @@ def _zoom_rows(cells, images, number, full):
 
 
 def _seen(part, window, shape):
-    """The part of an array that a Window shows, uint8 or bool (ZOOM_PANEL, ZOOM_PANEL).
+    """Enlarge the part of an array in a Window: uint8 or bool (ZOOM_PANEL, ZOOM_PANEL).
 
-    Parameters: part (a, b), the pixels that the window touches of an array over the whole
-    image; shape (H, W) of that array. Each pixel takes the one that its middle lies in.
+    Parameters: part (a, b), the pixels that the window touches, of an array over the whole
+    image; shape (H, W) of that array. Each pixel takes the value at its centre.
     """
     picks = []
     for first, last, n, m in zip(
@@ -152,8 +152,8 @@ def _seen(part, window, shape):
 
 
 def _worth_showing(cells, images):
-    """Number of the Window of the smallest defect of which a setup finds half at REPORT_FPR, of
-    the largest where there is none."""
+    """Return the index of the Window of the smallest defect that some setup finds half of at
+    REPORT_FPR; of the largest defect if there is none."""
     at = FPRS.index(REPORT_FPR)
     for number, window in enumerate(images.windows):
         if any(analysis.recall[window.region, at] >= 0.5 for _, analysis in cells):
@@ -162,7 +162,7 @@ def _worth_showing(cells, images):
 
 
 def _framed(panel, window):
-    """A picture of the whole image with the Window's outline in it, white with a black rim."""
+    """Draw the Window's outline into a picture of the whole image, white with a black rim."""
     out = panel.copy()
     part = out[window.within(panel.shape[:2])]
     for colour in (0, 255, 0):
@@ -174,18 +174,18 @@ def _framed(panel, window):
 
 
 def _white(mask):
-    """A mask bool (h, w) as a picture uint8 (h, w, 3), white where it is True."""
+    """Return a mask bool (h, w) as a picture uint8 (h, w, 3), white where True."""
     return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, 2)
 
 
 def resized_map(values, shape):
-    """A kept map uint8 (h, w) at another size, bilinear: float64 (H, W) from 0 to 1, where 128
-    and more become more than 0.5."""
+    """Resize a stored map uint8 (h, w) bilinearly to float64 (H, W) from 0 to 1; 128 and above
+    become more than 0.5."""
     return resizing.resize_image(np.asarray(values), shape) / 255
 
 
 def _beside_bar(grid, top):
-    """A grid with the colour bar of its heat maps to its right, from the row `top` on."""
+    """Add the colour bar of the heat maps to the right of a grid, starting at row `top`."""
     bar = render.with_color_bar(np.full((PANEL, 0, 3), 255, np.uint8))
     height = max(len(grid), top + len(bar))
     out = np.full((height, grid.shape[1] + bar.shape[1], 3), 255, np.uint8)

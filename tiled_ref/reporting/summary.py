@@ -9,13 +9,13 @@ METRICS = ("image_auroc", "pixel_auroc", "pixel_aupro", "seg_f1")
 
 
 def result_table(results):
-    """The results of a run as text, metrics in percent.
+    """Format the results of a run as text, metrics in percent.
 
     Parameters: results, dicts as `cell.run_cell` returns, in the order of the rows.
-    Returns lines joined by newlines: a row for each cell, and one with the mean where a cell was
-    run with several seeds. Where the paper has the cell, its value and the difference of ours in
-    points stand beside it. LEFT_OUT stands below the table where a cell reused layers, and what
-    the metrics do not see (`lost`).
+    Returns lines joined by newlines: a row for each cell and seed, and their mean if a cell was
+    run with several seeds. Cells of the paper also show its value and our difference in points.
+    LEFT_OUT follows the table if a cell reused layers, then the sentences on what the metrics do
+    not cover (`lost`).
     """
     rows = []
     for group in grouped(results, "dataset", "category", "arch", "setup").values():
@@ -25,7 +25,7 @@ def result_table(results):
     headers = ["category", "arch", "setup", "seed", "image AUROC", "pixel AUROC"]
     headers += [aupro_name(results), "SegF1", "paper AUROC/AUPRO", "difference"]
     headers += ["params", "train", "test", "peak memory"]
-    drop = [8, 9] if not any(row[8] for row in rows) else []  # no cell of the paper among them
+    drop = [8, 9] if not any(row[8] for row in rows) else []  # no cell is in the paper
     drop += [7] if all(result["dataset"] != "mvtec2" for result in results) else []
     for row in (headers, *rows):
         row[:] = [cell for k, cell in enumerate(row) if k not in drop]
@@ -34,7 +34,7 @@ def result_table(results):
 
 
 def text_table(headers, rows, left=1):
-    """Columns aligned by spaces; the first `left` to the left, the others to the right."""
+    """Align columns with spaces; the first `left` columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(headers, *rows)]
 
     def line(row):
@@ -48,7 +48,7 @@ def text_table(headers, rows, left=1):
 
 
 def percent(fraction):
-    """A fraction with one decimal in percent, "-" for None."""
+    """Format a fraction as percent with one decimal, "-" for None."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 

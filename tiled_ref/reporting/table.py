@@ -1,4 +1,4 @@
-"""The form of a table: Markdown cells for people, a record per number for programs."""
+"""The format of a table: Markdown cells for people, a record per number for programs."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ COLUMNS = (
     "table", "dataset", "architecture", "category", "setup", "quantity", "unit", "value", "std",
     "seeds", "categories", "rank", "paper", "paper_std", "difference", "difference_in_paper_stds",
 )  # fmt: skip
-SPREAD_SEEDS = 3  # fewer have no spread
+SPREAD_SEEDS = 3  # fewer seeds have no spread
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Table:
     notes: list = field(default_factory=list)  # footnotes
 
     def markdown(self):
-        """The table with its title and footnotes."""
+        """Return the table with title and footnotes as Markdown."""
         dashes = ["---"] + ["--:"] * (len(self.headers) - 1)
         lines = [f"### {self.title}", ""]
         lines += [f"| {' | '.join(cells)} |" for cells in (self.headers, dashes, *self.rows)]
@@ -32,13 +32,13 @@ class Table:
         return "\n".join(lines)
 
     def csv(self):
-        """One line per number."""
+        """Return the records as CSV, one line per number."""
         return csv_text(COLUMNS, self.records)
 
 
 @dataclass
 class Number:
-    """One number of a table in the table's unit, and the paper's; None where there is none."""
+    """One number of a table in the table's unit, and the paper's; None where missing."""
 
     value: float = None  # a mean
     std: float = None  # over seeds
@@ -51,7 +51,7 @@ class Number:
 
     @property
     def difference(self):
-        """Ours minus the paper's; None where one is missing."""
+        """Ours minus the paper's; None if either is missing."""
         return None if None in (self.value, self.paper) else self.value - self.paper
 
     @property
@@ -60,7 +60,7 @@ class Number:
         return self.difference / self.paper_std if self.paper_std and self.difference else None
 
     def record(self, *place):
-        """A dict of COLUMNS; place, the values of the first seven."""
+        """Return a dict of COLUMNS; place, the values of the first seven."""
         values = (
             *place, self.value, self.std, self.seeds, self.categories, self.rank, self.paper,
             self.paper_std, self.difference, self.in_stds,
@@ -69,7 +69,7 @@ class Number:
 
 
 def pair_cell(numbers):
-    """The numbers of a cell as Markdown, the paper's and the differences below.
+    """Format a cell's numbers as Markdown, with the paper's and the differences below.
 
     >>> pair_cell([Number(98, 0.5, rank=1, paper=97, paper_std=2), Number()])
     '**98.0** ± 0.5 / -<br><sub>paper 97.0 / -</sub><br><sub>+1.0 (+0.5 σ) / -</sub>'
@@ -83,7 +83,7 @@ def pair_cell(numbers):
 
 
 def value_cell(number):
-    """Our value of a Number and its spread as Markdown, bold if best, italic if second best."""
+    """Format our value and its spread as Markdown, bold if best, italic if second best."""
     if number.value is None:
         return "-"
     mark = {1: "**", 2: "*"}.get(number.rank, "")
@@ -104,13 +104,13 @@ def _gap(number):
 
 
 def mean(numbers):
-    """The mean of floats."""
+    """Return the mean of floats."""
     return math.fsum(numbers) / len(numbers)
 
 
 def mean_std(numbers):
-    """Mean and standard deviation (n - 1) of numbers, one per seed; None of none, and of fewer than
-    SPREAD_SEEDS.
+    """Return mean and standard deviation (n - 1) of numbers, one per seed; the mean of no numbers
+    is None, and so is the deviation of fewer than SPREAD_SEEDS.
 
     >>> mean_std([1.0, 2.0, 3.0]), mean_std([1.0, 2.0]), mean_std([])
     ((2.0, 1.0), (1.5, None), (None, None))
@@ -122,19 +122,19 @@ def mean_std(numbers):
 
 
 def seeds_note(results):
-    """A sentence on the seeds of results, and on what stands behind ±."""
+    """Return a sentence on the seeds of results and the meaning of ±."""
     seeds = sorted({r["seed"] for r in results})
     names = ", ".join(map(str, seeds))
     if len(seeds) < SPREAD_SEEDS:
         return f"{'One seed' if len(seeds) == 1 else 'Two seeds'}, {names}: no spread is given."
     return (
         f"Mean ± standard deviation (n - 1) over the seeds {names}; "
-        "a number of fewer than three seeds has no spread."
+        "numbers over fewer than three seeds have no spread."
     )
 
 
 def rank(numbers):
-    """Give the best value, as printed, rank 1 and the second best rank 2, ties alike."""
+    """Give the best value, as printed, rank 1 and the second best rank 2; ties share a rank."""
     values = sorted({round(number.value, 1) for number in numbers}, reverse=True)
     for number in numbers:
         if round(number.value, 1) in values[:2]:
@@ -142,7 +142,7 @@ def rank(numbers):
 
 
 def escape(text):
-    """Text for a Markdown cell: nothing in it is markup."""
+    """Escape text for a Markdown cell, so nothing in it is markup."""
     entities = {char: f"&#{ord(char)};" for char in "<>&|"}
     escaped = {char: "\\" + char for char in "\\`*_{}[]#"}
     text = "".join(entities.get(char) or escaped.get(char, char) for char in text)

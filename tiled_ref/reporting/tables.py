@@ -1,13 +1,13 @@
-"""The paper's Tables 1 to 12 for our results, as Markdown and CSV, beside its numbers.
+"""The paper's Tables 1 to 12 for our results, beside the paper's numbers, as Markdown and CSV.
 
     Tables 1, 2     a data set: setups x architectures, mean over its categories
     Table 3         parameters, millions
     Table 4         training time, seconds
     Tables 5-12     a data set and architecture: categories x setups
 
-and the tables of `defect_sizes`. A data set that the paper does not have gets the same tables
-without a number. Standard deviations are over seeds, with n - 1, as the paper's are over its
-three runs.
+and the tables of `defect_sizes`. A data set that is not in the paper gets the same tables without
+a table number. Standard deviations are over seeds, with n - 1, like the paper's over its three
+runs.
 """
 
 from . import paper
@@ -34,7 +34,7 @@ MEANS = {"mvtec": 1, "visa": 2}  # data set -> number of its table of means
 
 
 def all_tables(results, defects=()):
-    """Every table that the results, each cell and seed once, allow -> a list of Table.
+    """Return every Table that the results allow; each cell and seed occurs once.
 
     Parameters: results; defects, pairs as `defect_sizes` takes them.
     """
@@ -51,7 +51,7 @@ def all_tables(results, defects=()):
 
 
 def table_files(tables):
-    """{name: text}: NAME.md and NAME.csv of each table, tables.md and tables.csv of all."""
+    """Return {file name: text}: NAME.md and NAME.csv per table, tables.md and tables.csv of all."""
     pages, parts = [table.markdown() for table in tables], [table.csv() for table in tables]
     texts = {f"{table.name}.md": text for table, text in zip(tables, pages)}
     texts |= {f"{table.name}.csv": text for table, text in zip(tables, parts)}
@@ -61,7 +61,7 @@ def table_files(tables):
 
 
 def _table(number, name, title, *parts):
-    """A Table under its number in the paper, or under a name alone where number is None."""
+    """Make a Table named by its number in the paper, or by name alone if number is None."""
     if number is None:
         return Table(file_name(f"table_{name}"), title, *parts)
     name = f"table_{number:02d}" + (file_name(f"_{name}") if name else "")
@@ -109,7 +109,7 @@ def by_category(dataset, arch, results):
 
 
 def _ranked(dataset, arch, category, names, results):
-    """{setup: {metric: Number}} of a category, or of the average over the categories `names`."""
+    """Return {setup: {metric: Number}} of a category, or of the average over `names`."""
 
     def number(setup, metric):
         if category == paper.AVERAGE:
@@ -129,7 +129,7 @@ def _ranked(dataset, arch, category, names, results):
 
 
 def cell_number(dataset, arch, category, setup, metric, results):
-    """Number of one cell over its seeds, in percent."""
+    """Return the Number of one cell over its seeds, in percent."""
     cells = select(results, arch=arch, category=category, setup=setup)
     values = [100 * r[metric] for r in cells if r[metric] is not None]
     number = Number(*mean_std(values), seeds=len(values), categories=1 if values else 0)
@@ -139,13 +139,13 @@ def cell_number(dataset, arch, category, setup, metric, results):
 
 
 def mean_number(dataset, arch, setup, metric, names, results):
-    """Number of a setup over the categories `names`, in percent.
+    """Average a setup over the categories `names`, in percent.
 
     Parameters: names, categories; results, dicts as of cell.run_cell.
-    Returns a Number: the mean of the categories' means over their seeds. Its standard deviation
-    is that of the means over the categories of those seeds that have every category. The number
-    beside it is the paper's average where `names` are all of the paper's categories, else the
-    mean of the paper's numbers for these, for which it gives no spread.
+    Returns a Number: the mean of the categories' means over their seeds. Its standard deviation is
+    that of the seeds' means over the categories, for seeds that have every category. The paper's
+    value is its average if the results have all of its categories, else the mean of its numbers
+    for the same categories, for which it gives no spread.
     """
     table = {}
     for r in select(results, arch=arch, setup=setup):
@@ -190,7 +190,7 @@ def _records(table, dataset, arch, category, setup, numbers, results):
 
 
 def _notes(dataset, results, groups, names, archs):
-    """Footnotes of a table of metrics; groups, dicts as _ranked returns them."""
+    """Return footnotes of a table of metrics; groups, dicts as _ranked returns them."""
     numbers = [n for group in groups for pair in group.values() for n in pair.values()]
     notes = [
         "In percent. **Best** and *second best* of a comparison, as printed with one decimal. "
@@ -204,31 +204,31 @@ def _notes(dataset, results, groups, names, archs):
         notes.append(text + ".")
     elif theirs and not comparable(results):
         notes.append(
-            "The backbone had random weights, so nothing is compared with the paper's numbers."
+            "The backbone had random weights, so the numbers are not compared with the paper's."
         )
     if set(theirs) - set(names):
         notes.append(
-            f"{len(names)} of the paper's {len(theirs)} categories; beside each mean stands the "
+            f"{len(names)} of the paper's {len(theirs)} categories; beside each mean is the "
             "mean of the paper's numbers for the same categories, for which it gives no spread."
         )
     if any(not number.complete and number.value is not None for number in numbers):
         notes.append(
-            f"† over fewer than the {len(names)} categories, so it is not ranked: some results "
-            "are missing or have no such metric."
+            f"† mean over fewer than {len(names)} categories, so not ranked: some results are "
+            "missing or lack this metric."
         )
     return notes + lost(results, escape) + _slip_notes(dataset, archs)
 
 
 def _slip_notes(dataset, archs):
-    """Footnotes on the paper's own slips that concern a table."""
+    """Return footnotes on the paper's own slips in a table."""
     notes = []
     for (data, arch, category, setup, metric), true_mean in paper.arithmetic_slips().items():
         if data == dataset and arch in archs:
             cell = paper.printed(data, arch, category, setup, metric)
             notes.append(
                 f"The paper prints an average {PAPER_METRICS[metric]} of {100 * cell.value:.1f} "
-                f"for {title_of(arch)} {setup} (Table {cell.table}); the mean of the categories "
-                f"that it prints is {true_mean:.1f}."
+                f"for {title_of(arch)} {setup} (Table {cell.table}); the mean of its printed "
+                f"categories is {true_mean:.1f}."
             )
     for data, arch, category, setup, metric in paper.impossible_values():
         if data == dataset and arch in archs:
@@ -239,8 +239,8 @@ def _slip_notes(dataset, archs):
                 f"The paper prints an AUPRO of {100 * cell.value:.1f} for {title_of(arch)} "
                 f"{setup} on {category} (Table {cell.table}). AUPRO cannot exceed 100: the "
                 "routine behind it ranks clamped scores, and where many equal scores straddle "
-                "the FPR of 0.3 it counts area beyond it. With 100 in its place the printed "
-                f"average of {100 * average.value:.1f} would be {100 * most:.1f} at most. The "
+                "the FPR of 0.3 it counts area above it. With 100 instead, the printed "
+                f"average of {100 * average.value:.1f} would be at most {100 * most:.1f}. The "
                 "AUPRO here is exact: a tie is one point of the curve, and the curve is cut at "
                 "0.3."
             )
@@ -252,12 +252,12 @@ def parameters(results):
     return _setup_table(
         3, "Parameters in millions", results, results, lambda r: r["n_parameters"] / 1e6,
         paper.paper_parameters, "million",
-        ["Below each number: the paper's. Variants of an architecture have other parameters."],
+        ["Below each number: the paper's. Variants of an architecture differ in parameters."],
     )  # fmt: skip
 
 
 def training_time(results):
-    """Training time in seconds (Table 4), of the cells that computed all layers themselves."""
+    """Training time in seconds (Table 4), of cells that reused no backbone layers."""
     alone = timed(results)
     devices = sorted({str(r["device"]) for r in alone})
     return _setup_table(
@@ -266,7 +266,7 @@ def training_time(results):
         [
             f"Measured on: {', '.join(devices)}. Below each number: the paper's, over all "
             "categories of MVTec AD and VisA on its GPU. Machines and numbers of images differ, so "
-            "compare the rows of a column with one another.",
+            "compare rows within a column.",
             seeds_note(alone or results),
             *left_out(results),
         ],
@@ -274,7 +274,7 @@ def training_time(results):
 
 
 def _setup_table(number, title, results, measured, value, theirs, unit, notes):
-    """A row per setup, a column per architecture; measured, the results that have a value."""
+    """Make a table of setups x architectures; measured, the results that have a value."""
     archs = archs_of(results)
     rows, records = [], []
     for setup in setups_of(results):

@@ -62,7 +62,7 @@ const drawRows = () => {
 }
 
 // ------------------------------------------------------------------------------- pictures
-// A heat map is a grey JPEG, 128 the threshold, coloured by the filter of that name.
+// A heat map is a grey JPEG, 128 the threshold, coloured by the SVG filter "heat".
 const category = () => data.categories[state.category];
 const cells = () => category() ? category().cells[state.arch] || {} : {};
 const cell = () => cells()[state.setup];
@@ -77,7 +77,7 @@ const shape = (name, attributes) => {
   for (const key in attributes) node.setAttribute(key, attributes[key]);
   return node;
 };
-// One image; above it grey, which takes its colours, the heat map, the mask and the outlines.
+// One image, and over it: grey, which removes its colours, the heat map, the mask, the outlines.
 const stage = (image) => {
   const box = make("span", "stage");
   box.style.aspectRatio = image.w + " / " + image.h;
@@ -209,7 +209,7 @@ const chooseArch = (name) => {
   drawCharts();
 };
 const chooseCategory = (k) => {
-  state.card = null;  // the picture that may be open is of another category
+  state.card = null;  // an open picture would be of another category
   state.category = k;
   $("category").value = String(k);
   const archs = category() ? Object.keys(data.archs).filter((name) => name in category().cells) : [];
@@ -251,7 +251,7 @@ const captionOf = (name, one, k) => {
 };
 const drawDetail = () => {
   const card = state.card;
-  const at = state.order.indexOf(card);  // -1: with this setup the filters leave it out
+  const at = state.order.indexOf(card);  // -1: hidden by the filters with this setup
   if (at >= 0) state.at = at;
   const image = card.image;
   const one = cell();
