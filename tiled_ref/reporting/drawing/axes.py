@@ -6,7 +6,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value):
-    """A tick label: no exponent between 0.001 and 100,000, a true minus sign.
+    """The tick label of value: no exponent between 0.001 and 100,000, a true minus sign.
 
     >>> number(0.30000000000000004), number(20000), number(1e-5), number(-1.5)
     ('0.3', '20,000', '1e\N{MINUS SIGN}5', '\N{MINUS SIGN}1.5')
