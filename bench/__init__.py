@@ -1,1 +1,1 @@
-"""Benchmarks; a package, so that a file of it never hides another package of its name."""
+"""Benchmarks; a package, so that none of its files hides an installed package of the same name."""

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: the sizes, and `measure`, which checks a result before it times it."""
+"""Shared by the benchmarks: sizes, and `measure`, which checks a result before timing it."""
 
 import functools
 import platform
@@ -23,25 +23,25 @@ def pytest_addoption(parser):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    """What bench/tables.py prints above the tables, beside what pytest-benchmark notes."""
+    """Add what bench/tables.py prints above the tables to what pytest-benchmark records."""
     machine_info["versions"] = {"NumPy": np.__version__, "torch": torch.__version__}
     machine_info["python"] = platform.python_version()
     machine_info["threads"] = {"torch": torch.get_num_threads(), "kernels": thread_count()}
     command = shlex.join(["python", "-m", "pytest", *config.invocation_params.args])
-    machine_info["command"] = re.sub(r"(?<![\w.])/\S*/", "", command)  # no folders of the machine
+    machine_info["command"] = re.sub(r"(?<![\w.])/\S*/", "", command)  # no paths of this machine
 
 
 @pytest.fixture(scope="session")
 def sized(pytestconfig):
-    """sized(tiny=1, usual=8, full=32) is the number that --sizes asks for."""
+    """sized(tiny=1, usual=8, full=32) returns the number for --sizes."""
     return lambda **numbers: numbers[pytestconfig.getoption("--sizes")]
 
 
 def check(found, expected, agrees):
-    """Raise AssertionError unless a result is as expected.
+    """Raise AssertionError unless a result is the expected one.
 
     Parameters: found and expected, a number, an array, a tensor, or a list or tuple of them;
-    agrees, 0 for equal bits, a tolerance, relative and absolute, or a function of both.
+    agrees, 0 for equal bits, a relative and absolute tolerance, or a function of both results.
     """
     if callable(agrees):
         agrees(found, expected)
@@ -63,10 +63,10 @@ def check_and_time(benchmark, seconds, case, contenders, name):
     Parameters
     ----------
     benchmark : pytest-benchmark's fixture
-    seconds : to spend on all rounds; a contender that takes longer has a single one
-    case : has a title, which becomes the benchmark's group, and the expected result
+    seconds : for all rounds; a contender that takes longer gets a single round
+    case : with a title, which becomes the benchmark's group, and the expected result
     contenders : dict
-        Name -> (make, agrees): make(case) returns the function to time, agrees is as of `check`,
+        Name -> (make, agrees): make(case) returns the function to time, agrees is as for `check`,
         None for a limit without a result. bench/tables.py divides by the times of the first.
     name : of the contender
     """

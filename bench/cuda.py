@@ -1,22 +1,22 @@
-"""Everything about CUDA, measured by one command that is called until nothing is left.
+"""Measure everything about CUDA; call the command again until nothing is left.
 
     python bench/cuda.py                                     the built-in pictures
-    python bench/cuda.py --root mvtec --category screw       a folder of images, as of run.py
-    python bench/cuda.py --full                              1000 + 1000 passes of the latency
+    python bench/cuda.py --root mvtec --category screw       a folder of images, as for run.py
+    python bench/cuda.py --full                              1000 + 1000 latency passes
 
-Parts, in this order; each row is one measurement and is kept in OUT/cuda.json as it is finished:
+Parts, in this order; each row is one measurement and is saved to OUT/cuda.json when it is finished:
 
     checks    pytest -m cuda
     memory    peaks and seconds of training, peaks of prediction; images of up to 4096 px
     latency   of one image, from host memory to its map in host memory, and images per second
     quality   FastFlow and Reverse Distillation by run.py, six setups, three seeds
 
-A call measures what is missing until its minutes are over; the same command continues. What fails
-is a row with its error, and the others go on; --retry tries it again. OUT/cuda.md has the tables,
-OUT/errors.txt what failed processes said.
+A call measures missing rows until --minutes are over; the same command continues. A failed row
+holds its error, and the others go on; --retry measures it again. OUT/cuda.md has the tables,
+OUT/errors.txt the stderr of failed processes.
 
-Exit status: 0 all is measured, 1 all but what failed, 3 something is left, 2 wrong options or no
-CUDA device.
+Exit status: 0 everything is measured, 1 everything except failed rows, 3 rows are left, 2 invalid
+options or no CUDA device.
 """
 
 import argparse
@@ -53,15 +53,15 @@ GRACE = 15  # seconds between SIGTERM and SIGKILL
 
 
 def run(command, seconds, on_line=lambda line: None):
-    """Run a command; on_line gets each line that it prints. After the seconds it is ended.
+    """Run a command, for at most `seconds`; on_line gets each line that it prints.
 
-    Returns (whether it was ended, its returncode and stderr).
+    Returns (whether it was terminated, its returncode and stderr).
     """
     ended = threading.Event()
 
     def end(process, how):
         ended.set()
-        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+        with contextlib.suppress(ProcessLookupError):  # it has just exited
             os.killpg(process.pid, how)
 
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
@@ -113,7 +113,7 @@ def run_job(args, keys, seconds, store):
 
 
 def run_quality(args, keys, seconds, store):
-    """All setups of an architecture and seed by one run.py, which keeps what is finished."""
+    """Run all setups of an architecture and seed with one run.py, which keeps finished ones."""
     _, arch, seed, _ = keys[0].split("/")
     job = job_of(args)
     names = {setup_of(job, key.split("/")[-1]).name: key for key in keys}
@@ -143,9 +143,9 @@ RUNS = {"checks": run_checks, "memory": run_job, "latency": run_job, "quality": 
 
 
 def fill(args, kept, started):
-    """Measure what is missing, process after process, until the minutes are over."""
+    """Measure missing rows, one process after another, until --minutes are over."""
     rows, since = kept["measured"], [started]
-    budget = 60 * args.minutes * 0.95  # the rest is for ending the last process
+    budget = 60 * args.minutes * 0.95  # the rest is for terminating the last process
 
     def store(key, row):
         rows[key], since[0] = row, time.monotonic()
@@ -161,10 +161,10 @@ def fill(args, kept, started):
         group = [part, *names[: 2 if part == "quality" else 1]]
         keys = [key for key in missing if key.split("/")[: len(group)] == group]
         if part == "quality" and args.shrink > 1:
-            keys = keys[:1]  # a run.py has the sizes of one setup
+            keys = keys[:1]  # a run.py takes the sizes of one setup
         ended, done = RUNS[part](args, keys, left, store)
         rest = [key for key in keys if key not in rows]
-        if ended:  # what had nearly the whole call would be ended again
+        if ended:  # a row that had nearly the whole call would be terminated again
             if rest and part != "quality" and time.monotonic() - since[0] > 0.9 * budget:
                 store(rest[0], {"error": f"took more than --minutes {args.minutes:g}"})
         elif rest:
@@ -174,7 +174,7 @@ def fill(args, kept, started):
 
 
 def job_of(args):
-    """What all measurements have in common."""
+    """The parameters that all measurements share."""
     names = "device", "weights", "root", "category", "n_train", "steps", "shrink"
     passes = [1000, 1000] if args.full else [100, 300]
     limit = 1e9 if args.full else args.row_seconds
@@ -184,7 +184,7 @@ def job_of(args):
 
 
 def figure_rows(rows, device):
-    """Rows for Fig. 8, as of bench/pipeline.py: float32, low mode."""
+    """Rows for Fig. 8, as in bench/pipeline.py: float32, low mode."""
     return [
         {"arch": key.split("/")[1], "setup": key.split("/")[2], "device": device, **row}
         for key, row in rows.items() if key.endswith("/float32/low") and "latency_ms" in row
@@ -219,7 +219,7 @@ def build_parser():
 
 
 def prepare(args):
-    """Decide what is measured; returns what earlier calls have kept. Raises InputError."""
+    """Decide what to measure; returns the rows of earlier calls. Raises InputError."""
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.root:
@@ -230,7 +230,7 @@ def prepare(args):
     if args.weights not in ("auto", "random"):
         args.weights = str(Path(args.weights).resolve())
     elif weights.kind == "random":
-        args.weights = "random"  # a search without success is not repeated
+        args.weights = "random"  # a failed search is not repeated
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     about = job_of(args) | {"card": card, "torch": torch.__version__, "kind": weights.kind}
     args.keys = keys_of(args.parts, args.archs)

@@ -1,4 +1,4 @@
-"""What bench/cuda.py measures of memory and latency, in a process of its own.
+"""Memory and latency for bench/cuda.py, measured in a separate process.
 
     python -m bench.cuda_jobs JOB        JOB: bench/cuda.py's dict, as JSON
 
@@ -31,7 +31,7 @@ BOUND = 1e-4  # relative deviation of float32 results
 
 
 def pictures(job, split, n, size):
-    """uint8 (at most n, 3, H, W) of the job's category; kept in OUT from the first call on."""
+    """uint8 (at most n, 3, H, W) of the job's category; cached in OUT by the first call."""
     path = Path(job["out"], f"{split}-{n}-{size[0]}px.npy")
     if not path.is_file():
         images = reading.read_images(getattr(category_of(job), split)[:n], size)
@@ -41,7 +41,7 @@ def pictures(job, split, n, size):
 
 
 def category_of(job):
-    """The Category that the images are of."""
+    """The Category of the images."""
     if job["root"]:
         return folder.load(job["root"], job["category"])
     return synthetic.load(None, "board", n_train=job["n_train"])
@@ -61,7 +61,7 @@ def timed(function, device):
 
 
 def fresh_peak(device):
-    """PeakMemory after everything unused was given back."""
+    """PeakMemory, started after all unused memory was released."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -79,9 +79,9 @@ def consume(iterable):
 
 
 def measure_memory(job, arch, name):
-    """Training, then prediction in low mode: peaks in bytes and the seconds of training.
+    """Train, then predict in low mode: peaks in bytes, and seconds of training.
 
-    name: a setup; or a side in px, for which two locations are trained, and predict all.
+    name: a setup; or a side in px, for which two locations are trained and used for all.
     """
     setup, job, few = name, job | {"arch": arch}, name.isdigit()
     if few:
@@ -110,7 +110,7 @@ def measure_memory(job, arch, name):
 
 @functools.lru_cache(maxsize=1)
 def fitted(text, arch, setup):
-    """An ensemble in float32, an image of the test set and what is predicted for it."""
+    """An ensemble in float32, an image of the test set and the prediction for it."""
     job = json.loads(text) | {"arch": arch, "steps": 1}  # on which the latency does not depend
     ensemble = made_ensemble(job, setup)
     ensemble.fit(pictures(job, "train", job["n_train"], ensemble.setup.image_size))
@@ -119,7 +119,7 @@ def fitted(text, arch, setup):
 
 
 def measure_latency(job, arch, setup, precision, mode):
-    """Seconds of a pass and images per second, compared with float32 in low mode before."""
+    """Seconds per pass and images per second, after a comparison with float32 in low mode."""
     if job["device"] == "cpu" and (precision == "float16" or mode == "graph"):
         return {"left_out": "needs a GPU"}
     exact, image, expected = fitted(json.dumps(job | {"keys": None}), arch, setup)
@@ -139,7 +139,7 @@ def measure_latency(job, arch, setup, precision, mode):
         "latency_ms": 1e3 * statistics.mean(times), "images_per_second": None,
         "latency_ms_median": 1e3 * statistics.median(times), "latency_ms_min": 1e3 * min(times),
     }  # fmt: skip
-    if mode != "graph":  # it is captured for one image
+    if mode != "graph":  # the graph is captured for one image
         images = np.resize(image, (batch, *image.shape[1:]))
         passes(lambda: predict(images), device, 1, limit)
         times = passes(lambda: predict(images), device, 50, limit)
@@ -148,7 +148,7 @@ def measure_latency(job, arch, setup, precision, mode):
 
 
 def passes(function, device, n, limit):
-    """The seconds of n calls, of fewer where the limit, in seconds, is over, of one at least."""
+    """The seconds of each of n calls; fewer, but at least one, once `limit` seconds are over."""
     times, end = [], time.perf_counter() + limit
     while len(times) < n and (not times or time.perf_counter() < end):
         times.append(timed(function, device))
@@ -157,7 +157,7 @@ def passes(function, device, n, limit):
 
 @torch.no_grad()
 def captured(function):
-    """The result of a function of tensors on the device, and a CUDA graph that computes it anew."""
+    """The result of a function of device tensors, and a CUDA graph that computes it again."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -171,8 +171,8 @@ def captured(function):
 
 
 def graph_of(ensemble, image):
-    """predict of the engine in resident mode, all between the upload of one image, such as this
-    uint8 (1, 3, H, W), and the download of its maps and scores in one CUDA graph."""
+    """The resident engine's predict as one CUDA graph: everything between the upload of one image,
+    uint8 (1, 3, H, W) like this one, and the download of its maps and scores."""
     engine = Engine(ensemble, "resident")
     resident = engine.resident
     static, found = torch.from_numpy(image).to(ensemble.device), resident.found
@@ -189,7 +189,7 @@ def graph_of(ensemble, image):
 
 
 def rows_of(job):
-    """Measure the job's keys: a dict each. What fails ends the process."""
+    """Measure the job's keys: a dict each. A failure ends the process."""
     for key in job["keys"]:
         part, *names = key.split("/")
         measure = {"memory": measure_memory, "latency": measure_latency}[part]
@@ -200,7 +200,7 @@ def main(text):
     try:
         for measured in rows_of(json.loads(text)):
             print(json.dumps(measured), flush=True)
-    except Exception as error:  # torch's messages go on for lines; the last line is what is kept
+    except Exception as error:  # the caller keeps the last of torch's many lines
         traceback.print_exc()
         sys.exit(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 

@@ -1,4 +1,4 @@
-"""What bench/cuda.py measures, by name, and the tables in Markdown of what it has measured."""
+"""The names of all measurements of bench/cuda.py, and its Markdown tables."""
 
 import statistics
 
@@ -17,7 +17,7 @@ NOT_YET = "not measured"
 
 
 def keys_of(parts, archs):
-    """The names of all measurements in the order in which they are made."""
+    """The names of all measurements, in order."""
     keys = {part: [] for part in PARTS} | {"checks": ["checks"]}
     for arch in archs:
         keys["memory"] += [f"memory/{arch}/{what}" for what in (*SETUPS, *SIDES)]
@@ -29,20 +29,20 @@ def keys_of(parts, archs):
 
 
 def cell(row, text):
-    """text(row), or why there is none."""
+    """text(row), or the reason why it is missing."""
     if row is None:
         return NOT_YET
     return "failed" if "error" in row else row.get("left_out") or text(row)
 
 
 def quotient(rows, above, below, names):
-    """The ratio of two rows, "/"-separated where there are several names."""
+    """The ratio of two rows, "/"-separated if there are several names."""
     pairs = [(rows.get(above, {}).get(name), rows.get(below, {}).get(name)) for name in names]
     return " / ".join(f"{a / b:.2f}" for a, b in pairs if a and b) or NOT_YET
 
 
 def by_arch(head, rows, key, names, text, ratios=(), archs=MODELS):
-    """A line for each name, then those of the ratios; a column for each architecture.
+    """A line per name, then a line per ratio; a column per architecture.
 
     key: a format of (arch, name) that finds the row; text(row, arch, name), the cell.
     ratios: (title, name above, name below, names of numbers in a row) each.
@@ -159,7 +159,7 @@ def quality(rows, about):
 
 
 def report(kept):
-    """The tables of what cuda.json holds."""
+    """The tables of the rows in cuda.json."""
     rows, about = kept["measured"], kept["about"]
     blocks = []
     if rows:

@@ -1,10 +1,10 @@
-"""Time and peak memory per megapixel of images of 512 to 8192 px at tile 512.
+"""Time and peak memory per megapixel, for images of 512 to 8192 px and tiles of 512 px.
 
     python bench/large.py [--sides 512 1024 2048 4096 8192] [--out bench_large]
 
 Every size is a run of run.py in a process of its own: PaDiM, one model per tile location, on two
 training images and two test images of the built-in board, enlarged. Memory is the process's peak,
-time what its metrics.json says. Prints a Markdown table.
+times are from its metrics.json. Prints a Markdown table.
 """
 
 import argparse
@@ -28,7 +28,7 @@ OPTIONS = ["--dataset", "folder", "--setup", "ENS4", "--tile-size", "512", "--pa
 
 
 def draw(root, side):
-    """Two training images, a normal and a defective test image with its mask."""
+    """Draw two training images, and a normal and a defective test image with its mask."""
     board = synthetic.load(None, "board", n_train=2, n_good=1, n_defective=1)
     places = ["train/0.png", "train/1.png", "test/good/0.png", "test/bad/0.png"]
     for sample, place in zip((*board.train, *board.test), places):
@@ -41,7 +41,7 @@ def draw(root, side):
 
 
 def row(out, side):
-    """The table's row of a size."""
+    """The row of a size in the table."""
     root = out / f"images_{side}"
     draw(root, side)
     command = [sys.executable, ROOT / "run.py", *OPTIONS, "--image-size", str(side)]

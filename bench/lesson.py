@@ -1,12 +1,12 @@
-"""What the lesson (tiled_ref/reporting/walk/LESSON.md) measures with the package's own functions.
+"""Measurements for tiled_ref/reporting/walk/LESSON.md, with the package's own functions.
 
     python bench/lesson.py picture [--image NAME] [--out bench/lesson.jpg]
     python bench/lesson.py seams
     python bench/lesson.py scores [--dataset mvtec --root DIR --category screw] [--setup NAME] [--arch NAME]
 
 picture draws a defect at 512 and at 256 px with the maps of ENS9 and SM256, and prints the largest
-value on the defect and outside the window drawn. seams prints what the borders of tiles do to
-features and to maps, scores what the tiles score and how well the mean and the maximum of them tell
+value on the defect and outside the window drawn. seams prints the effect of tile borders on
+features and maps; scores prints the tile scores, and how well their mean and maximum separate
 defective images from normal ones, as Markdown tables.
 """
 
@@ -40,8 +40,8 @@ read = functools.lru_cache(maxsize=3)(read_images)  # samples as a tuple, (H, W)
 
 
 def predictions(setup, category, samples, arch="padim", **options):
-    """An ensemble trained on the category, and what its tiles predict for samples: grid, maps
-    (rows, cols, M, h, w), scores (rows, cols, M)."""
+    """Train an ensemble on the category and predict the tiles of samples: grid, maps (rows, cols,
+    M, h, w), scores (rows, cols, M)."""
     ensemble = TiledEnsemble(setup, arch, **options)
     size = ensemble.setup.image_size
     train, test = read(tuple(category.train), size), read(tuple(samples), size)
@@ -60,8 +60,8 @@ def table(head, rows):
 
 
 def picture(category, name, crop=CROP, setups=("ENS9", "SM256"), **options):
-    """The defect of an image: above, its pixels at 512 and at 256 px; below, the maps of ENS9 and
-    SM256, each from its least to its largest value in the image; uint8 (h, w, 3). Prints values."""
+    """Draw an image's defect: above, its pixels at 512 and at 256 px; below, the maps of ENS9 and
+    SM256, each scaled to its range in the image; uint8 (h, w, 3). Prints values."""
     (sample,) = [sample for sample in category.test if sample.name == name]
     panels = []
     for setup in setups:

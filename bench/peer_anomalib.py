@@ -3,9 +3,9 @@
     VENV/bin/python bench/peer_anomalib.py FOLDER [--image 512 --tile 256 --stride 128]
 
 PaDiM as in this project: ResNet-18, layers 1 to 3, 100 channels. The backbone's weights are
-random, because the cost does not depend on them and nothing is to be downloaded. Run in an
-environment with anomalib 2.7; what it writes goes to the current folder. Fails if one of
-anomalib's stages does, which it only prints.
+random: the cost does not depend on them, and nothing is downloaded. Run in an environment with
+anomalib 2.7; output goes to the current folder. Fails if a stage of anomalib fails, which anomalib
+only prints.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file_
 
 
 def configuration(folder, image, tile, stride):
-    """The pipeline's configuration, as its own file would hold it."""
+    """The pipeline's configuration, in the format of its file."""
     return {
         "seed": 42,
         "accelerator": "cpu",

@@ -1,4 +1,4 @@
-"""What the whole pipeline costs on a CPU: latency, throughput, memory, training time.
+"""Cost of the whole pipeline on a CPU: latency, throughput, memory, training time.
 
     python bench/pipeline.py                                   all parts, all architectures
     python bench/pipeline.py --parts latency memory --archs padim --setups SM256 ST9 ENS9
@@ -14,8 +14,8 @@ with TiledEnsemble.predict, bit for bit; the setups of an architecture then take
 busy moment hits all of them. Every measurement of memory, the peak resident set, has a process of
 its own.
 
-What is measured is kept in OUT/pipeline.json, part by part: a part that is measured again
-replaces the old one, the others stay. The tables in bench/README.md are made of that file.
+Results are kept in OUT/pipeline.json, part by part: a part that is measured again replaces the
+old one, the others stay. The tables in bench/README.md are written from that file.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from tiled_ref.support.errors import InputError  # noqa: E402
 from tiled_ref.support.files import atomic_write  # noqa: E402
 from tiled_ref.support.memory import PeakMemory  # noqa: E402
 
-THROUGHPUT_BATCH = {"patchcore": 8}  # SPEC of the protocol: 16 for the others
+THROUGHPUT_BATCH = {"patchcore": 8}  # 16 for the others
 TRAINED = ("fastflow", "reverse_distillation")  # --steps applies to them
 MIB = 1 << 20
 TITLE = "Pipeline on a CPU: `python bench/pipeline.py`"
@@ -61,7 +61,7 @@ TITLE = "Pipeline on a CPU: `python bench/pipeline.py`"
 
 
 def setup_of(job, name):
-    """The Setup of that name in the sizes that the job says."""
+    """The Setup of that name, in the sizes of the job."""
     sizes = [job.get(key) for key in ("image_size", "tile_size", "stride")]
     setup = SETUPS[name]
     if job["shrink"] > 1:
@@ -72,7 +72,7 @@ def setup_of(job, name):
 
 
 def made_ensemble(job, name, precision="float32"):
-    """A TiledEnsemble as the job says, not trained, in the setup of that name."""
+    """An untrained TiledEnsemble of the job, in the setup of that name."""
     switches = {"steps": job["steps"]} if job["arch"] in TRAINED else {}
     return TiledEnsemble(
         setup_of(job, name), job["arch"],
@@ -88,7 +88,7 @@ def pictures(size, n_train, n_test):
 
 
 def check_equal(engines, ensemble, images):
-    """Nothing is timed unless all engines give the bits of TiledEnsemble.predict."""
+    """Exit before timing unless all engines give the bits of TiledEnsemble.predict."""
     maps, scores = ensemble.predict(images)
     for name, engine in engines.items():
         got, got_scores = engine.predict(images)
@@ -104,7 +104,7 @@ def timed(function):
 
 
 def job_latency(job):
-    """All setups of one architecture, both modes, in turns: a row each."""
+    """Time all setups of one architecture in both modes, alternating: a row each."""
     contenders = {}
     batch = THROUGHPUT_BATCH.get(job["arch"], 16)
     for name in job["setups"]:
@@ -124,7 +124,7 @@ def job_latency(job):
     rates = {key: [] for key in contenders}
     for _ in range(job["batches"]):
         for key, (engine, test) in contenders.items():
-            images = np.resize(test, (batch, *test.shape[1:]))  # the same ones again and again
+            images = np.resize(test, (batch, *test.shape[1:]))  # the same images every time
             rates[key].append(batch / timed(lambda: engine.predict(images)))
     return [
         {
@@ -143,7 +143,7 @@ def job_latency(job):
 
 
 def job_train(job):
-    """Seconds and memory of training one setup; the ensemble is saved for job_predict."""
+    """Measure training of one setup, time and memory; saves the ensemble for job_predict."""
     ensemble = made_ensemble(job, job["setup"])
     ensemble.make_model()
     train, _ = pictures(ensemble.setup.image_size, job["n_train"], 1)
@@ -157,7 +157,7 @@ def job_train(job):
 
 
 def fit_to(ensemble, train, folder):
-    """Train location by location as a run does: one model at a time, the others on the disk."""
+    """Train location by location as a run does: one model in memory, the others on disk."""
     states = ensemble.states if folder else Forgotten()
     for _ in ensemble.each_location(train, train[:0], states):
         pass  # no image to predict
@@ -166,7 +166,7 @@ def fit_to(ensemble, train, folder):
 
 
 def job_predict(job):
-    """Memory and time of predicting images with a saved ensemble."""
+    """Measure prediction with a saved ensemble, time and memory."""
     ensemble = TiledEnsemble.load(job["folder"], weights=job["weights"], device=job["device"])
     size = ensemble.setup.image_size
     _, test = pictures(size, 1, min(job["n_test"], 4))
@@ -193,9 +193,9 @@ JOBS = {
 
 
 def in_own_process(kind, job, limit=None):
-    """The rows of a job, measured in a process of its own; one row with "error" if it fails.
+    """Measure a job in a separate process and return its rows; one with "error" if it fails.
 
-    limit: bytes of address space, so that a job that needs too much fails instead of the machine.
+    limit: bytes of address space, so that a job that needs too much fails, not the machine.
     """
     command = [sys.executable, str(Path(__file__).resolve()), "--job", kind, json.dumps(job)]
     done = subprocess.run(
@@ -212,7 +212,7 @@ def limit_memory(limit):
 
 
 def failure(done):
-    """The last line of what a process said before it failed."""
+    """The last line on stderr of a failed process."""
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     return lines[-1][:200]
 
@@ -265,7 +265,7 @@ def part_resolution(args):
 
 
 def run_py(args, argv):
-    """What a run of run.py measured; {"error"} if it failed."""
+    """The metrics of a run of run.py; {"error"} if it failed."""
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable, str(ROOT / "run.py"), *argv, "--device", "cpu",
@@ -351,7 +351,7 @@ def part_peer(args):
 
 
 def whole(command, folder):
-    """Seconds and peak resident bytes of a command, with its own last line."""
+    """Seconds and peak resident bytes of a command, and its last line."""
     started = time.perf_counter()
     with open(folder / "log", "w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
@@ -398,7 +398,7 @@ PARTS = {
 
 
 def job_of(args, arch):
-    """What all jobs of an architecture have in common."""
+    """The parameters that all jobs of an architecture share."""
     return {
         "arch": arch, "device": "cpu", "weights": args.weights, "steps": args.steps,
         "n_train": args.n_train, "shrink": args.shrink,
@@ -406,7 +406,7 @@ def job_of(args, arch):
 
 
 def tell(rows):
-    """One line on stderr about the row just measured."""
+    """Print the row just measured on stderr, in one line."""
     row = rows[-1]
     keys = ("arch", "setup", "kind", "resolution", "program", "memory", "latency_ms_min", "seconds")
     parts = [f"{key} {row[key]}" for key in keys if row.get(key) is not None]
@@ -445,7 +445,7 @@ def failures(rows):
 
 
 def latency_tables(rows):
-    """One image and batches; then the ratios that have a target."""
+    """The tables for one image and for batches, then the ratios that have a target."""
     table = [
         (f"{TITLES.get(r['arch'], r['arch'])} {r['setup']}", r["memory"],
          milliseconds(r["latency_ms"]), milliseconds(r["latency_ms_min"]),
@@ -572,7 +572,7 @@ def render(parts):
 
 
 def header(args, part):
-    """Where, when, with what and how often a part was measured."""
+    """Date, machine, versions and number of runs of a part."""
     counts = {
         "latency": f"{args.warmup} warm-up and {args.runs} measured runs of one image, "
         f"{args.batches} batches; trained on {args.n_train} images",
@@ -608,7 +608,7 @@ def cpu_name():
 
 
 def read_kept(path):
-    """What an earlier call kept in pipeline.json."""
+    """The results of earlier calls, from pipeline.json."""
     if not path.is_file():
         return {"rows": [], "parts": {}}
     kept = json.loads(path.read_text("utf-8"))
@@ -624,7 +624,7 @@ def figure_rows(parts):
 
 
 def write_readme(path, name, title, text):
-    """Replace what is between the markers of that name, or append it with markers."""
+    """Replace the text between the markers of that name, or append it with markers."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     page = path.read_text("utf-8") if path.is_file() else "# What is measured\n"
     block = f"{begin}\n## {title}\n\n{text}\n{end}"

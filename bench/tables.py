@@ -1,10 +1,10 @@
-"""Write the tables of bench/README.md from what `python -m pytest bench` measured.
+"""Write the tables of bench/README.md from the results of `python -m pytest bench`.
 
     python -m pytest bench --benchmark-json bench.json
     python bench/tables.py bench.json
 
 One table for each group of benchmarks, in the order in which they ran. The last column is the
-shortest time divided by that of the first row. What stands outside the markers is kept.
+shortest time divided by that of the first row. Text outside the markers is kept.
 """
 
 import argparse
@@ -16,13 +16,13 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def milliseconds(seconds):
-    """Three digits, or the whole number where it has more."""
+    """Three significant digits, or the whole number if it has more."""
     value = 1e3 * seconds
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def groups(report):
-    """{title: its benchmarks, the one that the others are divided by first}"""
+    """{title: its benchmarks, the one by which the others are divided first}"""
     found = {}
     for bench in report["benchmarks"]:
         found.setdefault(bench["group"], []).append(bench)

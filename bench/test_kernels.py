@@ -1,4 +1,4 @@
-"""The kernels on maps and masks, and the resize, beside their twins, their peers and the limit."""
+"""Kernels on maps and masks, and the resize, beside twins, peers and limits."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ GRID = SETUPS["ENS9"].input_grid
 
 
 def anomalib_tiler():
-    """anomalib's tiler for ENS9, or the contender is skipped."""
+    """anomalib's tiler for ENS9; skips the contender without anomalib."""
     module = pytest.importorskip(
         "anomalib.pipelines.tiled_ensemble.components.utils.ensemble_tiling"
     )
@@ -109,7 +109,7 @@ def smooth(**options):
 
 
 def convolve_and_mask(*shapes):
-    """The whole map blurred by kernels of these shapes, then the band taken from it."""
+    """Blur the whole map with kernels of these shapes, then take the band from it."""
     half = torch.from_numpy(gaussian_taps(2.0, np.float32))
     taps = torch.cat([half.flip(0), half[1:]])
     weights = {(17, 17): torch.outer(taps, taps), (17, 1): taps[:, None], (1, 17): taps[None]}
@@ -134,7 +134,7 @@ def anomalib_seams(case):
     tiler = anomalib_tiler()
 
     def smoothed():
-        batch = SimpleNamespace(anomaly_map=torch.tensor(case.maps))  # it writes into its input
+        batch = SimpleNamespace(anomaly_map=torch.tensor(case.maps))  # it writes to its input
         module.SmoothingJob("cpu", [batch], 0.1, 2, tiler).run()
         return batch.anomaly_map
 
@@ -162,7 +162,7 @@ def test_seam_smoothing(measure, merged, contender):
 
 @pytest.fixture(scope="module", params=[256, 512])
 def anomaly_maps(request, sized):
-    """The maps of the nine tiles of one image, or of one whole image."""
+    """Maps of the nine tiles of one image, or of one whole image."""
     n = sized(tiny=1, usual=9, full=9) if request.param == 256 else 1
     maps = torch.rand(n, request.param, request.param, generator=torch.Generator().manual_seed(0))
     title = f"Blur of anomaly maps: {n} x {request.param} x {request.param}, float32, sigma 4"
@@ -298,7 +298,7 @@ def adeval_aupro(case):
         low, high = float(case.maps.min()), float(case.maps.max())
         evaluator = adeval.EvalAccumulator(0, 1, low, high)
         evaluator.add_anomap_batch(case.maps, case.masks.view(np.uint8))
-        evaluator.add_image([0.0, 1.0], [0, 1])  # it asks for image scores too
+        evaluator.add_image([0.0, 1.0], [0, 1])  # it needs image scores too
         return float(evaluator.summary()["p_aupro"])
 
     return compute
@@ -328,7 +328,7 @@ def test_aupro(measure, ranked, contender):
 
 @pytest.fixture(scope="module", params=["large regions", "noise", "ties", "float64"])
 def other_set(request, smooth_set):
-    """Sets that are harder, and one that is easier."""
+    """Harder sets, and an easier one."""
     maps, masks = smooth_set
     if request.param == "large regions":
         masks = np.zeros_like(masks)
@@ -397,7 +397,7 @@ def photo(request, sized):
 
 
 def within_one(found, expected):
-    """Not OpenCV's integers, or rounded differently where a value lies at one half."""
+    """Equal within one level: without OpenCV's integers, or with halves rounded differently."""
     difference = np.abs(np.asarray(found, np.int16) - expected)
     assert difference.max() <= 1
 

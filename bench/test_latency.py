@@ -16,7 +16,7 @@ from tiled_ref.reporting.results import ARCHS as TITLES
 from tiled_ref.running.engine import MEMORY_MODES, Engine
 from tiled_ref.setups import SETUPS
 
-# Latency does not depend on how long these are trained: one step on two images.
+# Latency does not depend on the length of training: one step on two images.
 TRAINED = ("fastflow", "reverse_distillation")
 ALONE = "backbone alone on the same tiles"
 
@@ -30,7 +30,7 @@ def pictures(size, n_train):
 
 @pytest.fixture(scope="module")
 def backbone():
-    """Random weights: nothing is downloaded, and the time does not depend on them."""
+    """A backbone with random weights: no download, and the time does not depend on them."""
     return ResNet18Features(find_weights("random", seed=0).state_dict)
 
 
@@ -75,7 +75,7 @@ def test_backbone(measure, backbone, setup, sized):
 
 @pytest.fixture(scope="module", params=MODELS)
 def trained(request, backbone, setup, sized):
-    """(architecture, trained ensemble, one image, what TiledEnsemble.predict makes of it)"""
+    """(architecture, trained ensemble, one image, TiledEnsemble.predict of it)"""
     train, image = pictures(setup.image_size, sized(tiny=2, usual=8, full=16))
     switches = {}
     if request.param in TRAINED:

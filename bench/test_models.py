@@ -1,4 +1,4 @@
-"""PaDiM's distances and PatchCore's coreset beside plain algorithms and the limit."""
+"""PaDiM's distances and PatchCore's coreset beside plain algorithms and limits."""
 
 from types import SimpleNamespace
 
@@ -70,7 +70,7 @@ def test_distances(measure, one_image, contender):
 @pytest.fixture(scope="module", params=["ellipsoid", "ball"])
 def table(request, sized):
     """Gaussian points: a spectrum that decays like that of network features, or equal variances,
-    where distances differ so little that hardly anything can be pruned."""
+    where distances differ so little that almost nothing can be pruned."""
     n, d = sized(tiny=256, usual=8192, full=40960), sized(tiny=32, usual=384, full=384)
     points = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     if request.param == "ellipsoid":
@@ -138,7 +138,7 @@ def greedy(**options):
 
 
 def nearly_all_equal(found, expected):
-    """In float32 two candidates that nearly tie may change places."""
+    """Equal except for near ties, whose order float32 can change."""
     assert np.isin(found, expected).mean() > 0.99
 
 

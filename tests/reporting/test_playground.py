@@ -1,4 +1,4 @@
-"""The place to play in the walk's page: its data, and the browser against the NumPy twins."""
+"""The interactive section of the walk's page: its data, and the browser against the NumPy twins."""
 
 import base64
 import json

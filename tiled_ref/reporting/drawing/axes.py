@@ -1,4 +1,4 @@
-"""Numbers of a chart's axes: ranges, ticks and their texts, scales."""
+"""Chart axes: ranges, ticks, tick labels, scales."""
 
 import math
 
@@ -6,7 +6,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value):
-    """The text of a tick's value: no exponent between 0.001 and 100,000, a true minus sign.
+    """The tick label of value: no exponent between 0.001 and 100,000, a true minus sign.
 
     >>> number(0.30000000000000004), number(20000), number(1e-5), number(-1.5)
     ('0.3', '20,000', '1e\N{MINUS SIGN}5', '\N{MINUS SIGN}1.5')
@@ -22,7 +22,7 @@ def number(value):
 
 
 def linear_ticks(low, high):
-    """Round numbers from low to high, about five of them.
+    """About five round numbers from low to high.
 
     >>> linear_ticks(0, 1), linear_ticks(82.3, 99.1)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [85.0, 90.0, 95.0])
@@ -37,7 +37,7 @@ def linear_ticks(low, high):
 
 
 def log_ticks(low, high):
-    """Powers of ten from low to high; with others between them where the range is short."""
+    """Powers of ten from low to high, with values between them if the range is short."""
     decades = math.log10(high / low)
     factors = (1,) if decades > 4 else (1, 3) if decades > 2.2 else (1, 2, 5)
     ticks = [
@@ -50,8 +50,8 @@ def log_ticks(low, high):
 
 
 def value_range(values, log, most=math.inf):
-    """(low, high) of an axis that shows `values`, floats, with a little room, but not beyond
-    `most`; log, a logarithmic axis.
+    """(low, high) of an axis that shows `values`, floats, with a small margin, at most `most`;
+    log: the axis is logarithmic.
 
     >>> value_range([90.0, 100.0], False, most=100)
     (89.4, 100)
@@ -67,7 +67,7 @@ def value_range(values, log, most=math.inf):
 
 
 def scale(low, high, start, stop, log):
-    """A callable that takes values from low to high to pixels from start to stop."""
+    """A function that maps values from low to high to pixels from start to stop."""
     if log:
         low, high = math.log(low), math.log(high)
     span = (high - low) or 1.0

@@ -1,6 +1,6 @@
 """Pictures of anomaly maps: colours, overlays, colour bars, regions and their outlines.
 
-Pictures are arrays uint8 (H, W, 3), rows first; `data.encoders.encode_png` makes files of them.
+Pictures are arrays uint8 (H, W, 3), rows first; `data.encoders.encode_png` encodes them.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from ... import metrics
 from ...data.encoders import text_coverage
 from ...support.errors import InputError
 
-# Colours at equal distances from 0 to 1, linear in between: dark blue, blue, green, yellow, red,
-# dark red. Lightness rises to the middle, so that a print in grey shows normal regions dark.
+# Colours evenly spaced from 0 to 1, linear in between: dark blue, blue, green, yellow, red, dark
+# red. Lightness rises to the middle, so that normal regions are dark in greyscale print.
 COLORS = np.array(
     [
         (28, 16, 68), (33, 60, 148), (24, 118, 186), (22, 168, 158), (92, 200, 96),
@@ -21,17 +21,17 @@ COLORS = np.array(
     np.uint8,
 )  # fmt: skip
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, weights of red, green and blue
-LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one of the two is visible on any image
+LINE, HALO = (255, 255, 255), (0, 0, 0)  # of contours: one of them is visible on any image
 BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
-THRESHOLD = ((0.5, "0.5 threshold"),)  # what a colour bar marks
-ROWS_AT_ONCE = 256  # rows blended at a time, so that a large picture needs little memory
+THRESHOLD = ((0.5, "0.5 threshold"),)  # the marks of a colour bar
+ROWS_AT_ONCE = 256  # rows blended at a time, to bound the memory of a large picture
 
 
 def colormap(values):
-    """Colours of values.
+    """Map values to colours.
 
-    Parameters: values float (H, W), 0 to 1; values outside are clamped, NaN is 0.
-    Returns uint8 (H, W, 3), from dark blue (0) over green and yellow to dark red (1).
+    Parameters: values float (H, W), 0 to 1; values outside are clamped, NaN becomes 0.
+    Returns uint8 (H, W, 3), from dark blue (0) through green and yellow to dark red (1).
     """
     at, nodes = np.linspace(0, len(COLORS) - 1, 256), np.arange(len(COLORS))
     table = np.stack([np.interp(at, nodes, channel) for channel in COLORS.T], 1)
@@ -41,17 +41,17 @@ def colormap(values):
 
 
 def opacity(values):
-    """How much of its colour a value gets over an image: twice the value, 0 to 0.8; values float
+    """Opacity of a value's colour over an image: twice the value, clamped to 0 to 0.8; values float
     (H, W)."""
     return np.clip(2 * values, 0, 0.8)
 
 
 def overlay(image, values):
-    """A heat map over an image, through which the image shows where the map is low.
+    """Draw a heat map over an image; the image shows through where the map is low.
 
     Parameters: image uint8 (H, W, 3); values float (H, W), 0 to 1, 0.5 the threshold.
-    Returns uint8 (H, W, 3): the image's grey, in which no colour is taken for heat, and the colour
-    of each value mixed in, see `opacity`.
+    Returns uint8 (H, W, 3): the image in grey, so that its own colours are not mistaken for heat,
+    blended with the colour of each value, see `opacity`.
     Raises InputError for other shapes or types.
     """
     image, values = _checked(image), np.asarray(values)
@@ -70,12 +70,12 @@ def overlay(image, values):
 
 
 def with_color_bar(picture, low=0.0, high=1.0, marks=THRESHOLD, title="anomaly"):
-    """A picture with a colour bar to its right, numbers beside it.
+    """Add a colour bar with numbers to the right of a picture.
 
     Parameters: picture uint8 (H, W, 3); low and high, values of the lowest and highest colour;
-    marks, pairs (value, text) that a line across the bar marks, the ends being numbered where no
+    marks, pairs (value, text), each drawn as a line across the bar; the ends are numbered unless a
     mark is near; title, a line above the bar.
-    Returns uint8 (max(H, 96), W + about a tenth, 3): the picture, top left, keeps its pixels.
+    Returns uint8 (max(H, 96), W + about a tenth, 3): the picture, top left, is unchanged.
     """
     picture = _checked(picture)
     height = max(96, len(picture))
@@ -112,11 +112,11 @@ def with_color_bar(picture, low=0.0, high=1.0, marks=THRESHOLD, title="anomaly")
 
 
 def with_caption(picture, lines):
-    """A picture with lines of text above it.
+    """Add lines of text above a picture.
 
     Parameters: picture uint8 (H, W, 3); lines, texts; the first is larger.
     Returns uint8 (h, W, 3): the picture at the bottom, its pixels unchanged. Text that is too wide
-    becomes smaller.
+    is drawn smaller.
     """
     width = _checked(picture).shape[1]
     height, rows = int(np.clip(width // 28, 12, 96)), []
@@ -130,7 +130,7 @@ def with_caption(picture, lines):
 
 
 def number(value):
-    """The text of a value: three significant digits.
+    """A value with three significant digits, as text.
 
     >>> number(0.5), number(1234.5), number(0.00012)
     ('0.5', '1.23e+03', '0.00012')
@@ -140,25 +140,25 @@ def number(value):
 
 @dataclass(frozen=True)
 class Region:
-    """A region of a mask: pixels that touch, corners included.
+    """An 8-connected region of a mask.
 
-    Its outline: closed polygons int32 (n, 2) through the corners of pixels, as (row, column),
-    corner (r, c) being the top left one of pixel (r, c): the outer one clockwise around the
-    region, then those anticlockwise around its holes.
+    Its outline: closed polygons int32 (n, 2) through pixel corners, as (row, column); corner
+    (r, c) is the top left corner of pixel (r, c). First the outer polygon, clockwise, then
+    those of the holes, anticlockwise.
     """
 
     area: int  # pixels
-    box: tuple  # first row, first column, row and column behind the last
+    box: tuple  # first row and column, one past the last row and column
     outline: tuple
 
 
 def contours(mask, impl="cython"):
-    """The regions of a mask with their areas and outlines.
+    """Find the regions of a mask with their areas and outlines.
 
     Parameters: mask bool or uint8 (H, W), anomalous where not 0; impl, see
     `metrics.label_regions`.
     Returns list of Region, in the order of the regions' first pixels (8-connected). The areas
-    enclosed by the polygons of a region, holes counting negative, add up to its area.
+    enclosed by the polygons of a region, those of holes negative, add up to its area.
     Raises InputError for another shape or type.
     """
     mask = np.asarray(mask)
@@ -180,11 +180,11 @@ def contours(mask, impl="cython"):
 
 
 def draw_contours(picture, mask, color=LINE):
-    """A picture with the outlines of a mask's regions, white by default, with a black rim.
+    """Draw the outlines of a mask's regions on a picture, white by default, with a black rim.
 
     Parameters: picture uint8 (H, W, 3); mask bool or uint8 (H, W); color (R, G, B) of the line.
-    Returns uint8 (H, W, 3). The line runs outside the region, whose pixels stay visible; it is
-    1 px wide for every 400 px of the picture's smaller side.
+    Returns uint8 (H, W, 3). The line runs outside the region, so that its pixels stay visible;
+    it is 1 px wide for every 400 px of the picture's smaller side.
     Raises InputError for other shapes or types.
     """
     picture, mask = _checked(picture), np.asarray(mask) != 0
@@ -201,13 +201,12 @@ def draw_contours(picture, mask, color=LINE):
 
 
 def label_regions(picture, regions, mask, most=24):
-    """A picture with number and area beside each region, such as "2: 1,304 px".
+    """Write number and area beside each region of a picture, such as "2: 1,304 px".
 
     Parameters: picture uint8 (H, W, 3); regions, a list of Region, numbered from 1; mask, bool
-    (H, W), all their pixels; most, how many are labelled, the largest first.
-    Returns uint8 (H, W, 3). A label lies above its region, or below or beside it where there is
-    no room, and never on another label, a region or its outline; one that finds no place is left
-    out.
+    (H, W), all their pixels; most, the number of labels, largest regions first.
+    Returns uint8 (H, W, 3). A label lies above its region, or below or beside it if there is no
+    room, and never on another label, a region or its outline; labels that do not fit are left out.
     """
     out = _checked(picture).copy()
     height, width = out.shape[:2]
@@ -326,7 +325,7 @@ def _polygons(labels):
 
 
 def _runs(lines):
-    """First corner and corner behind the last of each run of True along the lines, (n, 2)."""
+    """First corner and one past the last of each run of True along the lines, (n, 2) each."""
     padded = np.pad(lines, ((0, 0), (1, 1)))
     change = padded[:, 1:] != padded[:, :-1]
     line, corner = np.nonzero(change)

@@ -1,8 +1,8 @@
-"""Charts as SVG text: axes, lines, points, bars, legends, without any package or font file.
+"""Charts as SVG text: axes, lines, points, bars, legends, without a plotting package or font file.
 
-Plain attributes draw a chart for light backgrounds, so that any viewer shows it, and a style
-sheet recolours it where the reader prefers dark. Series differ in colour (Okabe and Ito's, safe
-for colour-blind readers), dash and mark. The legend has rows of its own above the axes and never
+Plain attributes draw a chart for light backgrounds in any viewer; a style sheet recolours it where
+the reader prefers dark. Series differ in colour (Okabe and Ito's, safe
+for colour-blind readers), dash and mark. The legend has its own rows above the axes and never
 covers data.
 """
 
@@ -26,7 +26,7 @@ TITLE, TEXT, TICK = 15, 12.5, 11.5  # font sizes, px
 
 
 def style_sheet(selector="svg"):
-    """CSS that recolours every chart below `selector` for a dark background."""
+    """CSS that recolours every chart inside `selector` for a dark background."""
     rules = [f"{selector} .{name}{{fill:{color}}}" for name, color in DARK.items()]
     rules += [f"{selector} .{name}-line{{stroke:{color}}}" for name, color in DARK.items()]
     for k, (_, dark) in enumerate(SERIES):
@@ -35,7 +35,7 @@ def style_sheet(selector="svg"):
 
 
 def text_width(text, size=TEXT):
-    """An upper estimate of a text's width in px, for any sans-serif typeface."""
+    """An upper bound on the width of a text in px, for any sans-serif typeface."""
     narrow = sum(char in "iljtf.,:;'|!()[] " for char in text)
     wide = sum(char in "mwMW@%" for char in text)
     return size * (0.6 * (len(text) - narrow - wide) + 0.36 * narrow + 0.95 * wide)
@@ -46,9 +46,9 @@ class Chart:
 
     Parameters: title, x_label and y_label, plain text, units in the labels; width and height of
     the whole chart in pixels; x_range and y_range, (low, high) of the axes, by default those of
-    the data with a little room, for percentages ("%" in the label) 100 at most; log_x and log_y,
+    the data with a small margin, at most 100 for percentages ("%" in the label); log_x and log_y,
     logarithmic axes, whose values must be positive; x_names, categories instead of numbers, item k
-    at x = k; x_ticks, where the ticks of the x axis are; whole_y, whole ticks alone, for counts;
+    at x = k; x_ticks, positions of the x axis's ticks; whole_y, integer ticks only, for counts;
     note, a line below the chart.
     """
 
@@ -63,7 +63,7 @@ class Chart:
         self.log_x, self.log_y = log_x, log_y
         self.x_names, self.x_ticks = x_names, x_ticks
         self.whole_y = whole_y
-        self._items = []  # functions that draw, given where a point (x, y) is placed in px
+        self._items = []  # functions that draw, given a function from (x, y) to px
         self._xs, self._ys = [], []
         self._legend = []  # (label, series, kind)
 
@@ -94,7 +94,7 @@ class Chart:
         )
 
     def band(self, x, low, high, series=0):
-        """The area between two lines over x, floats (n,), pale."""
+        """A pale area between two lines over x, floats (n,)."""
         x, low, high = _floats(x), _floats(low), _floats(high)
         self._see(x + x, low + high, None, series, "band")
 
@@ -147,7 +147,7 @@ class Chart:
             self._legend.append((label, series, kind))
 
     def svg(self):
-        """The chart as a file of its own."""
+        """The chart as a complete SVG file."""
         wide = max(self.width, text_width(self.title, TITLE) + 28)
         return document(self.body(), wide, self.height, self.title)
 
@@ -243,19 +243,19 @@ def document(body, width, height, title=""):
 
 
 def inline(text):
-    """An SVG file as an element of class "chart", with its colours left to the page's CSS."""
+    """An SVG file as an element of class "chart", without its style sheet: the page has one."""
     start = text.index("<style>")
     stop = text.index("</style>") + len("</style>")
     return text[:start].replace("<svg ", '<svg class="chart" ', 1) + text[stop:]
 
 
 def file_width(text):
-    """The width in px of an SVG file of this module."""
+    """The width in px of an SVG file written by this module."""
     return float(re.search(r'width="([0-9.]+)"', text)[1])
 
 
 def page(charts, columns, title, note=""):
-    """Several charts of equal size in rows, under one title; returns an SVG file."""
+    """Arrange charts of equal size in rows under one title; returns an SVG file."""
     width, height = charts[0].width, charts[0].height
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
@@ -346,7 +346,7 @@ def _tooltip(name):
 
 
 def _sample(x, y, series, kind):
-    """The line, mark or bar before a text of the legend."""
+    """The line, mark or bar before a legend entry."""
     if kind == "rule":
         return _rule(f"M{_n(x)} {_n(y)}h27")
     if kind == "bar":

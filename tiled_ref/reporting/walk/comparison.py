@@ -1,4 +1,4 @@
-"""A single model on the whole, reduced image beside the walked setup: what is lost."""
+"""Compare the walked setup with a single model on the whole image, reduced."""
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from ...verdicts.thresholds import f1_threshold
 from ..drawing import render
 from .stage import Stage, heat_map, in_a_row, outlined
 
-CLOSE_UP = 480  # px, side of the drawn part of an image
+CLOSE_UP = 480  # px, side of a close-up
 
 
 def single_setup(setup):
-    """The Setup of one model on the image reduced to 256 px, or to the tile's size where that is
-    smaller; None where it is the setup itself. SM256 beside the paper's.
+    """The Setup of one model on the image reduced to 256 px, or to the tile's size if that is
+    smaller; None if that is `setup` itself. SM256 for the paper's setups.
 
     >>> single_setup(SETUPS["ENS9"]).name, single_setup(SETUPS["SM256"])
     ('SM256', None)
@@ -26,18 +26,18 @@ def single_setup(setup):
 
 
 def mask_of(maps, masks):
-    """The mask of the first image, as a run without thresholds decides it on the others.
+    """The mask of the first image, at the threshold that a run would choose on the others.
 
     Parameters: maps float32 (1 + V, H, W); masks bool (V, H, W), the defects in the others.
-    Returns the mask bool (H, W), the threshold, which is the largest value on the others where
-    none has a defect, and the best F1 on them.
+    Returns the mask bool (H, W), the threshold (the largest value on the others if none has a
+    defect), and the best F1 on them.
     """
     threshold, f1 = f1_threshold(maps[1:].ravel(), masks.ravel())
     return maps[0] >= threshold, threshold, f1
 
 
 def compare(stages, walked, ensemble, images, train, masks, truth, options, progress):
-    """Train the single model and draw its predictions beside the walked setup's -> list of Stage.
+    """Train a single model and draw its predictions beside the walked setup's -> list of Stage.
 
     Parameters: stages, the walked setup's; walked, its name; ensemble, a TiledEnsemble of
     `single_setup`; images uint8 (1 + V, 3, h, w), the walked one and those that choose the
@@ -63,22 +63,22 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
     found = "; ".join(f"{name} {overlap(m, truth)}" for name, _, m, _ in pairs)
     return [
         Stage(
-            "single-image", "The same place in the image that a single model sees", images[0],
+            "single-image", "The same place, as a single model sees it", images[0],
             "data.resizing.resize_image", "Rolih et al. Sec. 4.2",
-            f"Left for {walked}, right reduced to {h} x {w} px.",
+            f"Left: for {walked}. Right: reduced to {h} x {w} px.",
             in_a_row(_close_ups(full, image, truth, maps[0])),
         ),
         Stage(
             "single-map", f"The map of {recipe.setup.name}", maps[0],
             "ensemble.merge", "Rolih et al. Table 1",
-            f"Left {walked}'s, right that of one model on {h} x {w} px, enlarged; each has a scale "
-            f"of its own. Image scores: {margins}.",
+            f"Left: {walked}. Right: one model on {h} x {w} px, enlarged. Each map has its own "
+            f"scale. Image scores: {margins}.",
             in_a_row([heat_map(m, truth, title=name) for name, m, _, _ in pairs]),
         ),
         Stage(
             "single-mask", f"The mask of {recipe.setup.name}", mask,
             "thresholds.f1_threshold", "",
-            f"White: the masks, left {walked}'s, each at a threshold of its own, chosen on the "
+            f"White: the masks, on the left that of {walked}, each at its own threshold, chosen on "
             f"{len(masks)} other images. {found}.",
             in_a_row([render.draw_contours(outlined(full, truth), m) for _, _, m, _ in pairs]),
         ),
@@ -86,7 +86,7 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
 
 
 def overlap(mask, truth):
-    """In words, how a mask bool (H, W) fits the truth bool (H, W), which may be unknown (None)."""
+    """Describe how a mask bool (H, W) fits the truth bool (H, W), None if it is unknown."""
     if truth is None:
         return f"marks {mask.sum():,} px"
     both, either = int((mask & truth).sum()), int((mask | truth).sum())
@@ -97,7 +97,7 @@ def overlap(mask, truth):
 
 
 def _close_ups(full, image, truth, values):
-    """The largest defect, or else the largest of values (H, W), in both images, enlarged."""
+    """Close-ups of both images: the largest defect, else the maximum of values (H, W)."""
     H, W = full.shape[:2]
     regions = [] if truth is None else render.contours(truth)
     if regions:

@@ -12,10 +12,10 @@ from ...support.files import make_folder, write_files
 from ..drawing import svg
 from .stage import GAP, PAPER
 
-MAX_SIDE = 1024  # px, pictures are reduced to this
+MAX_SIDE = 1024  # px, larger pictures are reduced to this
 QUALITY = 85  # of the JPEG pictures in the page
-OVERVIEW_SIDE, PER_ROW = 200, 6  # of the overview: px, height of its pictures; pictures in a row
-TITLE = 22  # px, height of the line above each of them
+OVERVIEW_SIDE, PER_ROW = 200, 6  # of the overview: height of its pictures, px; pictures per row
+TITLE = 22  # px, height of the line above each picture
 
 
 def _overview(stages):
@@ -42,12 +42,12 @@ def _overview(stages):
 
 
 def write_walk(stages, folder, title):
-    """Write a numbered picture per stage, PNG or SVG, overview.jpg, and index.html, which shows and
-    explains them and needs no other file.
+    """Write a numbered PNG or SVG per stage, overview.jpg, and a self-contained index.html
+    that shows and explains them.
 
-    Parameters: stages, list of Stage; folder, made where it is missing; title, text.
+    Parameters: stages, list of Stage; folder, created if missing; title, text.
     Returns the list of the pictures' names.
-    Raises InputError where the folder cannot be written.
+    Raises InputError if the folder cannot be written.
     """
     folder, files = Path(folder), {}
     make_folder(folder)
@@ -75,7 +75,7 @@ def _reduced(picture):
 
 
 def _page(stages, title):
-    """The text of index.html: the skeleton of assets/, filled."""
+    """The text of index.html: the template of assets/, filled in."""
     values = {
         "TITLE": html.escape(title),
         "CSS": _asset("walk.css"),

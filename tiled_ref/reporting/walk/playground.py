@@ -1,5 +1,5 @@
-"""The place to play at the end of the walk's page: the tile maps of the image, which the browser
-merges, smooths and thresholds anew (`assets/playground.js`)."""
+"""The interactive section at the end of the walk's page: the browser merges, smooths and
+thresholds the tile maps of the image again (`assets/playground.js`)."""
 
 import base64
 import json
@@ -17,23 +17,23 @@ MOST_BYTES = 2_000_000  # of the tile maps in the page
 QUALITY = 85  # of the JPEG picture of the image
 EMPTY = '<section id="playground">\n<h2>Change the settings yourself</h2>\n<p>{}</p>\n</section>'
 ONE = (
-    "This setup has one model on the whole image, so there are no tile maps to merge; an ENS setup "
-    "has them."
+    "This setup has one model on the whole image, so there are no tile maps to merge; choose an "
+    "ENS setup to change the settings."
 )
 LARGE = (
-    "The tile maps of this setup take {} MB, more than the {} MB that this page has room for; "
-    "choose a smaller --image-size to play with them."
+    "The tile maps of this setup take {} MB, more than the {} MB that this page can hold; "
+    "choose a smaller --image-size to change the settings."
 )
 
 
 def section(image, maps, scores, threshold, recipe, truth=None):
-    """The HTML of the section, with its style, data and program.
+    """The HTML of the section, with its style, data and script.
 
     Parameters: image uint8 (H, W, 3); maps float32 (rows, cols, h, w), the tile maps, and scores
-    float32 (rows, cols) of the image; threshold, float, of the pixels; recipe, a Recipe, whose
-    values the controls start from; truth bool (H, W), the defects, or None.
-    Returns text; one sentence instead of controls where there is one location, or where the maps
-    take more than MOST_BYTES.
+    float32 (rows, cols) of the image; threshold, float, of the pixels; recipe, a Recipe, the
+    initial values of the controls; truth bool (H, W), the defects, or None.
+    Returns text; a sentence instead of the controls if there is only one location or the maps take
+    more than MOST_BYTES.
     """
     if scores.size == 1:
         return EMPTY.format(ONE)
@@ -47,7 +47,7 @@ def section(image, maps, scores, threshold, recipe, truth=None):
 
 
 def playground_data(image, maps, scores, threshold, recipe, truth):
-    """What the browser computes from, a dict for JSON; the parameters as of `section`."""
+    """The browser's input, a dict for JSON; parameters as for `section`."""
     levels, low, size = quantised(maps)
     grid, rules = recipe.grid, dict.fromkeys(["mean", "max", recipe.score])
     return {
@@ -74,7 +74,7 @@ def playground_data(image, maps, scores, threshold, recipe, truth):
 
 
 def quantised(maps):
-    """Maps as whole numbers: value = low + size * level, off by at most half of size.
+    """Quantise maps: value = low + size * level, off by at most size / 2.
 
     Parameters: maps, finite floats of any shape.
     Returns (levels uint16, little-endian, in the shape of maps; low; size), both float.
@@ -88,10 +88,10 @@ def quantised(maps):
 
 
 def coarser_grids(grid):
-    """The grids whose tiles are all among those of a grid, which is the first: a list of dicts.
+    """The grids whose tiles are all tiles of `grid`, itself first: a list of dicts.
 
-    Each has step, every how many tiles of the grid are its own, stride (down, across) in pixels,
-    rows and cols.
+    Each has step (it takes every step-th tile of `grid`), stride (down, across) in pixels, rows
+    and cols.
 
     >>> [g["stride"] for g in coarser_grids(TileGrid(512, 256, 128))]
     [(128, 128), (256, 256)]

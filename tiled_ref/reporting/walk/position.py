@@ -1,6 +1,6 @@
-"""What `fit` left behind at one position, and how the position is scored there.
+"""What `fit` learned at one position, and how the walked image is scored there.
 
-The position is that of the walked image's largest distance, in the tile with the highest score.
+The position is that of the image's largest distance, in the tile with the highest score.
 """
 
 import numpy as np
@@ -14,14 +14,14 @@ from ...models.search.neighbours import nearest
 from ..drawing import svg
 from .stage import Stage, heat_map, in_a_row
 
-AROUND = 200  # vectors of a bank that are drawn, those nearest to m*
-SIDE = 512  # px, to which the maps of a small tile are enlarged
+AROUND = 200  # number of vectors of the bank drawn, the nearest to m*
+SIDE = 512  # px, the maps of smaller tiles are enlarged to this
 BIN = 0.5  # width of the histogram's bars
 STRIDES = tuple(FEATURE_STRIDE.values())
 
 
 class Latest(dict):
-    """States of an ensemble of which the last one is kept."""
+    """A dict of an ensemble's states that keeps only the last one."""
 
     def __setitem__(self, location, state):
         self.clear()
@@ -29,11 +29,11 @@ class Latest(dict):
 
 
 def watch(found, states, best):
-    """Pass on the predictions of `ensemble.each_location` and remember the model of the tile in
-    which the first image scores highest.
+    """Pass on the predictions of `ensemble.each_location` and keep the model of the tile with the
+    first image's highest score.
 
-    Parameters: found, those predictions; states, the Latest given to each_location; best, a dict
-    that gets "place", "state" and "score". Yields what found yields.
+    Parameters: found, the predictions; states, the Latest given to each_location; best, a dict
+    that receives "place", "state" and "score". Yields what found yields.
     """
     for place, rows, maps, scores in found:
         if rows.start == 0 and not scores[0] <= best.get("score", -np.inf):
@@ -44,7 +44,7 @@ def watch(found, states, best):
 
 @torch.no_grad()
 def position_stages(ensemble, best, image, train, truth=None):
-    """The stages between features and tile maps, those of one architecture.
+    """The stages between features and tile maps, which depend on the architecture.
 
     Parameters: ensemble, a TiledEnsemble; best, see `watch`; image uint8 (3, H, W); train uint8
     (N, 3, H, W), the images that the model was trained on; truth bool (H, W), the defects, or None.
@@ -65,7 +65,7 @@ def position_stages(ensemble, best, image, train, truth=None):
 
 
 class View:
-    """The walked tile and what is known of it: grid, place (i, j), truth bool (H, W) or None."""
+    """The walked tile: its grid, place (i, j) and truth bool (H, W) or None."""
 
     def __init__(self, grid, place, truth):
         self.size, self.place = grid.tile_size, place
@@ -73,8 +73,8 @@ class View:
         self.model = "the model" if grid.rows * grid.cols == 1 else f"the model of tile {place}"
 
     def heat(self, values, row, col, stride, title):
-        """The picture of values (hf, wf), any dtype, `stride` px per position, or (h, w), with the
-        position (row, col) of stride px outlined."""
+        """Draw values (hf, wf), any dtype, `stride` px per position, or (h, w), and outline the
+        position (row, col) of stride px."""
         if values.shape != self.size:
             values = values.repeat(stride, 0).repeat(stride, 1)[: self.size[0], : self.size[1]]
         spot = np.zeros(self.size, bool)
@@ -84,7 +84,7 @@ class View:
         return heat_map(np.kron(values, square), truth, spot=np.kron(spot, square), title=title)
 
     def layers(self, maps, spots):
-        """The pictures of three layers' maps (3, h, w), any dtype, and positions, side by side."""
+        """Draw the maps (3, h, w), any dtype, of three layers and positions, side by side."""
         each = zip(maps, spots, FEATURE_STRIDE.items())
         return in_a_row([self.heat(m, *spot, step, name) for m, spot, (name, step) in each])
 
@@ -111,16 +111,16 @@ def _padim(model, tile, normal, view):
         Stage(
             "distances", "Distances from the Gaussians", grid,
             "models.gaussians.distances", "Defard et al. Eq. 2",
-            f"A distance per position, in standard deviations; the largest, {found[p]:.4g}, is "
-            f"that of {where}, framed in white.",
+            f"A distance per position, in standard deviations; the largest is {found[p]:.4g} "
+            f"({where}), framed in white.",
             view.heat(grid, row, col, model.STRIDE, "distance"),
         ),
         Stage(
             "covariance", "The covariance of that position", sigma,
             "models.padim.Padim.fit", "Defard et al. Eq. 1",
             f"{d} x {d} channels, estimated from {n} images; Sigma^-1 = U U^T is kept. Its "
-            f"eigenvalues run from {values[0]:.3g}, which is epsilon where {n} images say nothing, "
-            f"to {values[-1]:.3g}. The mean of the channels lies between {mu.min():.3g} and "
+            f"eigenvalues run from {values[0]:.3g} (epsilon where the {n} images do not "
+            f"vary) to {values[-1]:.3g}. The means of the channels lie between {mu.min():.3g} and "
             f"{mu.max():.3g}.",
             heat_map(np.kron(sigma, np.ones((4, 4))), title="covariance"),
         ),
@@ -131,7 +131,7 @@ def _padim(model, tile, normal, view):
             f"walked image (the last row). Mean ({mu[a]:.3g}, {mu[b]:.3g}), variances "
             f"{sigma[a, a]:.3g} and {sigma[b, b]:.3g}, covariance {sigma[a, b]:.3g}. In these two "
             f"channels the image lies {near:.3g} standard deviations out, more than in any other "
-            f"two; in all {d} of them {found[p]:.4g}.",
+            f"two; in all {d} it is {found[p]:.4g}.",
             _gaussian_chart(trained[:, pair], test[pair], mu[pair], sigma[np.ix_(pair, pair)],
                             names, found[p]),
         ),
@@ -139,10 +139,10 @@ def _padim(model, tile, normal, view):
 
 
 def widest_pair(delta, sigma):
-    """The two channels in which a vector lies farthest out.
+    """Find the two channels in which a vector lies farthest from the mean.
 
     Parameters: delta (D,), its difference from the mean; sigma (D, D), the covariance; floats.
-    Returns (a, b, distance), a < b, in units of standard deviations; a = b = 0 where D is 1.
+    Returns (a, b, distance), a < b, in units of standard deviations; a = b = 0 if D is 1.
     """
     s = np.diag(sigma)
     if len(s) == 1:
@@ -186,13 +186,13 @@ def _patchcore(model, tile, normal, view):
         Stage(
             "distances", "Distances to the memory bank", grid,
             "models.search.neighbours.nearest", "Roth et al. Eq. 6",
-            f"Each patch and its nearest of the {len(bank):,} patches that {view.model} keeps; "
-            f"the farthest, s* = {found[p]:.4g}, is at position ({row}, {col}) of "
+            f"From each patch to the nearest of the {len(bank):,} patches that {view.model} keeps; "
+            f"the largest, s* = {found[p]:.4g}, is at position ({row}, {col}) of "
             f"{grid.shape[0]} x {grid.shape[1]}, framed in white.",
             view.heat(grid, row, col, model.STRIDE, "distance"),
         ),
         Stage(
-            "neighbourhood", "The memory bank around the nearest neighbour", vectors[: 1 + b],
+            "neighbourhood", "The memory bank near the nearest neighbour", vectors[: 1 + b],
             "models.patchcore.reweight", "Roth et al. Eq. 7",
             f"The farthest patch, its nearest neighbour m* and the {b} nearest to m*, m* included, "
             f"at distances {', '.join(f'{value:.4g}' for value in apart[0].tolist())}. The weight "
@@ -211,9 +211,9 @@ def _bank_chart(vectors, b, distance):
     chart = svg.Chart(
         "The patch and the memory bank", "from m* to the patch", "distance from that line",
         width=560, height=460,
-        note="By the axes, distances from m* and the patch are those in all channels.",
+        note="Distances from m* and from the patch in this chart are those in all channels.",
     )  # fmt: skip
-    chart.points(x[1 + b :], y[1 + b :], "others of the bank", 6)
+    chart.points(x[1 + b :], y[1 + b :], "other patches in the bank", 6)
     chart.line(x[:2], y[:2], f"s* = {distance:.4g}", 7)
     chart.points(x[2 : 1 + b], y[2 : 1 + b], "neighbours of m*", 2)
     chart.points(x[1:2], y[1:2], "m*", 3)
@@ -231,17 +231,17 @@ def _fastflow(model, tile, normal, view):
     spread = ", ".join(f"{np.square(part).mean():.3g}" for part in hidden)
     return [
         Stage(
-            "likelihoods", "Likelihoods of the layers", maps,
+            "likelihoods", "Likelihoods of the three layers", maps,
             "models.fastflow.likelihood_map", "Yu et al. Sec. 3.3",
-            f"-exp(-1/2 mean of z^2) of layers 1 to 3, as {view.model} sees its tile: -1 is most "
+            f"-exp(-1/2 mean of z^2) of layers 1 to 3, by {view.model}: -1 is most "
             f"likely, 0 impossible. Their mean is the tile's map, largest at pixel {at}, framed.",
             view.layers(maps, spots),
         ),
         Stage(
             "hidden", "z of that position", np.concatenate(hidden),
             "models.fastflow.Flows", "Yu et al. Sec. 3.3",
-            f"The channels of each layer there, against the standard normal, which a normal "
-            f"position follows. The mean of z^2, 1 on average where normal, is {spread}.",
+            f"The channels of each layer there, against the standard normal distribution, which "
+            f"normal positions follow. The mean of z^2, about 1 at normal positions, is {spread}.",
             svg.page([_hidden_chart(f"layer{k}", part) for k, part in enumerate(hidden, 1)], 3,
                      "z of one position (bars) and the standard normal (line)"),
         ),
@@ -279,7 +279,7 @@ def _reverse_distillation(model, tile, normal, view):
         Stage(
             "cosines", "Encoder against decoder", maps,
             "models.reverse_distillation.cosine_distance", "Deng and Li Eq. 1",
-            f"1 - cosine of encoder and decoder in layers 1 to 3, as {view.model} sees its tile. "
+            f"1 - cosine of encoder and decoder in layers 1 to 3, by {view.model}. "
             f"Their {model.combine}, blurred, is the tile's map; before the blur it is largest at "
             f"pixel {at}, framed.",
             view.layers(maps, spots),
@@ -287,8 +287,8 @@ def _reverse_distillation(model, tile, normal, view):
         Stage(
             "vectors", "The two vectors of that position", np.hstack(pairs),
             "models.reverse_distillation.Student", "Deng and Li Sec. 3.1",
-            "Channels of the encoder and what the decoder makes of them, at unit length, in the "
-            f"order of the encoder's values. 1 - cosine: {', '.join(f'{c:.3g}' for c in cosines)}.",
+            "Channels of the encoder and of the decoder, at unit length, sorted by "
+            f"the encoder's values. 1 - cosine: {', '.join(f'{c:.3g}' for c in cosines)}.",
             svg.page([_vector_chart(f"layer{k}: 1 - cosine = {c:.3g}", *unit)
                       for k, c, unit in zip((1, 2, 3), cosines, units)], 3,
                      "Encoder and decoder at one position"),
@@ -309,7 +309,7 @@ def _largest(values):
 
 
 def _spots(at, layers):
-    """The position of each layer (..., hf, wf) at a pixel."""
+    """The position of a pixel in each layer (..., hf, wf)."""
     return [
         tuple(min(a // stride, side - 1) for a, side in zip(at, layer.shape[-2:]))
         for stride, layer in zip(STRIDES, layers)

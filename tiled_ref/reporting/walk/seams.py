@@ -1,4 +1,4 @@
-"""The strongest seam of a merged map, before and after smoothing, as a profile across it."""
+"""A profile across the strongest seam of a merged map, before and after smoothing."""
 
 import numpy as np
 
@@ -11,12 +11,12 @@ ROOM = 16  # px of the map on either side of the band, in the close-up
 
 
 def strongest_seam(merged, grid, width=0.0):
-    """Where neighbouring pixels of a merged map differ most across a seam.
+    """Find where neighbouring pixels of a merged map differ most across a seam.
 
     Parameters: merged (H, W), any dtype; grid, a TileGrid; width, of the band as in
-    `smoothing.seam_mask`: a line inside the band of the seams along it counts only where all are.
+    `smoothing.seam_mask`: lines inside the band of a seam parallel to them count only if all are.
     Returns (axis, border, line), axis 0 for a seam between rows, border its row, line the column;
-    axis 1 the other way round; None for a grid without seams.
+    axis 1 the reverse; None for a grid without seams.
     """
     bands, best = smoothing.bands(grid, width), None
     for axis, borders in enumerate(smoothing.borders(grid)):
@@ -31,7 +31,7 @@ def strongest_seam(merged, grid, width=0.0):
 
 
 def seam_stage(merged, smooth, recipe):
-    """The profile across the strongest seam as a list of one Stage, empty without seams.
+    """The profile across the strongest seam as a list of one Stage, empty if there are no seams.
 
     Parameters: merged and smooth float (H, W), the map before and after smoothing; recipe.
     """
@@ -55,9 +55,9 @@ def seam_stage(merged, smooth, recipe):
         "smoothing.smooth_seams", "Rolih et al. Sec. 3.3",
         f"The merged and the smoothed map along {kinds[1]} {line}. At {kinds[0]} {border}, where "
         f"tiles start or end, the merged map jumps by {before:.3g} from one pixel to the next, the "
-        f"smoothed one by {after:.3g}; outside the band both are equal.",
+        f"smoothed one by {after:.3g}; outside the band they are equal.",
         svg.page(charts, 1, "The seam before and after smoothing",
-                 "Dashed: borders of tiles. Grey: the band that is smoothed."),
+                 "Dashed: tile borders. Grey: the smoothed band."),
     )]  # fmt: skip
 
 

@@ -6,13 +6,13 @@ from ...setups import SETUPS
 from ..drawing import svg
 from .stage import Stage
 
-SCALE, WIDTH, HEAD, FOOT = 200, 280, 66, 98  # px: the largest side; a column; above; below a row
-COLUMNS, SQUARE = 3, 11  # in a row; px, side of the square that stands for a model
+SCALE, WIDTH, HEAD, FOOT = 200, 280, 66, 98  # px: largest side, column, above and below a row
+COLUMNS, SQUARE = 3, 11  # per row; px, side of the square of a model
 
 
 def setups_stage(walked):
-    """The six setups, and the walked one, a Setup, where it is none of them, as a Stage; its array
-    int64 (n, 8): image, tile and stride, height and width each, tiles and models."""
+    """The six setups, and the walked Setup if it is not one of them, as a Stage; its array is int64
+    (n, 8): height and width of image, tile and stride, numbers of tiles and models."""
     setups = list(SETUPS.values())
     setups += [] if walked in setups else [walked]
     rows = [[*s.image_size, *s.tile_size, *s.stride, s.n_tiles, s.n_models] for s in setups]
@@ -30,7 +30,7 @@ def setups_stage(walked):
         "setups", "The setups", np.array(rows),
         "setups.SETUPS", "Rolih et al. Sec. 4.2",
         "SM: one model on the whole image. ST: one model on the features of all tiles, put "
-        "together. ENS: one model per tile. Darker: tiles overlap. Small squares: models.",
+        "together. ENS: one model per tile. Darker: overlap. Small squares: models.",
         svg.document(heading + "".join(panels), *size, "The setups"),
     )  # fmt: skip
 

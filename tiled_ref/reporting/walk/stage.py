@@ -1,4 +1,4 @@
-"""A stage of a walk, and how its array becomes a picture."""
+"""A stage of a walk, and functions that draw its array."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from ..drawing import render
 
 GAP = 8  # px between the tiles of a picture
 PAPER = np.uint8(255)  # grey level between tiles
-DEFECT = (255, 92, 225)  # colour of a true defect's outline, as in the report
+DEFECT = (255, 92, 225)  # outline of a true defect, as in the report
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of an image's walk."""
 
-    name: str  # part of its file's name, such as "tile-maps"
+    name: str  # part of the file's name, such as "tile-maps"
     title: str  # a few words
-    array: np.ndarray  # the result of the stage for the one image
-    code: str  # the function that made it
-    source: str  # the equation or section that it follows, "" where there is none
+    array: np.ndarray  # the result of the stage for this image
+    code: str  # the function that computed it
+    source: str  # the equation or section, "" if there is none
     text: str  # what the picture shows
     picture: object  # uint8 (h, w, 3), or the text of an SVG file
-    play: str = ""  # HTML of the place to play, at the end of the page
+    play: str = ""  # HTML of the interactive section at the end of the page
 
     @property
     def shape(self):
@@ -32,7 +32,7 @@ class Stage:
 
     @property
     def suffix(self):
-        """The ending of the picture's file, "png" or "svg"."""
+        """The suffix of the picture's file, "png" or "svg"."""
         return "svg" if isinstance(self.picture, str) else "png"
 
 
@@ -43,7 +43,7 @@ def heat(values, low, high):
 
 def outlined(picture, truth):
     """A picture uint8 (H, W, 3) with the outlines of true defects, truth bool (H, W); the picture
-    itself where truth is None."""
+    itself if truth is None."""
     return picture if truth is None else render.draw_contours(picture, truth, DEFECT)
 
 
@@ -51,7 +51,7 @@ def heat_map(values, truth=None, limits=None, spot=None, title="anomaly"):
     """A heat map with its scale and the true defects.
 
     Parameters: values (H, W), any dtype; truth bool (H, W) or None; limits, the values of the
-    lowest and highest colour, by default those of values; spot bool (H, W), outlined in white;
+    lowest and highest colour, by default the range of values; spot bool (H, W), outlined in white;
     title, of the colour bar.
     Returns uint8 (h, w, 3), the map at its top left.
     """

@@ -1,6 +1,6 @@
 """One image walked through the whole method, a picture per stage: `run.py --explain IMAGE`.
 
-Every picture is drawn from the array that the functions of a run return; the Stage keeps it.
+Every picture is drawn from an array that a run computes too; the Stage keeps it.
 """
 
 from dataclasses import replace
@@ -26,16 +26,16 @@ from .seams import seam_stage
 from .setups_figure import setups_stage
 from .stage import Stage, apart, heat, heat_map, outlined
 
-BUILT_IN = "builtin"  # the IMAGE that stands for the data set's first defective one
-N_THRESHOLD = 4  # normal and as many defective images on which the threshold is chosen
+BUILT_IN = "builtin"  # the IMAGE that means the data set's first defective one
+N_THRESHOLD = 4  # normal images, and as many defective ones, to choose the threshold
 MERGED = {"mean": "Averaged", "window": "Weighted, less towards the edges of a tile,"}
 
 
 def explain(text, category, recipe, backbone, options, progress):
-    """Walk one image through a setup that is trained for it -> a title and the list of Stage.
+    """Train a setup and walk one image through it -> a title and the list of Stage.
 
     Parameters: text, see choose_image; category, recipe, backbone, options and progress as in
-    cell.run_cell. Raises InputError for whatever is wrong with images or options.
+    cell.run_cell. Raises InputError for invalid images or options.
     """
     size, single = recipe.setup.image_size, single_setup(recipe.setup)
     name, _, sample = choose_image(text, category, size)
@@ -48,7 +48,7 @@ def explain(text, category, recipe, backbone, options, progress):
     pictures = CategoryImages(category, options, progress, recipe.antialias, sizes)
 
     def ensemble_and_images(recipe):
-        """An ensemble, the walked image with those of the threshold, and the training images."""
+        """An ensemble, the walked image and those for the threshold, and the training images."""
         size, antialias = recipe.setup.image_size, recipe.antialias
         progress.title = f"{name}: {recipe.arch}, {recipe.setup.name}"
         walked = choose_image(text, category, size, antialias)[1]
@@ -92,9 +92,9 @@ def choose_image(text, category, size, antialias=False):
 
 
 def threshold_samples(category, walked=None, n=N_THRESHOLD):
-    """The test samples, without the one that is walked, on which the threshold of the mask is
-    chosen: n normal ones, training images where there are none, then n defective ones, none
-    without masks."""
+    """The test samples, without the walked one, on which the threshold of the mask is chosen: n
+    normal ones (training images if there are none), then n defective ones (none without
+    masks)."""
     others = [sample for sample in category.test if sample is not walked]
     normal = [sample for sample in others if sample.label == NORMAL] or list(category.train)
     defective = [sample for sample in others if sample.label != NORMAL]
@@ -108,8 +108,8 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     untrained TiledEnsemble; others uint8 (V, 3, H, W), the images on which the threshold of the
     mask is chosen, and masks bool (V, H, W), the defects in them; truth bool (H, W), the defects
     in the image.
-    Returns a list of Stage, from the setups and the image to the mask, and to the truth where it
-    is known.
+    Returns a list of Stage, from the setups and the image to the mask, and to the truth if it is
+    known.
     """
     recipe, grid, tile_grid = ensemble.recipe, ensemble.grid, ensemble.setup.input_grid
     everything = np.concatenate([image[None], others])  # (1 + V, 3, H, W)
@@ -127,7 +127,7 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
             "image", "The image, decoded and resized once", image,
             "data.resizing.resize_image", "Rolih et al. Sec. 4.2",
             "8-bit RGB, bilinear; every tile is cut from this array."
-            + (" Here and below, magenta: the true defects." if truth is not None else ""),
+            + (" Magenta, here and below: the true defects." if truth is not None else ""),
             outlined(photo, truth),
         ),
         _tile_stage(image, tile_grid, truth),
@@ -168,7 +168,7 @@ def _tile_stage(image, grid, truth):
         "tiles", f"{grid.rows} x {grid.cols} tiles", tiles,
         "tiling.TileGrid.tile", "Rolih et al. Eq. 1-2",
         f"Tiles of {h} x {w} px, one every {down} x {across} px, drawn apart; "
-        "shared pixels appear in each of them. Zeros fill tiles that extend beyond the image.",
+        "shared pixels appear in each tile. Tiles that extend past the image end in zeros.",
         _outlined_tiles(tiles[:, :, 0].transpose(0, 1, 3, 4, 2), grid, truth),
     )  # fmt: skip
 
@@ -192,7 +192,7 @@ def _feature_stages(layers, grid, truth):
 
 
 def _heat_tiles(values, grid, truth, title="anomaly"):
-    """Heat maps of values (rows, cols, h, w) apart, one scale for all."""
+    """Heat maps of values (rows, cols, h, w), drawn apart, with one scale."""
     limits = float(values.min()), float(values.max())
     colours = np.stack([[heat(tile, *limits) for tile in row] for row in values])
     return render.with_color_bar(_outlined_tiles(colours, grid, truth), *limits, (), title)
@@ -221,7 +221,7 @@ def _score_stage(scores, masks, recipe):
         "image-scores", "The image score", scores,
         "merging.image_scores", "Rolih et al. Eq. 5",
         f"The image score {scores[0]:.4g} is the {recipe.score} of the tile scores; the others are "
-        "those of the images that choose the threshold of the mask.",
+        "those of the images on which the mask's threshold is chosen.",
         chart.svg(),
     )  # fmt: skip
 
@@ -243,7 +243,7 @@ def _merged_stages(photo, merged, smooth, recipe, tile_maps, truth):
             "seam-band", "The seam band", band,
             "smoothing.seam_mask", "Rolih et al. Sec. 3.3",
             f"{100 * band.mean():.1f} % of the pixels lie within {recipe.seam_width:g} of a "
-            "tile's side from a border between tiles; only these are smoothed.",
+            "tile's side of a border between tiles; only these are smoothed.",
             outlined(render.overlay(photo, band.astype(np.float32)), truth),
         ),
         Stage(

@@ -1,7 +1,7 @@
-// Merges the tile maps of one image anew, smooths the seams and applies a threshold, whenever a
+// Merges the tile maps of one image again, smooths the seams and applies a threshold whenever a
 // control changes. The functions of the first part are named after those of the program and do
-// the same arithmetic in the same order, in float32: Math.fround rounds a result to float32, and
-// so does storing it in a Float32Array.
+// the same arithmetic in the same order, in float32: Math.fround rounds a result to float32, as
+// storing it in a Float32Array does.
 "use strict";
 (() => {
 const data = JSON.parse(document.getElementById("play-data").textContent);
@@ -41,8 +41,8 @@ function pieces(image, tile, stride, n) {
   });
 }
 
-// The sum of the first n parts, float32, which are overwritten: neighbours first, then the sums
-// of neighbours.
+// The float32 sum of the first n parts, pairwise: neighbours, then sums of neighbours. Overwrites
+// the parts.
 function pairwiseSum(parts, n) {
   while (n > 1) {
     const half = n >> 1;
@@ -53,7 +53,7 @@ function pairwiseSum(parts, n) {
   return parts[0];
 }
 
-// Tile maps put together, the mean where tiles overlap: float32 (H, W).
+// Merged tile maps, the mean where tiles overlap: float32 (H, W).
 function untileAverage(maps, grid) {
   const [down, across] = grid.stride, merged = new Float32Array(H * W);
   const parts = new Float32Array(grid.rows * grid.cols);
@@ -76,7 +76,7 @@ function untileAverage(maps, grid) {
   return merged;
 }
 
-// The borders of tiles inside the image on one axis, ascending.
+// The tile borders inside the image along one axis, ascending.
 function borders(image, tile, stride, n) {
   return pieces(image, tile, stride, n).slice(1).map((piece) => piece.start);
 }
@@ -100,7 +100,7 @@ function gaussianTaps(sigma) {
   return Float32Array.from(weights, (weight) => weight / total);
 }
 
-// The pixel that stands at -radius .. n - 1 + radius, mirrored at both edges.
+// The pixel for each of -radius .. n - 1 + radius, mirrored at both edges.
 function reflected(n, radius) {
   const period = Math.max(1, 2 * (n - 1));
   return Int32Array.from({length: n + 2 * radius}, (_, k) => {
@@ -145,14 +145,14 @@ function imageScores(scores, rule) {
   return Math.fround(chosen.reduce((sum, score) => sum + score, 0) / chosen.length);
 }
 
-// The last value made under a name, made anew where its key differs.
+// A cache of the last value per name, computed again when its key changes.
 const kept = {};
 function once(name, key, make) {
   if (kept[name]?.key !== key) kept[name] = {key, value: make()};
   return kept[name].value;
 }
 
-// Everything that a state of the controls decides.
+// Everything that the state of the controls determines.
 function compute(state) {
   const grid = data.grids.find((one) => one.step === state.step);
   const [down, across] = grid.stride, scores = [];
@@ -178,7 +178,7 @@ const low = maps.reduce((a, b) => Math.min(a, b)), high = maps.reduce((a, b) => 
 const part = (id) => document.getElementById(`play-${id}`);
 const number = (value) => Number(value.toPrecision(4)).toString();
 const state = {};
-let result = null; // of the state that is shown
+let result = null; // of the state shown
 
 // A seam is text such as "column 256"; its profile runs across it, at a place along it.
 function seams(grid) {
@@ -211,7 +211,7 @@ function count(mask) {
   return mask.reduce((sum, inside) => sum + inside, 0);
 }
 
-// Which pixels lie in a mask or at most so many pixels away along rows, columns or both.
+// Pixels in a mask, or within a given distance of it along rows, columns or both.
 function grown(mask, pixels) {
   let out = mask;
   for (const step of [1, W]) {
@@ -233,7 +233,7 @@ function rgba([red, green, blue], alpha = 255) {
   return ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 }
 
-// Paint the outline of a mask around it, with a black rim, into pixels, one number for each.
+// Draw the outline of a mask, with a black rim, into pixels, one number each.
 function outline(pixels, mask, colour) {
   const wide = Math.max(1, Math.round(Math.min(H, W) / 300));
   const line = grown(mask, wide), rim = grown(line, 1);
@@ -351,7 +351,7 @@ function drawProfile() {
   part("profile").replaceChildren(svg);
 }
 
-// The numbers in words.
+// The results in words.
 function sentences() {
   const {scores, score, mask, rows, cols, merged, smooth} = result, marked = count(mask);
   const share = (n) => `${(100 * n / (H * W)).toFixed(2)} %`;
@@ -401,7 +401,7 @@ function overlaps(grid) {
   return grid.stride[0] < h || grid.stride[1] < w;
 }
 
-// Change the state and show what follows from it.
+// Change the state and show its results.
 function set(changes) {
   Object.assign(state, changes);
   result = compute(state);
