@@ -82,7 +82,7 @@ ONE = ["--parts", "memory", "--archs", "padim", "--minutes", "8"]
 
 def test_a_call_goes_on_where_the_last_one_ended(call, machine, capsys):
     status, rows, _ = call(*ONE)
-    assert status == 3 and len(rows) == 7 and machine.clock == pytest.approx(0.95 * 480)
+    assert status == 3 and len(rows) == 7 and machine.clock == pytest.approx(0.92 * 480)
     assert "left: 4 of 11 measurements, memory/padim/512 is next" in capsys.readouterr().err
     status, rows, _ = call(*ONE)
     assert status == 0 and len(rows) == 11 == len(machine.rows) and machine.processes == 2
@@ -151,7 +151,7 @@ JUNIT = """import sys; open(sys.argv[-1].partition('=')[2], 'w').write('''<tests
 def test_the_cuda_tests_are_counted(bench, call, monkeypatch):
     monkeypatch.setattr(bench.cuda, "CHECKS", [sys.executable, "-c", JUNIT])
     status, rows, page = call("--parts", "checks")
-    assert rows["checks"] == {"passed": 2, "skipped": 1, "failed": ["a::two"]} and status == 0
+    assert rows["checks"] == {"passed": 2, "skipped": 1, "failed": ["a::two"]} and status == 1
     assert "2 passed, 1 skipped, 1 failed.\n\n- a::two" in page
 
 

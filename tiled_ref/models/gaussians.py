@@ -33,8 +33,10 @@ def unpack(packed):
 
 
 def factors_of(covariances):
-    """U with Sigma^-1 = U U^T, upper triangular: Sigma float64 (P, D, D) -> the same shape."""
-    roots = torch.linalg.cholesky(covariances)  # C
+    """U with Sigma^-1 = U U^T, upper triangular: Sigma float64 (P, D, D) -> the same shape; NaN
+    where Sigma is not positive definite. The host does not wait for the device."""
+    roots, failed = torch.linalg.cholesky_ex(covariances)  # C
+    roots.masked_fill_(failed[:, None, None] != 0, torch.nan)
     identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
     return torch.linalg.solve_triangular(roots.mT, identity, upper=True)
 

@@ -172,7 +172,7 @@ class Padim(Model):
             out.copy_(pack(factors))
             if progress:
                 progress(min(len(least) * size, len(scatter)), len(scatter), "factors")
-        if to_host(torch.stack(least))[0].min() < torch.finfo(dtype).tiny:
+        if not to_host(torch.stack(least))[0].min() >= torch.finfo(dtype).tiny:  # NaN too
             raise InputError(
                 f"the features vary so much that {self.store} cannot hold PaDiM's factors; "
                 "use --store float32"

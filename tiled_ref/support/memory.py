@@ -1,5 +1,6 @@
 """Peak memory of a run: allocated by torch on a GPU, resident in the process on a CPU."""
 
+import gc
 import math
 import sys
 
@@ -29,6 +30,8 @@ class PeakMemory:
         """Discard the peak so far."""
         self.resident = None  # bytes, the largest reading
         if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()  # or what an earlier cell has reserved would count
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
