@@ -709,6 +709,12 @@ MUTANTS = [
     ("tiled_ref/models/search/neighbours.py", "{id(item): item for item in items}.items()", "enumerate(items)",
      "tests/test_groups.py::test_models_of_a_group_are_in_memory_once"),
     # tiled_ref/reporting/walk/
+    ("tiled_ref/reporting/walk/playground.py", 'if recipe.merge != "mean":', "if False:",
+     "tests/reporting/test_playground.py::test_one_location_or_too_many_bytes_is_one_sentence"),
+    ("tiled_ref/reporting/walk/assets/playground.js", "const inside = (k) => crossing || ", "const inside = (k) => ",
+     "tests/reporting/test_playground.py::test_the_profile_is_the_map_across_the_seam"),
+    ("tiled_ref/reporting/walk/position.py", "np.diag(sigma) > least)", "np.diag(sigma) > 0)",
+     "tests/reporting/test_position.py::test_the_widest_pair_is_found_among_all"),
     ("tiled_ref/reporting/walk/comparison.py", "maps[0] >= threshold", "maps[0] > threshold",
      "tests/reporting/test_walk.py::test_the_mask_holds_the_threshold_itself"),
     ("tiled_ref/reporting/walk/stages.py", "merged = UNTILE[recipe.merge](tile_maps, grid,",

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,15 +110,17 @@ def test_strides_are_those_whose_tiles_are_all_there():
 
 
 def test_one_location_or_too_many_bytes_is_one_sentence(monkeypatch):
-    image, maps, _, *rest = toy(SHAPES[0])
+    image, maps, _, *rest = arguments = toy(SHAPES[0])
     alone = playground.section(image, maps[:1, :1], maps[:1, :1].max((2, 3)), *rest)
     most = playground.MOST_BYTES
     monkeypatch.setattr(playground, "MOST_BYTES", 20_000)
     large = playground.section(*toy(SHAPES[0]))
-    assert "one model on the whole image" in alone and "take 0.0 MB, more than" in large
+    weighted = playground.section(*arguments[:4], replace(arguments[4], merge="window"), None)
+    assert "one map of the whole image" in alone and "take 0.0 MB, more than" in large
+    assert "leave out --merge window" in weighted
     paper = max(setup.tile_pixels for setup in SETUPS.values()) * 2 * 4 / 3  # of base64
     assert paper <= most
-    for text in (alone, large):
+    for text in (alone, large, weighted):
         assert text.count("<p>") == 1 and not re.search("<(script|form|canvas)", text)
 
 
@@ -246,13 +249,28 @@ def test_the_profile_is_the_map_across_the_seam(browser, tmp_path):
         found, made = browser.run("playground.profile()"), twin(data, data["start"])
         assert found["before"] == pytest.approx(made["merged"][part].tolist(), abs=1e-6)
         assert found["after"] == pytest.approx(made["smooth"][part].tolist(), abs=1e-6)
-    # the first one is the largest jump of the merged map
+    # inside the band of a crossing seam all of the profile is smoothed, and shaded
+    shaded = "[...document.querySelectorAll('#play-profile rect')].map(r => Number(r.getAttribute('width')))"
+    for place, part in ((5, 6 / 16), (17, 1)):  # 3 px each side of column 32, of 16 shown
+        browser.run(f"playground.set({{seam: 'column 32', place: {place}}})")
+        assert browser.run(shaded) == [pytest.approx(part * (400 - 8 - 58))]
+    # the first one is the largest jump of the merged map outside such bands
     browser.run("document.getElementById('play-reset').click()")
     merged, state = twin(data, data["start"])["merged"], browser.run("playground.state")
     axis, at = state["seam"].split()
     jumps = {"row": np.abs(np.diff(merged, axis=0)), "column": np.abs(np.diff(merged, axis=1)).T}
-    borders = [jumps[name][[15, 31, 47]].max() for name in jumps]
+    alone = ~smoothing.bands(TileGrid(*SHAPES[0]), data["start"]["width"])[0]  # of both axes
+    borders = [jumps[name][[15, 31, 47]][:, alone].max() for name in jumps]
     assert jumps[axis][int(at) - 1, state["place"]] == pytest.approx(max(borders), rel=1e-5)
+
+
+@pytest.mark.optional
+def test_sliders_hold_the_setups_own_values(browser, tmp_path):
+    image, maps, scores, threshold, recipe, truth = toy(SHAPES[0])
+    recipe = replace(recipe, seam_width=0.8, seam_sigma=0.3)
+    opened(browser, (image, maps, scores, threshold, recipe, truth), tmp_path / "page.html")
+    for name, value in (("width", 0.8), ("sigma", 0.3)):
+        assert float(browser.run(f"document.getElementById('play-{name}').value")) == value
 
 
 @pytest.mark.optional

@@ -11,6 +11,7 @@ from tiled_ref.data.tiles import LocationImages
 from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
+from tiled_ref.models.padim import EPSILON
 from tiled_ref.reporting.walk import position
 from tiled_ref.reporting.walk.stages import walk
 from tiled_ref.running.cell import Options
@@ -102,7 +103,7 @@ def check_padim(by_name, best, model, tile, score):
     assert distances.max() == pytest.approx(
         (delta @ np.linalg.solve(sigma, delta)) ** 0.5, rel=1e-3
     )
-    a, b, near = position.widest_pair(delta, sigma)
+    a, b, near = position.widest_pair(delta, sigma, 2 * EPSILON)
     np.testing.assert_allclose(
         by_name["gaussian"].array, np.vstack([x, test])[:, [a, b]], rtol=1e-5
     )
@@ -142,9 +143,10 @@ def check_reverse_distillation(by_name, best, model, tile, score):
     maps = by_name["cosines"].array
     outputs = model.outputs(model.features(tile))
     at = np.array(np.unravel_index(maps.prod(0).argmax(), maps.shape[1:]))
+    share = at / (np.array(maps.shape[1:]) - 1)  # the corners of maps and layers are the same
     pairs = np.split(by_name["vectors"].array, np.cumsum([64, 128]), axis=1)
-    for stride, e, d, (encoded, decoded) in zip((4, 8, 16), outputs[:3], outputs[3:], pairs):
-        row, col = at // stride
+    for e, d, (encoded, decoded) in zip(outputs[:3], outputs[3:], pairs):
+        row, col = np.rint(share * (np.array(e.shape[-2:]) - 1)).astype(int)
         np.testing.assert_allclose(encoded, e[0, :, row, col].detach().numpy(), rtol=1e-5)
         np.testing.assert_allclose(
             decoded, d[0, :, row, col].detach().numpy(), rtol=1e-4, atol=1e-6
@@ -175,6 +177,20 @@ def test_the_widest_pair_is_found_among_all(rng):
     assert distance**2 == pytest.approx(max(found.values()))
     assert found[max(i, j), min(i, j)] == max(found.values())
     assert position.widest_pair(np.array([3.0]), np.array([[4.0]])) == (0, 0, 1.5)
+    flat = np.diag([0.01, 4.0, 9.0])  # far out in the first, whose variance is epsilon
+    assert position.widest_pair(np.array([5.0, 2, 3]), flat, 0.02) == (1, 2, 2**0.5)
+    assert position.widest_pair(np.array([5.0, 2, 3]), flat, 5.0)[:2] == (0, 1)  # else all count
+
+
+def test_a_pixel_has_the_position_that_its_map_was_enlarged_from():
+    """As torch enlarges: a layer of 4 x 4 positions, 4 px each, with one set."""
+    for aligned in False, True:
+        for row in range(4):
+            layer = torch.zeros(1, 4, 4)
+            layer[0, row, 2] = 1
+            map_ = upsample_bilinear(layer, (16, 16), aligned)[0].numpy()
+            at = tuple(map(int, np.unravel_index(map_.argmax(), map_.shape)))
+            assert position._spots(at, [layer], aligned=aligned)[0] == (row, 2)
 
 
 @pytest.mark.parametrize("arch, options", [

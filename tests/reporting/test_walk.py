@@ -1,6 +1,7 @@
 """The walk of one image: its arrays are those of a run, its pictures are made of them."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from toys import toy_category, toy_images
 
 from tiled_ref import cli
+from tiled_ref.data import synthetic
 from tiled_ref.data.encoders import encode_png
 from tiled_ref.data.resizing import resize_image
 from tiled_ref.ensemble import TiledEnsemble
@@ -419,6 +421,27 @@ def test_the_close_up_shows_the_same_place_in_both_images():
     assert 0.08 < (left == 200).all(2).mean() < 0.12  # a ninth, less the line
 
 
+def test_the_words_are_those_of_the_setup(tiny_backbone):
+    """Models that locations share, one map of ST, the mean of the highest scores."""
+    train, none = toy_images(), np.zeros((1, 96, 96), bool)
+    for setup, models, merged in (
+        (replace(SETUP, groups=(1, 2)), "6 models", "Averaged where tiles overlap"),
+        (Setup("ST", "ST", (96, 96), (48, 48), (48, 48)), "one model", "As it is"),
+    ):
+        ensemble = TiledEnsemble(setup, backbone=tiny_backbone, score="top:2")
+        stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+        by_name = {stage.name: stage.text for stage in stages}
+        assert f"Predicted by {models}, with" in by_name["tile-maps"]
+        assert "is the mean of the 2 highest tile scores" in by_name["image-scores"]
+        assert by_name["merged-map"].startswith(merged)
+
+
+def test_the_built_in_walk_takes_the_picture_that_a_single_model_misses():
+    board = synthetic.load(None, "board")
+    sample = walk.choose_image(walk.BUILT_IN, board, (32, 32))[2]
+    assert sample.name == walk.SHOWN and sample.label
+
+
 def test_the_figure_of_the_setups_is_to_scale():
     stage = setups_stage(SETUPS["ENS9"])
     assert stage.array[-1].tolist() == [512, 512, 256, 256, 128, 128, 9, 9]
@@ -426,6 +449,9 @@ def test_the_figure_of_the_setups_is_to_scale():
     assert panel.count('width="100" height="100"') == 9  # 256 px at 200 px for 512
     assert panel.count(f'width="{SQUARE}"') == 9  # models
     assert 'x="50" y="100" width="100"' in panel and 'x="100" y="100" width="100"' in panel
+    ragged = setups_stage(Setup("ragged", "ENS", (96, 72), (48, 48), (48, 48))).picture
+    scale = 200 / 512
+    assert f'width="{24 * scale:g}" height="{48 * scale:g}"' in ragged  # up to the image's edge
     own = setups_stage(Setup("mine", "ENS", (96, 48), (48, 48), (24, 48)))
     assert (
         own.array[-1].tolist() == [96, 48, 48, 48, 24, 48, 3, 3] and "mine, walked" in own.picture

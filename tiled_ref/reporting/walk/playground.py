@@ -17,9 +17,10 @@ MOST_BYTES = 2_000_000  # of the tile maps in the page
 QUALITY = 85  # of the JPEG picture of the image
 EMPTY = '<section id="playground">\n<h2>Change the settings yourself</h2>\n<p>{}</p>\n</section>'
 ONE = (
-    "This setup has one model on the whole image, so there are no tile maps to merge; choose an "
-    "ENS setup to change the settings."
+    "This setup has one map of the whole image, so there are no tile maps to merge; choose an ENS "
+    "setup to change the settings."
 )
+WEIGHTED = "The browser averages overlapping maps; leave out --merge window to change the settings."
 LARGE = (
     "The tile maps of this setup take {} MB, more than the {} MB that this page can hold; "
     "choose a smaller --image-size to change the settings."
@@ -32,11 +33,13 @@ def section(image, maps, scores, threshold, recipe, truth=None):
     Parameters: image uint8 (H, W, 3); maps float32 (rows, cols, h, w), the tile maps, and scores
     float32 (rows, cols) of the image; threshold, float, of the pixels; recipe, a Recipe, the
     initial values of the controls; truth bool (H, W), the defects, or None.
-    Returns text; a sentence instead of the controls if there is only one location or the maps take
-    more than MOST_BYTES.
+    Returns text; a sentence instead of the controls for one location, another merge than the mean,
+    and maps of more than MOST_BYTES.
     """
     if scores.size == 1:
         return EMPTY.format(ONE)
+    if recipe.merge != "mean":
+        return EMPTY.format(WEIGHTED)
     n_bytes = maps.size * 2 * 4 // 3
     if n_bytes > MOST_BYTES:
         return EMPTY.format(LARGE.format(f"{n_bytes / 1e6:.1f}", f"{MOST_BYTES / 1e6:g}"))

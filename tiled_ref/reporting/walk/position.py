@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ...data.tiles import LocationImages, OneAfterTheOther
-from ...models import fastflow, gaussians, patchcore, reverse_distillation
+from ...models import fastflow, gaussians, padim, patchcore, reverse_distillation
 from ...models.backbone import FEATURE_STRIDE, channels_of
 from ...models.maps import upsample_bilinear
 from ...models.search.neighbours import nearest
@@ -101,7 +101,7 @@ def _padim(model, tile, normal, view):
     sigma = inverse.T @ inverse  # (D, D): Sigma^-1 = U U^T
     values = np.linalg.eigvalsh(sigma)
     test, d, n = rows[0, p].numpy(), len(mu), len(trained)
-    a, b, near = widest_pair(test - mu, sigma)
+    a, b, near = widest_pair(test - mu, sigma, 2 * padim.EPSILON)
     layers = channels_of(model.backbone).items()
     every = [f"{layer}, channel {k}" for layer, count in layers for k in range(count)]
     pair = [a, b]
@@ -119,8 +119,9 @@ def _padim(model, tile, normal, view):
             "covariance", "The covariance of that position", sigma,
             "models.padim.Padim.fit", "Defard et al. Eq. 1",
             f"{d} x {d} channels, estimated from {n} images; Sigma^-1 = U U^T is kept. Its "
-            f"eigenvalues run from {values[0]:.3g} (epsilon where the {n} images do not "
-            f"vary) to {values[-1]:.3g}. The means of the channels lie between {mu.min():.3g} and "
+            f"eigenvalues run from {values[0]:.3g}"
+            f"{' (epsilon, in which these images do not vary)' if n <= d else ''} to "
+            f"{values[-1]:.3g}. The means of the channels lie between {mu.min():.3g} and "
             f"{mu.max():.3g}.",
             heat_map(np.kron(sigma, np.ones((4, 4))), title="covariance"),
         ),
@@ -130,20 +131,24 @@ def _padim(model, tile, normal, view):
             f"The {n} training images at that position, the Gaussian fitted to them, and the "
             f"walked image (the last row). Mean ({mu[a]:.3g}, {mu[b]:.3g}), variances "
             f"{sigma[a, a]:.3g} and {sigma[b, b]:.3g}, covariance {sigma[a, b]:.3g}. In these two "
-            f"channels the image lies {near:.3g} standard deviations out, more than in any other "
-            f"two; in all {d} it is {found[p]:.4g}.",
+            f"channels the image lies {near:.3g} standard deviations out, the most of any two "
+            f"whose variance is not mostly epsilon; in all {d} it is {found[p]:.4g}.",
             _gaussian_chart(trained[:, pair], test[pair], mu[pair], sigma[np.ix_(pair, pair)],
                             names, found[p]),
         ),
     ]  # fmt: skip
 
 
-def widest_pair(delta, sigma):
+def widest_pair(delta, sigma, least=0.0):
     """Find the two channels in which a vector lies farthest from the mean.
 
-    Parameters: delta (D,), its difference from the mean; sigma (D, D), the covariance; floats.
+    Parameters: delta (D,), its difference from the mean; sigma (D, D), the covariance; floats;
+    least, the variance that channels have to exceed, if two or more do.
     Returns (a, b, distance), a < b, in units of standard deviations; a = b = 0 if D is 1.
     """
+    kept = np.flatnonzero(np.diag(sigma) > least)
+    kept = kept if len(kept) > 1 else np.arange(len(sigma))
+    delta, sigma = delta[kept], sigma[np.ix_(kept, kept)]
     s = np.diag(sigma)
     if len(s) == 1:
         return 0, 0, float(abs(delta[0]) / s[0] ** 0.5)
@@ -151,7 +156,7 @@ def widest_pair(delta, sigma):
     square = delta[:, None] ** 2 * s - 2 * np.outer(delta, delta) * sigma + delta**2 * s[:, None]
     ratio = np.triu(square / det)
     a, b = np.unravel_index(np.argmax(ratio), ratio.shape)
-    return int(a), int(b), float(ratio[a, b] ** 0.5)
+    return int(kept[a]), int(kept[b]), float(ratio[a, b] ** 0.5)
 
 
 def _gaussian_chart(trained, test, mu, sigma, names, distance):
@@ -266,7 +271,7 @@ def _reverse_distillation(model, tile, normal, view):
         for e, d in zip(encoded, decoded)
     ]).cpu().numpy()  # (3, h, w)  # fmt: skip
     at = _largest(maps.prod(0) if model.combine == "product" else maps.sum(0))
-    spots = _spots(at, encoded)
+    spots = _spots(at, encoded, aligned=True)
     pairs = [
         np.stack([x[0, :, r, c].cpu().numpy() for x in both])  # (2, C)
         for both, (r, c) in zip(zip(encoded, decoded), spots)
@@ -308,12 +313,12 @@ def _largest(values):
     return tuple(map(int, np.unravel_index(values.argmax(), values.shape)))
 
 
-def _spots(at, layers):
-    """The position of a pixel in each layer (..., hf, wf)."""
+def _spots(at, layers, aligned=False):
+    """The position of a pixel in each layer (..., hf, wf), enlarged with aligned corners or not."""
     return [
-        tuple(min(a // stride, side - 1) for a, side in zip(at, layer.shape[-2:]))
-        for stride, layer in zip(STRIDES, layers)
-    ]
+        tuple(round(a * (n - 1) / (n * stride - 1)) if aligned else min(a // stride, n - 1)
+              for a, n in zip(at, layer.shape[-2:])) for stride, layer in zip(STRIDES, layers)
+    ]  # fmt: skip
 
 
 STAGES = {

@@ -39,7 +39,8 @@ def _panel(setup, factor, walked):
     (height, width), (h, w) = setup.image_size, setup.tile_size
     parts = [_words(0, -10, setup.name + (", walked here" if walked else ""), 13, "ink")]
     for k, (top, left) in enumerate(setup.input_grid.origins):
-        place = [side * factor for side in (left, top, w, h)]
+        inside = min(w, width - left), min(h, height - top)  # a tile may stick out of the image
+        place = [side * factor for side in (left, top, *inside)]
         parts.append(_rectangle(*place, *((0, 0.16) if k else (1, 0.55))))
     below, n, m = height * factor, setup.n_tiles, setup.n_models
     tiles = f"{n} tiles of {_side(h, w)}, every {_side(*setup.stride)}" if n > 1 else "one tile"

@@ -26,9 +26,10 @@ from .seams import seam_stage
 from .setups_figure import setups_stage
 from .stage import Stage, apart, heat, heat_map, outlined
 
-BUILT_IN = "builtin"  # the IMAGE that means the data set's first defective one
+BUILT_IN = "builtin"  # the IMAGE that means SHOWN, else the data set's first defective one
+SHOWN = "board/test/cut_trace/002.png"  # chosen because SM256 misses it
 N_THRESHOLD = 4  # normal images, and as many defective ones, to choose the threshold
-MERGED = {"mean": "Averaged", "window": "Weighted, less towards the edges of a tile,"}
+MERGED = {"mean": "Averaged where tiles overlap", "window": "Weighted, less near a tile's edges"}
 
 
 def explain(text, category, recipe, backbone, options, progress):
@@ -70,14 +71,13 @@ def explain(text, category, recipe, backbone, options, progress):
 def choose_image(text, category, size, antialias=False):
     """The image to walk -> its name, its pixels uint8 (3, H, W), its Sample or None for a file.
 
-    Parameters: text, the path of an image file, or the name of a test sample of the category, or
-    BUILT_IN for its first defective one (the first one where none is defective); category, a
-    data.Category; size (H, W) in pixels; antialias, see data.resizing.resize_image.
+    Parameters: text, a file, the name of a test sample of the category, or BUILT_IN (the first
+    sample if none is defective); category, a data.Category; size (H, W) in px; antialias.
     Raises InputError where there is neither such a file nor such a sample.
     """
     if text == BUILT_IN:
         defective = [sample for sample in category.test if sample.label != NORMAL]
-        sample = (defective or list(category.test))[0]
+        sample = min(defective or category.test, key=lambda sample: sample.name != SHOWN)
     else:
         sample = next((sample for sample in category.test if sample.name == text), None)
     if sample is None and not Path(text).is_file():
@@ -200,7 +200,7 @@ def _heat_tiles(values, grid, truth, title="anomaly"):
 
 def _map_stage(tile_maps, tile_scores, recipe, truth):
     """tile_maps (rows, cols, h, w) and tile_scores (rows, cols) are the walked image's."""
-    models = "one model" if tile_scores.size == 1 else f"{tile_scores.size} models"
+    models = {1: "one model"}.get(n := recipe.setup.n_models, f"{n} models")
     return Stage(
         "tile-maps", "Anomaly maps of the tiles", tile_maps[:, :, None],
         "ensemble.each_location", "Rolih et al. Eq. 4",
@@ -212,7 +212,8 @@ def _map_stage(tile_maps, tile_scores, recipe, truth):
 
 def _score_stage(scores, masks, recipe):
     """scores (1 + V,), the walked image first; masks (V, H, W) of the others."""
-    bad = masks.any((1, 2))
+    bad, top = masks.any((1, 2)), recipe.score.partition(":")[2]
+    rule = f"mean of the {top} highest" if top else f"{recipe.score} of the"
     groups = {"normal": scores[1:][~bad], "defective": scores[1:][bad], "walked": scores[:1]}
     chart = svg.Chart("Image scores", "images", "image score", height=300, x_names=list(groups))
     for k, values in enumerate(groups.values()):
@@ -220,8 +221,8 @@ def _score_stage(scores, masks, recipe):
     return Stage(
         "image-scores", "The image score", scores,
         "merging.image_scores", "Rolih et al. Eq. 5",
-        f"The image score {scores[0]:.4g} is the {recipe.score} of the tile scores; the others are "
-        "those of the images on which the mask's threshold is chosen.",
+        f"The image score {scores[0]:.4g} is the {rule} tile scores; the others are those of the "
+        "images on which the mask's threshold is chosen.",
         chart.svg(),
     )  # fmt: skip
 
@@ -231,12 +232,12 @@ def _merged_stages(photo, merged, smooth, recipe, tile_maps, truth):
     tile_maps (rows, cols, h, w)."""
     band = smoothing.seam_mask(recipe.grid, recipe.seam_width)  # (H, W)
     low, high = limits = float(tile_maps.min()), float(tile_maps.max())
+    how = MERGED[recipe.merge] if tile_maps[..., 0, 0].size > 1 else "As it is"
     return [
         Stage(
             "merged-map", "The merged map", merged,
             f"merging.{UNTILE[recipe.merge].__name__}", "Rolih et al. Sec. 3.3",
-            f"{MERGED[recipe.merge]} where tiles overlap; colours from {low:.4g} to {high:.4g} in "
-            "all maps.",
+            f"{how}; colours from {low:.4g} to {high:.4g} in all maps.",
             heat_map(merged, truth, limits),
         ),
         Stage(

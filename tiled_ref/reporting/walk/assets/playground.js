@@ -194,12 +194,15 @@ function parse(seam) {
           index: (at, place) => (isColumn ? place * W + at : at * W + place)};
 }
 
-// The seam, and the place on it, where the merged map jumps most.
-function largestJump({merged, grid}) {
+// The seam, and the place on it, where the merged map jumps most; places inside the band of a
+// crossing seam count only where all are.
+function largestJump({merged, grid, rows, cols}) {
   let best = {jump: -1};
   for (const seam of seams(grid)) {
-    const {at, along, index} = parse(seam);
+    const {at, along, index, isColumn} = parse(seam);
+    const crossing = isColumn ? rows : cols, every = crossing.every((inside) => inside);
     for (let place = 0; place < along; place++) {
+      if (crossing[place] && !every) continue;
       const jump = Math.abs(merged[index(at, place)] - merged[index(at - 1, place)]);
       if (jump > best.jump) best = {jump, seam, place};
     }
@@ -320,11 +323,12 @@ function drawProfile() {
   const y = (v) => bottom - (v - least) / (most - least || 1) * (bottom - 14);
   const svg = element("svg", {viewBox: `0 0 ${width} ${height}`, role: "img",
     "aria-label": `The map across the seam at ${state.seam}`});
-  const inside = isColumn ? result.cols : result.rows;
+  const {rows, cols} = result, crossing = (isColumn ? rows : cols)[state.place];
+  const inside = (k) => crossing || (isColumn ? cols : rows)[k];
   for (let k = from; k < to; k++) {
-    if (!inside[k]) continue;
+    if (!inside(k)) continue;
     let stop = k;
-    while (stop < to && inside[stop]) stop++;
+    while (stop < to && inside(stop)) stop++;
     svg.append(element("rect", {x: x(k), y: 14, width: x(stop) - x(k), height: bottom - 14}));
     k = stop;
   }
@@ -351,6 +355,10 @@ function drawProfile() {
   part("profile").replaceChildren(svg);
 }
 
+function ruleInWords(rule) {
+  return rule.startsWith("top:") ? `mean of the ${rule.slice(4)} highest of` : `${rule} of`;
+}
+
 // The results in words.
 function sentences() {
   const {scores, score, mask, rows, cols, merged, smooth} = result, marked = count(mask);
@@ -362,7 +370,7 @@ function sentences() {
     both += truth && mask[k] && truth[k];
   }
   const said = [
-    `Image score ${number(score)}, the ${state.rule} of the scores of ${scores.length} tiles.`,
+    `Image score ${number(score)}, the ${ruleInWords(state.rule)} ${scores.length} tile scores.`,
     `The seam band holds ${share(banded)} of the pixels; smoothing changes a value by at most ` +
       `${number(change)}.`,
     `${share(marked)} of the pixels (${marked.toLocaleString("en")}) reach the threshold ` +
@@ -413,14 +421,15 @@ function set(changes) {
   drawProfile();
   const words = sentences(), scale = (state.threshold - low) / (high - low || 1);
   part("numbers").textContent = words;
-  part("map").ariaLabel = `The merged map, values from ${number(low)} to ${number(high)}`;
+  part("map").ariaLabel = `The smoothed map, values from ${number(low)} to ${number(high)}`;
   part("mask").ariaLabel = `The image with the mask. ${words}`;
   part("mark").style.left = `${100 * Math.min(1, Math.max(0, scale))}%`;
 }
 
 function setUp() {
   const least = Math.min(low, data.start.threshold), most = Math.max(high, data.start.threshold);
-  const ranges = {width: [0, 0.5, 0.01], sigma: [0.5, Math.max(8, data.start.sigma), 0.1],
+  const ranges = {width: [0, Math.max(0.5, data.start.width), 0.01],
+                  sigma: [Math.min(0.5, data.start.sigma), Math.max(8, data.start.sigma), 0.1],
                   threshold: [least, most, (most - least) / 500 || 1], place: [0, H - 1, 1]};
   for (const [id, [min, max, step]] of Object.entries(ranges)) {
     Object.assign(part(id), {min, max, step});
