@@ -715,6 +715,8 @@ MUTANTS = [
      "tests/reporting/test_playground.py::test_the_profile_is_the_map_across_the_seam"),
     ("tiled_ref/reporting/walk/position.py", "np.diag(sigma) > least)", "np.diag(sigma) > 0)",
      "tests/reporting/test_position.py::test_the_widest_pair_is_found_among_all"),
+    ("tiled_ref/reporting/walk/stages.py", "@full_precision()\ndef walk", "def walk",
+     "tests/reporting/test_walk.py::test_a_walk_computes_in_full_precision"),
     ("tiled_ref/reporting/walk/comparison.py", "maps[0] >= threshold", "maps[0] > threshold",
      "tests/reporting/test_walk.py::test_the_mask_holds_the_threshold_itself"),
     ("tiled_ref/reporting/walk/stages.py", "merged = UNTILE[recipe.merge](tile_maps, grid,",

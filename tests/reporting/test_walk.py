@@ -25,6 +25,7 @@ from tiled_ref.reporting.walk.setups_figure import SQUARE, setups_stage
 from tiled_ref.reporting.walk.stage import DEFECT, Stage, apart
 from tiled_ref.running.cell import Options
 from tiled_ref.setups import SETUPS, Recipe, Setup
+from tiled_ref.support.devices import _float32, full_precision
 from tiled_ref.support.errors import InputError
 from tiled_ref.support.progress import Progress
 from tiled_ref.verdicts.thresholds import f1_threshold
@@ -95,6 +96,17 @@ def test_arrays_are_those_of_a_run(walked):
     outside = ~by_name["seam-band"].array
     assert np.array_equal(by_name["merged-map"].array[outside], maps[0][outside])
     assert not np.array_equal(by_name["merged-map"].array, maps[0])
+
+
+def test_a_walk_computes_in_full_precision(tiny_backbone):
+    """All of it: features and distances are drawn beside the maps and scores of the ensemble."""
+    images, seen, before = toy_images(), [], _float32()
+    hook = tiny_backbone.register_forward_pre_hook(lambda *args: seen.append(_float32()))
+    ensemble = TiledEnsemble(Setup("SM", "SM", (96, 96), (96, 96), (96, 96)), backbone=tiny_backbone)
+    walk.walk(images[0], images[1:], ensemble, Options(), images[1:2], np.zeros((1, 96, 96), bool))
+    hook.remove()
+    with full_precision():
+        assert len(seen) >= 3 and all(found == _float32() != before for found in seen)
 
 
 def test_the_image_score_in_the_text_is_eq_5(walked):

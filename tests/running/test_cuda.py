@@ -3,8 +3,9 @@
     python -m pytest -m cuda tests/running/test_cuda.py
 
 Weights and images are made here. What is promised of a GPU in full precision is asked of
-TiledEnsemble and the command line as they are: no test sets their precision. `close` measures
-differences of maps and scores in ranges of the maps.
+TiledEnsemble and the command line as they are: no test sets their precision, except around a part
+of a model or an exported program that it calls itself. `close` measures differences of maps and
+scores in ranges of the maps.
 """
 
 import csv
@@ -35,6 +36,7 @@ from tiled_ref.running.engine import MEMORY_MODES, Engine
 from tiled_ref.running.results import METRICS
 from tiled_ref.serving.export import export
 from tiled_ref.setups import SETUPS
+from tiled_ref.support.devices import full_precision
 from tiled_ref.support.memory import PeakMemory
 
 pytestmark = [
@@ -130,7 +132,8 @@ def test_patchcore_keeps_the_patches_of_the_cpu(setup):
     for device in (DEVICE, "cpu"):
         ensemble = new(setup, "patchcore", device)
         model, images = ensemble.make_model(), images_of(ensemble.setup)[:4]
-        (embedding,) = model.features(tiles_of(ensemble.setup, images).to(device))
+        with full_precision():
+            (embedding,) = model.features(tiles_of(ensemble.setup, images).to(device))
         patches.append(embedding.permute(0, 2, 3, 1).flatten(0, 2))
     chosen = [select_coreset(table, 0.1, 42).tolist() for table in (patches[0], patches[0].cpu())]
     assert chosen[0] == chosen[1]
@@ -224,7 +227,8 @@ def test_an_ensemble_of_a_gpu_is_loaded_and_exported_on_a_cpu(tmp_path):
         close(again.predict(images), ensemble.predict(images), 1e-4)
         export(again, tmp_path / f"{kind}.pt2")
         program = torch.export.load(tmp_path / f"{kind}.pt2").module()
-        found = [program(torch.from_numpy(image[None]).to(device)) for image in images]
+        with full_precision():  # a program computes as its caller asks torch to
+            found = [program(torch.from_numpy(image[None]).to(device)) for image in images]
         maps, scores = (torch.cat(part).detach() for part in list(zip(*found))[:2])
         assert maps.device.type == scores.device.type == kind
         close([maps.cpu().numpy(), scores.cpu().numpy()], ensemble.predict(images), 1e-4)

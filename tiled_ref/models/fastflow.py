@@ -196,7 +196,7 @@ class CouplingBlock(torch.nn.Module):
         y = torch.cat([first, second * log_scale.exp() + shift], dim=1)
         gain = self._gain()
         # Gain, offset and order in one product: each row of the matrix has a single entry,
-        # so it rounds as the separate steps do, and is several times faster than moving channels.
+        # so it rounds as the separate steps do; on a CPU several times faster than moving channels.
         matrix = gain.diag().index_select(0, self.order)  # (C, C)
         offset = self.global_offset.index_select(0, self.order)
         y = F.linear(y.permute(0, 2, 3, 1), matrix, offset).permute(0, 3, 1, 2)

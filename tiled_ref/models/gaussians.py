@@ -1,9 +1,9 @@
 """Distances from Gaussians stored as triangular factors of their inverse covariances.
 
 Sigma = C C^T (Cholesky), U = C^-T, so that Sigma^-1 = U U^T: a squared distance is a sum of
-squares, >= 0 however U is rounded. Its upper triangle has half as many numbers as Sigma^-1, and an
-ensemble's prediction is limited by reading them: nine locations of PaDiM hold 4096 factors of
-100 x 100 each.
+squares, >= 0 however U is rounded. Its upper triangle has half as many numbers as Sigma^-1, and on
+a CPU an ensemble's prediction is limited by reading them: nine locations of PaDiM hold 4096 factors
+of 100 x 100 each.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def unpack(packed):
 
 def factors_of(covariances):
     """U with Sigma^-1 = U U^T, upper triangular: Sigma float64 (P, D, D) -> the same shape; NaN
-    where Sigma is not positive definite. The host does not wait for the device."""
+    where Sigma is not positive definite. Nothing here reads a result on the host."""
     roots, failed = torch.linalg.cholesky_ex(covariances)  # C
     roots.masked_fill_(failed[:, None, None] != 0, torch.nan)
     identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)

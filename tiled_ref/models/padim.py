@@ -235,7 +235,7 @@ class Padim(Model):
 def by_position(embedding, dtype, spare=0):
     """embedding (B, D, hf, wf) -> (P, B + spare, D) of dtype, contiguous, for products batched
     over positions; the spare rows are not initialised."""
-    # Channels last: copying rows of D numbers is several times as fast as gathering them.
+    # Channels last: on a CPU, copying rows of D numbers is several times as fast as gathering.
     rows = embedding.contiguous(memory_format=torch.channels_last)
     rows = rows.permute(2, 3, 0, 1).flatten(0, 1)  # (P, B, D)
     shape = rows.shape[0], rows.shape[1] + spare, rows.shape[2]

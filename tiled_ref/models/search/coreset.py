@@ -175,7 +175,7 @@ def greedy(points, count, first, include_first=False, threads=None, progress=Non
 
 
 def k_centre_greedy_device(points, count, first, include_first=False, progress=None):
-    """`greedy` on the points' own device, without synchronisation.
+    """`greedy` on the points' own device, which the host reads once, to check that all are finite.
 
     Parameters: points float32 (N, d), any device, finite; the others as in `k_centre_greedy`.
     Returns int64 (count,), distinct, on the device.

@@ -17,6 +17,7 @@ from ...data.tiles import LocationImages
 from ...ensemble import UNTILE, TiledEnsemble, collect
 from ...models.backbone import FEATURE_STRIDE
 from ...running.category_images import CategoryImages
+from ...support.devices import full_precision
 from ...support.errors import InputError
 from ..drawing import render, svg
 from .comparison import compare, mask_of, single_setup
@@ -101,6 +102,7 @@ def threshold_samples(category, walked=None, n=N_THRESHOLD):
     return normal[:n] + (defective[:n] if category.has_masks else [])
 
 
+@full_precision()
 def walk(image, train, ensemble, options, others, masks, truth=None, progress=None):
     """Train an ensemble and take one image through every stage of it.
 
