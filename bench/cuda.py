@@ -21,6 +21,7 @@ Exit status: 0 everything is measured, 1 everything except failed rows and tests
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -66,7 +67,8 @@ def run(command, seconds, on_line=lambda line: None):
             os.killpg(process.pid, how)
 
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True,
+        close_fds=False,  # it inherits the lock and keeps it as long as it runs, see `locked`
     ) as process:  # fmt: skip
         timers = [
             threading.Timer(max(0, seconds), end, (process, signal.SIGTERM)),
@@ -86,6 +88,22 @@ def run(command, seconds, on_line=lambda line: None):
         errors.seek(0)
         done = types.SimpleNamespace(returncode=process.returncode, stderr=errors.read())
     return ended.is_set(), done
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """A context for one call at a time. If a call is killed, its process measures on and the next
+    call would measure beside it. Raises InputError."""
+    with open(folder / ".lock", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another call, or a process of one that was killed, is still measuring; "
+                "wait for it or end it (pgrep -af 'cuda_jobs|run.py')"
+            ) from error
+        yield
 
 
 def run_checks(args, keys, seconds, store):
@@ -150,9 +168,9 @@ def fill(args, kept, started):
 
     def store(key, row):
         rows[key], since[0] = row, time.monotonic()
-        print(f"{key}: {row.get('error', 'measured')}", file=sys.stderr, flush=True)
         with atomic_write(args.out / "cuda.json") as file:
             json.dump(kept | {"rows": figure_rows(rows, args.device)}, file, indent=1)
+        print(f"{key}: {row.get('error', 'measured')}", file=sys.stderr, flush=True)
 
     while missing := [key for key in args.keys if key not in rows]:
         left = started + budget - time.monotonic()
@@ -208,10 +226,11 @@ def build_parser():
     add("--root", metavar="FOLDER", help="images laid out as for run.py --dataset folder; "
         "default: the built-in category board")
     add("--category", help="a folder in --root; default: the first")
-    add("--weights", default="auto", metavar="auto|random|FILE", help="as of run.py")
+    add("--weights", default="imagenet", metavar="imagenet|random|FILE", help="as of run.py; "
+        "default imagenet: the official weights, which a machine without network needs as a FILE")
     add("--minutes", type=float, default=8, help="of this call, at most; default 8")
     add("--full", action="store_true", help="1000 + 1000 passes of the latency, however long")
-    add("--row-seconds", type=float, default=3, help="of a row of the latency, about; default 3")
+    add("--row-seconds", type=float, default=15, help="of a row of the latency, about; default 15")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     add("--archs", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     add("--retry", action="store_true", help="measure again what failed")
@@ -226,17 +245,15 @@ def build_parser():
 
 def prepare(args):
     """Decide what to measure; returns the rows of earlier calls. Raises InputError."""
-    args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.root:
         args.root = str(Path(args.root).resolve())
         args.category = args.category or folder.categories(args.root)[0]
         args.n_train = min(args.n_train, len(folder.load(args.root, args.category).train))
+    elif args.category:
+        raise InputError("--category needs --root, the folder that has it")
     weights = find_weights(args.weights)
-    if args.weights not in ("auto", "random"):
+    if args.weights not in ("imagenet", "random"):
         args.weights = str(Path(args.weights).resolve())
-    elif weights.kind == "random":
-        args.weights = "random"  # a failed search is not repeated
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     about = job_of(args) | {"card": card, "torch": torch.__version__, "kind": weights.kind}
     del about["out"]  # which may be moved
@@ -248,7 +265,8 @@ def prepare(args):
         changed = ", ".join(changed)
         raise InputError(f"{path} was measured with another {changed}; choose another --out")
     if args.retry:
-        kept["measured"] = {k: row for k, row in kept["measured"].items() if not failed(row)}
+        again = {k for k, row in kept["measured"].items() if failed(row)} & set(args.keys)
+        kept["measured"] = {k: row for k, row in kept["measured"].items() if k not in again}
     return kept | {"about": before}
 
 
@@ -259,10 +277,18 @@ def main(argv=None):
         print("torch sees no CUDA device here, so nothing was measured", file=sys.stderr)
         return 2
     try:
-        kept = prepare(args)
-    except InputError as error:
+        args.out = args.out.resolve()
+        args.out.mkdir(parents=True, exist_ok=True)
+        with locked(args.out):
+            kept = prepare(args)
+            return measure(args, kept, started)
+    except (InputError, OSError, json.JSONDecodeError) as error:
         print(f"bench/cuda.py: {error}", file=sys.stderr)
         return 2
+
+
+def measure(args, kept, started):
+    """Measure rows and write the tables; returns the exit status."""
     fill(args, kept, started)
     text = report(kept)
     with atomic_write(args.out / "cuda.md") as file:
@@ -278,4 +304,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    for name in signal.SIGTERM, signal.SIGHUP:  # as an interrupt: `run` ends its process
+        signal.signal(name, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

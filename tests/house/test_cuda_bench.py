@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import json
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -99,6 +101,8 @@ def test_what_fails_is_a_row_and_the_others_go_on(call, machine, tmp_path):
     assert "Traceback" in (tmp_path / "out" / "errors.txt").read_text()
     machine.fail = {}
     assert call(*ONE, "--minutes", "80")[0] == 1  # a failure is not tried again unless one asks
+    again = ["--parts", "latency", "--archs", "padim", "--minutes", "80", "--retry"]
+    assert "error" in call(*again)[1]["memory/padim/ST4"]  # which is not among them
     status, rows, page = call(*ONE, "--minutes", "80", "--retry")
     assert status == 0 and "error" not in rows["memory/padim/ST4"] and "failed |" not in page
 
@@ -140,6 +144,39 @@ def test_a_process_that_fails_says_why(bench):
     ended, done = bench.cuda.run([sys.executable, "-c", code], 60)
     assert not ended and done.returncode == 1
     assert bench.cuda.failure(done) == "RuntimeError: broken"
+
+
+def test_a_call_that_is_ended_ends_its_process(bench, tmp_path):
+    argv = [*TOY, "--parts", "memory", "--archs", "padim", "--out", str(tmp_path)]
+    call = [sys.executable, ROOT / "bench" / "cuda.py", *argv]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline() == "memory/padim/SM256: measured\n"
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    with bench.cuda.locked(tmp_path):  # which its process would still hold
+        assert list(json.loads((tmp_path / "cuda.json").read_text())["measured"])
+
+
+def test_nothing_is_measured_beside_the_process_of_a_killed_call(bench, machine, tmp_path, capsys):
+    argv = [*TOY, *ONE, "--out", str(tmp_path)]
+    with bench.cuda.locked(tmp_path):
+        left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, stderr=-3, close_fds=False)
+    with left:
+        assert bench.cuda.main(argv) == 2
+        assert "a process of one that was killed, is still measuring" in capsys.readouterr().err
+        left.stdin.close()
+    assert bench.cuda.main(argv) == 3
+
+
+@pytest.mark.parametrize("argv, reason", [
+    (["--category", "screw"], "--category needs --root"),
+    (["--weights", "/nowhere.pth"], "--weights /nowhere.pth: cannot be read"),
+    (["--out", "/proc/none/cuda"], "No such file or directory"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_one_sentence(bench, tmp_path, capsys, argv, reason):
+    assert bench.cuda.main([*TOY, "--out", str(tmp_path), *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bench/cuda.py: ") and reason in line
 
 
 JUNIT = """import sys; open(sys.argv[-1].partition('=')[2], 'w').write('''<testsuites><testsuite>

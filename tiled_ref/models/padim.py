@@ -163,16 +163,17 @@ class Padim(Model):
         d = scatter.shape[-1]
         shape, dtype = (len(scatter), d * (d + 1) // 2), STORES[self.store]
         self.factors = torch.empty(shape, dtype=dtype, device=self.device)
-        least, size = [], self.FACTOR_CHUNK
-        for chunk, out in zip(scatter.split(size), self.factors.split(size)):
+        least, size = scatter.new_full((), torch.inf), self.FACTOR_CHUNK  # of all diagonals
+        for k, (chunk, out) in enumerate(zip(scatter.split(size), self.factors.split(size)), 1):
             covariance = chunk.div_(n - 1)
             covariance.diagonal(dim1=-2, dim2=-1).add_(EPSILON)
             factors = factors_of(covariance)  # no entry exceeds 1 / sqrt(EPSILON)
-            least.append(factors.diagonal(dim1=-2, dim2=-1).min())
+            # In place: a list of results, allocated between chunks, would keep their memory.
+            torch.minimum(least, factors.diagonal(dim1=-2, dim2=-1).min(), out=least)
             out.copy_(pack(factors))
             if progress:
-                progress(min(len(least) * size, len(scatter)), len(scatter), "factors")
-        if not to_host(torch.stack(least))[0].min() >= torch.finfo(dtype).tiny:  # NaN too
+                progress(min(k * size, len(scatter)), len(scatter), "factors")
+        if not to_host(least)[0] >= torch.finfo(dtype).tiny:  # NaN too
             raise InputError(
                 f"the features vary so much that {self.store} cannot hold PaDiM's factors; "
                 "use --store float32"
