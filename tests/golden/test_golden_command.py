@@ -183,8 +183,9 @@ def first_output(manifest, stage):
 )
 def test_a_damaged_reference_is_refused_in_one_sentence(tmp_path, capsys, change, words):
     folder = edited(tmp_path, change)
+    (tmp_path / "port").mkdir()
     assert words in refused(
-        capsys, "check", tmp_path, "--reference", folder, "--stage", "untile", "aupro"
+        capsys, "check", tmp_path / "port", "--reference", folder, "--stage", "untile", "aupro"
     )
 
 

@@ -13,11 +13,9 @@ from pathlib import Path
 from ..support.errors import InputError, one_line
 from ..support.files import atomic_write
 from ..support.streams import guarded_streams
-from .bundle import Bundle
-from .checker import check
+from .bundle import EDITION, REFERENCE, Bundle
+from .check import check
 from .report import as_json, as_text, first_failing
-
-REFERENCE = Path(__file__).with_name("reference")
 
 
 def build_parser():
@@ -104,7 +102,7 @@ def run_check(options):
     """Run the command check; return 0 if everything agrees, else 1."""
     folder = Path(options.folder)
     if options.json not in (None, "-"):
-        _refuse_irregular(options.json)
+        _check_destination(options.json, options.reference, folder)
     if not folder.is_dir():
         raise InputError(
             f"no such folder: {folder}; name the one with your port's outputs"
@@ -117,16 +115,20 @@ def run_check(options):
         )
     chosen = [name for names in options.stage or [] for name in names]
     stages, why = _known_stages()
+    if bundle.edition != EDITION:  # whose stages may have other inputs
+        stages, why = {}, f"they are those of edition {EDITION}"
     found, extra = check(folder, bundle, stages, chosen, options.arithmetic)
     status = 1 if first_failing(found) or extra else 0
-    report = as_json(found, extra, bundle, folder, status)
+    report = as_json(found, extra, bundle, folder, status, options.arithmetic)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    sys.stdout.write(text if options.json == "-" else as_text(found, extra, bundle))
-    if status and why:
-        print(f"tiled_ref.golden: known mistakes were not searched: {why}", file=sys.stderr)
     if options.json not in (None, "-"):
         with atomic_write(options.json) as file:
             file.write(text)
+    if options.json != "-":
+        text = as_text(found, extra, bundle, options.arithmetic)
+    sys.stdout.write(text)
+    if status and why:
+        print(f"tiled_ref.golden: known mistakes were not searched: {why}", file=sys.stderr)
     return status
 
 
@@ -141,7 +143,7 @@ def _known_stages():
 
 def run_archive(options):
     """Run the command archive; return 0."""
-    _refuse_irregular(options.file)
+    _check_destination(options.file, options.reference)
     bundle = Bundle(options.reference)
     data = bundle.archive
     with atomic_write(options.file, "wb") as file:
@@ -150,10 +152,14 @@ def run_archive(options):
     return 0
 
 
-def _refuse_irregular(path):
-    """Raise InputError if a path exists but is not a regular file: a link, device or folder."""
-    if not path or os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+def _check_destination(path, *inputs):
+    """Raise InputError if a path exists but is not a regular file (a link, device or folder), or
+    lies in an input folder or the packaged reference; links to its folder are followed."""
+    file = Path(path)  # without a trailing slash, which would follow a link
+    if not path or os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
         raise InputError(f"{path or 'an empty name'} is not a regular file; give another file name")
+    if any(file.resolve().is_relative_to(Path(p).resolve()) for p in (*inputs, REFERENCE)):
+        raise InputError(f"{path} lies in a folder that is only read; give another file name")
 
 
 if __name__ == "__main__":

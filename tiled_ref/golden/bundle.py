@@ -16,6 +16,7 @@ from .stage import File
 
 FORMAT = "tiled-ref golden files"
 FORMAT_VERSION = 1  # of the bundle's layout; readers reject newer versions
+REFERENCE = Path(__file__).with_name("reference")  # the packaged bundle
 EDITION = 4  # of the cases and their outputs; FORMAT.md lists the changes of each edition
 DOCUMENTS = ("FORMAT.md", "cases.txt", "manifest.schema.json", "report.schema.json")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -183,8 +184,9 @@ class Bundle:
     def _inline(self, entry):
         try:
             values = np.array([float(v) if isinstance(v, str) else v for v in entry["values"]])
-            array = values.astype(entry["dtype"]).reshape(entry["shape"])
-        except (ValueError, TypeError, OverflowError) as error:
+            with np.errstate(invalid="raise", over="raise"):
+                array = values.astype(entry["dtype"]).reshape(entry["shape"])
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise self._damaged(
                 f"the values {entry['values']} are not {entry['dtype']} of shape {entry['shape']}"
             ) from error
@@ -229,6 +231,8 @@ class Bundle:
                 for entry in tensors.values():
                     self._check_entry(entry)
             names = set()
+            if not manifest["stages"]:
+                raise ValueError("it has no stages")
             for stage in manifest["stages"]:
                 stage["title"]
                 for case in stage["cases"]:
@@ -246,7 +250,9 @@ class Bundle:
                         own = output_path(stage["name"], case["name"], key)
                         if not NAME.fullmatch(key) or entry.get("path", own) != own:
                             raise ValueError(f"the path of output {name}/{key}")
-                        Compare.from_json(entry["compare"])
+                        rule = Compare.from_json(entry["compare"])
+                        if "bytes" in entry or rule.kind == "ulp" and entry["dtype"][1] != "f":
+                            raise ValueError(f"the kind of output {name}/{key}")
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
