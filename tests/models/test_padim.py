@@ -328,7 +328,7 @@ def test_fit_takes_embeddings_as_well(tiny_backbone, pictures):
     with pytest.raises(InputError, match="at least two normal"):
         other.fit_embeddings([embedding[:1]], 1)
     for parts, n in ([embedding[:1]], 5), ([embedding[:5]], 3), ([], 2):
-        with pytest.raises(InputError, match=f"n_images is {n}, but there are"):
+        with pytest.raises(InputError, match=f"n_images is {n}, but got"):
             other.fit_embeddings(parts, n)
 
 

@@ -26,38 +26,28 @@ def build_parser():
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("export", help="write a bundle of golden files")
+    words = "destination; an earlier export there is replaced"
+    one.add_argument("folder", metavar="DIR", help=words)
     one.add_argument(
-        "folder", metavar="DIR", help="destination; an earlier export there is replaced"
-    )
-    one.add_argument(
-        "--weights",
-        metavar="imagenet|FILE",
+        "--weights", metavar="imagenet|FILE",
         help="write the second bundle instead: one generated image through ResNet-18 with "
         "genuine weights, found locally or downloaded (imagenet), or read from a file",
-    )
+    )  # fmt: skip
     two = commands.add_parser("check", help="compare a port's outputs with a bundle")
+    words = "the port's outputs, <stage>/<case>.out.<name>.npy"
+    two.add_argument("folder", metavar="DIR", help=words)
     two.add_argument(
-        "folder", metavar="DIR", help="the port's outputs, <stage>/<case>.out.<name>.npy"
-    )
-    two.add_argument(
-        "--expect-sha256",
-        metavar="HEX",
-        type=str.lower,
+        "--expect-sha256", metavar="HEX", type=str.lower,
         help="refuse a reference whose archive has another SHA-256",
-    )
+    )  # fmt: skip
     two.add_argument(
-        "--arithmetic",
-        choices=("float32", "tf32", "float16", "bfloat16"),
-        default="float32",
+        "--arithmetic", choices=("float32", "tf32", "float16", "bfloat16"), default="float32",
         help="the port's arithmetic (default: float32)",
-    )
+    )  # fmt: skip
     two.add_argument(
-        "--stage",
-        action="append",
-        nargs="+",
-        metavar="STAGE",
+        "--stage", action="append", nargs="+", metavar="STAGE",
         help="compare only these stages; padim selects all whose names start with padim.",
-    )
+    )  # fmt: skip
     two.add_argument("--json", metavar="FILE", help="write the report as JSON; - prints it")
     three = commands.add_parser("archive", help="write a bundle as one reproducible ZIP file")
     three.add_argument("file", metavar="FILE.zip", help="destination; an existing file is replaced")
@@ -104,9 +94,7 @@ def run_check(options):
     if options.json not in (None, "-"):
         _check_destination(options.json, options.reference, folder)
     if not folder.is_dir():
-        raise InputError(
-            f"no such folder: {folder}; name the one with your port's outputs"
-        )
+        raise InputError(f"no such folder: {folder}; name the one with your port's outputs")
     bundle = Bundle(options.reference)
     if options.expect_sha256 not in (None, bundle.digest):
         raise InputError(

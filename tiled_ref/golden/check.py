@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..support.errors import InputError, shortened
+from ..support.errors import InputError
 from . import npy
 from .bundle import DOCUMENTS, REFERENCE, output_path
 from .causes import likely_causes
@@ -90,11 +90,10 @@ def check(port_folder, bundle, stages, chosen=None, arithmetic="float32"):
             known = stages.get(result.name)
             try:
                 result.causes = likely_causes(known, result.results, bundle, cases)
+            except InputError:
+                raise
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                raise error if isinstance(error, InputError) else InputError(
-                    f"{bundle.folder} has inputs that the formula of {result.name} cannot take "
-                    f"({shortened(error)}); get or export it again"
-                )
+                raise bundle.damaged(f"{result.name} cannot take its inputs, {error!r}") from error
         found.append(result)
     arrays = {f.relative_to(port_folder).as_posix() for f in files if f.name.endswith(".npy")}
     return found, sorted(arrays - outputs)
@@ -141,15 +140,10 @@ def _choose(bundle, chosen):
         return bundle.stages
     names = [stage["name"] for stage in bundle.stages]
     for word in chosen:
-        if not any(_is(name, word) for name in names):
-            raise InputError(
-                f"{bundle.folder} has no stage {word!r}; choose from {', '.join(names)}"
-            )
-    return [s for s in bundle.stages if any(_is(s["name"], word) for word in chosen)]
-
-
-def _is(name, word):
-    return name == word or name.startswith(f"{word}.")
+        if not any(f"{name}.".startswith(f"{word}.") for name in names):
+            raise InputError(f"no stage {word!r} in {bundle.folder}; choose from {', '.join(names)}")
+    starts = tuple(f"{word}." for word in chosen)
+    return [stage for stage in bundle.stages if f"{stage['name']}.".startswith(starts)]
 
 
 def _compare_output(result, file):

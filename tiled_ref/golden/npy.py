@@ -9,15 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..support.errors import InputError, shortened
+from ..support.files import write_errors
 
-DTYPES = {
-    "|b1": "bool",
-    "|u1": "uint8",
-    "<i4": "int32",
-    "<i8": "int64",
-    "<f4": "float32",
-    "<f8": "float64",
-}
+DTYPES = ("|b1", "|u1", "<i4", "<i8", "<f4", "<f8")
 
 
 def encode(array):
@@ -37,11 +31,9 @@ def write_bytes(path, data):
     Not atomic: export removes the manifest first and writes it last, with the files' digests.
     """
     path = Path(path)
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sha256(data):
@@ -79,10 +71,7 @@ def decode(data, path):
             f"{path} is not a .npy file of version 1.0 ({shortened(error)}); write it again"
         ) from error
     if dtype.str not in DTYPES:
-        raise InputError(
-            f"{path} has the dtype {dtype.str}; convert it to one of "
-            f"{', '.join(DTYPES)}"
-        )
+        raise InputError(f"{path} has the dtype {dtype.str}; convert it to {' or '.join(DTYPES)}")
     if fortran and len(shape) > 1:
         raise InputError(f"{path} is in Fortran order; write it in C order, rows first")
     count = math.prod(shape)

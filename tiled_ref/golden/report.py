@@ -101,13 +101,13 @@ def as_text(found, extra, bundle, arithmetic):
     for place, stage in enumerate(found, start=1):
         lines += _stage_lines(f"{place}/{len(found)}", stage)
     counts = count(found)
-    lines.append("")
-    lines.append(
+    lines += [
+        "",
         f"{counts['ok']} of {counts['outputs']} outputs agree; {counts['compared_numbers']:,} "
         f"numbers compared, in {counts['non_vacuous']} informative arrays and "
         f"{counts['vacuous']} that are empty or constant; {counts['missing']} "
-        f"missing, {counts['unreadable']} unreadable"
-    )
+        f"missing, {counts['unreadable']} unreadable",
+    ]
     if unchecked(found, bundle):
         lines.append(f"not checked: {', '.join(unchecked(found, bundle))}")
     if extra:

@@ -53,13 +53,12 @@ class Model:
 def expected(embeddings, n_images):
     """Yield embeddings, float32 (B, D, hf, wf). Raises InputError unless they are those of n_images
     and of one shape (D, hf, wf)."""
-    n, shape = 0, None
+    n, shapes = 0, set()
     for embedding in embeddings:
-        n, shape = n + len(embedding), shape or embedding.shape[1:]
-        if embedding.shape[1:] != shape:
-            raise InputError(f"embeddings differ in shape: {shape} and {embedding.shape[1:]}")
-        if n > n_images:
+        n += len(embedding)
+        shapes.add(tuple(embedding.shape[1:]))
+        if n > n_images or len(shapes) > 1:
             break
         yield embedding
-    if n != n_images:
-        raise InputError(f"n_images is {n_images}, but there are {n} embeddings")
+    if n != n_images or len(shapes) > 1:
+        raise InputError(f"n_images is {n_images}, but got {n} embeddings of shape {shapes}")
