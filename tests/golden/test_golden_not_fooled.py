@@ -231,16 +231,20 @@ def test_a_report_goes_to_a_regular_file_or_standard_output_only(port, tmp_path,
     assert capsys.readouterr().out == file and json.loads(file)["exit_status"] == 0
 
 
-def test_a_report_and_an_archive_never_replace_what_was_read(port, archive, tmp_path, capsys):
+def test_a_report_and_an_archive_never_replace_what_was_read(
+    port, archive, tmp_path, capsys, monkeypatch
+):
+    packaged = tmp_path / "packaged"
+    monkeypatch.setattr("tiled_ref.golden.__main__.REFERENCE", packaged)
     (tmp_path / "linked").symlink_to(port / "tile")
     copy = shutil.copytree(REFERENCE, tmp_path / "copy")
-    for path in (port / OUTPUT, tmp_path / "linked" / "new.json", REFERENCE / "new", copy / "new"):
+    for path in (port / OUTPUT, tmp_path / "linked" / "new.json", packaged / "new", copy / "new"):
         options = ["--reference", copy, "--json", path]
         assert "only read" in refused(capsys, "check", port, *options)
     for reference in (copy, archive):
         path = reference if reference is archive else copy / "manifest.json"
         assert "only read" in refused(capsys, "archive", path, "--reference", reference)
-    assert Bundle(copy).digest == Bundle(archive).digest and not (REFERENCE / "new").exists()
+    assert Bundle(copy).digest == Bundle(archive).digest and not packaged.exists()
 
 
 # -------------------------------------------------------------------------------- the archive

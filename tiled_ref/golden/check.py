@@ -141,7 +141,7 @@ def _choose(bundle, chosen):
     names = [stage["name"] for stage in bundle.stages]
     for word in chosen:
         if not any(f"{name}.".startswith(f"{word}.") for name in names):
-            raise InputError(f"no stage {word!r} in {bundle.folder}; choose from {', '.join(names)}")
+            raise InputError(f"no stage {word!r} in {bundle.file}; choose from {', '.join(names)}")
     starts = tuple(f"{word}." for word in chosen)
     return [stage for stage in bundle.stages if f"{stage['name']}.".startswith(starts)]
 
