@@ -207,7 +207,7 @@ def test_inputs_that_a_known_stage_cannot_take_are_refused(port, tmp_path, capsy
     np.save(file, 3 * npy.read(file))
     arguments = ["check", port, "--stage", "untile", "--reference"]
     folder = edited(tmp_path, rename_an_input)
-    assert "damaged (untile cannot take its inputs, KeyError('grid'))" in refused(capsys, *arguments, folder)
+    assert "damaged (mistakes of untile: KeyError('grid'))" in refused(capsys, *arguments, folder)
     folder = edited(tmp_path, lambda m: (rename_an_input(m), m.update(edition=EDITION - 1)))
     assert main([str(a) for a in (*arguments, folder)]) == 1
     out, error = capsys.readouterr()

@@ -93,7 +93,7 @@ def check(port_folder, bundle, stages, chosen=None, arithmetic="float32"):
             except InputError:
                 raise
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                raise bundle.damaged(f"{result.name} cannot take its inputs, {error!r}") from error
+                raise bundle.damaged(f"mistakes of {result.name}: {error!r}") from error
         found.append(result)
     arrays = {f.relative_to(port_folder).as_posix() for f in files if f.name.endswith(".npy")}
     return found, sorted(arrays - outputs)
