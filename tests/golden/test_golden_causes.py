@@ -10,7 +10,7 @@ from tiled_ref.golden import formulas, tiny, training
 from tiled_ref.golden.__main__ import REFERENCE
 from tiled_ref.golden.bundle import Bundle
 from tiled_ref.golden.causes import likely_causes
-from tiled_ref.golden.checker import Result, StageResult
+from tiled_ref.golden.check import Result, StageResult
 from tiled_ref.golden.compare import EXACT, Compare, boundary, close, compare, ulp, ulps_apart
 from tiled_ref.golden.report import count
 

@@ -163,6 +163,7 @@ def first_output(manifest, stage):
         (lambda m: m.update(edition=True), "damaged"),
         (lambda m: m.update(format="other"), "damaged"),
         (lambda m: m.pop("stages"), "'stages' is missing"),
+        (lambda m: m.update(stages=[]), "it has no stages"),
         (lambda m: m["stages"][0].pop("cases"), "'cases' is missing"),
         (lambda m: m["stages"].append(m["stages"][0]), "damaged"),
         (lambda m: first_output(m, "untile").update(path="../../etc/passwd"), "outside"),
@@ -176,6 +177,12 @@ def first_output(manifest, stage):
         (lambda m: first_output(m, "aupro").update(values=[0.5]), "SHA-256"),
         (lambda m: first_output(m, "aupro").update(values=["x"]), "damaged"),
         (lambda m: first_output(m, "aupro").update(values="0.5"), "values are not a list"),
+        (lambda m: first_output(m, "aupro").update(values=["NaN"], dtype="<i8"), "are not <i8"),
+        (lambda m: first_output(m, "untile").update(bytes=3), "the kind of output untile/abutting"),
+        (
+            lambda m: first_output(m, "seam_mask").update(compare={"class": "ulp", "ulps": 1}),
+            "the kind of output seam_mask/",
+        ),
         (lambda m: first_output(m, "untile").update(sha256=7), "a sha256 is not a string"),
         (lambda m: first_output(m, "untile")["compare"].update({"class": "near"}), "near"),
         (lambda m: first_output(m, "untile")["compare"].update(ulps=-1), "damaged"),
@@ -183,9 +190,35 @@ def first_output(manifest, stage):
 )
 def test_a_damaged_reference_is_refused_in_one_sentence(tmp_path, capsys, change, words):
     folder = edited(tmp_path, change)
+    (tmp_path / "port").mkdir()
     assert words in refused(
-        capsys, "check", tmp_path, "--reference", folder, "--stage", "untile", "aupro"
+        capsys, "check", tmp_path / "port", "--reference", folder, "--stage", "untile", "aupro"
     )
+
+
+def rename_an_input(manifest):
+    case = next(s for s in manifest["stages"] if s["name"] == "untile")["cases"][0]
+    case["inputs"]["gird"] = case["inputs"].pop("grid")
+
+
+def test_inputs_that_a_known_stage_cannot_take_are_refused(port, tmp_path, capsys):
+    """Those of another edition are another matter: nothing is known of its mistakes."""
+    file = port / "untile" / "abutting.out.map.npy"
+    np.save(file, 3 * npy.read(file))
+    arguments = ["check", port, "--stage", "untile", "--reference"]
+    folder = edited(tmp_path, rename_an_input)
+    assert "damaged (mistakes of untile: KeyError('grid'))" in refused(capsys, *arguments, folder)
+    folder = edited(tmp_path, lambda m: (rename_an_input(m), m.update(edition=EDITION - 1)))
+    assert main([str(a) for a in (*arguments, folder)]) == 1
+    out, error = capsys.readouterr()
+    assert "every number is 3 times" in out and f"those of edition {EDITION}" in error
+
+
+def test_the_report_says_which_arithmetic_was_allowed(port, capsys):
+    for name in ("float32", "bfloat16"):
+        status, found = checked(port, "--stage", "tile", "--arithmetic", name)
+        assert status == 0 and found["arithmetic"] == name
+        assert capsys.readouterr().out.endswith(f"), in {name}\n")
 
 
 def test_a_changed_or_truncated_reference_is_refused(tmp_path, capsys):
@@ -208,7 +241,8 @@ def test_a_changed_or_truncated_reference_is_refused(tmp_path, capsys):
 
 
 def test_the_module_runs_as_a_command_and_its_exit_status_tells(port):
-    command = [sys.executable, "-m", "tiled_ref.golden", "check"]
     run = {"capture_output": True, "text": True, "cwd": ROOT}
-    done = subprocess.run([*command, str(port), "--stage", "tile"], **run)
-    assert done.returncode == 0 and "OK: all 1 stages agree" in done.stdout and not done.stderr
+    for words in (["tiled_ref.golden", "check"], ["tiled_ref.golden.check"]):
+        command = [sys.executable, "-m", *words, str(port), "--stage", "tile"]
+        done = subprocess.run(command, **run)
+        assert done.returncode == 0 and "OK: all 1 stages agree" in done.stdout and not done.stderr

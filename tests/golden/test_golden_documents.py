@@ -9,9 +9,11 @@ import numpy as np
 import port_outputs
 import pytest
 
-from tiled_ref.golden import npy
+from tiled_ref.data.images import decode_image
+from tiled_ref.golden import npy, pictures
 from tiled_ref.golden.__main__ import REFERENCE, main
 from tiled_ref.golden.bundle import EDITION, Bundle
+from tiled_ref.golden.compare import Compare, compare
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,33 @@ def test_the_reader_in_format_md_reads_every_array(tmp_path):
         assert line.split() == [str(v) for v in (array.dtype.str, array.ndim, *array.shape, total)]
     (tmp_path / "cut.npy").write_bytes((tmp_path / "scalar.npy").read_bytes()[:-1])
     assert subprocess.run([tmp_path / "reader", tmp_path / "cut.npy"]).returncode == 7
+
+
+def test_format_says_what_every_orientation_means(tmp_path):
+    """Its eight formulas, against the package's decoder."""
+    text = " ".join((REFERENCE / "FORMAT.md").read_text("utf-8").split())
+    part = text[text.index("EXIF orientation (tag") : text.index("3 and 6 occur")]
+    formulas = re.findall(r"(\d) \(((?:h|y|x)[^)]*), ([^)]*)\)", part)
+    assert [int(number) for number, *_ in formulas] == list(range(1, 9))
+    stored = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    for number, row, column in formulas:
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(pictures.png(stored, pictures.RGB, orientation=int(number)))
+        image = decode_image(file)
+        y, x = np.indices(image.shape[:2])
+        names = {"y": y, "x": x, "h": 5, "w": 7}
+        np.testing.assert_array_equal(image, stored[eval(row, names), eval(column, names)])
+
+
+def test_float64_is_needed_where_format_says_so():
+    """Right outputs of kind <f8 rounded to float32: many are no longer equal."""
+    bundle, equal = Bundle(REFERENCE), []
+    for entry in bundle.outputs().values():
+        if entry["dtype"] == "<f8":
+            array, rule = bundle.array(entry), Compare.from_json(entry["compare"])
+            equal.append(compare(array.astype(np.float32), array, rule).ok)
+    assert equal.count(False) > len(equal) / 3
+    assert "`<f8` need float64" in (REFERENCE / "FORMAT.md").read_text("utf-8")
 
 
 def test_cases_txt_repeats_the_inputs_of_the_manifest(manifest):

@@ -11,7 +11,7 @@ from sources import ROOT
 from tiled_ref.golden import tiny
 from tiled_ref.golden.__main__ import REFERENCE
 from tiled_ref.golden.bundle import Bundle
-from tiled_ref.golden.checker import check
+from tiled_ref.golden.check import check
 from tiled_ref.golden.report import count
 
 PORT = ROOT / "tests" / "port" / "port.js"

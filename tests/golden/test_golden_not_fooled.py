@@ -64,6 +64,11 @@ def copied(folder, path):
     shutil.copy(REFERENCE / path, folder / path)
 
 
+def deeper(folder, path):
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REFERENCE / (folder / path).name, folder / path)
+
+
 @pytest.mark.parametrize(
     "spoil, path",
     [
@@ -74,6 +79,8 @@ def copied(folder, path):
         (link, OUTPUT),
         (hard_link, OUTPUT),
         (lambda folder, path: shutil.copytree(REFERENCE / path, folder / path), "models"),
+        (deeper, "deep/down/manifest.json"),
+        (deeper, "tile/FORMAT.md"),
     ],
 )
 def test_files_of_the_reference_are_no_port(port, capsys, spoil, path):
@@ -83,10 +90,11 @@ def test_files_of_the_reference_are_no_port(port, capsys, spoil, path):
     assert f"{port / path}" in error and "belongs to the reference" in error
 
 
-def test_an_output_that_links_to_another_file_of_the_reference_is_refused(port, capsys):
+def test_an_output_that_links_to_another_file_of_the_reference_is_refused(port, archive, capsys):
     (port / OUTPUT).unlink()
     (port / OUTPUT).symlink_to(REFERENCE / "untile/abutting.out.map.npy")
     assert OUTPUT in refused(capsys, "check", port)
+    assert OUTPUT in refused(capsys, "check", port, "--reference", archive)
 
 
 def test_the_reference_and_links_to_it_or_to_its_folders_are_no_port(tmp_path, capsys):
@@ -104,6 +112,13 @@ def test_links_among_a_ports_own_files_are_its_own_affair(port, tmp_path, capsys
     np.save(tmp_path / "elsewhere" / "more.npy", np.zeros(3))  # seen behind the link too
     assert main(["check", str(port), "--stage", "untile"]) == 1
     assert "1 files are not outputs of the bundle: untile/more.npy\n" in capsys.readouterr().out
+    for folder in (tmp_path / "far", port / "a"):
+        folder.mkdir()
+    (tmp_path / "elsewhere" / "more.npy").rename(tmp_path / "far" / "more.npy")
+    (tmp_path / "far" / "loop").symlink_to(port)  # at any depth, and round in a circle
+    (port / "a" / "b").symlink_to(tmp_path / "far")
+    assert main(["check", str(port), "--stage", "untile"]) == 1
+    assert "1 files are not outputs of the bundle: a/b/more.npy\n" in capsys.readouterr().out
 
 
 def test_an_extra_output_fails(port, capsys):
@@ -155,6 +170,7 @@ MALFORMED = {  # shape in the header: numbers that follow
     f"({'9' * 4000}, {'9' * 4000})": 1,
     "(" * 300: 1,
     "(2.0,)": 2,
+    "(True, True)": 1,
     "(2, 'x')": 2,
 }
 
@@ -172,6 +188,18 @@ def test_a_malformed_shape_is_a_finding(port, capsys):
     assert main(["check", str(port), *options]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["counts"]["unreadable"] == len(files) == found["counts"]["outputs"]
+
+
+def test_an_output_too_large_or_of_no_booleans_is_a_finding(port, capsys):
+    os.truncate(port / OUTPUT, 1 << 42)  # sparse, more than any memory
+    mask = port / "seam_mask" / "overlap.out.mask.npy"
+    mask.write_bytes(mask.read_bytes()[:-1] + b"\2")
+    options = ["--stage", "untile", "seam_mask", "--json", "-"]
+    assert main(["check", str(port), *options]) == 1
+    found = json.loads(capsys.readouterr().out)
+    bad = [o["message"] for s in found["stages"] for o in s["outputs"] if o["status"] != "ok"]
+    assert len(bad) == found["counts"]["unreadable"] == 2
+    assert f"{1 << 42} bytes" in bad[0] and "other than 0 and 1" in bad[1]
 
 
 def test_the_smallest_arrays_are_read():
@@ -192,13 +220,31 @@ def test_a_report_goes_to_a_regular_file_or_standard_output_only(port, tmp_path,
     for path in ("", *(tmp_path / n for n in ("link", "dangling", "pipe", "port"))):
         assert "regular file" in refused(capsys, "check", port, "--json", path)
         assert "regular file" in refused(capsys, "archive", path)
+    assert "regular file" in refused(capsys, "check", port, "--json", f"{tmp_path / 'link'}/")
     assert (tmp_path / "target").read_text() == "before" and not (tmp_path / "nothing").exists()
+    assert "cannot write" in refused(capsys, "check", port, "--json", tmp_path / "target" / "new")
     for _ in range(2):  # a new file, and one that is replaced
         assert main(["check", str(port), "--stage", "tile", "--json", str(tmp_path / "new")]) == 0
     file = (tmp_path / "new").read_text("utf-8")
     capsys.readouterr()
     assert main(["check", str(port), "--stage", "tile", "--json", "-"]) == 0
     assert capsys.readouterr().out == file and json.loads(file)["exit_status"] == 0
+
+
+def test_a_report_and_an_archive_never_replace_what_was_read(
+    port, archive, tmp_path, capsys, monkeypatch
+):
+    packaged = tmp_path / "packaged"
+    monkeypatch.setattr("tiled_ref.golden.__main__.REFERENCE", packaged)
+    (tmp_path / "linked").symlink_to(port / "tile")
+    copy = shutil.copytree(REFERENCE, tmp_path / "copy")
+    for path in (port / OUTPUT, tmp_path / "linked" / "new.json", packaged / "new", copy / "new"):
+        options = ["--reference", copy, "--json", path]
+        assert "only read" in refused(capsys, "check", port, *options)
+    for reference in (copy, archive):
+        path = reference if reference is archive else copy / "manifest.json"
+        assert "only read" in refused(capsys, "archive", path, "--reference", reference)
+    assert Bundle(copy).digest == Bundle(archive).digest and not packaged.exists()
 
 
 # -------------------------------------------------------------------------------- the archive

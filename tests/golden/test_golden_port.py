@@ -9,7 +9,7 @@ from sources import ROOT
 from tiled_ref.golden import tiny
 from tiled_ref.golden.__main__ import REFERENCE, main
 from tiled_ref.golden.bundle import Bundle
-from tiled_ref.golden.checker import check
+from tiled_ref.golden.check import check
 from tiled_ref.golden.report import as_text, count, first_failing
 
 sys.path.insert(0, str(ROOT / "tests" / "port"))
@@ -50,7 +50,7 @@ def test_a_deliberate_mistake_is_found_at_its_stage_and_named(compiler, bundle, 
     failing = first_failing(found)
     assert failing.name == stage
     assert words in failing.causes[0]
-    text = as_text(found, [], bundle)
+    text = as_text(found, [], bundle, "float32")
     assert f"FIRST FAILING STAGE: {stage} (" in text
     assert re.search(f"LIKELY CAUSE: .*{re.escape(words)}", text)
     others = [result.name for result in found if not result.ok and result.name != stage]

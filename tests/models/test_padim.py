@@ -327,6 +327,9 @@ def test_fit_takes_embeddings_as_well(tiny_backbone, pictures):
     torch.testing.assert_close(other.factors, model.factors, rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="at least two normal"):
         other.fit_embeddings([embedding[:1]], 1)
+    for parts, n in ([embedding[:1]], 5), ([embedding[:5]], 3), ([], 2):
+        with pytest.raises(InputError, match=f"n_images is {n}, but got"):
+            other.fit_embeddings(parts, n)
 
 
 def test_one_image_has_no_covariance(tiny_backbone, pictures):

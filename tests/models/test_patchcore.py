@@ -178,6 +178,10 @@ def test_fit_takes_embeddings_as_well(tiny_backbone, pictures):
     other.fit_embeddings([embedding[:5], embedding[5:]], len(pictures), steps)
     assert (other.bank == model.bank).all() and (other.chosen == model.chosen).all()
     assert seen[:2] == [(5, 12, "features"), (12, 12, "features")]
+    other_grid = [embedding[:6], embedding[6:, :, 1:]]
+    for parts, n in ([embedding], 13), ([embedding], 11), ([], 12), (other_grid, 12):
+        with pytest.raises(InputError, match=f"n_images is {n}, but got"):
+            other.fit_embeddings(parts, n)
 
 
 def test_few_patches_keep_at_least_one(tiny_backbone):

@@ -44,7 +44,9 @@ def test_fit_takes_features_as_well(kind, tiny_backbone, model):
 def test_a_loss_is_a_number_without_gradient(kind, tiny_backbone):
     """That whose gradient training takes, of one batch and of its only chunk."""
     model = kind(tiny_backbone, (64, 64), seed=42, device="cpu")
-    layers = tiny_backbone(pictures(4))
+    layers, before = tiny_backbone(pictures(4)), model.state()
+    assert model.loss_value(layers).shape == ()  # untrained, with the statistics of the batch
+    assert all(torch.equal(value, before[name]) for name, value in model.state().items())
     model.network.eval()
     loss = model.loss_value(layers)
     assert loss.shape == () and not loss.requires_grad

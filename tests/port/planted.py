@@ -18,7 +18,7 @@ sys.path.append(str(PORT.parents[2]))
 from tiled_ref.golden import tiny  # noqa: E402
 from tiled_ref.golden.__main__ import REFERENCE  # noqa: E402
 from tiled_ref.golden.bundle import Bundle  # noqa: E402
-from tiled_ref.golden.checker import check  # noqa: E402
+from tiled_ref.golden.check import check  # noqa: E402
 
 STAGES = {stage.name: stage for stage in tiny.stages()}
 

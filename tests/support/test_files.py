@@ -117,10 +117,10 @@ def test_a_failing_call_to_the_system_is_named(old, monkeypatch, owner, name):
 
 
 def test_a_place_that_cannot_be_written_is_named(old):
-    with pytest.raises(InputError, match="cannot write .*x.txt/y: .*choose another --out"):
+    with pytest.raises(InputError, match="cannot write .*x.txt/y: .*choose another place"):
         with files.atomic_write(old / "y"):
             pass
-    with pytest.raises(InputError, match="cannot write .*deep: .*choose another --out"):
+    with pytest.raises(InputError, match="cannot write .*deep: .*choose another place"):
         with files.atomic_write(old.parent):
             pass
     with pytest.raises(InputError, match="cannot create the folder .*x.txt"):

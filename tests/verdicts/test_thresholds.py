@@ -397,6 +397,7 @@ def test_without_anomalies_the_threshold_is_the_largest_score():
         ([1.0, 2.0], [1], "a label"),
         ([[1.0, 2.0]], [[0, 1]], "at least one score"),
         ([1.0, np.nan], [0, 1], "scores holds a NaN at index \\(1\\)"),
+        ([1.0, 2.0], [1, np.nan], "labels holds a NaN at index \\(1\\)"),
     ],
 )
 def test_no_threshold_without_scores_or_of_nan(scores, labels, sentence):

@@ -13,11 +13,9 @@ from pathlib import Path
 from ..support.errors import InputError, one_line
 from ..support.files import atomic_write
 from ..support.streams import guarded_streams
-from .bundle import Bundle
-from .checker import check
+from .bundle import EDITION, REFERENCE, Bundle
+from .check import check
 from .report import as_json, as_text, first_failing
-
-REFERENCE = Path(__file__).with_name("reference")
 
 
 def build_parser():
@@ -28,38 +26,28 @@ def build_parser():
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("export", help="write a bundle of golden files")
+    words = "destination; an earlier export there is replaced"
+    one.add_argument("folder", metavar="DIR", help=words)
     one.add_argument(
-        "folder", metavar="DIR", help="destination; an earlier export there is replaced"
-    )
-    one.add_argument(
-        "--weights",
-        metavar="imagenet|FILE",
+        "--weights", metavar="imagenet|FILE",
         help="write the second bundle instead: one generated image through ResNet-18 with "
         "genuine weights, found locally or downloaded (imagenet), or read from a file",
-    )
+    )  # fmt: skip
     two = commands.add_parser("check", help="compare a port's outputs with a bundle")
+    words = "the port's outputs, <stage>/<case>.out.<name>.npy"
+    two.add_argument("folder", metavar="DIR", help=words)
     two.add_argument(
-        "folder", metavar="DIR", help="the port's outputs, <stage>/<case>.out.<name>.npy"
-    )
-    two.add_argument(
-        "--expect-sha256",
-        metavar="HEX",
-        type=str.lower,
+        "--expect-sha256", metavar="HEX", type=str.lower,
         help="refuse a reference whose archive has another SHA-256",
-    )
+    )  # fmt: skip
     two.add_argument(
-        "--arithmetic",
-        choices=("float32", "tf32", "float16", "bfloat16"),
-        default="float32",
+        "--arithmetic", choices=("float32", "tf32", "float16", "bfloat16"), default="float32",
         help="the port's arithmetic (default: float32)",
-    )
+    )  # fmt: skip
     two.add_argument(
-        "--stage",
-        action="append",
-        nargs="+",
-        metavar="STAGE",
+        "--stage", action="append", nargs="+", metavar="STAGE",
         help="compare only these stages; padim selects all whose names start with padim.",
-    )
+    )  # fmt: skip
     two.add_argument("--json", metavar="FILE", help="write the report as JSON; - prints it")
     three = commands.add_parser("archive", help="write a bundle as one reproducible ZIP file")
     three.add_argument("file", metavar="FILE.zip", help="destination; an existing file is replaced")
@@ -104,11 +92,9 @@ def run_check(options):
     """Run the command check; return 0 if everything agrees, else 1."""
     folder = Path(options.folder)
     if options.json not in (None, "-"):
-        _refuse_irregular(options.json)
+        _check_destination(options.json, options.reference, folder)
     if not folder.is_dir():
-        raise InputError(
-            f"no such folder: {folder}; name the one with your port's outputs"
-        )
+        raise InputError(f"no such folder: {folder}; name the one with your port's outputs")
     bundle = Bundle(options.reference)
     if options.expect_sha256 not in (None, bundle.digest):
         raise InputError(
@@ -117,16 +103,20 @@ def run_check(options):
         )
     chosen = [name for names in options.stage or [] for name in names]
     stages, why = _known_stages()
+    if bundle.edition != EDITION:  # whose stages may have other inputs
+        stages, why = {}, f"they are those of edition {EDITION}"
     found, extra = check(folder, bundle, stages, chosen, options.arithmetic)
     status = 1 if first_failing(found) or extra else 0
-    report = as_json(found, extra, bundle, folder, status)
+    report = as_json(found, extra, bundle, folder, status, options.arithmetic)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    sys.stdout.write(text if options.json == "-" else as_text(found, extra, bundle))
-    if status and why:
-        print(f"tiled_ref.golden: known mistakes were not searched: {why}", file=sys.stderr)
     if options.json not in (None, "-"):
         with atomic_write(options.json) as file:
             file.write(text)
+    if options.json != "-":
+        text = as_text(found, extra, bundle, options.arithmetic)
+    sys.stdout.write(text)
+    if status and why:
+        print(f"tiled_ref.golden: known mistakes were not searched: {why}", file=sys.stderr)
     return status
 
 
@@ -141,7 +131,7 @@ def _known_stages():
 
 def run_archive(options):
     """Run the command archive; return 0."""
-    _refuse_irregular(options.file)
+    _check_destination(options.file, options.reference)
     bundle = Bundle(options.reference)
     data = bundle.archive
     with atomic_write(options.file, "wb") as file:
@@ -150,10 +140,14 @@ def run_archive(options):
     return 0
 
 
-def _refuse_irregular(path):
-    """Raise InputError if a path exists but is not a regular file: a link, device or folder."""
-    if not path or os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+def _check_destination(path, *inputs):
+    """Raise InputError if a path exists but is not a regular file (a link, device or folder), or
+    lies in an input folder or the packaged reference; links to its folder are followed."""
+    file = Path(path)  # without a trailing slash, which would follow a link
+    if not path or os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
         raise InputError(f"{path or 'an empty name'} is not a regular file; give another file name")
+    if any(file.resolve().is_relative_to(Path(p).resolve()) for p in (*inputs, REFERENCE)):
+        raise InputError(f"{path} lies in a folder that is only read; give another file name")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from .stage import File
 
 FORMAT = "tiled-ref golden files"
 FORMAT_VERSION = 1  # of the bundle's layout; readers reject newer versions
+REFERENCE = Path(__file__).with_name("reference")  # the packaged bundle
 EDITION = 4  # of the cases and their outputs; FORMAT.md lists the changes of each edition
 DOCUMENTS = ("FORMAT.md", "cases.txt", "manifest.schema.json", "report.schema.json")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -87,10 +88,10 @@ class Bundle:
         try:
             self.manifest = json.loads(self._manifest_bytes.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise self._damaged(f"not complete JSON: {error}") from error
+            raise self.damaged(f"not complete JSON: {error}") from error
         self._check()
         if self._packed is not None and set(self._packed) != self.paths():
-            raise self._damaged("its archive does not hold exactly the files it names")
+            raise self.damaged("its archive does not hold exactly the files it names")
         self._arrays, self._inputs = {}, {}
 
     @cached_property
@@ -122,7 +123,7 @@ class Bundle:
         inside = all(NAME.fullmatch(part) for part in parts)
         file = self.folder.joinpath(*parts) if inside else None
         if not inside or not file.resolve().is_relative_to(self.folder.resolve()):
-            raise self._damaged(f"it names the path {relative!r} outside its folder")
+            raise self.damaged(f"it names the path {relative!r} outside its folder")
         return file
 
     def outputs(self):
@@ -183,13 +184,14 @@ class Bundle:
     def _inline(self, entry):
         try:
             values = np.array([float(v) if isinstance(v, str) else v for v in entry["values"]])
-            array = values.astype(entry["dtype"]).reshape(entry["shape"])
-        except (ValueError, TypeError, OverflowError) as error:
-            raise self._damaged(
+            with np.errstate(invalid="raise", over="raise"):
+                array = values.astype(entry["dtype"]).reshape(entry["shape"])
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise self.damaged(
                 f"the values {entry['values']} are not {entry['dtype']} of shape {entry['shape']}"
             ) from error
         if npy.sha256(npy.encode(array)) != entry["sha256"]:
-            raise self._damaged(f"the values {entry['values']} do not have the stated SHA-256")
+            raise self.damaged(f"the values {entry['values']} do not have the stated SHA-256")
         return array
 
     def inputs(self, case):
@@ -207,18 +209,19 @@ class Bundle:
                 inputs[name] = self.array(entry)
         return inputs
 
-    def _damaged(self, why):
+    def damaged(self, why):
+        """Return the InputError for a damaged manifest; why, a phrase."""
         return InputError(f"the manifest {self.file} is damaged ({why}); export the bundle again")
 
     def _check(self):
         """Raise InputError if an entry that is used later is missing or has a wrong type."""
         manifest = self.manifest
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise self._damaged(f'its "format" is not "{FORMAT}"')
+            raise self.damaged(f'its "format" is not "{FORMAT}"')
         version = manifest.get("version")
         for key, number in (("version", version), ("edition", self.edition)):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise self._damaged(f'its "{key}" is {number!r}')
+                raise self.damaged(f'its "{key}" is {number!r}')
         if version > FORMAT_VERSION:
             raise InputError(
                 f"{self.file} has format version {version}, newer than the {FORMAT_VERSION} this "
@@ -229,6 +232,8 @@ class Bundle:
                 for entry in tensors.values():
                     self._check_entry(entry)
             names = set()
+            if not manifest["stages"]:
+                raise ValueError("it has no stages")
             for stage in manifest["stages"]:
                 stage["title"]
                 for case in stage["cases"]:
@@ -246,12 +251,14 @@ class Bundle:
                         own = output_path(stage["name"], case["name"], key)
                         if not NAME.fullmatch(key) or entry.get("path", own) != own:
                             raise ValueError(f"the path of output {name}/{key}")
-                        Compare.from_json(entry["compare"])
+                        rule = Compare.from_json(entry["compare"])
+                        if "bytes" in entry or rule.kind == "ulp" and entry["dtype"][1] != "f":
+                            raise ValueError(f"the kind of output {name}/{key}")
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-            raise self._damaged(text) from error
+            raise self.damaged(text) from error
 
     def _check_entry(self, entry):
         if "values" not in entry:
@@ -264,7 +271,5 @@ class Bundle:
             shape = entry["shape"]
             if entry["dtype"] not in npy.DTYPES:
                 raise ValueError(f"the dtype {entry['dtype']!r}")
-            if not isinstance(shape, list) or not all(
-                isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape
-            ):
+            if type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
                 raise ValueError(f"the shape {shape!r}")

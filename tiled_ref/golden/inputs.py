@@ -20,20 +20,13 @@ def tile_grid(array):
     return TileGrid((H, W), (h, w), (sh, sw))
 
 
+UNEVEN = ("non_divisible", "overlap", "not_square")
 GRIDS = (  # name, grid, flags
     ("abutting", grid_array(16, 8, 8), ()),
     ("overlap", grid_array(24, 12, 6), ("overlap",)),
-    (
-        "non_divisible",
-        grid_array((23, 31), (10, 12), (7, 5)),
-        ("non_divisible", "overlap", "not_square"),
-    ),
+    ("non_divisible", grid_array((23, 31), (10, 12), (7, 5)), UNEVEN),
     ("single_tile", grid_array((9, 13), (9, 13), (9, 13)), ("single_tile", "not_square")),
-    (
-        "wide_padding",
-        grid_array((20, 27), (9, 10), (7, 8)),
-        ("non_divisible", "overlap", "not_square"),
-    ),
+    ("wide_padding", grid_array((20, 27), (9, 10), (7, 8)), UNEVEN),
     ("one_row", grid_array((8, 40), (8, 16), (8, 12)), ("overlap", "not_square")),
 )
 

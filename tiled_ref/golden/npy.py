@@ -3,20 +3,15 @@
 import hashlib
 import io
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 
 from ..support.errors import InputError, shortened
+from ..support.files import write_errors
 
-DTYPES = {
-    "|b1": "bool",
-    "|u1": "uint8",
-    "<i4": "int32",
-    "<i8": "int64",
-    "<f4": "float32",
-    "<f8": "float64",
-}
+DTYPES = ("|b1", "|u1", "<i4", "<i8", "<f4", "<f8")
 
 
 def encode(array):
@@ -36,11 +31,9 @@ def write_bytes(path, data):
     Not atomic: export removes the manifest first and writes it last, with the files' digests.
     """
     path = Path(path)
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sha256(data):
@@ -48,10 +41,15 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(path):
-    """Read the bytes of a file. Raises InputError, naming the file, on failure."""
+def read_bytes(path, most=math.inf):
+    """Read the bytes of a file. Raises InputError, naming the file, on failure and, before it
+    takes memory, for more than `most` bytes."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise OSError(f"it has {size} bytes, and at most {most} are expected")
+            return file.read(size)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -73,10 +71,7 @@ def decode(data, path):
             f"{path} is not a .npy file of version 1.0 ({shortened(error)}); write it again"
         ) from error
     if dtype.str not in DTYPES:
-        raise InputError(
-            f"{path} has the dtype {dtype.str}; convert it to one of "
-            f"{', '.join(DTYPES)}"
-        )
+        raise InputError(f"{path} has the dtype {dtype.str}; convert it to {' or '.join(DTYPES)}")
     if fortran and len(shape) > 1:
         raise InputError(f"{path} is in Fortran order; write it in C order, rows first")
     count = math.prod(shape)
@@ -87,11 +82,14 @@ def decode(data, path):
             f"{dtype.str} of shape {shortened(shape)}; write it again"
         )
     try:
-        return np.frombuffer(data, dtype, count, start).reshape(shape)
-    except (ValueError, OverflowError) as error:  # 71 axes, two negative sides, 0 x 2^70
+        array = np.frombuffer(data, dtype, count, start).reshape(shape)
+    except (TypeError, ValueError, OverflowError) as error:  # (True,), 71 axes, 0 x 2^70
         raise InputError(f"{path} has invalid shape {shortened(shape)}; write it again") from error
+    if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
+        raise InputError(f"{path} holds bytes other than 0 and 1 as booleans; write it again")
+    return array
 
 
-def read(path):
+def read(path, most=math.inf):
     """Read the array in a .npy file. Raises InputError as read_bytes and decode do."""
-    return decode(read_bytes(path), path)
+    return decode(read_bytes(path, most), path)

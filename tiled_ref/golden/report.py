@@ -44,7 +44,7 @@ def unchecked(found, bundle):
     return [stage["name"] for stage in bundle.stages if stage["name"] not in names]
 
 
-def as_json(found, extra, bundle, port_folder, status):
+def as_json(found, extra, bundle, port_folder, status, arithmetic):
     """Return the report in the format of report.schema.json."""
     failing = first_failing(found)
     return {
@@ -54,6 +54,7 @@ def as_json(found, extra, bundle, port_folder, status):
         "reference": str(bundle.folder),
         "reference_sha256": bundle.digest,
         "reference_edition": bundle.edition,
+        "arithmetic": arithmetic,
         "exit_status": status,
         "first_failing_stage": failing and failing.name,
         "likely_cause": failing.causes[0] if failing and failing.causes else None,
@@ -94,19 +95,19 @@ def _output_json(result):
     return entry
 
 
-def as_text(found, extra, bundle):
+def as_text(found, extra, bundle, arithmetic):
     """Return the report as text."""
     lines = []
     for place, stage in enumerate(found, start=1):
         lines += _stage_lines(f"{place}/{len(found)}", stage)
     counts = count(found)
-    lines.append("")
-    lines.append(
+    lines += [
+        "",
         f"{counts['ok']} of {counts['outputs']} outputs agree; {counts['compared_numbers']:,} "
         f"numbers compared, in {counts['non_vacuous']} informative arrays and "
         f"{counts['vacuous']} that are empty or constant; {counts['missing']} "
-        f"missing, {counts['unreadable']} unreadable"
-    )
+        f"missing, {counts['unreadable']} unreadable",
+    ]
     if unchecked(found, bundle):
         lines.append(f"not checked: {', '.join(unchecked(found, bundle))}")
     if extra:
@@ -116,7 +117,7 @@ def as_text(found, extra, bundle):
     if failing is None and not extra:
         lines.append(
             f"OK: all {len(found)} stages agree with {one_line(bundle.folder)} (edition "
-            f"{bundle.edition}, SHA-256 {bundle.digest})"
+            f"{bundle.edition}, SHA-256 {bundle.digest}), in {arithmetic}"
         )
     if failing:
         lines.append(f"FIRST FAILING STAGE: {failing.name} ({failing.title})")

@@ -1,19 +1,7 @@
 """The first bundle: all stages, with a tiny backbone, so no download is needed."""
 
-from . import (
-    backbone,
-    draws,
-    ensemble,
-    fastflow,
-    images,
-    merging,
-    metrics,
-    padim,
-    patchcore,
-    reverse_distillation,
-    thresholds,
-    training,
-)
+from . import backbone, draws, ensemble, fastflow, images, merging, metrics, padim, patchcore
+from . import reverse_distillation, thresholds, training
 
 
 def stages():

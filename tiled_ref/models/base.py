@@ -2,6 +2,8 @@
 
 import torch
 
+from ..support.errors import InputError
+
 
 class Model:
     """A frozen backbone, the size of the anomaly map, and the settings of training.
@@ -46,3 +48,17 @@ class Model:
         Returns maps float32 (B, H, W) and scores float32 (B,), see `head`.
         """
         return self.head(self.features(images))
+
+
+def expected(embeddings, n_images):
+    """Yield embeddings, float32 (B, D, hf, wf). Raises InputError unless they are those of n_images
+    and of one shape (D, hf, wf)."""
+    n, shapes = 0, set()
+    for embedding in embeddings:
+        n += len(embedding)
+        shapes.add(tuple(embedding.shape[1:]))
+        if n > n_images or len(shapes) > 1:
+            break
+        yield embedding
+    if n != n_images or len(shapes) > 1:
+        raise InputError(f"n_images is {n_images}, but got {n} embeddings of shape {shapes}")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from ..support.devices import on_cpu, to_host
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
-from .base import Model
+from .base import Model, expected
 from .gaussians import distances_each, factors_of, pack, unpack
 from .maps import gaussian_blur, upsample_bilinear
 
@@ -136,14 +136,14 @@ class Padim(Model):
     @torch.no_grad()
     def fit_embeddings(self, embeddings, n_images, progress=None):
         """`fit` from embeddings, an iterable of float32 (B, D, hf, wf), of n_images. Raises
-        InputError for fewer than two images."""
+        InputError for fewer than two images, another number of them or unequal shapes."""
         if n_images < 2:
             raise InputError(
                 "PaDiM needs at least two normal training images to estimate a covariance, "
                 f"got {n_images}; add images to the training folder"
             )
         n, mean, scatter = 0, None, None
-        for embedding in embeddings:  # (B, D, hf, wf)
+        for embedding in expected(embeddings, n_images):  # (B, D, hf, wf)
             self.grid = tuple(embedding.shape[-2:])
             x = by_position(embedding, torch.float64, spare=1)  # (P, B + 1, D)
             m = x.shape[1] - 1

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ..support.errors import InputError
 from .backbone import CHANNELS, FEATURE_STRIDE, channels_of, chunks
-from .base import Model
+from .base import Model, expected
 from .maps import gaussian_blur
 from .search.coreset import select_coreset
 from .search.neighbours import Banks
@@ -127,14 +127,14 @@ class PatchCore(Model):
     @torch.no_grad()
     def fit_embeddings(self, embeddings, n_images, progress=None):
         """`fit` from embeddings, an iterable of float32 (B, 384, hf, wf), of n_images. Raises
-        InputError without images."""
+        InputError without images, and for another number of them or unequal shapes."""
         if n_images == 0:
             raise InputError(
                 "PatchCore needs at least one normal training image; add images to the "
                 "training folder"
             )
         table, row, n = None, 0, 0
-        for embedding in embeddings:  # (B, 384, hf, wf)
+        for embedding in expected(embeddings, n_images):  # (B, 384, hf, wf)
             patches = embedding.permute(0, 2, 3, 1).flatten(0, 2)  # (B * P, 384)
             if table is None:
                 self.grid = tuple(embedding.shape[-2:])

@@ -15,6 +15,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from ..support.errors import InputError
 from .backbone import channels_of
@@ -69,16 +70,18 @@ class ReverseDistillation(TrainedModel):
     @torch.no_grad()
     def loss_value(self, layers):
         """The loss (Deng and Li Eq. 2) of the encoder's layers, a list of float32 (B, C, hf, wf),
-        as a scalar tensor; after fit with the running statistics of the batch normalisation."""
-        return self._loss(layers)
+        as a scalar tensor; after fit with the running statistics of the batch normalisation,
+        before it with the batch's. The statistics stay as they are."""
+        buffers = {name: value.clone() for name, value in self.student.named_buffers()}
+        return self._loss(functional_call(self.student, buffers, (layers,)))
 
     def add_gradient(self, layers):
         """Add the gradient of the batch's loss; layers as in loss_value. In one piece: batch
         normalisation needs the whole batch."""
-        self._loss(layers).backward()
+        self._loss(self.student(layers)).backward()
 
-    def _loss(self, layers):
-        whole = self.whole(self.student(layers))
+    def _loss(self, outputs):
+        whole = self.whole(outputs)
         return LOSSES[self.loss](whole[:3], whole[3:])
 
     def anomaly_map(self, layers):

@@ -57,7 +57,7 @@ def write_errors(path):
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose another --out or make room"
+            f"cannot write {path}: {error.strerror or error}; choose another place or make room"
         ) from error
 
 

@@ -42,6 +42,8 @@ def f1_threshold(scores, labels):
             f"{scores.shape} and {labels.shape}"
         )
     arrays.refuse_nan("scores", scores)
+    if labels.dtype.kind == "f":
+        arrays.refuse_nan("labels", labels)
     return _best_f1(np.sort(scores), scores[labels > 0])
 
 

@@ -1,13 +1,15 @@
 """Compare a port's outputs with a bundle: every output of every case by its compare class."""
 
 import os
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from ..support.errors import InputError
 from . import npy
-from .bundle import output_path
+from .bundle import DOCUMENTS, REFERENCE, output_path
 from .causes import likely_causes
 from .compare import Compare, Verdict, compare
 
@@ -71,7 +73,8 @@ def check(port_folder, bundle, stages, chosen=None, arithmetic="float32"):
     Raises InputError for an unknown stage, a damaged reference, and a port that is the reference.
     """
     outputs = {output_path(*names) for names in bundle.outputs()}
-    _refuse_the_reference(port_folder, bundle, outputs)
+    files = _files(port_folder)
+    _refuse_the_reference(port_folder, files, bundle, outputs)
     found = []
     for stage in _choose(bundle, chosen):
         result = StageResult(stage["name"], stage["title"])
@@ -84,20 +87,40 @@ def check(port_folder, bundle, stages, chosen=None, arithmetic="float32"):
                 result.results.append(one)
         if not result.ok:
             cases = {case["name"]: case for case in stage["cases"]}
-            result.causes = likely_causes(stages.get(stage["name"]), result.results, bundle, cases)
+            known = stages.get(result.name)
+            try:
+                result.causes = likely_causes(known, result.results, bundle, cases)
+            except InputError:
+                raise
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise bundle.damaged(f"mistakes of {result.name}: {error!r}") from error
         found.append(result)
-    files = [*port_folder.rglob("*.npy"), *port_folder.glob("*/*.npy")]  # the latter follows links
-    return found, sorted({file.relative_to(port_folder).as_posix() for file in files} - outputs)
+    arrays = {f.relative_to(port_folder).as_posix() for f in files if f.name.endswith(".npy")}
+    return found, sorted(arrays - outputs)
 
 
-def _refuse_the_reference(folder, bundle, outputs):
-    """Raise InputError if a port's folder holds a reference file under a name that is not an
-    output's, or an output that is, or links to, a file of the reference."""
-    files = (bundle.path(path) for path in bundle.paths())
-    theirs = {_identity(file) for file in files if os.path.isfile(file)}
-    for path in sorted(bundle.paths() | outputs):
-        file = folder / path
-        if os.path.lexists(file) and (path not in outputs or _identity(file) in theirs):
+def _files(folder):
+    """Return the files in a folder at any depth, also behind links; each folder once."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if _identity(place) in seen:
+            folders[:] = names = []
+        seen.add(_identity(place))
+        found += [Path(place, name) for name in sorted(names)]
+    return found
+
+
+def _refuse_the_reference(folder, files, bundle, outputs):
+    """Raise InputError if a port's folder, which has these files, holds a reference file under a
+    name that is not an output's, a manifest or document anywhere, or an output that is, or links
+    to, a file of the reference or of the packaged one."""
+    paths = {folder / path for path in bundle.paths() - outputs}
+    theirs = [bundle.path(path) for path in bundle.paths()] + list(REFERENCE.rglob("*"))
+    theirs = {_identity(file) for file in theirs if os.path.isfile(file)}
+    for file in files:
+        named = file in paths or file.name in ("manifest.json", *DOCUMENTS)
+        if named or _identity(file) in theirs:
             raise InputError(
                 f"{file} belongs to the reference and proves nothing about a port; put the "
                 "port's outputs in a separate folder"
@@ -117,15 +140,10 @@ def _choose(bundle, chosen):
         return bundle.stages
     names = [stage["name"] for stage in bundle.stages]
     for word in chosen:
-        if not any(_is(name, word) for name in names):
-            raise InputError(
-                f"{bundle.folder} has no stage {word!r}; choose from {', '.join(names)}"
-            )
-    return [s for s in bundle.stages if any(_is(s["name"], word) for word in chosen)]
-
-
-def _is(name, word):
-    return name == word or name.startswith(f"{word}.")
+        if not any(f"{name}.".startswith(f"{word}.") for name in names):
+            raise InputError(f"no stage {word!r} in {bundle.file}; choose from {', '.join(names)}")
+    starts = tuple(f"{word}." for word in chosen)
+    return [stage for stage in bundle.stages if f"{stage['name']}.".startswith(starts)]
 
 
 def _compare_output(result, file):
@@ -134,7 +152,8 @@ def _compare_output(result, file):
         result.status, result.message = "missing", f"no such file: {file}"
         return
     try:
-        array = result.port = npy.read(file)
+        most = 2**17 + 16 * result.reference.nbytes  # the longest header; 8 times in float64
+        array = result.port = npy.read(file, most)
     except InputError as error:
         result.status, result.message = "unreadable", str(error)
         return
@@ -149,3 +168,9 @@ def _compare_output(result, file):
     result.verdict = compare(array, reference, result.rule)
     if not result.verdict.ok:
         result.status = "differs"
+
+
+if __name__ == "__main__":
+    from .__main__ import main
+
+    sys.exit(main(["check", *sys.argv[1:]]))
