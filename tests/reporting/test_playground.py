@@ -128,7 +128,7 @@ def test_the_walk_hands_over_its_own_arrays(tiny_backbone, tmp_path):
     train = toy_images()
     none = np.zeros((1, 96, 96), bool)
     stages = walk.walk(train[0], train, TiledEnsemble(SETUP, backbone=tiny_backbone), Options(),
-                       train[:1], none)  # fmt: skip
+                       train[:1], none, none.any((1, 2)))  # fmt: skip
     by_name = {stage.name: stage for stage in stages}
     pages.write_walk(stages, tmp_path, "")
     data = data_of((tmp_path / "index.html").read_text("utf-8"))
@@ -253,7 +253,7 @@ def test_the_profile_is_the_map_across_the_seam(browser, tmp_path):
     shaded = "[...document.querySelectorAll('#play-profile rect')].map(r => Number(r.getAttribute('width')))"
     for place, part in ((5, 6 / 16), (17, 1)):  # 3 px each side of column 32, of 16 shown
         browser.run(f"playground.set({{seam: 'column 32', place: {place}}})")
-        assert browser.run(shaded) == [pytest.approx(part * (400 - 8 - 58))]
+        assert browser.run(shaded) == [pytest.approx(part * (400 - 8 - 78))]
     # the first one is the largest jump of the merged map outside such bands
     browser.run("document.getElementById('play-reset').click()")
     merged, state = twin(data, data["start"])["merged"], browser.run("playground.state")

@@ -81,7 +81,8 @@ def walked(tiny_backbone, category):
     images, masks = pictures(bad), np.stack([s.read_mask() for s in bad])
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
-    stages = walk.walk(images[0], train, ensemble, Options(), images[1:], masks[1:], masks[0])
+    stages = walk.walk(images[0], train, ensemble, Options(), images[1:], masks[1:],
+                       masks[1:].any((1, 2)), masks[0])  # fmt: skip
     trained = TiledEnsemble(SETUP, backbone=tiny_backbone).fit(train)
     return {s.name: s for s in stages}, stages, trained.predict(images), masks
 
@@ -103,7 +104,8 @@ def test_a_walk_computes_in_full_precision(tiny_backbone):
     images, seen, before = toy_images(), [], _float32()
     hook = tiny_backbone.register_forward_pre_hook(lambda *args: seen.append(_float32()))
     ensemble = TiledEnsemble(Setup("SM", "SM", (96, 96), (96, 96), (96, 96)), backbone=tiny_backbone)
-    walk.walk(images[0], images[1:], ensemble, Options(), images[1:2], np.zeros((1, 96, 96), bool))
+    none = np.zeros((1, 96, 96), bool)
+    walk.walk(images[0], images[1:], ensemble, Options(), images[1:2], none, none.any((1, 2)))
     hook.remove()
     with full_precision():
         assert len(seen) >= 3 and all(found == _float32() != before for found in seen)
@@ -146,7 +148,7 @@ def test_the_mask_holds_the_threshold_itself(tiny_backbone):
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
     none = np.zeros((1, 96, 96), bool)
-    stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+    stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none, none.any((1, 2)))
     smooth = next(stage.array for stage in stages if stage.name == "smoothed-map")
     assert np.array_equal(stages[-1].array, smooth == smooth.max())
 
@@ -224,7 +226,7 @@ def test_without_defective_images_the_threshold_is_the_largest_normal_value(tiny
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
     none = np.zeros((2, 96, 96), bool)
-    stages = walk.walk(train[0], train, ensemble, Options(), train[:2], none)
+    stages = walk.walk(train[0], train, ensemble, Options(), train[:2], none, none.any((1, 2)))
     assert [s.name for s in stages] == STAGES[:-1]
     assert "the largest value on 2 other images" in stages[-1].text
     assert stages[-1].array.sum() <= 1  # the image is one of the two
@@ -338,7 +340,7 @@ def test_tiles_that_stick_out_are_filled_with_zeros(tiny_backbone):
     train = np.ascontiguousarray(toy_images()[:, :, :80, :72])
     none = np.zeros((1, 80, 72), bool)
     ensemble = TiledEnsemble(setup, backbone=tiny_backbone)
-    walked = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+    walked = walk.walk(train[0], train, ensemble, Options(), train[:1], none, none.any((1, 2)))
     by_name = {stage.name: stage for stage in walked}
     tiles = by_name["tiles"].array
     assert tiles.shape == (3, 2, 1, 3, 48, 48)
@@ -441,7 +443,7 @@ def test_the_words_are_those_of_the_setup(tiny_backbone):
         (Setup("ST", "ST", (96, 96), (48, 48), (48, 48)), "one model", "As it is"),
     ):
         ensemble = TiledEnsemble(setup, backbone=tiny_backbone, score="top:2")
-        stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+        stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none, none.any((1, 2)))
         by_name = {stage.name: stage.text for stage in stages}
         assert f"Predicted by {models}, with" in by_name["tile-maps"]
         assert "is the mean of the 2 highest tile scores" in by_name["image-scores"]
