@@ -286,6 +286,41 @@ def test_keys_move_the_controls_and_nothing_scrolls_sideways_on_a_phone(browser,
 
 
 @pytest.mark.optional
+@pytest.mark.parametrize("image", [(400, 48), (48, 400), (64, 64)])
+def test_every_control_can_be_reached_on_a_phone(browser, tmp_path, image):
+    """The pictures stay at the top of the window, and leave room for each control below them."""
+    opened(browser, toy((image, (48, 48), (32, 32))), tmp_path / "page.html")
+    browser.resize(390, 844, 2, True)
+    hidden = browser.run("""[...document.querySelectorAll('#play-controls :is(select, input, button)')]
+      .filter(node => {
+        node.scrollIntoView();
+        const {left, top, width, height} = node.getBoundingClientRect();
+        return document.elementFromPoint(left + width / 2, top + height / 2) !== node;
+      }).map(node => node.id)""")
+    assert hidden == []
+    browser.resize(1280, 900)
+    assert browser.run("document.getElementById('play-map').clientHeight") <= 450
+
+
+@pytest.mark.optional
+def test_the_numbers_of_the_profile_are_not_cut_off(browser, tmp_path):
+    image, maps, *rest = toy(SHAPES[0])
+    opened(browser, (image, -maps / 300, *rest), tmp_path / "page.html")  # such as -0.01234
+    left = browser.run("[...document.querySelectorAll('#play-profile text')].map(t => t.getBBox().x)")
+    assert min(left) >= 0
+
+
+@pytest.mark.optional
+def test_a_normal_image_and_the_rules_in_words(browser, tmp_path):
+    *arguments, recipe, truth = toy(SHAPES[0])
+    for score, words in (("top:1", "the highest of 9"), ("top:99", "the mean of the 9 highest of 9")):
+        recipe = replace(recipe, score=score)
+        opened(browser, (*arguments, recipe, truth & False), tmp_path / "page.html")
+        text = browser.run("document.getElementById('play-numbers').textContent")
+        assert f", {words} tile scores." in text and text.endswith("No pixel is defective.")
+
+
+@pytest.mark.optional
 def test_without_overlap_or_truth_their_controls_and_words_are_off(browser, tmp_path):
     *arguments, _ = toy(SHAPES[2])
     opened(browser, [*arguments, None], tmp_path / "page.html")

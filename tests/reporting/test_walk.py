@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from browser import Browser, find_browser
 from PIL import Image
-from toys import toy_category, toy_images
+from toys import ToySample, toy_category, toy_images
 
 from tiled_ref import cli
 from tiled_ref.data import synthetic
@@ -22,7 +22,7 @@ from tiled_ref.reporting.walk import comparison, seams
 from tiled_ref.reporting.walk import page as pages
 from tiled_ref.reporting.walk import stages as walk
 from tiled_ref.reporting.walk.setups_figure import SQUARE, setups_stage
-from tiled_ref.reporting.walk.stage import DEFECT, Stage, apart
+from tiled_ref.reporting.walk.stage import DEFECT, Stage, apart, in_a_row
 from tiled_ref.running.cell import Options
 from tiled_ref.setups import SETUPS, Recipe, Setup
 from tiled_ref.support.devices import _float32, full_precision
@@ -271,6 +271,19 @@ def test_the_page_in_a_browser(walked, tmp_path, size, dark):
         assert len(b.requests) == 1 and b.messages == []
 
 
+@pytest.mark.optional
+def test_a_tall_picture_fits_the_window_undistorted(tmp_path):
+    if find_browser() is None:
+        pytest.skip("needs Chromium")
+    tall = np.zeros((900, 64, 3), np.uint8)
+    pages.write_walk([Stage("image", "", tall, "", "", "", tall)], tmp_path / "walk", "")
+    with Browser(tmp_path / "profile", (1280, 900)) as b:
+        b.resize(1280, 900)
+        b.open(tmp_path / "walk" / "index.html")
+        assert b.run("document.images[0].clientHeight") <= 0.9 * 900
+        assert b.run("getComputedStyle(document.images[0]).objectFit") == "contain"
+
+
 def test_large_pictures_are_reduced(tmp_path):
     wide = np.zeros((100, 3000, 3), np.uint8)
     stage = Stage("image", "", wide, "", "", "", wide)
@@ -366,10 +379,23 @@ def test_overlap_by_hand():
     text = "marks 3 px, 2 of the 3 defective ones (intersection over union 0.50)"
     assert comparison.overlap(mask, truth) == text
     assert comparison.overlap(mask, None) == "marks 3 px"
+    assert comparison.overlap(mask, truth & False) == "marks 3 px, none is defective"
 
 
-def test_the_single_model_is_a_run_of_its_own(tiny_backbone, category):
+class Vanished(ToySample):
+    """A defective image whose small defect is lost from the resized mask."""
+
+    def read_mask(self):
+        return np.zeros((self.side, self.side), bool)
+
+
+def test_the_single_model_is_a_run_of_its_own(tiny_backbone, category, monkeypatch):
     """Its map, enlarged, its scores and its mask are those of an ensemble of smaller images."""
+    *others, last = category.test
+    category = replace(category, test=(*others, Vanished(**vars(last))))
+    drawn, points = [], walk.svg.Chart.points
+    monkeypatch.setattr(walk.svg.Chart, "points", lambda self, x, y, *args, **options: (
+        drawn.append((self.title, len(y))), points(self, x, y, *args, **options)))  # fmt: skip
     title, stages = walk.explain(
         walk.BUILT_IN, category, Recipe(SETUP), tiny_backbone, Options(), Progress(quiet=True)
     )
@@ -391,13 +417,26 @@ def test_the_single_model_is_a_run_of_its_own(tiny_backbone, category):
     assert np.array_equal(by_name["single-mask"].array, mask)
     text, truth = by_name["single-map"].text, walked.read_mask()
     normal = scores[1:][[s.label == 0 for s in others]]
-    assert f"SM-48 {scores[0]:.4g}, normal images {normal.max():.4g} at most" in text
-    assert f"toy {by_name['image-scores'].array[0]:.4g}, normal images" in text
+    assert f"SM-48 {scores[0]:.4g}, the highest of 4 normal images {normal.max():.4g}." in text
+    assert f"toy {by_name['image-scores'].array[0]:.4g}, the highest of 4" in text
+    assert [n for title, n in drawn if title == "Image scores"] == [4, 3, 1]
+    assert by_name["single-image"].text.endswith("Both: at the largest defect.")
     both, either = (mask & truth).sum(), (mask | truth).sum()
     assert f"SM-48 marks {mask.sum()} px, {both} of the {truth.sum()} defective ones" in (
         by_name["single-mask"].text
     )
     assert f"union {both / either:.2f})" in by_name["single-mask"].text.split("SM-48")[1]
+
+
+def test_without_truth_the_close_up_is_at_the_maximum_of_the_walked_map(tiny_backbone):
+    stages = walk.explain(walk.BUILT_IN, toy_category(has_masks=False), Recipe(SETUP),
+                          tiny_backbone, Options(), Progress(quiet=True))[1]  # fmt: skip
+    by_name = {stage.name: stage for stage in stages}
+    pair = [by_name[name].array.transpose(1, 2, 0) for name in ("image", "single-image")]
+    maps = [by_name[name].array for name in ("smoothed-map", "single-map")]
+    here, there = (in_a_row(comparison._close_ups(*pair, None, map_)) for map_ in maps)
+    assert np.array_equal(by_name["single-image"].picture, here) and not np.array_equal(here, there)
+    assert by_name["single-image"].text.endswith("Both: at the maximum of the map of toy.")
 
 
 def test_the_profile_crosses_the_strongest_seam(walked):
@@ -438,16 +477,53 @@ def test_the_close_up_shows_the_same_place_in_both_images():
 def test_the_words_are_those_of_the_setup(tiny_backbone):
     """Models that locations share, one map of ST, the mean of the highest scores."""
     train, none = toy_images(), np.zeros((1, 96, 96), bool)
-    for setup, models, merged in (
-        (replace(SETUP, groups=(1, 2)), "6 models", "Averaged where tiles overlap"),
-        (Setup("ST", "ST", (96, 96), (48, 48), (48, 48)), "one model", "As it is"),
-    ):
+    for setup, models, merged, rule, title in (
+        (replace(SETUP, groups=(1, 2)), "6 models, with the scores", "Averaged where tiles overlap",
+         "the mean of the 2 highest of the 9 tile scores", "Anomaly maps of the tiles"),
+        (Setup("ST", "ST", (96, 96), (48, 48), (48, 48)), "one model, with the score ", "As it is",
+         "that of the one map", "The anomaly map"),
+    ):  # fmt: skip
         ensemble = TiledEnsemble(setup, backbone=tiny_backbone, score="top:2")
         stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none, none.any((1, 2)))
         by_name = {stage.name: stage.text for stage in stages}
-        assert f"Predicted by {models}, with" in by_name["tile-maps"]
-        assert "is the mean of the 2 highest tile scores" in by_name["image-scores"]
+        assert f"Predicted by {models}" in by_name["tile-maps"]
+        assert title in [stage.title for stage in stages]
+        assert f"is {rule}; the others" in by_name["image-scores"]
         assert by_name["merged-map"].startswith(merged)
+        assert ("ENS: one model per tile, in toy per" in by_name["setups"]) == (setup.kind == "ENS")
+
+
+@pytest.mark.parametrize("score, rule, source", [
+    ("mean", "the mean of the 9 tile scores", "Rolih et al. Eq. 5"),
+    ("max", "the max of the 9 tile scores", "deviation D5"),
+    ("top:1", "the highest of the 9 tile scores", "deviation D16"),
+    ("top:99", "the mean of the 9 highest of the 9 tile scores", "deviation D16"),
+])  # fmt: skip
+def test_the_rule_of_the_score_has_its_words_and_its_source(score, rule, source):
+    stage = walk._score_stage(np.ones(2), np.array([False]), Recipe(SETUP, score=score))
+    assert (stage.source, f"is {rule}; the others" in stage.text) == (source, True)
+
+
+def test_the_merge_has_its_source_and_an_empty_band_its_words():
+    maps, photo = np.zeros((3, 3, 48, 48)), np.zeros((96, 96, 3), np.uint8)
+    for merge, source in (("mean", "Rolih et al. Sec. 3.3"), ("window", "deviation D17")):
+        recipe = Recipe(SETUP, merge=merge, seam_width=0.0)
+        stage, band, *_ = walk._merged_stages(photo, *np.zeros((2, 96, 96)), recipe, maps, None)
+        assert (stage.source, band.text) == (source, "Empty: no pixel is smoothed.")
+
+
+def test_how_a_map_became_a_score():
+    """Roth et al. Eq. 7 weights the largest distance; all others take the maximum of the map."""
+    for arch in MODELS:
+        recipe = Recipe(SETUP, arch)
+        text = walk._map_stage(np.zeros((3, 3, 48, 48)), np.ones((3, 3)), recipe, None).text
+        assert ("its map's maximum." in text) == (arch != "patchcore")
+
+
+def test_the_truth_in_thousands():
+    every = np.ones((40, 40), bool)
+    text = walk._truth_stage(np.zeros((40, 40, 3), np.uint8), every, every).text
+    assert text == "1,600 px are defective, 1,600 px are in the mask, 1,600 px in both."
 
 
 def test_the_built_in_walk_takes_the_picture_that_a_single_model_misses():
