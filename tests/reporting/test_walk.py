@@ -513,11 +513,13 @@ def test_the_merge_has_its_source_and_an_empty_band_its_words():
 
 
 def test_how_a_map_became_a_score():
-    """Roth et al. Eq. 7 weights the largest distance; all others take the maximum of the map."""
+    """Roth et al. Eq. 7 weights the largest distance, all others take the maximum of the map;
+    FastFlow alone does not blur."""
     for arch in MODELS:
         recipe = Recipe(SETUP, arch)
         text = walk._map_stage(np.zeros((3, 3, 48, 48)), np.ones((3, 3)), recipe, None).text
         assert ("its map's maximum." in text) == (arch != "patchcore")
+        assert ("Enlarged and blurred" in text) == (arch != "fastflow")
 
 
 def test_the_truth_in_thousands():

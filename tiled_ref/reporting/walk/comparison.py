@@ -60,14 +60,13 @@ def compare(stages, walked, ensemble, images, train, masks, bad, truth, options,
     highest = f"the highest of {(~bad).sum()} normal images"
     margins = "; ".join(f"{name} {s[0]:.4g}, {highest} {np.max(s[1:][~bad]):.4g}"
                         for name, _, _, s in pairs)  # fmt: skip
-    known = truth is not None and truth.any()
+    where = "largest defect" if np.any(truth) else f"maximum of the map of {walked}"
     found = "; ".join(f"{name} {overlap(m, truth)}" for name, _, m, _ in pairs)
     return [
         Stage(
             "single-image", "The same place, as a single model sees it", images[0],
             "data.resizing.resize_image", "Rolih et al. Sec. 4.2",
-            f"Left: for {walked}. Right: reduced to {h} x {w} px. Both: at the "
-            f"{'largest defect' if known else f'maximum of the map of {walked}'}.",
+            f"Left: for {walked}. Right: reduced to {h} x {w} px. Both: at the {where}.",
             in_a_row(_close_ups(full, image, truth, by_name["smoothed-map"].array)),
         ),
         Stage(
@@ -89,10 +88,8 @@ def compare(stages, walked, ensemble, images, train, masks, bad, truth, options,
 
 def overlap(mask, truth):
     """Describe how a mask bool (H, W) fits the truth bool (H, W), None if it is unknown."""
-    if truth is None:
-        return f"marks {mask.sum():,} px"
-    if not truth.any():
-        return f"marks {mask.sum():,} px, none is defective"
+    if truth is None or not truth.any():
+        return f"marks {mask.sum():,} px" + ("" if truth is None else ", none is defective")
     both, either = int((mask & truth).sum()), int((mask | truth).sum())
     return (
         f"marks {mask.sum():,} px, {both:,} of the {truth.sum():,} defective ones (intersection "

@@ -15,7 +15,7 @@ from ..drawing import svg
 from .stage import Stage, heat_map, in_a_row
 
 AROUND = 200  # number of vectors of the bank drawn, the nearest to m*
-SIDE, SIDE_OF_THREE = 512, 256  # px, to which maps are enlarged: one, and three in a row
+SIDE, SIDE_OF_THREE = 512, 256  # px, to which maps are drawn: one, and three in a row
 BIN = 0.5  # width of the histogram's bars
 STRIDES = tuple(FEATURE_STRIDE.values())
 
@@ -82,14 +82,12 @@ class View:
         spot = np.zeros(self.size, bool)
         spot[row * stride : (row + 1) * stride, col * stride : (col + 1) * stride] = True
         scale = scale or max(1, SIDE // max(self.size))
-        shown = np.ix_(*(np.arange(int(n * scale)) / scale for n in self.size))
-        shown = tuple(part.astype(int) for part in shown)
+        shown = np.ix_(*((np.arange(int(n * scale)) / scale).astype(int) for n in self.size))
         truth = None if self.truth is None else self.truth[shown]
         return heat_map(values[shown], truth, spot=spot[shown], title=title)
 
     def layers(self, maps, spots):
-        """Draw the maps (3, h, w), any dtype, of three layers and positions, side by side, small
-        enough to be shown as they are."""
+        """Draw the maps (3, h, w), any dtype, of three layers and positions, side by side."""
         each, scale = zip(maps, spots, FEATURE_STRIDE.items()), SIDE_OF_THREE / max(self.size)
         return in_a_row([self.heat(m, *spot, step, name, scale) for m, spot, (name, step) in each])
 
@@ -119,8 +117,7 @@ def _padim(model, tile, normal, view):
     if d == 1:  # no two channels to draw
         return [distances]
     a, b, near = widest_pair(test - mu, sigma, 2 * padim.EPSILON)
-    pair, vary = [a, b], " whose variance is not mostly epsilon"
-    vary = vary if min(sigma[a, a], sigma[b, b]) > 2 * padim.EPSILON else ""
+    pair, vary = [a, b], min(sigma[a, a], sigma[b, b]) > 2 * padim.EPSILON
     return [
         distances,
         Stage(
@@ -140,7 +137,7 @@ def _padim(model, tile, normal, view):
             f"walked image (the last row). Mean ({mu[a]:.3g}, {mu[b]:.3g}), variances "
             f"{sigma[a, a]:.3g} and {sigma[b, b]:.3g}, covariance {sigma[a, b]:.3g}. In these two "
             f"channels the image lies {near:.3g} standard deviations out, the most of any two"
-            f"{vary}; in all {d} it is {found[p]:.4g}.",
+            f"{' whose variance is not mostly epsilon' if vary else ''}; in all {d} it is {found[p]:.4g}.",
             _gaussian_chart(trained[:, pair], test[pair], mu[pair], sigma[np.ix_(pair, pair)],
                             [every[model.channels[c]] for c in pair], found[p], view.unit),
         ),

@@ -30,16 +30,8 @@ from .stage import Stage, apart, heat, heat_map, outlined
 BUILT_IN = "builtin"  # the IMAGE that means SHOWN, else the data set's first defective one
 SHOWN = "board/test/cut_trace/002.png"  # SM256 misses its three defects, ENS9 marks one
 N_THRESHOLD = 4  # normal images, and as many defective ones, to choose the threshold
-MERGED = {
-    "mean": ("Averaged where tiles overlap", "Rolih et al. Sec. 3.3"),
-    "window": ("Weighted, less near a tile's edges", "deviation D17"),
-}  # fmt: skip
+MERGED = {"mean": "Averaged where tiles overlap", "window": "Weighted, less near a tile's edges"}
 SCORED = {"mean": "Rolih et al. Eq. 5", "max": "deviation D5", "top": "deviation D16"}
-MAPS = {  # how `predict` makes a tile's map of the stages of its position
-    "padim": "The distances, enlarged and blurred", "fastflow": "The mean of the layers",
-    "patchcore": "The distances, enlarged and blurred",
-    "reverse_distillation": "The layers combined and blurred",
-}  # fmt: skip
 
 
 def explain(text, category, recipe, backbone, options, progress):
@@ -215,12 +207,13 @@ def _map_stage(tile_maps, tile_scores, recipe, truth):
     """tile_maps (rows, cols, h, w) and tile_scores (rows, cols) are the walked image's."""
     models = {1: "one model"}.get(n := recipe.setup.n_models, f"{n} models")
     one, scores = tile_scores.size == 1, ", ".join(f"{s:.4g}" for s in tile_scores.flat)
-    how = "the largest distance, weighted" if recipe.arch == "patchcore" else "its map's maximum"
+    how = " and blurred" if recipe.arch != "fastflow" else ""
+    how += "; a score is its map's maximum" if recipe.arch != "patchcore" else ""
     scores = f"the score {scores}" if one else f"the scores {scores}, row by row"
     return Stage(
         "tile-maps", "The anomaly map" if one else "Anomaly maps of the tiles",
         tile_maps[:, :, None], "ensemble.each_location", "Rolih et al. Eq. 4",
-        f"Predicted by {models}, with {scores}. {MAPS[recipe.arch]}; a score is {how}.",
+        f"Predicted by {models}, with {scores}. Enlarged{how}.",
         _heat_tiles(tile_maps, recipe.grid, truth),
     )  # fmt: skip
 
@@ -249,12 +242,12 @@ def _merged_stages(photo, merged, smooth, recipe, tile_maps, truth):
     tile_maps (rows, cols, h, w)."""
     band = smoothing.seam_mask(recipe.grid, recipe.seam_width)  # (H, W)
     low, high = limits = float(tile_maps.min()), float(tile_maps.max())
-    how, source = MERGED[recipe.merge]
-    how = how if tile_maps[..., 0, 0].size > 1 else "As it is"
+    how = MERGED[recipe.merge] if tile_maps[..., 0, 0].size > 1 else "As it is"
     return [
         Stage(
             "merged-map", "The merged map", merged,
-            f"merging.{UNTILE[recipe.merge].__name__}", source,
+            f"merging.{UNTILE[recipe.merge].__name__}",
+            "Rolih et al. Sec. 3.3" if recipe.merge == "mean" else "deviation D17",
             f"{how}; colours from {low:.4g} to {high:.4g} in all maps.",
             heat_map(merged, truth, limits),
         ),
