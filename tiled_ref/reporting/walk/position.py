@@ -137,7 +137,8 @@ def _padim(model, tile, normal, view):
             f"walked image (the last row). Mean ({mu[a]:.3g}, {mu[b]:.3g}), variances "
             f"{sigma[a, a]:.3g} and {sigma[b, b]:.3g}, covariance {sigma[a, b]:.3g}. In these two "
             f"channels the image lies {near:.3g} standard deviations out, the most of any two"
-            f"{' whose variance is not mostly epsilon' if vary else ''}; in all {d}, {found[p]:.4g}.",
+            f"{' whose variance is not mostly epsilon' if vary else ''}; in all {d} it is "
+            f"{found[p]:.4g}.",
             _gaussian_chart(trained[:, pair], test[pair], mu[pair], sigma[np.ix_(pair, pair)],
                             [every[model.channels[c]] for c in pair], found[p], view.unit),
         ),
