@@ -12,7 +12,6 @@ from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
 from tiled_ref.models.padim import EPSILON
-from tiled_ref.reporting.drawing import svg
 from tiled_ref.reporting.walk import page as pages
 from tiled_ref.reporting.walk import position
 from tiled_ref.reporting.walk.stages import walk
@@ -166,11 +165,6 @@ def test_the_bank_is_drawn_at_its_distances_from_m_and_patch(rng, monkeypatch):
     for k in (0, 1):
         expected = np.linalg.norm(vectors - vectors[k], axis=1)
         np.testing.assert_allclose(np.linalg.norm(flat - flat[k], axis=1), expected)
-
-
-def test_the_note_of_the_bank_fits_its_chart(rng):
-    (note,) = re.findall(">(Distances from m.*?)<", position._bank_chart(rng.normal(size=(9, 7)), 4, 1.0))
-    assert 14 + svg.text_width(note, svg.TICK) <= 560
 
 
 @pytest.mark.parametrize("side", [48, 64, 256, 512])

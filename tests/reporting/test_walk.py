@@ -268,6 +268,9 @@ def test_the_page_in_a_browser(walked, tmp_path, size, dark):
         ground = b.run("getComputedStyle(document.body).backgroundColor")
         paper = b.run("getComputedStyle(document.querySelector('svg.chart .paper')).fill")
         assert ground == paper == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
+        sizes = b.run("""[...document.querySelectorAll('svg.chart text[font-size]')].map(text =>
+          [Number(text.getAttribute('font-size')), parseFloat(getComputedStyle(text).fontSize)])""")
+        assert sizes and all(drawn == size for size, drawn in sizes)  # so that no text is cut off
         assert len(b.requests) == 1 and b.messages == []
 
 
