@@ -53,7 +53,7 @@ def toy(sizes):
     maps = (maps + rng.normal(0, 0.1, maps.shape)).astype(np.float32)
     scores = maps.max((2, 3))
     image = rng.integers(0, 255, (*sizes[0], 3), dtype=np.uint8)
-    truth = scene[: sizes[0][0], : sizes[0][1]] > 6
+    truth = scene[: sizes[0][0], : sizes[0][1]] > 5  # some, for every size
     return image, maps, scores, 5.0, Recipe(Setup("toy", "ENS", *sizes), score="top:2"), truth
 
 
@@ -128,7 +128,7 @@ def test_the_walk_hands_over_its_own_arrays(tiny_backbone, tmp_path):
     train = toy_images()
     none = np.zeros((1, 96, 96), bool)
     stages = walk.walk(train[0], train, TiledEnsemble(SETUP, backbone=tiny_backbone), Options(),
-                       train[:1], none)  # fmt: skip
+                       train[:1], none, none.any((1, 2)))  # fmt: skip
     by_name = {stage.name: stage for stage in stages}
     pages.write_walk(stages, tmp_path, "")
     data = data_of((tmp_path / "index.html").read_text("utf-8"))
@@ -253,7 +253,7 @@ def test_the_profile_is_the_map_across_the_seam(browser, tmp_path):
     shaded = "[...document.querySelectorAll('#play-profile rect')].map(r => Number(r.getAttribute('width')))"
     for place, part in ((5, 6 / 16), (17, 1)):  # 3 px each side of column 32, of 16 shown
         browser.run(f"playground.set({{seam: 'column 32', place: {place}}})")
-        assert browser.run(shaded) == [pytest.approx(part * (400 - 8 - 58))]
+        assert browser.run(shaded) == [pytest.approx(part * (400 - 8 - 78))]
     # the first one is the largest jump of the merged map outside such bands
     browser.run("document.getElementById('play-reset').click()")
     merged, state = twin(data, data["start"])["merged"], browser.run("playground.state")
@@ -283,6 +283,41 @@ def test_keys_move_the_controls_and_nothing_scrolls_sideways_on_a_phone(browser,
     browser.resize(360, 740, 2, True)
     assert browser.run("document.documentElement.scrollWidth") <= 360
     assert browser.messages == []
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("image", [(400, 48), (48, 400), (64, 64)])
+def test_every_control_can_be_reached_on_a_phone(browser, tmp_path, image):
+    """The pictures stay at the top of the window, and leave room for each control below them."""
+    opened(browser, toy((image, (48, 48), (32, 32))), tmp_path / "page.html")
+    browser.resize(390, 844, 2, True)
+    hidden = browser.run("""[...document.querySelectorAll('#play-controls :is(select, input, button)')]
+      .filter(node => {
+        node.scrollIntoView();
+        const {left, top, width, height} = node.getBoundingClientRect();
+        return document.elementFromPoint(left + width / 2, top + height / 2) !== node;
+      }).map(node => node.id)""")
+    assert hidden == []
+    browser.resize(1280, 900)
+    assert browser.run("document.getElementById('play-map').clientHeight") <= 450
+
+
+@pytest.mark.optional
+def test_the_numbers_of_the_profile_are_not_cut_off(browser, tmp_path):
+    image, maps, *rest = toy(SHAPES[0])
+    opened(browser, (image, -maps / 300, *rest), tmp_path / "page.html")  # such as -0.01234
+    left = browser.run("[...document.querySelectorAll('#play-profile text')].map(t => t.getBBox().x)")
+    assert min(left) >= 0
+
+
+@pytest.mark.optional
+def test_a_normal_image_and_the_rules_in_words(browser, tmp_path):
+    *arguments, recipe, truth = toy(SHAPES[0])
+    for score, words in (("top:1", "the highest of 9"), ("top:99", "the mean of the 9 highest of 9")):
+        recipe = replace(recipe, score=score)
+        opened(browser, (*arguments, recipe, truth & False), tmp_path / "page.html")
+        text = browser.run("document.getElementById('play-numbers').textContent")
+        assert f", {words} tile scores." in text and text.endswith("No pixel is defective.")
 
 
 @pytest.mark.optional

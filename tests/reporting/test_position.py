@@ -12,6 +12,7 @@ from tiled_ref.ensemble import TiledEnsemble
 from tiled_ref.models import MODELS
 from tiled_ref.models.maps import gaussian_blur, upsample_bilinear
 from tiled_ref.models.padim import EPSILON
+from tiled_ref.reporting.walk import page as pages
 from tiled_ref.reporting.walk import position
 from tiled_ref.reporting.walk.stages import walk
 from tiled_ref.running.cell import Options
@@ -31,7 +32,7 @@ def walked(request, tiny_backbone):
     image, truth = bad.read_image().transpose(2, 0, 1), bad.read_mask()
     none = np.zeros((1, 96, 96), bool)
     ensemble = TiledEnsemble(recipe, backbone=tiny_backbone)
-    stages = walk(image, TRAIN, ensemble, Options(), TRAIN[:1], none, truth)
+    stages = walk(image, TRAIN, ensemble, Options(), TRAIN[:1], none, none.any((1, 2)), truth)
     by_name = {stage.name: stage for stage in stages}
     trained = TiledEnsemble(recipe, backbone=tiny_backbone).fit(TRAIN)
     model, tiles, scores = trained.make_model(), {}, {}
@@ -51,7 +52,7 @@ def test_the_stages_of_one_position_end_in_the_map_of_the_best_tile(walked):
     stage = next(
         s for name, s in by_name.items() if name in ("distances", "likelihoods", "cosines")
     )
-    assert str(best) in stage.text or arch == "patchcore"
+    assert f"the highest-scoring tile {best}" in stage.text
     maps = torch.from_numpy(stage.array)
     if arch == "padim":
         maps = gaussian_blur(upsample_bilinear(maps[None], (64, 64)))[0]
@@ -166,6 +167,18 @@ def test_the_bank_is_drawn_at_its_distances_from_m_and_patch(rng, monkeypatch):
         np.testing.assert_allclose(np.linalg.norm(flat - flat[k], axis=1), expected)
 
 
+@pytest.mark.parametrize("side", [48, 64, 256, 512])
+def test_three_maps_in_a_row_are_drawn_as_they_are_shown(side):
+    """The page reduces wider pictures, and lines of one pixel with them."""
+    grid = Setup("one", "SM", *[(side, side)] * 3).input_grid
+    truth = np.zeros((side, side), bool)
+    truth[side // 2 : side * 3 // 4, side // 2 : side * 3 // 4] = True
+    view = position.View(grid, (0, 0), truth)
+    picture = view.layers(np.random.default_rng(1).random((3, side, side)), [(0, 0)] * 3)
+    assert 600 <= picture.shape[1] <= pages.MAX_SIDE
+    assert (picture == (255, 92, 225)).all(2).sum() > 3 * 4 * 55  # all sides of three squares
+
+
 def test_the_widest_pair_is_found_among_all(rng):
     a = rng.normal(size=(12, 5))
     sigma, delta = a.T @ a, rng.normal(size=5)
@@ -176,7 +189,6 @@ def test_the_widest_pair_is_found_among_all(rng):
     i, j, distance = position.widest_pair(delta, sigma)
     assert distance**2 == pytest.approx(max(found.values()))
     assert found[max(i, j), min(i, j)] == max(found.values())
-    assert position.widest_pair(np.array([3.0]), np.array([[4.0]])) == (0, 0, 1.5)
     flat = np.diag([0.01, 4.0, 9.0])  # far out in the first, whose variance is epsilon
     assert position.widest_pair(np.array([5.0, 2, 3]), flat, 0.02) == (1, 2, 2**0.5)
     assert position.widest_pair(np.array([5.0, 2, 3]), flat, 5.0)[:2] == (0, 1)  # else all count
@@ -194,7 +206,8 @@ def test_a_pixel_has_the_position_that_its_map_was_enlarged_from():
 
 
 @pytest.mark.parametrize("arch, options", [
-    ("padim", {"n_channels": 1}), ("patchcore", {"n_neighbours": 1}), ("patchcore", {"ratio": 1e-9}),
+    ("padim", {"n_channels": 1}), ("padim", {"n_channels": 2}), ("patchcore", {"n_neighbours": 1}),
+    ("patchcore", {"ratio": 1e-9}),
 ])  # fmt: skip
 def test_the_smallest_models_walk(tiny_backbone, arch, options):
     """One channel, one neighbour, a bank of one vector; a model that two tiles share."""
@@ -202,16 +215,23 @@ def test_the_smallest_models_walk(tiny_backbone, arch, options):
     train = np.ascontiguousarray(TRAIN[:, :, :48])
     ensemble = TiledEnsemble(Recipe(setup, arch, switches=options), backbone=tiny_backbone)
     none = np.zeros((1, 48, 96), bool)
-    stages = walk(train[0] // 2, train, ensemble, Options(), train[:1], none)
+    stages = walk(train[0] // 2, train, ensemble, Options(), train[:1], none, none.any((1, 2)))
     by_name = {stage.name: stage for stage in stages}
     if arch == "padim":
-        assert by_name["covariance"].array.shape == (1, 1)
-        assert by_name["gaussian"].array.shape == (2 * len(train) + 1, 2)
+        n = options["n_channels"]
+        assert ("gaussian" in by_name, "covariance" in by_name) == (n > 1, n > 1)
+        if n > 1:
+            chart, sigma, n = by_name["gaussian"], by_name["covariance"], 2 * len(train)
+            assert chart.array.shape == (n + 1, 2) and "nan" not in chart.picture
+            assert f"estimated from {n} tiles;" in sigma.text
+            assert f"The {n} training tiles at" in chart.text
+            vary = np.diag(sigma.array).min() > 2 * EPSILON
+            assert vary == ("any two whose variance is not mostly epsilon" in chart.text)
     else:
         assert by_name["neighbourhood"].array.shape == (2, 384)
         score = by_name["distances"].array.max()
         assert f"the tile's score {score:.4g}" in by_name["neighbourhood"].text
-    assert "nan" not in by_name["gaussian" if arch == "padim" else "neighbourhood"].picture
+        assert "nan" not in by_name["neighbourhood"].picture
 
 
 def test_the_defect_is_drawn_in_the_tile_of_the_position(tiny_backbone):

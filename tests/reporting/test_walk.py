@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from browser import Browser, find_browser
 from PIL import Image
-from toys import toy_category, toy_images
+from toys import ToySample, toy_category, toy_images
 
 from tiled_ref import cli
 from tiled_ref.data import synthetic
@@ -22,7 +22,7 @@ from tiled_ref.reporting.walk import comparison, seams
 from tiled_ref.reporting.walk import page as pages
 from tiled_ref.reporting.walk import stages as walk
 from tiled_ref.reporting.walk.setups_figure import SQUARE, setups_stage
-from tiled_ref.reporting.walk.stage import DEFECT, Stage, apart
+from tiled_ref.reporting.walk.stage import DEFECT, Stage, apart, in_a_row
 from tiled_ref.running.cell import Options
 from tiled_ref.setups import SETUPS, Recipe, Setup
 from tiled_ref.support.devices import _float32, full_precision
@@ -81,7 +81,8 @@ def walked(tiny_backbone, category):
     images, masks = pictures(bad), np.stack([s.read_mask() for s in bad])
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
-    stages = walk.walk(images[0], train, ensemble, Options(), images[1:], masks[1:], masks[0])
+    stages = walk.walk(images[0], train, ensemble, Options(), images[1:], masks[1:],
+                       masks[1:].any((1, 2)), masks[0])  # fmt: skip
     trained = TiledEnsemble(SETUP, backbone=tiny_backbone).fit(train)
     return {s.name: s for s in stages}, stages, trained.predict(images), masks
 
@@ -103,7 +104,8 @@ def test_a_walk_computes_in_full_precision(tiny_backbone):
     images, seen, before = toy_images(), [], _float32()
     hook = tiny_backbone.register_forward_pre_hook(lambda *args: seen.append(_float32()))
     ensemble = TiledEnsemble(Setup("SM", "SM", (96, 96), (96, 96), (96, 96)), backbone=tiny_backbone)
-    walk.walk(images[0], images[1:], ensemble, Options(), images[1:2], np.zeros((1, 96, 96), bool))
+    none = np.zeros((1, 96, 96), bool)
+    walk.walk(images[0], images[1:], ensemble, Options(), images[1:2], none, none.any((1, 2)))
     hook.remove()
     with full_precision():
         assert len(seen) >= 3 and all(found == _float32() != before for found in seen)
@@ -146,7 +148,7 @@ def test_the_mask_holds_the_threshold_itself(tiny_backbone):
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
     none = np.zeros((1, 96, 96), bool)
-    stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+    stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none, none.any((1, 2)))
     smooth = next(stage.array for stage in stages if stage.name == "smoothed-map")
     assert np.array_equal(stages[-1].array, smooth == smooth.max())
 
@@ -224,7 +226,7 @@ def test_without_defective_images_the_threshold_is_the_largest_normal_value(tiny
     train = toy_images()
     ensemble = TiledEnsemble(SETUP, backbone=tiny_backbone)
     none = np.zeros((2, 96, 96), bool)
-    stages = walk.walk(train[0], train, ensemble, Options(), train[:2], none)
+    stages = walk.walk(train[0], train, ensemble, Options(), train[:2], none, none.any((1, 2)))
     assert [s.name for s in stages] == STAGES[:-1]
     assert "the largest value on 2 other images" in stages[-1].text
     assert stages[-1].array.sum() <= 1  # the image is one of the two
@@ -266,7 +268,23 @@ def test_the_page_in_a_browser(walked, tmp_path, size, dark):
         ground = b.run("getComputedStyle(document.body).backgroundColor")
         paper = b.run("getComputedStyle(document.querySelector('svg.chart .paper')).fill")
         assert ground == paper == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
+        sizes = b.run("""[...document.querySelectorAll('svg.chart text[font-size]')].map(text =>
+          [Number(text.getAttribute('font-size')), parseFloat(getComputedStyle(text).fontSize)])""")
+        assert sizes and all(drawn == size for size, drawn in sizes)  # so that no text is cut off
         assert len(b.requests) == 1 and b.messages == []
+
+
+@pytest.mark.optional
+def test_a_tall_picture_fits_the_window_undistorted(tmp_path):
+    if find_browser() is None:
+        pytest.skip("needs Chromium")
+    tall = np.zeros((900, 64, 3), np.uint8)
+    pages.write_walk([Stage("image", "", tall, "", "", "", tall)], tmp_path / "walk", "")
+    with Browser(tmp_path / "profile", (1280, 900)) as b:
+        b.resize(1280, 900)
+        b.open(tmp_path / "walk" / "index.html")
+        assert b.run("document.images[0].clientHeight") <= 0.9 * 900
+        assert b.run("getComputedStyle(document.images[0]).objectFit") == "contain"
 
 
 def test_large_pictures_are_reduced(tmp_path):
@@ -338,7 +356,7 @@ def test_tiles_that_stick_out_are_filled_with_zeros(tiny_backbone):
     train = np.ascontiguousarray(toy_images()[:, :, :80, :72])
     none = np.zeros((1, 80, 72), bool)
     ensemble = TiledEnsemble(setup, backbone=tiny_backbone)
-    walked = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+    walked = walk.walk(train[0], train, ensemble, Options(), train[:1], none, none.any((1, 2)))
     by_name = {stage.name: stage for stage in walked}
     tiles = by_name["tiles"].array
     assert tiles.shape == (3, 2, 1, 3, 48, 48)
@@ -364,10 +382,23 @@ def test_overlap_by_hand():
     text = "marks 3 px, 2 of the 3 defective ones (intersection over union 0.50)"
     assert comparison.overlap(mask, truth) == text
     assert comparison.overlap(mask, None) == "marks 3 px"
+    assert comparison.overlap(mask, truth & False) == "marks 3 px, none is defective"
 
 
-def test_the_single_model_is_a_run_of_its_own(tiny_backbone, category):
+class Vanished(ToySample):
+    """A defective image whose small defect is lost from the resized mask."""
+
+    def read_mask(self):
+        return np.zeros((self.side, self.side), bool)
+
+
+def test_the_single_model_is_a_run_of_its_own(tiny_backbone, category, monkeypatch):
     """Its map, enlarged, its scores and its mask are those of an ensemble of smaller images."""
+    *others, last = category.test
+    category = replace(category, test=(*others, Vanished(**vars(last))))
+    drawn, points = [], walk.svg.Chart.points
+    monkeypatch.setattr(walk.svg.Chart, "points", lambda self, x, y, *args, **options: (
+        drawn.append((self.title, len(y))), points(self, x, y, *args, **options)))  # fmt: skip
     title, stages = walk.explain(
         walk.BUILT_IN, category, Recipe(SETUP), tiny_backbone, Options(), Progress(quiet=True)
     )
@@ -389,13 +420,26 @@ def test_the_single_model_is_a_run_of_its_own(tiny_backbone, category):
     assert np.array_equal(by_name["single-mask"].array, mask)
     text, truth = by_name["single-map"].text, walked.read_mask()
     normal = scores[1:][[s.label == 0 for s in others]]
-    assert f"SM-48 {scores[0]:.4g}, normal images {normal.max():.4g} at most" in text
-    assert f"toy {by_name['image-scores'].array[0]:.4g}, normal images" in text
+    assert f"SM-48 {scores[0]:.4g}, the highest of 4 normal images {normal.max():.4g}." in text
+    assert f"toy {by_name['image-scores'].array[0]:.4g}, the highest of 4" in text
+    assert [n for title, n in drawn if title == "Image scores"] == [4, 3, 1]
+    assert by_name["single-image"].text.endswith("Both: at the largest defect.")
     both, either = (mask & truth).sum(), (mask | truth).sum()
     assert f"SM-48 marks {mask.sum()} px, {both} of the {truth.sum()} defective ones" in (
         by_name["single-mask"].text
     )
     assert f"union {both / either:.2f})" in by_name["single-mask"].text.split("SM-48")[1]
+
+
+def test_without_truth_the_close_up_is_at_the_maximum_of_the_walked_map(tiny_backbone):
+    stages = walk.explain(walk.BUILT_IN, toy_category(has_masks=False), Recipe(SETUP),
+                          tiny_backbone, Options(), Progress(quiet=True))[1]  # fmt: skip
+    by_name = {stage.name: stage for stage in stages}
+    pair = [by_name[name].array.transpose(1, 2, 0) for name in ("image", "single-image")]
+    maps = [by_name[name].array for name in ("smoothed-map", "single-map")]
+    here, there = (in_a_row(comparison._close_ups(*pair, None, map_)) for map_ in maps)
+    assert np.array_equal(by_name["single-image"].picture, here) and not np.array_equal(here, there)
+    assert by_name["single-image"].text.endswith("Both: at the maximum of the map of toy.")
 
 
 def test_the_profile_crosses_the_strongest_seam(walked):
@@ -436,16 +480,55 @@ def test_the_close_up_shows_the_same_place_in_both_images():
 def test_the_words_are_those_of_the_setup(tiny_backbone):
     """Models that locations share, one map of ST, the mean of the highest scores."""
     train, none = toy_images(), np.zeros((1, 96, 96), bool)
-    for setup, models, merged in (
-        (replace(SETUP, groups=(1, 2)), "6 models", "Averaged where tiles overlap"),
-        (Setup("ST", "ST", (96, 96), (48, 48), (48, 48)), "one model", "As it is"),
-    ):
+    for setup, models, merged, rule, title in (
+        (replace(SETUP, groups=(1, 2)), "6 models, with the scores", "Averaged where tiles overlap",
+         "the mean of the 2 highest of the 9 tile scores", "Anomaly maps of the tiles"),
+        (Setup("ST", "ST", (96, 96), (48, 48), (48, 48)), "one model, with the score ", "As it is",
+         "that of the one map", "The anomaly map"),
+    ):  # fmt: skip
         ensemble = TiledEnsemble(setup, backbone=tiny_backbone, score="top:2")
-        stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none)
+        stages = walk.walk(train[0], train, ensemble, Options(), train[:1], none, none.any((1, 2)))
         by_name = {stage.name: stage.text for stage in stages}
-        assert f"Predicted by {models}, with" in by_name["tile-maps"]
-        assert "is the mean of the 2 highest tile scores" in by_name["image-scores"]
+        assert f"Predicted by {models}" in by_name["tile-maps"]
+        assert title in [stage.title for stage in stages]
+        assert f"is {rule}; the others" in by_name["image-scores"]
         assert by_name["merged-map"].startswith(merged)
+        assert ("ENS: one model per tile, in toy per" in by_name["setups"]) == (setup.kind == "ENS")
+
+
+@pytest.mark.parametrize("score, rule, source", [
+    ("mean", "the mean of the 9 tile scores", "Rolih et al. Eq. 5"),
+    ("max", "the max of the 9 tile scores", "deviation D5"),
+    ("top:1", "the highest of the 9 tile scores", "deviation D16"),
+    ("top:99", "the mean of the 9 highest of the 9 tile scores", "deviation D16"),
+])  # fmt: skip
+def test_the_rule_of_the_score_has_its_words_and_its_source(score, rule, source):
+    stage = walk._score_stage(np.ones(2), np.array([False]), Recipe(SETUP, score=score))
+    assert (stage.source, f"is {rule}; the others" in stage.text) == (source, True)
+
+
+def test_the_merge_has_its_source_and_an_empty_band_its_words():
+    maps, photo = np.zeros((3, 3, 48, 48)), np.zeros((96, 96, 3), np.uint8)
+    for merge, source in (("mean", "Rolih et al. Sec. 3.3"), ("window", "deviation D17")):
+        recipe = Recipe(SETUP, merge=merge, seam_width=0.0)
+        stage, band, *_ = walk._merged_stages(photo, *np.zeros((2, 96, 96)), recipe, maps, None)
+        assert (stage.source, band.text) == (source, "Empty: no pixel is smoothed.")
+
+
+def test_how_a_map_became_a_score():
+    """Roth et al. Eq. 7 weights the largest distance, all others take the maximum of the map;
+    FastFlow alone does not blur."""
+    for arch in MODELS:
+        recipe = Recipe(SETUP, arch)
+        text = walk._map_stage(np.zeros((3, 3, 48, 48)), np.ones((3, 3)), recipe, None).text
+        assert ("its map's maximum." in text) == (arch != "patchcore")
+        assert ("Enlarged and blurred" in text) == (arch != "fastflow")
+
+
+def test_the_truth_in_thousands():
+    every = np.ones((40, 40), bool)
+    text = walk._truth_stage(np.zeros((40, 40, 3), np.uint8), every, every).text
+    assert text == "1,600 px are defective, 1,600 px are in the mask, 1,600 px in both."
 
 
 def test_the_built_in_walk_takes_the_picture_that_a_single_model_misses():

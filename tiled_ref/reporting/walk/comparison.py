@@ -36,13 +36,13 @@ def mask_of(maps, masks):
     return maps[0] >= threshold, threshold, f1
 
 
-def compare(stages, walked, ensemble, images, train, masks, truth, options, progress):
+def compare(stages, walked, ensemble, images, train, masks, bad, truth, options, progress):
     """Train a single model and draw its predictions beside the walked setup's -> list of Stage.
 
     Parameters: stages, the walked setup's; walked, its name; ensemble, a TiledEnsemble of
     `single_setup`; images uint8 (1 + V, 3, h, w), the walked one and those that choose the
-    threshold, and train (N, 3, h, w), at its size; masks bool (V, H, W) and truth bool (H, W) or
-    None, at the walked setup's; options, a cell.Options; progress.
+    threshold, and train (N, 3, h, w), at its size; masks bool (V, H, W), bad bool (V,) and truth
+    bool (H, W) or None, as in `walk`; options, a cell.Options; progress.
     """
     recipe, by_name = ensemble.recipe, {stage.name: stage for stage in stages}
     found = ensemble.each_location(train, images, Forgotten(), progress=progress)
@@ -57,16 +57,17 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
         (recipe.setup.name, maps[0], mask, scores),
     ]  # fmt: skip
     image, (h, w) = images[0].transpose(1, 2, 0), recipe.setup.image_size
-    bad = masks.any((1, 2))
-    margins = "; ".join(f"{name} {s[0]:.4g}, normal images {np.max(s[1:][~bad]):.4g} at most"
+    highest = f"the highest of {(~bad).sum()} normal images"
+    margins = "; ".join(f"{name} {s[0]:.4g}, {highest} {np.max(s[1:][~bad]):.4g}"
                         for name, _, _, s in pairs)  # fmt: skip
+    where = "largest defect" if np.any(truth) else f"maximum of the map of {walked}"
     found = "; ".join(f"{name} {overlap(m, truth)}" for name, _, m, _ in pairs)
     return [
         Stage(
             "single-image", "The same place, as a single model sees it", images[0],
             "data.resizing.resize_image", "Rolih et al. Sec. 4.2",
-            f"Left: for {walked}. Right: reduced to {h} x {w} px.",
-            in_a_row(_close_ups(full, image, truth, maps[0])),
+            f"Left: for {walked}. Right: reduced to {h} x {w} px. Both: at the {where}.",
+            in_a_row(_close_ups(full, image, truth, by_name["smoothed-map"].array)),
         ),
         Stage(
             "single-map", f"The map of {recipe.setup.name}", maps[0],
@@ -87,12 +88,12 @@ def compare(stages, walked, ensemble, images, train, masks, truth, options, prog
 
 def overlap(mask, truth):
     """Describe how a mask bool (H, W) fits the truth bool (H, W), None if it is unknown."""
-    if truth is None:
-        return f"marks {mask.sum():,} px"
+    if truth is None or not truth.any():
+        return f"marks {mask.sum():,} px" + ("" if truth is None else ", none is defective")
     both, either = int((mask & truth).sum()), int((mask | truth).sum())
     return (
         f"marks {mask.sum():,} px, {both:,} of the {truth.sum():,} defective ones (intersection "
-        f"over union {both / max(1, either):.2f})"
+        f"over union {both / either:.2f})"
     )
 
 

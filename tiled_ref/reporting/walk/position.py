@@ -15,7 +15,7 @@ from ..drawing import svg
 from .stage import Stage, heat_map, in_a_row
 
 AROUND = 200  # number of vectors of the bank drawn, the nearest to m*
-SIDE = 512  # px, the maps of smaller tiles are enlarged to this
+SIDE, SIDE_OF_THREE = 512, 256  # px, to which maps are drawn: one, and three in a row
 BIN = 0.5  # width of the histogram's bars
 STRIDES = tuple(FEATURE_STRIDE.values())
 
@@ -60,33 +60,36 @@ def position_stages(ensemble, best, image, train, truth=None):
 
     inputs = setup.inputs(location)
     normal = OneAfterTheOther([seen(train, tiles) for tiles in inputs.values()])
-    view = View(ensemble.grid, place, truth)
+    view = View(ensemble.grid, place, truth, "tile" if len(inputs) > 1 else "image")
     return STAGES[ensemble.recipe.arch](model, seen(image[None], inputs[place])[[0]], normal, view)
 
 
 class View:
-    """The walked tile: its grid, place (i, j) and truth bool (H, W) or None."""
+    """The walked tile: its grid, place (i, j) and truth bool (H, W) or None; unit, "image" or
+    "tile", what its model learned from."""
 
-    def __init__(self, grid, place, truth):
-        self.size, self.place = grid.tile_size, place
+    def __init__(self, grid, place, truth, unit="image"):
+        self.size, self.place, self.unit = grid.tile_size, place, unit
         self.truth = None if truth is None else grid.pad_tile(truth[grid.window(*place)])
-        self.model = "the model" if grid.rows * grid.cols == 1 else f"the model of tile {place}"
+        where = f" of the highest-scoring tile {place}" if grid.rows * grid.cols > 1 else ""
+        self.model = f"the model{where}"
 
-    def heat(self, values, row, col, stride, title):
+    def heat(self, values, row, col, stride, title, scale=None):
         """Draw values (hf, wf), any dtype, `stride` px per position, or (h, w), and outline the
-        position (row, col) of stride px."""
+        position (row, col) of stride px; `scale` px per px, by default whole ones, about SIDE."""
         if values.shape != self.size:
             values = values.repeat(stride, 0).repeat(stride, 1)[: self.size[0], : self.size[1]]
         spot = np.zeros(self.size, bool)
         spot[row * stride : (row + 1) * stride, col * stride : (col + 1) * stride] = True
-        square = np.ones([max(1, SIDE // max(self.size))] * 2, np.uint8)  # px per px
-        truth = None if self.truth is None else np.kron(self.truth, square)
-        return heat_map(np.kron(values, square), truth, spot=np.kron(spot, square), title=title)
+        scale = scale or max(1, SIDE // max(self.size))
+        shown = np.ix_(*((np.arange(int(n * scale)) / scale).astype(int) for n in self.size))
+        truth = None if self.truth is None else self.truth[shown]
+        return heat_map(values[shown], truth, spot=spot[shown], title=title)
 
     def layers(self, maps, spots):
         """Draw the maps (3, h, w), any dtype, of three layers and positions, side by side."""
-        each = zip(maps, spots, FEATURE_STRIDE.items())
-        return in_a_row([self.heat(m, *spot, step, name) for m, spot, (name, step) in each])
+        each, scale = zip(maps, spots, FEATURE_STRIDE.items()), SIDE_OF_THREE / max(self.size)
+        return in_a_row([self.heat(m, *spot, step, name, scale) for m, spot, (name, step) in each])
 
 
 def _padim(model, tile, normal, view):
@@ -101,26 +104,28 @@ def _padim(model, tile, normal, view):
     sigma = inverse.T @ inverse  # (D, D): Sigma^-1 = U U^T
     values = np.linalg.eigvalsh(sigma)
     test, d, n = rows[0, p].numpy(), len(mu), len(trained)
-    a, b, near = widest_pair(test - mu, sigma, 2 * padim.EPSILON)
     layers = channels_of(model.backbone).items()
     every = [f"{layer}, channel {k}" for layer, count in layers for k in range(count)]
-    pair = [a, b]
-    names = [every[model.channels[c]] for c in pair]
-    where = f"{view.model}, position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}"
+    distances = Stage(
+        "distances", "Distances from the Gaussians", grid,
+        "models.gaussians.distances", "Defard et al. Eq. 2",
+        f"A distance per position, in standard deviations, by {view.model}; the largest, "
+        f"{found[p]:.4g}, is at position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}, framed "
+        "in white.",
+        view.heat(grid, row, col, model.STRIDE, "distance"),
+    )  # fmt: skip
+    if d == 1:  # no two channels to draw
+        return [distances]
+    a, b, near = widest_pair(test - mu, sigma, 2 * padim.EPSILON)
+    pair, vary = [a, b], min(sigma[a, a], sigma[b, b]) > 2 * padim.EPSILON
     return [
-        Stage(
-            "distances", "Distances from the Gaussians", grid,
-            "models.gaussians.distances", "Defard et al. Eq. 2",
-            f"A distance per position, in standard deviations; the largest is {found[p]:.4g} "
-            f"({where}), framed in white.",
-            view.heat(grid, row, col, model.STRIDE, "distance"),
-        ),
+        distances,
         Stage(
             "covariance", "The covariance of that position", sigma,
             "models.padim.Padim.fit", "Defard et al. Eq. 1",
-            f"{d} x {d} channels, estimated from {n} images; Sigma^-1 = U U^T is kept. Its "
+            f"{d} x {d} channels, estimated from {n} {view.unit}s; Sigma^-1 = U U^T is kept. Its "
             f"eigenvalues run from {values[0]:.3g}"
-            f"{' (epsilon, in which these images do not vary)' if n <= d else ''} to "
+            f"{f' (epsilon, the variance where these {view.unit}s do not vary)' * (n <= d)} to "
             f"{values[-1]:.3g}. The means of the channels lie between {mu.min():.3g} and "
             f"{mu.max():.3g}.",
             heat_map(np.kron(sigma, np.ones((4, 4))), title="covariance"),
@@ -128,13 +133,14 @@ def _padim(model, tile, normal, view):
         Stage(
             "gaussian", "Two of its channels", np.vstack([trained, test])[:, pair],
             "models.padim.Padim.embed", "Defard et al. Eq. 2",
-            f"The {n} training images at that position, the Gaussian fitted to them, and the "
+            f"The {n} training {view.unit}s at that position, the Gaussian fitted to them, and the "
             f"walked image (the last row). Mean ({mu[a]:.3g}, {mu[b]:.3g}), variances "
             f"{sigma[a, a]:.3g} and {sigma[b, b]:.3g}, covariance {sigma[a, b]:.3g}. In these two "
-            f"channels the image lies {near:.3g} standard deviations out, the most of any two "
-            f"whose variance is not mostly epsilon; in all {d} it is {found[p]:.4g}.",
+            f"channels the image lies {near:.3g} standard deviations out, the most of any two"
+            f"{' whose variance is not mostly epsilon' if vary else ''}; in all {d} it is "
+            f"{found[p]:.4g}.",
             _gaussian_chart(trained[:, pair], test[pair], mu[pair], sigma[np.ix_(pair, pair)],
-                            names, found[p]),
+                            [every[model.channels[c]] for c in pair], found[p], view.unit),
         ),
     ]  # fmt: skip
 
@@ -144,14 +150,12 @@ def widest_pair(delta, sigma, least=0.0):
 
     Parameters: delta (D,), its difference from the mean; sigma (D, D), the covariance; floats;
     least, the variance that channels have to exceed, if two or more do.
-    Returns (a, b, distance), a < b, in units of standard deviations; a = b = 0 if D is 1.
+    Returns (a, b, distance), a < b, in units of standard deviations.
     """
     kept = np.flatnonzero(np.diag(sigma) > least)
     kept = kept if len(kept) > 1 else np.arange(len(sigma))
     delta, sigma = delta[kept], sigma[np.ix_(kept, kept)]
     s = np.diag(sigma)
-    if len(s) == 1:
-        return 0, 0, float(abs(delta[0]) / s[0] ** 0.5)
     det = s[:, None] * s - sigma**2 + np.diag(np.full(len(s), np.inf))
     square = delta[:, None] ** 2 * s - 2 * np.outer(delta, delta) * sigma + delta**2 * s[:, None]
     ratio = np.triu(square / det)
@@ -159,17 +163,16 @@ def widest_pair(delta, sigma, least=0.0):
     return int(kept[a]), int(kept[b]), float(ratio[a, b] ** 0.5)
 
 
-def _gaussian_chart(trained, test, mu, sigma, names, distance):
+def _gaussian_chart(trained, test, mu, sigma, names, distance, unit):
     """trained (N, 2), test and mu (2,), sigma (2, 2): the two channels with these names."""
     chart = svg.Chart("The Gaussian of one position", *names, width=560, height=460)
     angles = np.linspace(0, 2 * np.pi, 97)
-    sigma = sigma + 1e-9 * sigma[0, 0] * np.eye(2)  # for a single channel, drawn twice
     circle = np.linalg.cholesky(sigma) @ [np.cos(angles), np.sin(angles)]
     for radius in (1, 2, 3):
         label = "1, 2, 3 standard deviations" if radius == 1 else None
         chart.line(*(mu[:, None] + radius * circle), label, 0)
     chart.line(*np.array([mu, test]).T, f"distance {distance:.4g} in all channels", 7)
-    chart.points(*trained.T, "training images", 2)
+    chart.points(*trained.T, f"training {unit}s", 2)
     chart.points(*test[:, None], "walked image", 1)
     return chart.svg()
 
@@ -216,7 +219,7 @@ def _bank_chart(vectors, b, distance):
     chart = svg.Chart(
         "The patch and the memory bank", "from m* to the patch", "distance from that line",
         width=560, height=460,
-        note="Distances from m* and from the patch in this chart are those in all channels.",
+        note="Distances from m* and from the patch are those in all channels.",
     )  # fmt: skip
     chart.points(x[1 + b :], y[1 + b :], "other patches in the bank", 6)
     chart.line(x[:2], y[:2], f"s* = {distance:.4g}", 7)

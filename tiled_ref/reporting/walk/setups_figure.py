@@ -25,12 +25,13 @@ def setups_stage(walked):
             panels.append(f'<g transform="translate({20 + k * WIDTH} {y:g})">{panel}</g>')
         y += factor * max(setup.image_size[0] for setup in row) + FOOT
     size = COLUMNS * WIDTH, y - 30
+    groups = f", in {walked.name} per group of tiles" if walked.groups != (1, 1) else ""
     heading = _words(14, 27, "The setups to scale; one tile of each in orange", 16, "ink")
     return Stage(
         "setups", "The setups", np.array(rows),
         "setups.SETUPS", "Rolih et al. Sec. 4.2",
         "SM: one model on the whole image. ST: one model on the features of all tiles, put "
-        "together. ENS: one model per tile. Darker: overlap. Small squares: models.",
+        f"together. ENS: one model per tile{groups}. Darker: overlap. Small squares: models.",
         svg.document(heading + "".join(panels), *size, "The setups"),
     )  # fmt: skip
 

@@ -28,9 +28,10 @@ from .setups_figure import setups_stage
 from .stage import Stage, apart, heat, heat_map, outlined
 
 BUILT_IN = "builtin"  # the IMAGE that means SHOWN, else the data set's first defective one
-SHOWN = "board/test/cut_trace/002.png"  # chosen because SM256 misses it
+SHOWN = "board/test/cut_trace/002.png"  # SM256 misses its three defects, ENS9 marks one
 N_THRESHOLD = 4  # normal images, and as many defective ones, to choose the threshold
 MERGED = {"mean": "Averaged where tiles overlap", "window": "Weighted, less near a tile's edges"}
+SCORED = {"mean": "Rolih et al. Eq. 5", "max": "deviation D5", "top": "deviation D16"}
 
 
 def explain(text, category, recipe, backbone, options, progress):
@@ -43,6 +44,7 @@ def explain(text, category, recipe, backbone, options, progress):
     name, _, sample = choose_image(text, category, size)
     samples = threshold_samples(category, sample)
     masks = reading.read_masks(samples, size)
+    bad = np.array([sample.label != NORMAL for sample in samples])
     truth = None
     if sample is not None and (sample.label == NORMAL or category.has_masks):
         truth = reading.read_masks([sample], size)[0]
@@ -61,11 +63,11 @@ def explain(text, category, recipe, backbone, options, progress):
 
     ensemble, images, train = ensemble_and_images(recipe)
     title = progress.title
-    stages = walk(images[0], train, ensemble, options, images[1:], masks, truth, progress)
+    stages = walk(images[0], train, ensemble, options, images[1:], masks, bad, truth, progress)
     if single:
         alone = replace(recipe, setup=single, seam_sigma=1.0)  # a single model has no seams
         walked = recipe.setup.name, *ensemble_and_images(alone)
-        stages += compare(stages, *walked, masks, truth, options, progress)
+        stages += compare(stages, *walked, masks, bad, truth, options, progress)
     return title, stages
 
 
@@ -103,13 +105,14 @@ def threshold_samples(category, walked=None, n=N_THRESHOLD):
 
 
 @full_precision()
-def walk(image, train, ensemble, options, others, masks, truth=None, progress=None):
+def walk(image, train, ensemble, options, others, masks, bad, truth=None, progress=None):
     """Train an ensemble and take one image through every stage of it.
 
     Parameters: image uint8 (3, H, W); train uint8 (N, 3, H, W), normal images; ensemble, an
     untrained TiledEnsemble; others uint8 (V, 3, H, W), the images on which the threshold of the
-    mask is chosen, and masks bool (V, H, W), the defects in them; truth bool (H, W), the defects
-    in the image.
+    mask is chosen, masks bool (V, H, W), the defects in them, and bad bool (V,), whether they are
+    defective (a small defect may vanish from its resized mask); truth bool (H, W), the defects in
+    the image.
     Returns a list of Stage, from the setups and the image to the mask, and to the truth if it is
     known.
     """
@@ -137,7 +140,7 @@ def walk(image, train, ensemble, options, others, masks, truth=None, progress=No
     stages += _feature_stages(_features(image, tile_grid, ensemble), tile_grid, truth)
     stages += position_stages(ensemble, best, image, train, truth)
     stages.append(_map_stage(tile_maps[:, :, 0], tile_scores[:, :, 0], recipe, truth))
-    stages.append(_score_stage(merging.image_scores(tile_scores, recipe.score), masks, recipe))
+    stages.append(_score_stage(merging.image_scores(tile_scores, recipe.score), bad, recipe))
     stages += _merged_stages(photo, merged[0], smooth[0], recipe, tile_maps[:, :, 0], truth)
     stages.append(_mask_stage(photo, smooth, masks, truth))
     play = section(photo, tile_maps[:, :, 0], tile_scores[:, :, 0], mask_of(smooth, masks)[1],
@@ -203,27 +206,32 @@ def _heat_tiles(values, grid, truth, title="anomaly"):
 def _map_stage(tile_maps, tile_scores, recipe, truth):
     """tile_maps (rows, cols, h, w) and tile_scores (rows, cols) are the walked image's."""
     models = {1: "one model"}.get(n := recipe.setup.n_models, f"{n} models")
+    one, scores = tile_scores.size == 1, ", ".join(f"{s:.4g}" for s in tile_scores.flat)
+    how = " and blurred" if recipe.arch != "fastflow" else ""
+    how += "; a score is its map's maximum" if recipe.arch != "patchcore" else ""
+    scores = f"the score {scores}" if one else f"the scores {scores}, row by row"
     return Stage(
-        "tile-maps", "Anomaly maps of the tiles", tile_maps[:, :, None],
-        "ensemble.each_location", "Rolih et al. Eq. 4",
-        f"Predicted by {models}, with the scores {', '.join(f'{s:.4g}' for s in tile_scores.flat)}"
-        ", row by row.",
+        "tile-maps", "The anomaly map" if one else "Anomaly maps of the tiles",
+        tile_maps[:, :, None], "ensemble.each_location", "Rolih et al. Eq. 4",
+        f"Predicted by {models}, with {scores}. Enlarged{how}.",
         _heat_tiles(tile_maps, recipe.grid, truth),
     )  # fmt: skip
 
 
-def _score_stage(scores, masks, recipe):
-    """scores (1 + V,), the walked image first; masks (V, H, W) of the others."""
-    bad, top = masks.any((1, 2)), recipe.score.partition(":")[2]
-    rule = f"mean of the {top} highest" if top else f"{recipe.score} of the"
+def _score_stage(scores, bad, recipe):
+    """scores (1 + V,), the walked image first; bad bool (V,), whether the others are defective."""
+    n, (rule, _, top) = recipe.grid.rows * recipe.grid.cols, recipe.score.partition(":")
+    top = min(int(top or 0), n)
+    rule = {0: rule, 1: "highest"}.get(top, f"mean of the {top} highest")
+    rule = f"the {rule} of the {n} tile scores" if n > 1 else "that of the one map"
     groups = {"normal": scores[1:][~bad], "defective": scores[1:][bad], "walked": scores[:1]}
     chart = svg.Chart("Image scores", "images", "image score", height=300, x_names=list(groups))
     for k, values in enumerate(groups.values()):
         chart.points(np.full(len(values), k), values, series=(2, 3, 1)[k])
     return Stage(
         "image-scores", "The image score", scores,
-        "merging.image_scores", "Rolih et al. Eq. 5",
-        f"The image score {scores[0]:.4g} is the {rule} tile scores; the others are those of the "
+        "merging.image_scores", SCORED[recipe.score.partition(":")[0]],
+        f"The image score {scores[0]:.4g} is {rule}; the others are those of the "
         "images on which the mask's threshold is chosen.",
         chart.svg(),
     )  # fmt: skip
@@ -238,7 +246,8 @@ def _merged_stages(photo, merged, smooth, recipe, tile_maps, truth):
     return [
         Stage(
             "merged-map", "The merged map", merged,
-            f"merging.{UNTILE[recipe.merge].__name__}", "Rolih et al. Sec. 3.3",
+            f"merging.{UNTILE[recipe.merge].__name__}",
+            "Rolih et al. Sec. 3.3" if recipe.merge == "mean" else "deviation D17",
             f"{how}; colours from {low:.4g} to {high:.4g} in all maps.",
             heat_map(merged, truth, limits),
         ),
@@ -246,7 +255,8 @@ def _merged_stages(photo, merged, smooth, recipe, tile_maps, truth):
             "seam-band", "The seam band", band,
             "smoothing.seam_mask", "Rolih et al. Sec. 3.3",
             f"{100 * band.mean():.1f} % of the pixels lie within {recipe.seam_width:g} of a "
-            "tile's side of a border between tiles; only these are smoothed.",
+            "tile's side of a border between tiles; only these are smoothed."
+            if band.any() else "Empty: no pixel is smoothed.",
             outlined(render.overlay(photo, band.astype(np.float32)), truth),
         ),
         Stage(
@@ -278,7 +288,7 @@ def _truth_stage(photo, truth, mask):
     return Stage(
         "truth", "The ground truth", truth,
         "data.reading.read_masks", "",
-        f"{truth.sum()} px are defective, {mask.sum()} px are in the mask, "
-        f"{(truth & mask).sum()} px in both.",
+        f"{truth.sum():,} px are defective, {mask.sum():,} px are in the mask, "
+        f"{(truth & mask).sum():,} px in both.",
         outlined(photo, truth),
     )  # fmt: skip

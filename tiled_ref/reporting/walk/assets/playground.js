@@ -316,7 +316,7 @@ function element(name, attributes, text = "") {
 
 function drawProfile() {
   const {isColumn, at, from, to} = profileSpan(), {before, after} = profile();
-  const width = 400, height = NARROW.matches ? 190 : 400, left = 58, right = width - 8;
+  const width = 400, height = NARROW.matches ? 190 : 400, left = 78, right = width - 8;
   const bottom = height - 26;
   const least = Math.min(...before, ...after), most = Math.max(...before, ...after);
   const x = (k) => left + (k - from) / (to - from) * (right - left);
@@ -356,7 +356,9 @@ function drawProfile() {
 }
 
 function ruleInWords(rule) {
-  return rule.startsWith("top:") ? `mean of the ${rule.slice(4)} highest of` : `${rule} of`;
+  if (!rule.startsWith("top:")) return rule;
+  const n = Math.min(Number(rule.slice(4)), result.scores.length);
+  return n > 1 ? `mean of the ${n} highest` : "highest";
 }
 
 // The results in words.
@@ -370,7 +372,7 @@ function sentences() {
     both += truth && mask[k] && truth[k];
   }
   const said = [
-    `Image score ${number(score)}, the ${ruleInWords(state.rule)} ${scores.length} tile scores.`,
+    `Image score ${number(score)}, the ${ruleInWords(state.rule)} of ${scores.length} tile scores.`,
     `The seam band holds ${share(banded)} of the pixels; smoothing changes a value by at most ` +
       `${number(change)}.`,
     `${share(marked)} of the pixels (${marked.toLocaleString("en")}) reach the threshold ` +
@@ -378,8 +380,9 @@ function sentences() {
   ];
   if (truth) {
     const defective = count(truth), either = marked + defective - both;
-    said.push(`${defective.toLocaleString("en")} px are defective, ${both.toLocaleString("en")} ` +
-      `of them in the mask (intersection over union ${(both / Math.max(1, either)).toFixed(2)}).`);
+    said.push(!defective ? "No pixel is defective." :
+      `${defective.toLocaleString("en")} px are defective, ${both.toLocaleString("en")} of them in ` +
+      `the mask (intersection over union ${(both / either).toFixed(2)}).`);
   }
   return said.join(" ");
 }
