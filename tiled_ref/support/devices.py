@@ -63,8 +63,8 @@ def to_host(*tensors):
 @contextlib.contextmanager
 def full_precision():
     """A context in which torch computes float32 matrix products and convolutions without TF32 or
-    bfloat16, whatever its settings. They are restored on exit; inside, torch from 2.9 on may refuse to
-    read its older names (`allow_tf32`)."""
+    bfloat16, whatever its settings. They are restored on exit; inside, torch from 2.9 on may refuse
+    to read its older names (`allow_tf32`)."""
     before = _float32()
     try:
         _set_float32(["ieee"] * 4 if len(before) == 4 else [False, "highest"])
