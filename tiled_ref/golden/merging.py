@@ -186,6 +186,7 @@ MASK_MISTAKES = (
     Mistake("the edge of the image is taken for a border", image_edge=True),
     Mistake("only the starts of tiles are borders, their ends are forgotten", borders="starts"),
     Mistake("only the ends of tiles are borders, their starts are forgotten", borders="finish"),
+    Mistake("the width of the band is doubled", rounding=lambda v: int(2 * v)),
     Mistake("the width is that of the whole band: half of it", rounding=lambda v: int(v / 2)),
     Mistake(
         "borders are multiples of the tile size, as if tiles did not overlap",

@@ -297,15 +297,16 @@ def _map_cases():
         ("square", 1, (8, 8), (32, 32), ("reflect",)),
         ("not_square", 2, (6, 10), (24, 40), ("not_square", "several", "reflect")),
         ("rounded_up", 1, (6, 5), (22, 17), ("padding", "not_square", "reflect")),
-        ("zero", 1, (4, 4), (16, 16), ("zero_vector", "smaller_than_radius", "reflect")),
+        ("zero", 1, (4, 4), (16, 16), ("zero_vector", "negative", "smaller_than_radius", "reflect")),
     ):
         draw = Numbers(f"reverse_distillation.map/{name}")
         inputs = layers_of(draw, n, sides)
         inputs.update(zip(DECODED, layers_of(draw, n, sides).values()))
         if name == "zero":
             inputs["layer1"][0, :, 1, 2] = 0
+            inputs["decoded1"][0, :, 2, 1] *= -1
         inputs["size"] = np.array(size, np.int64)
-        yield Case(name, inputs, flags)
+        yield Case(name, inputs, (*flags, "switch"))
 
 
 def _map(inputs):
@@ -348,6 +349,7 @@ MAP = Stage(
         Mistake("nearest enlargement instead of bilinear", mode="nearest"),
         Mistake("the sum of the layers instead of their product", combine=np.sum),
         Mistake("the mean of the layers instead of their product", combine=np.mean),
+        Mistake("negative cosines are 0", distance=lambda e, d: _cosine_distance(e, d).clamp(max=1)),
         Mistake("the distance is halved", distance=lambda e, d: _cosine_distance(e, d) / 2),
         Mistake("the root of the distance", distance=lambda e, d: _cosine_distance(e, d).sqrt()),
         Mistake("the largest of the layers instead of their product", combine=np.max),

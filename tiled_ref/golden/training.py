@@ -94,6 +94,7 @@ def kept_classes(tensors, rate, size):
 def adam(
     value, gradient, moments, step, rate, betas=(0.9, 0.999), decay=0.0, eps=1e-8, corrected=True,
     decoupled=False, reverse="", inside=False, descent=True, damped=True, rooted=True, late=0,
+    outside=False, steps=(True, True),
 ):  # fmt: skip
     """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
 
