@@ -52,6 +52,7 @@ UNTILE = Stage(
         Mistake("the smallest value where tiles overlap instead of the mean", combine="min"),
         Mistake("the last tile overwrites the others instead of the mean", combine="last"),
         Mistake("the last tile, divided by the number of tiles", combine="last mean"),
+        Mistake("the first tile, divided by the number of tiles", combine="first mean"),
         Mistake("the largest value, divided by the number of tiles", combine="max mean"),
         Mistake("the first tile stays instead of the mean", combine="first"),
         Mistake("the sum is divided by the same number of tiles everywhere", combine="most"),
@@ -196,6 +197,7 @@ MASK_MISTAKES = (
         "stride and tile size are exchanged: the band is a fraction of the stride", of="stride"
     ),
     Mistake("the band is a fraction of the image instead of the tile", of="image"),
+    Mistake("the rows of the band are a fraction of the tile's width", of=("width", "tile")),
     Mistake("the rows of the band are a fraction of the image", of=("image", "tile")),
     Mistake("the columns of the band are a fraction of the image", of=("tile", "image")),
     Mistake("rows and columns are exchanged", exchanged=True),
