@@ -16,14 +16,7 @@ from ..models.backbone import ResNet18Features
 from .compare import close
 from .inputs import CHANNELS, tensor
 from .numbers import Numbers
-from .residual import (
-    BLOCK_MISTAKES,
-    KERNEL_MISTAKES,
-    NORM_MISTAKES,
-    SAME,
-    Residual,
-    padded_same,
-)
+from .residual import BLOCK_MISTAKES, KERNEL_MISTAKES, NORM_MISTAKES, SAME, Residual, padded_same
 from .stage import Case, Mistake, Stage, Weights
 
 BN = ("weight", "bias", "running_mean", "running_var")

@@ -8,15 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from .compare import (
-    BITS,
-    ROOM,
-    compare,
-    differences,
-    output_rounding,
-    rounded,
-    rounded_inputs,
-)
+from .compare import BITS, ROOM, compare, differences, output_rounding, rounded, rounded_inputs
 
 EXPLAINED = 0.05  # a mistake explains an output if at most this share of the difference remains
 FACTORS = 0.25, 5  # a port's rounding error is between this many times the expected one
@@ -35,10 +27,9 @@ def likely_causes(stage, results, bundle, cases):
     A known mistake explains a differing output if its numbers are within EXPLAINED of the port's
     (see _left). An equal output contradicts a mistake that would have changed it, unless all
     outputs of that name, in several cases, are equal: then the mistake lies elsewhere. Mistakes
-    that explain every
-    output come first, then those that explain most of them. Next comes a pattern of the numbers,
-    unless a mistake explains all. Mistakes that explain at most half of the outputs, or are
-    contradicted, come last and are called "partly like".
+    that explain every output come first, then those that explain most of them. Next comes a pattern
+    of the numbers, unless a mistake explains all. Mistakes that explain at most half of the
+    outputs, or are contradicted, come last and are called "partly like".
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]
@@ -156,7 +147,8 @@ def _patterns(port, reference):
         ratio = port[reference != 0] / reference[reference != 0]
         mean, spread = (ratio.mean(), np.ptp(ratio)) if ratio.size > 1 else (1, 0)
         if spread <= 1e-3 * abs(mean) and spread < 0.1 * abs(mean - 1):
-            found.append(f"every number is {mean:.7g} times the reference")
+            digits = 4 if abs(mean - 1) > 0.01 else 6
+            found.append(f"every number is {mean:.{digits}g} times the reference")
         offset = port - reference
         if offset.size > 1 and np.ptp(offset) <= 1e-3 * abs(offset.mean()):
             found.append(f"every number is the reference plus {offset.mean():.4g}")
@@ -184,8 +176,8 @@ def _rounding(stage, results, bundle, cases):
     words = {"bfloat16": "bfloat16 does", "tf32": "TF32 and float16 do"}
     for name, bits in sorted(BITS.items(), key=lambda item: item[1]):
         sentence = f"rounding to {bits} bits, as {words[name]}"
-        sizes = [r.verdict.difference / _expected(r, name) for r in bad if r.rule.reduced[name]]
-        if not sizes or max(sizes) > FACTORS[1]:
+        sizes = [r.verdict.difference / _expected(r, name) for r in bad]
+        if not bad or max(sizes) > FACTORS[1]:
             continue
         changed = [r.port[r.port != r.reference].astype(np.float32) for r in bad]
         if all((rounded(values, bits) == values).all() for values in changed):

@@ -255,7 +255,7 @@ PARAMETERS = Stage(
     (
         Mistake("the logarithm of the determinant is missing in the loss", determinant=False),
         Mistake("the factor 0.5 of the squares is missing in the loss", half=1.0),
-        Mistake("the scale's logarithm is not clamped by 2 tanh", flow={"squash": lambda a: a / 2}),
+        Mistake("tanh is missing in the scale's logarithm", flow={"squash": lambda a: a}),
         Mistake("the learning rate is ten times too high", rate=10 * RATE),
         Mistake("the learning rate is ten times too low", rate=0.1 * RATE),
         Mistake("one step instead of two", steps=1),

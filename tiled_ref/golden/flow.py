@@ -93,6 +93,7 @@ FLOW_MISTAKES = (
     Mistake("the global scale counts once in the determinant, not everywhere", positions=False),
     *KERNEL_MISTAKES,
     Mistake("the scale's logarithm is not clamped by 2 tanh", squash=lambda a: a / 2),
+    Mistake("tanh is missing in the scale's logarithm", squash=lambda a: a),
     Mistake("the clamp is 1 instead of 2", clamp=1.0),
     Mistake("the clamp is 1.9 instead of 2", clamp=1.9),
     Mistake(

@@ -173,15 +173,17 @@ def untile(
 
 def band(
     grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int,
-    before=0, after=0,
+    before=0, after=0, square=False,
 ):  # fmt: skip
     """Return band rows (H,) and columns (W,), bool. change: pixels added to the reach; before and
     after: added on one side only; borders: "ends" (starts and ends of tiles), "starts", "finish"
-    (ends only) or "tile multiples"; of: the size that width is a fraction of."""
+    (ends only) or "tile multiples"; of: the size that width is a fraction of;
+    square: the tile's width is its height too."""
     result = []
     of = (of, of) if isinstance(of, str) else of
     for n, tile, stride, count, name in zip(*grid.reshape(3, 2).tolist(), grid_counts(grid), of):
-        whole = {"tile": tile, "stride": stride, "image": n, "width": int(grid[3])}[name]
+        tile = int(grid[3]) if square else tile
+        whole = {"tile": tile, "stride": stride, "image": n}[name]
         reach = max(0, rounding(width * whole) + change)
         begin = [k * stride for k in range(count)]
         finish = [place + tile for place in begin]

@@ -174,9 +174,7 @@ RESIZE = Stage(
     lambda inputs: {"image": resizing.resize_image(inputs["image"], size_of(inputs))},
     _resize_formula,
     (
-        Mistake(
-            "antialias: the filter is widened when shrinking", mode="bilinear", antialias=True
-        ),
+        Mistake("antialias: the filter is widened when shrinking", mode="bilinear", antialias=True),
         Mistake(
             "align_corners: the corners of both grids are matched",
             mode="bilinear",

@@ -197,7 +197,7 @@ MASK_MISTAKES = (
         "stride and tile size are exchanged: the band is a fraction of the stride", of="stride"
     ),
     Mistake("the band is a fraction of the image instead of the tile", of="image"),
-    Mistake("the rows of the band are a fraction of the tile's width", of=("width", "tile")),
+    Mistake("the tile's width is taken for its height", square=True),
     Mistake("the rows of the band are a fraction of the image", of=("image", "tile")),
     Mistake("the columns of the band are a fraction of the image", of=("tile", "image")),
     Mistake("rows and columns are exchanged", exchanged=True),

@@ -68,9 +68,7 @@ def _embedding_formula(
     return {name: x.numpy() for name, x in zip(DECODED, decoded)}
 
 
-def _student(
-    layers, net, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True
-):
+def _student(layers, net, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True):
     """Bottleneck and decoder in plain calls, float64; see FORMAT.md. Switches are mistakes: cut,
     the end that is cropped, "every": after every block; order of the concatenation; relu_between,
     in the fusion; embeds, number of embedding blocks; plain False, no plain decoder blocks."""
@@ -254,9 +252,7 @@ def _losses(inputs):
     return {name: loss(encoded, decoded).numpy() for name, loss in model.LOSSES.items()}
 
 
-def _losses_formula(
-    inputs, distance=None, layers=sum, weighted=False, whole=False, flat=True
-):
+def _losses_formula(inputs, distance=None, layers=sum, weighted=False, whole=False, flat=True):
     outputs, distance = {"positions": [], "flattened": []}, distance or _cosine_distance
     for names in zip(CHANNELS, DECODED):
         e, d = (tensor(inputs[name]).double() for name in names)
@@ -319,12 +315,7 @@ def _map(inputs):
 
 
 def _map_formula(
-    inputs,
-    combine=np.prod,
-    align_corners=True,
-    mode="bilinear",
-    distance=_cosine_distance,
-    how=None,
+    inputs, combine=np.prod, align_corners=True, mode="bilinear", distance=_cosine_distance, how=None
 ):
     maps = []
     for encoded, decoded in zip(CHANNELS, DECODED):
