@@ -49,7 +49,7 @@ class Compare:
         """Return the class with an atol of at most CAP of the largest value of the reference (...),
         so that zeros are no answer; unchanged where all is zero."""
         size = output_rounding(reference, 0)
-        return replace(self, atol=min(self.atol, CAP * size)) if size else self
+        return replace(self, atol=min(self.atol, float(f"{CAP * size:.1e}"))) if size else self
 
     def in_arithmetic(self, name):
         """Return the class for a port computing in "float32", "tf32", "float16" or "bfloat16"."""

@@ -315,8 +315,9 @@ def _map(inputs):
 
 
 def _map_formula(
-    inputs, combine=np.prod, align_corners=True, mode="bilinear", distance=_cosine_distance, how=None
-):
+    inputs, combine=np.prod, align_corners=True, mode="bilinear", distance=_cosine_distance,
+    how=None,
+):  # fmt: skip
     maps = []
     for encoded, decoded in zip(CHANNELS, DECODED):
         e, d = tensor(inputs[encoded]).double(), tensor(inputs[decoded]).double()
