@@ -155,7 +155,7 @@ def test_in_the_only_case_equal_outputs_of_any_name_contradict_a_mistake(bundle)
     causes = likely_causes(stage, results, bundle, {c["name"]: c for c in entry["cases"]})
     assert re.fullmatch(
         rf"partly like: {re.escape(mistake.sentence)} "
-        r"\(explains (\d+) of \1 differing outputs, but \d+ that agree would differ\)",
+        r"\(explains (\d+) of \1 differing outputs, but would change \d+ of \d+ equal ones\)",
         causes[-1],
     )
 
@@ -194,7 +194,7 @@ def test_two_forms_of_a_mistake_that_explain_as_much_are_one_sentence(bundle):
     causes = likely_causes(stage, results, bundle, {c["name"]: c for c in entry["cases"]})
     forms = [cause for cause in causes if cause.startswith("partly like: ties are not merged")]
     assert [cause.partition(" (")[2] for cause in forms] == [
-        "explains 1 of 2 differing outputs, but 1 that agree would differ)"
+        "explains 1 of 2 differing outputs, but would change 1 of 11 equal ones)"
     ]
 
 

@@ -122,6 +122,7 @@ def test_capped_classes_by_hand():
     wide = Compare("close", rtol=0.5, atol=8)
     assert wide.capped(np.array([-3.14159, 1])) == Compare("close", rtol=0.5, atol=0.031)
     assert wide.capped(np.array([5e3])) == wide == wide.capped(np.zeros(3))
+    assert wide.capped(np.array([3])) == wide
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -53,7 +53,7 @@ def likely_causes(stage, results, bundle, cases):
     for partly, *_, denied, n, sentence in sorted(ranked):
         if partly or n < len(bad):
             sentence += f" (explains {n} of {len(bad)} differing outputs"
-            sentence += f", but {denied} that agree would differ)" if denied else ")"
+            sentence += f", but would change {denied} of {len(good)} equal ones)" if denied else ")"
         sentence = f"partly like: {sentence}" if partly else sentence
         if sentence not in named + part:
             (part if partly else named).append(sentence)

@@ -47,8 +47,8 @@ class Compare:
 
     def capped(self, reference):
         """Return the class with an atol of at most CAP of the largest value of the reference (...),
-        so that zeros are no answer; unchanged where all is zero."""
-        size = output_rounding(reference, 0)
+        so that zeros are no answer; unchanged for integers and where all is zero."""
+        size = output_rounding(reference, 0) if np.asarray(reference).dtype.kind == "f" else 0
         return replace(self, atol=min(self.atol, float(f"{CAP * size:.1e}"))) if size else self
 
     def in_arithmetic(self, name):
