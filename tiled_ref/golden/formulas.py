@@ -175,9 +175,9 @@ def band(
     grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int,
     before=0, after=0, square=False,
 ):  # fmt: skip
-    """Return band rows (H,) and columns (W,), bool. change, before, after: pixels added to the reach,
-    on both sides or one; borders: "ends" (starts and ends of tiles), "starts", "finish" (ends only)
-    or "tile multiples"; of: the size that width is a fraction of; square: height is tile width."""
+    """Return band rows (H,) and columns (W,), bool. change, before, after: pixels added to the
+    reach, on both sides or one; borders: "ends" (starts and ends of tiles), "starts", "finish" or
+    "tile multiples"; of: the size that width is a fraction of; square: height is tile width."""
     result = []
     of = (of, of) if isinstance(of, str) else of
     for n, tile, stride, count, name in zip(*grid.reshape(3, 2).tolist(), grid_counts(grid), of):
