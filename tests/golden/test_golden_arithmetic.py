@@ -90,6 +90,7 @@ def test_a_small_error_with_a_direction_is_no_rounding(tmp_path, capsys):
     "name, error",
     [
         ("fastflow.map", {"factor": 0.5015}),  # one sign
+        ("reverse_distillation.embedding", {"eps": 1.02e-5}),  # mostly one sign
         ("backbone", {"eps": 1.005e-5}),  # small
         ("reverse_distillation.parameters", {"eps": 1e-6}),  # class boundary
     ],

@@ -14,7 +14,7 @@ EXPLAINED = 0.05  # a mistake explains an output if at most this share of the di
 FACTORS = 0.25, 5  # a port's rounding error is between this many times the expected one
 LEAST = 0.2  # minimum share of the differing outputs that a mistake must explain
 ALIKE = 0.12  # errors of many numbers are alike from this correlation on
-ONE_WAY = 0.7  # rounding goes up and down: the mean sign of its errors is below this
+ONE_WAY = 0.45  # rounding goes up and down: the mean sign of its errors is below this
 
 
 def likely_causes(stage, results, bundle, cases):
