@@ -86,6 +86,25 @@ def test_a_small_error_with_a_direction_is_no_rounding(tmp_path, capsys):
     assert "rounding" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "name, error",
+    [
+        ("fastflow.map", {"factor": 0.5015}),  # one sign
+        ("reverse_distillation.embedding", {"eps": 1.02e-5}),  # mostly one sign
+        ("backbone", {"eps": 1.005e-5}),  # small
+        ("reverse_distillation.parameters", {"eps": 1e-6}),  # class boundary
+    ],
+)
+def test_a_constant_that_is_a_little_off_is_no_rounding(name, error, tmp_path, capsys):
+    def compute(inputs):
+        outputs = STAGES[name].formula(inputs, **error)
+        return {k: v.astype(np.float32) for k, v in outputs.items()}
+
+    write(Bundle(REFERENCE), name, tmp_path, compute)
+    assert main(["check", str(tmp_path), "--stage", name]) == 1
+    assert "rounding" not in capsys.readouterr().out
+
+
 def test_rounding_by_hand():
     one = np.float32([1 + 2**-11, 1 + 3 * 2**-11, -(1 + 2**-10), np.inf, 0])
     assert rounded(one, 10).tolist() == [1, 1 + 2**-9, -(1 + 2**-10), np.inf, 0]

@@ -1,6 +1,8 @@
 """The checker: every known mistake is named, compare classes and formulas are right by hand."""
 
 import dataclasses
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -91,6 +93,7 @@ def one_stage(bundle, name, change):
     "change, words",
     [
         (lambda a: a * 3, "3 times the reference"),
+        (lambda a: a * np.float32(1.0003), "1.0003 times the reference"),
         (lambda a: a + 7, "the reference plus 7"),
         (lambda a: np.zeros_like(a), "was never filled"),
         (lambda a: np.full_like(a, np.nan), "NaN"),
@@ -132,6 +135,31 @@ def test_an_output_that_a_mistake_says_nothing_about_does_not_speak_against_it(b
     assert any(cause.startswith(f"partly like: {mistake.sentence} (explains") for cause in denied)
 
 
+def test_a_mask_without_a_true_value_gives_no_warning(bundle):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert one_stage(bundle, "seam_mask", np.logical_not) == []
+
+
+def test_in_the_only_case_equal_outputs_of_any_name_contradict_a_mistake(bundle):
+    """Weights as of a reversed second moment, beside second moments that are right."""
+    entry = next(s for s in bundle.stages if s["name"] == "fastflow.parameters")
+    mistake = next(m for m in training.ADAM_MISTAKES if m.switches == {"reverse": "v"})
+    stage = dataclasses.replace(STAGES["fastflow.parameters"], mistakes=(mistake,))
+
+    def numbers(inputs):
+        wrong = stage.formula(inputs, **mistake.switches)
+        return {name: value for name, value in wrong.items() if not name.startswith("second")}
+
+    results = results_of(bundle, entry, numbers)
+    causes = likely_causes(stage, results, bundle, {c["name"]: c for c in entry["cases"]})
+    assert re.fullmatch(
+        rf"partly like: {re.escape(mistake.sentence)} "
+        r"\(explains (\d+) of \1 differing outputs, but would change \d+ of \d+ equal ones\)",
+        causes[-1],
+    )
+
+
 @pytest.mark.parametrize("n, partly", [(3, True), (4, False)])
 def test_a_mistake_that_explains_half_is_only_partly_like_the_port(bundle, n, partly):
     """In n of six wrong maps sigma is halved, the others are too large."""
@@ -165,7 +193,9 @@ def test_two_forms_of_a_mistake_that_explain_as_much_are_one_sentence(bundle):
     assert [r.case for r in results if not r.ok] == list(forms)
     causes = likely_causes(stage, results, bundle, {c["name"]: c for c in entry["cases"]})
     forms = [cause for cause in causes if cause.startswith("partly like: ties are not merged")]
-    assert [cause.partition(" (")[2] for cause in forms] == ["explains 1 of 2 differing outputs)"]
+    assert [cause.partition(" (")[2] for cause in forms] == [
+        "explains 1 of 2 differing outputs, but would change 1 of 11 equal ones)"
+    ]
 
 
 # ---------------------------------------------------------------------- compare classes

@@ -130,7 +130,7 @@ def edited(tmp_path, change):
 
 def test_a_bundle_of_the_first_edition_does_not_state_it_and_is_read(tmp_path, capsys):
     folder = edited(tmp_path, lambda manifest: manifest.pop("edition"))
-    assert Bundle(folder).edition == 1 and Bundle(REFERENCE).edition == EDITION == 4
+    assert Bundle(folder).edition == 1 and Bundle(REFERENCE).edition == EDITION == 5
     port = port_outputs.write(folder, tmp_path / "port")
     assert main(["check", str(port), "--reference", str(folder), "--stage", "tile"]) == 0
     assert "(edition 1, " in capsys.readouterr().out

@@ -100,6 +100,31 @@ def test_means_in_every_order(order, record_property):
         within(bundle, case, "map", found)
 
 
+@pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16"])
+def test_zeros_and_doubled_values_fail_for_every_output(arithmetic):
+    bundle = Bundle(REFERENCE)
+    for names, entry in bundle.outputs().items():
+        reference, rule = bundle.array(entry), Compare.from_json(entry["compare"])
+        wrong = [np.zeros_like(reference)]
+        if reference.dtype.kind == "f":
+            wrong += [2 * reference, -reference]
+        for port in wrong:
+            if not np.array_equal(port, reference, equal_nan=reference.dtype.kind == "f"):
+                assert not compare(port, reference, rule.in_arithmetic(arithmetic)).ok, names
+
+
+def test_a_chosen_patch_has_no_room_for_short_arithmetic():
+    for case in cases_of("patchcore.parameters"):
+        assert "reduced" not in case["outputs"]["bank"]["compare"]
+
+
+def test_capped_classes_by_hand():
+    wide = Compare("close", rtol=0.5, atol=8)
+    assert wide.capped(np.array([-3.14159, 1])) == Compare("close", rtol=0.5, atol=0.031)
+    assert wide.capped(np.array([5e3])) == wide == wide.capped(np.zeros(3))
+    assert wide.capped(np.array([3])) == wide
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_models_blur_in_every_order(order):
     """On the distances of the reference, enlarged, in float32."""

@@ -16,14 +16,7 @@ from ..models.backbone import ResNet18Features
 from .compare import close
 from .inputs import CHANNELS, tensor
 from .numbers import Numbers
-from .residual import (
-    BLOCK_MISTAKES,
-    KERNEL_MISTAKES,
-    NORM_MISTAKES,
-    SAME,
-    Residual,
-    padded_same,
-)
+from .residual import BLOCK_MISTAKES, KERNEL_MISTAKES, NORM_MISTAKES, SAME, Residual, padded_same
 from .stage import Case, Mistake, Stage, Weights
 
 BN = ("weight", "bias", "running_mean", "running_var")
@@ -179,6 +172,11 @@ def _late_pool(x, side, stride, padding, rows=1, cols=1):
     return F.max_pool2d(F.pad(x, pads), side, stride)
 
 
+def _floored_pool(x, side, stride, padding):
+    h, w = x.shape[2:]
+    return F.max_pool2d(x, side, stride, padding)[..., : h // stride, : w // stride]
+
+
 MISTAKES = (
     Mistake("BGR instead of RGB", order=-1),
     Mistake(
@@ -187,6 +185,7 @@ MISTAKES = (
     ),
     Mistake("the maximum after the stem is not padded", pool_pad=0),
     Mistake("the padding of the first convolution is 2 instead of 3", padding=2),
+    Mistake("the grid of the maximum is rounded down, not up", pool=_floored_pool),
     Mistake("a mean instead of a maximum after the stem", pool=F.avg_pool2d),
     Mistake("no ReLU after the first convolution", relu=False),
     *NORM_MISTAKES,
@@ -203,7 +202,7 @@ STEM = Stage(
     "tiled_ref.models.backbone.ResNet18Features, here in small",
     "He et al., CVPR 2016; FORMAT.md has the layers",
     {name: close(1e-4, 1e-4) for name in ("convolved", "normalised", "pooled")},
-    lambda: _cases("stem", ((24, 20), (19, 15), (16, 16))),
+    lambda: _cases("stem", ((24, 20), (21, 17), (16, 16))),
     _compute_stem,
     _formula_stem,
     (

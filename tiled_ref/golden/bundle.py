@@ -17,7 +17,7 @@ from .stage import File
 FORMAT = "tiled-ref golden files"
 FORMAT_VERSION = 1  # of the bundle's layout; readers reject newer versions
 REFERENCE = Path(__file__).with_name("reference")  # the packaged bundle
-EDITION = 4  # of the cases and their outputs; FORMAT.md lists the changes of each edition
+EDITION = 5  # of the cases and their outputs; FORMAT.md lists the changes of each edition
 DOCUMENTS = ("FORMAT.md", "cases.txt", "manifest.schema.json", "report.schema.json")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 

@@ -8,20 +8,13 @@ from functools import cache
 
 import numpy as np
 
-from .compare import (
-    BITS,
-    ROOM,
-    compare,
-    differences,
-    output_rounding,
-    rounded,
-    rounded_inputs,
-)
+from .compare import BITS, ROOM, compare, differences, output_rounding, rounded, rounded_inputs
 
 EXPLAINED = 0.05  # a mistake explains an output if at most this share of the difference remains
-FACTOR = 5  # a port's rounding error can be this many times the expected one
+FACTORS = 0.25, 5  # a port's rounding error is between this many times the expected one
 LEAST = 0.2  # minimum share of the differing outputs that a mistake must explain
 ALIKE = 0.12  # errors of many numbers are alike from this correlation on
+ONE_WAY = 0.45  # rounding goes up and down: the mean sign of its errors is below this
 
 
 def likely_causes(stage, results, bundle, cases):
@@ -33,14 +26,14 @@ def likely_causes(stage, results, bundle, cases):
 
     A known mistake explains a differing output if its numbers are within EXPLAINED of the port's
     (see _left). An equal output contradicts a mistake that would have changed it, unless all
-    outputs of that name are equal: then the mistake lies elsewhere. Mistakes that explain every
-    output come first, then those that explain most of them. Next comes a pattern of the numbers,
-    unless a mistake explains all. Mistakes that explain at most half of the outputs, or are
-    contradicted, come last and are called "partly like".
+    outputs of that name, in several cases, are equal: then the mistake lies elsewhere. Mistakes
+    that explain every output come first, then those that explain most of them. Next comes a pattern
+    of the numbers, unless a mistake explains all. Mistakes that explain at most half of the
+    outputs, or are contradicted, come last and are called "partly like".
     """
     bad = [r for r in results if r.status in ("differs", "shape")]
     good = [r for r in results if r.ok and r.reference.size]
-    names = {r.output for r in bad}
+    names = {r.output for r in (bad if len({r.case for r in results}) > 1 else results)}
     if not bad:
         return _absent(results)
     ranked = []
@@ -55,11 +48,12 @@ def likely_causes(stage, results, bundle, cases):
             continue
         partly = denied > 0 or 2 * n <= len(bad)
         rank = partly, len(bad) - n + denied, sum(left), place
-        ranked.append((*rank, n, mistake.sentence))
+        ranked.append((*rank, denied, n, mistake.sentence))
     named, part = [], []
-    for partly, *_, n, sentence in sorted(ranked):
+    for partly, *_, denied, n, sentence in sorted(ranked):
         if partly or n < len(bad):
-            sentence += f" (explains {n} of {len(bad)} differing outputs)"
+            sentence += f" (explains {n} of {len(bad)} differing outputs"
+            sentence += f", but would change {denied} of {len(good)} equal ones)" if denied else ")"
         sentence = f"partly like: {sentence}" if partly else sentence
         if sentence not in named + part:
             (part if partly else named).append(sentence)
@@ -107,7 +101,9 @@ def _visible(wrong, result):
         return False
     if wrong.shape != result.reference.shape:
         return True
-    return not compare(wrong.astype(result.reference.dtype), result.reference, result.rule).ok
+    with np.errstate(invalid="ignore"):  # NaN as an integer
+        wrong = wrong.astype(result.reference.dtype)
+    return not compare(wrong, result.reference, result.rule).ok
 
 
 def _absent(results):
@@ -149,9 +145,10 @@ def _patterns(port, reference):
     ]
     with np.errstate(all="ignore"):
         ratio = port[reference != 0] / reference[reference != 0]
-        spread = np.ptp(ratio) if ratio.size > 1 else np.inf
-        if spread <= 1e-3 * abs(ratio.mean()) and spread < 0.1 * abs(ratio.mean() - 1):
-            found.append(f"every number is {ratio.mean():.4g} times the reference")
+        mean, spread = (ratio.mean(), np.ptp(ratio)) if ratio.size > 1 else (1, 0)
+        if spread <= 1e-3 * abs(mean) and spread < 0.1 * abs(mean - 1):
+            digits = 4 if abs(mean - 1) > 0.01 else 6
+            found.append(f"every number is {mean:.{digits}g} times the reference")
         offset = port - reference
         if offset.size > 1 and np.ptp(offset) <= 1e-3 * abs(offset.mean()):
             found.append(f"every number is the reference plus {offset.mean():.4g}")
@@ -173,23 +170,26 @@ def _rounding(stage, results, bundle, cases):
     """
     known = [r for r in results if r.verdict is not None and r.rule.reduced]
     bad = [r for r in known if not r.ok]
+    if any(r.rule.kind == "boundary" for r in bad):  # a few signs decide
+        return []
     found = []
     words = {"bfloat16": "bfloat16 does", "tf32": "TF32 and float16 do"}
     for name, bits in sorted(BITS.items(), key=lambda item: item[1]):
         sentence = f"rounding to {bits} bits, as {words[name]}"
         sizes = [r.verdict.difference / _expected(r, name) for r in bad]
-        if not bad or max(sizes) > FACTOR:
+        if not bad or max(sizes) > FACTORS[1]:
             continue
         changed = [r.port[r.port != r.reference].astype(np.float32) for r in bad]
         if all((rounded(values, bits) == values).all() for values in changed):
             return [sentence]
-        if stage:
+        signs = np.concatenate([np.sign(r.port - r.reference)[r.port != r.reference] for r in bad])
+        if stage and max(sizes) > FACTORS[0] and abs(signs.mean()) < ONE_WAY:
             alike = max(_likeness(stage, bad, bundle, cases, bits, k) for k in (False, True))
             n = sum(r.reference.size for r in bad)
             # By chance, n numbers correlate by about 1 / sqrt(n).
             found += [(alike, sentence)] if alike > ALIKE + 4 / n**0.5 else []
     if not found and bad and len(bad) == sum(r.status == "differs" for r in results):
-        if max(r.verdict.difference / _expected(r, "tf32") for r in bad) < FACTOR * 2.0**-13:
+        if max(r.verdict.difference / _expected(r, "tf32") for r in bad) < FACTORS[1] * 2.0**-13:
             return ["float32 rounding in another summation order"]
     return [max(found)[1]] if found else []
 

@@ -28,6 +28,7 @@ NUMBERS = {  # parameters of each class
 
 # Explicit mantissa bits. float16 counts as tf32, which only has a longer exponent.
 BITS = {"tf32": 10, "bfloat16": 7}
+CAP = 0.01  # atol / largest value of the reference
 ROOM = 8  # tolerance / effect of rounding the inputs once: a port rounds in every layer
 
 
@@ -43,6 +44,12 @@ class Compare:
     cap: float = 0.0
     limit: float = 0.0
     reduced: dict = field(default_factory=dict)
+
+    def capped(self, reference):
+        """Return the class with an atol of at most CAP of the largest value of the reference (...),
+        so that zeros are no answer; unchanged for integers and where all is zero."""
+        size = output_rounding(reference, 0) if np.asarray(reference).dtype.kind == "f" else 0
+        return replace(self, atol=min(self.atol, float(f"{CAP * size:.1e}"))) if size else self
 
     def in_arithmetic(self, name):
         """Return the class for a port computing in "float32", "tf32", "float16" or "bfloat16"."""

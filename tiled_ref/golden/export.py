@@ -15,15 +15,7 @@ from ..support.errors import InputError
 from ..support.files import atomic_write, make_folder
 from . import npy
 from .bundle import DOCUMENTS, EDITION, FORMAT, FORMAT_VERSION, Bundle, json_number, output_path
-from .compare import (
-    BITS,
-    ROOM,
-    compare,
-    differences,
-    output_rounding,
-    rounded_inputs,
-    ulps_apart,
-)
+from .compare import BITS, ROOM, compare, differences, output_rounding, rounded_inputs, ulps_apart
 from .numbers import SEED
 from .stage import FLAGS, File, Weights
 
@@ -147,11 +139,11 @@ def _case_entry(files, stage, case, models):
     shorter = {key: stage.formula(rounded_inputs(given, bits)) for key, bits in BITS.items()}
     outputs = {}
     for name, value in results.items():
-        rule = case.compare.get(name, stage.outputs[name])
+        rule = case.compare.get(name, stage.outputs[name]).capped(value)
         entry = _array_entry(files, output_path(stage.name, case.name, name), value)
         entry["compare"] = {**rule.as_json(), **_measure(where, name, value, truth[name], rule)}
         room = {key: _room(truth[name], shorter[key].get(name), bits) for key, bits in BITS.items()}
-        if entry["dtype"] == "<f4" and all(room.values()):
+        if entry["dtype"] == "<f4" and all(room.values()) and name != "bank":  # a choice
             entry["compare"]["reduced"] = room
         outputs[name] = entry
     return {
@@ -166,10 +158,11 @@ def _case_entry(files, stage, case, models):
 
 def _room(truth, shorter, bits):
     """Return ROOM times the largest difference plus the output's rounding, rounded up to two
-    digits; 0 if not finite."""
+    digits; at most a third of the largest value, so that zeros are no answer; 0 if not finite."""
     if not np.size(truth):
         return 0
     room = ROOM * float(differences(shorter, truth).max()) + output_rounding(truth, bits)
+    room = min(room, output_rounding(truth, 0) / 3)
     return float(f"{room * 1.05:.1e}") if np.isfinite(room) else 0
 
 

@@ -216,7 +216,7 @@ def _parameters(inputs):
 
 
 def _parameters_formula(
-    inputs, half=0.5, determinant=True, mean=True, steps=None, rate=RATE, **switches
+    inputs, half=0.5, determinant=True, mean=True, steps=None, rate=RATE, flow=None, **switches
 ):
     values = _doubled(inputs["weights"])
     names = [name for name in values if not name.endswith(".order")]
@@ -224,7 +224,8 @@ def _parameters_formula(
     def loss(values, half=0.5, determinant=True, mean=True):
         total = 0
         for layer in CHANNELS:
-            z, log_det = flowed(tensor(inputs[layer]).double(), _of_layer(values, layer))
+            x, own = tensor(inputs[layer]).double(), _of_layer(values, layer)
+            z, log_det = flowed(x, own, **(flow or {}))
             one = half * z.square().sum((1, 2, 3)) - (log_det if determinant else 0)
             total = total + (one.mean() if mean else one.sum())
         return total
@@ -254,6 +255,7 @@ PARAMETERS = Stage(
     (
         Mistake("the logarithm of the determinant is missing in the loss", determinant=False),
         Mistake("the factor 0.5 of the squares is missing in the loss", half=1.0),
+        Mistake("tanh is missing in the scale's logarithm", flow={"squash": lambda a: a}),
         Mistake("the learning rate is ten times too high", rate=10 * RATE),
         Mistake("the learning rate is ten times too low", rate=0.1 * RATE),
         Mistake("one step instead of two", steps=1),

@@ -1,5 +1,7 @@
 """FastFlow's LayerNorm and coupling blocks in plain calls, for the formulas of its stages."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -15,10 +17,10 @@ def of_block(own, part, b):
 
 def flowed(
     x, own, axes=(1, 2, 3), biased=True, eps=1e-5, clamp=2.0, damping=0.1, squash=torch.tanh,
-    back=False, swapped=False, exchanged=False, beta=0.5, last_relu=False, global_part=True,
+    back=False, given=0, changed=1, parts=(0, 1), last_relu=False, global_part=True,
     permuted=True, kernels=None, crossed=False, relu=True, positions=True, of_global=True,
     of_coupling=True, affine=True, global_first=False, scaled=True, biases=True, planes=False,
-    damped=(True, True), coupling="", gain_factor=0.1, sign=1,
+    damped=(True, True), coupling="", gain_factor=0.1, sign=1, rise=partial(F.softplus, beta=0.5),
 ):  # fmt: skip
     """LayerNorm and eight blocks in plain calls, float64; see FORMAT.md. Switches are mistakes."""
     mean = x.mean(axes, keepdim=True)
@@ -31,10 +33,8 @@ def flowed(
         x = x * weight.permute(2, 0, 1) + bias.permute(2, 0, 1)
     log_det = x.new_zeros(len(x))
     for b in range(len(own["order"])):
-        first, second = x.chunk(2, dim=1)
-        if swapped:
-            first, second = second, first
-        y = first
+        halves = list(x.chunk(2, dim=1))
+        y, second = halves[given], halves[changed]
         for conv in ("conv1", "conv2"):
             kernel = misread(of_block(own, f"{conv}_weight", b), kernels)
             bias = own[f"{conv}_bias"][b] if biases else None
@@ -42,8 +42,7 @@ def flowed(
             if last_relu or (conv == "conv1" and relu):
                 y = y.relu()
         a, shift = (damping * y if damp else y for y, damp in zip(y.chunk(2, dim=1), damped))
-        if exchanged:
-            a, shift = shift, a
+        a, shift = ((a, shift)[k] for k in parts)
         log_scale = clamp * squash(a)
         if coupling == "inverse":
             second = (second - shift) * (-log_scale).exp()
@@ -51,10 +50,11 @@ def flowed(
             second = (second + shift) * log_scale.exp()
         else:
             second = second * (log_scale.exp() if scaled else 1 + log_scale) + shift
-        x = torch.cat([second, first] if swapped != crossed else [first, second], dim=1)
+        halves[changed] = second
+        x = torch.cat(halves[:: -1 if crossed else 1], dim=1)
         log_det = log_det + log_scale.sum((1, 2, 3)) * of_coupling
         if global_part:
-            gain = gain_factor * F.softplus(own["global_scale"][b], beta=beta)
+            gain = gain_factor * rise(own["global_scale"][b])
             gains, offsets = gain[:, None, None], own["global_offset"][b][:, None, None]
             x = (x + offsets) * gains if global_first else x * gains + offsets
             n = x.shape[2] * x.shape[3] if positions else 1
@@ -93,15 +93,21 @@ FLOW_MISTAKES = (
     Mistake("the global scale counts once in the determinant, not everywhere", positions=False),
     *KERNEL_MISTAKES,
     Mistake("the scale's logarithm is not clamped by 2 tanh", squash=lambda a: a / 2),
+    Mistake("tanh is missing in the scale's logarithm", squash=lambda a: a),
     Mistake("the clamp is 1 instead of 2", clamp=1.0),
     Mistake("the clamp is 1.9 instead of 2", clamp=1.9),
     Mistake(
         "the clamp is 2 * 0.636 atan instead of 2 tanh", squash=lambda a: 0.636 * torch.atan(a)
     ),
     Mistake("the subnet's output is not multiplied by 0.1", damping=1.0),
-    Mistake("the halves are exchanged: the second scales the first", swapped=True),
-    Mistake("scale and shift of the subnet's output are exchanged", exchanged=True),
-    Mistake("the softplus of the global scale has beta 1 instead of 0.5", beta=1.0),
+    Mistake("the halves are exchanged: the second scales the first", given=1, changed=0),
+    Mistake("the halves are exchanged: the second scales itself", given=1),
+    Mistake("the halves are exchanged: the first scales itself", changed=0),
+    Mistake("scale and shift of the subnet's output are exchanged", parts=(1, 0)),
+    Mistake("scale and shift are both the second half of the subnet's output", parts=(1, 1)),
+    Mistake("scale and shift are both the first half of the subnet's output", parts=(0, 0)),
+    Mistake("the global scale is an exponential instead of the softplus", rise=torch.exp),
+    Mistake("the softplus of the global scale has beta 1 instead of 0.5", rise=F.softplus),
     Mistake("global scale and offset are left out", global_part=False),
     Mistake("a ReLU after the subnet's last convolution", last_relu=True),
 )

@@ -138,8 +138,8 @@ def untile(
     tiles, grid, combine="mean", column_major=False, inner=False, images_first=False, **switches
 ):
     """Merge tile maps (rows, cols, N, h, w) into (N, H, W). combine: "mean", "sum", "max", "min",
-    "first", "last", "max mean" and "last mean" (divided by the tile count) or "most" (the sum
-    divided by the largest tile count of any pixel); others as in cut."""
+    "first", "last", "max mean", "first mean" and "last mean" (divided by the tile count) or "most"
+    (the sum divided by the largest tile count of any pixel); others as in cut."""
     H, W, h, w = grid[:4].tolist()
     rows, cols, n = tiles.shape[:3]
     if column_major:
@@ -165,21 +165,23 @@ def untile(
     merged = {
         "mean": total / np.maximum(count, 1), "sum": total, "max": best, "min": least,
         "max mean": best / np.maximum(count, 1), "first": first, "last": last,
-        "last mean": last / np.maximum(count, 1), "most": total / count.max(),
+        "last mean": last / np.maximum(count, 1), "first mean": first / np.maximum(count, 1),
+        "most": total / count.max(),
     }  # fmt: skip
     return merged[combine][:, :H, :W]
 
 
 def band(
     grid, width, change=0, borders="ends", sides=2, of="tile", image_edge=False, rounding=int,
-    before=0, after=0,
+    before=0, after=0, square=False,
 ):  # fmt: skip
-    """Return band rows (H,) and columns (W,), bool. change: pixels added to the reach; before and
-    after: added on one side only; borders: "ends" (starts and ends of tiles), "starts", "finish"
-    (ends only) or "tile multiples"; of: the size that width is a fraction of."""
+    """Return band rows (H,) and columns (W,), bool. change, before, after: pixels added to the
+    reach, on both sides or one; borders: "ends" (starts and ends of tiles), "starts", "finish" or
+    "tile multiples"; of: the size that width is a fraction of; square: height is tile width."""
     result = []
     of = (of, of) if isinstance(of, str) else of
     for n, tile, stride, count, name in zip(*grid.reshape(3, 2).tolist(), grid_counts(grid), of):
+        tile = int(grid[3]) if square else tile
         whole = {"tile": tile, "stride": stride, "image": n}[name]
         reach = max(0, rounding(width * whole) + change)
         begin = [k * stride for k in range(count)]
@@ -253,6 +255,8 @@ def normalize(
         start = threshold if centre else minimum
         result = (values - start) / (spread * (maximum - minimum) if spread else maximum)
         result = result + (shift if centre else 0)
+    if clamp == "sigmoid":
+        return 1 / (1 + np.exp(shift - result))
     return np.clip(result, 0, 1) if clamp else result
 
 
@@ -301,17 +305,18 @@ def auroc(scores, labels, tie=0.5, flipped=False, strict_label=0, win=1.0, all_p
     return float(won * good.size * bad.size / scores.size**2 if all_pairs else won)
 
 
-def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, over="normal",
+def aupro(maps, masks, limit, connectivity=8, divide=1, interpolate=True, over="normal",
           per_pixel=False, per_image=False, from_zero=True, steps=None, beyond=False,
-          ascending=False, skip=0, **switches):  # fmt: skip
+          ascending=False, skip=0, end=None, **switches):  # fmt: skip
     """Area under the curve of the mean overlap of regions against the FPR, up to a limit.
 
     Parameters: maps (N, H, W) float; masks (N, H, W), anomalous where not 0; limit of the FPR.
-    connectivity: 8 or 4. divide: by the limit. interpolate: False ends at the last point within
-    the limit. over: FPR over "normal" or "all" pixels. per_pixel: recall of pixels instead of
-    regions. per_image: mean of per-image areas. from_zero False: without the area before the
-    first point. steps: heights of the point "before" or "after". beyond: not cut at the limit.
-    ascending: low scores first. skip: number of regions left out. Others as in `curve`.
+    connectivity: 8 or 4. divide: by this power of the limit. end: where the area is cut, if not at
+    the limit. interpolate: False ends at the last point within it. over: FPR over "normal" or "all"
+    pixels. per_pixel: recall of pixels instead of regions. per_image: mean of per-image areas.
+    from_zero False: without the area before the first point. steps: heights of the point "before"
+    or "after". beyond: not cut at the limit. ascending: low scores first. skip: number of regions
+    left out. Others as in `curve`.
     Returns float; NaN if there is no region or no normal pixel.
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks) != 0
@@ -331,15 +336,15 @@ def aupro(maps, masks, limit, connectivity=8, divide=True, interpolate=True, ove
     x, y = curve(maps.reshape(-1) * (-1 if ascending else 1), false, share, **switches)
     x = np.concatenate([[0.0], x / (masks.size if over == "all" else false.sum())])
     y = np.concatenate([[0.0], y])
-    n = x.size if beyond == "all" else int(np.searchsorted(x, limit, "right"))
+    n = x.size if beyond == "all" else int(np.searchsorted(x, end or limit, "right"))
     xs, ys = x[:n], y[:n]
     if interpolate and n < x.size:
-        part = 1.0 if beyond else (limit - x[n - 1]) / (x[n] - x[n - 1])
-        xs = np.append(xs, x[n] if beyond else limit)
+        part = 1.0 if beyond else ((end or limit) - x[n - 1]) / (x[n] - x[n - 1])
+        xs = np.append(xs, x[n] if beyond else end or limit)
         ys = np.append(ys, y[n - 1] + part * (y[n] - y[n - 1]))
     heights = {"before": ys[:-1], "after": ys[1:]}.get(steps, (ys[1:] + ys[:-1]) / 2)
     total = float(np.sum((np.diff(xs) * heights)[0 if from_zero else 1 :]))
-    return total / limit if divide else total
+    return total / limit**divide
 
 
 def curve(scores, false, share, ties="merged", strict=False, points=None):

@@ -141,9 +141,11 @@ def _integers(image, size, turned=False, drop=True, last=2, stay=True, **switche
     return ((upper @ sums >> 16) + (lower @ sums >> 16) + last) >> 2
 
 
-def _integer_weights(n_in, n_out, stay=False, single=True, whole=np.rint, half=0.5, turn=False):
+def _integer_weights(
+    n_in, n_out, stay=False, single=True, whole=np.rint, half=0.5, less=0.5, turn=False
+):
     """Return the weights of pixels i and i + 1 as two matrices, int64 (n_out, n_in)."""
-    places = (np.arange(n_out) + half) * n_in / n_out - half
+    places = (np.arange(n_out) + half) * n_in / n_out - less
     places = places.astype(np.float32 if single else np.float64)
     low = np.floor(places)
     f = np.where((low >= 0) & (low < n_in - 1) | stay, places - low, 0)
@@ -172,9 +174,7 @@ RESIZE = Stage(
     lambda inputs: {"image": resizing.resize_image(inputs["image"], size_of(inputs))},
     _resize_formula,
     (
-        Mistake(
-            "antialias: the filter is widened when shrinking", mode="bilinear", antialias=True
-        ),
+        Mistake("antialias: the filter is widened when shrinking", mode="bilinear", antialias=True),
         Mistake(
             "align_corners: the corners of both grids are matched",
             mode="bilinear",
@@ -201,7 +201,10 @@ RESIZE = Stage(
         Mistake("2 is not added before the last shift", last=0),
         Mistake("down the columns first, then along the rows", turned=True),
         Mistake("f is 0 beyond the first and last row too", stay=False),
-        Mistake("positions are those of the corners of pixels, not of their centres", half=0.0),
+        Mistake(
+            "positions are those of the corners of pixels, not of their centres", half=0.0, less=0.0
+        ),
+        Mistake("the half pixel is not subtracted again", less=0.0),
         Mistake("the two weights are exchanged", turn=True),
         Mistake("positions of corners, in floating point", mode="bilinear", half=0.0),
         Mistake("BGR instead of RGB", channels=-1),

@@ -52,6 +52,7 @@ UNTILE = Stage(
         Mistake("the smallest value where tiles overlap instead of the mean", combine="min"),
         Mistake("the last tile overwrites the others instead of the mean", combine="last"),
         Mistake("the last tile, divided by the number of tiles", combine="last mean"),
+        Mistake("the first tile, divided by the number of tiles", combine="first mean"),
         Mistake("the largest value, divided by the number of tiles", combine="max mean"),
         Mistake("the first tile stays instead of the mean", combine="first"),
         Mistake("the sum is divided by the same number of tiles everywhere", combine="most"),
@@ -186,6 +187,7 @@ MASK_MISTAKES = (
     Mistake("the edge of the image is taken for a border", image_edge=True),
     Mistake("only the starts of tiles are borders, their ends are forgotten", borders="starts"),
     Mistake("only the ends of tiles are borders, their starts are forgotten", borders="finish"),
+    Mistake("the width of the band is doubled", rounding=lambda v: int(2 * v)),
     Mistake("the width is that of the whole band: half of it", rounding=lambda v: int(v / 2)),
     Mistake(
         "borders are multiples of the tile size, as if tiles did not overlap",
@@ -195,6 +197,7 @@ MASK_MISTAKES = (
         "stride and tile size are exchanged: the band is a fraction of the stride", of="stride"
     ),
     Mistake("the band is a fraction of the image instead of the tile", of="image"),
+    Mistake("the tile's width is taken for its height", square=True),
     Mistake("the rows of the band are a fraction of the image", of=("image", "tile")),
     Mistake("the columns of the band are a fraction of the image", of=("tile", "image")),
     Mistake("rows and columns are exchanged", exchanged=True),

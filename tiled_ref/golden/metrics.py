@@ -194,7 +194,9 @@ AUPRO = Stage(
     lambda inputs: {"aupro": _or_nan(metrics.aupro, *_three(inputs))},
     lambda inputs, **s: {"aupro": np.float64(formulas.aupro(*_three(inputs), **s))},
     (
-        Mistake("the area is not divided by the FPR limit", divide=False),
+        Mistake("the area is not divided by the FPR limit", divide=0),
+        Mistake("the area is divided by the FPR limit twice", divide=2),
+        Mistake("the area is cut at 0.3, whatever the limit", end=0.3),
         Mistake(
             "4-connectivity instead of 8: regions that touch at a corner are separated",
             connectivity=4,

@@ -236,6 +236,7 @@ def _map_formula(
     distances = np.square(products).sum(-1)
     distances = np.sqrt(distances) if root else distances
     distances = np.abs(products).sum(-1) if length == "L1" else distances
+    distances = distances / {"root": d**0.5}.get(length, 1)
     maps = formulas.blur(distances, model.SIGMA) if early else distances
     maps = formulas.enlarge(maps, size_of(inputs), **switches)
     how = {"axes": "none"} if early else how or {}
@@ -263,6 +264,7 @@ MAP = Stage(
         ),
         Mistake("the sum of U's rows times x - mean instead of the product", transposed="rows"),
         Mistake("the sum of absolute values instead of the length", length="L1"),
+        Mistake("the distance is divided by the root of the number of channels", length="root"),
         Mistake("the map is blurred before it is enlarged", early=True),
         *BILINEAR_MISTAKES,
         *MAP_BLUR_MISTAKES,

@@ -49,11 +49,11 @@ def _local(x, combine="mean"):
 
 
 def _embedding_formula(
-    inputs, combine="mean", after=False, mode="bilinear", reverse=False, **switches
+    inputs, combine="mean", deep=None, after=False, mode="bilinear", reverse=False, **switches
 ):
     layers = [inputs["layer2"], inputs["layer3"]]
     if not after:
-        layers = [_local(x, combine) for x in layers]
+        layers = [_local(x, how) for x, how in zip(layers, (combine, deep or combine))]
     layers[1] = formulas.enlarge(layers[1], layers[0].shape[-2:], mode, **switches)
     if after:
         layers = [_local(x) for x in layers]
@@ -75,6 +75,7 @@ EMBEDDING = Stage(
             combine="mean inside",
         ),
         Mistake("no mean over neighbours", combine="none"),
+        Mistake("no mean over neighbours in layer3", deep="none"),
         Mistake("the sum of the neighbours: not divided by 9", combine="sum"),
         Mistake("the maximum over neighbours instead of the mean", combine="max"),
         Mistake("layer3 is enlarged first and averaged afterwards", after=True),
@@ -245,6 +246,11 @@ MAP = Stage(
             "the sum of absolute differences instead of the Euclidean distance",
             distance=lambda d: np.abs(d).sum(-1),
         ),
+        Mistake("the largest difference", distance=lambda d: np.abs(d).max(-1)),
+        Mistake(
+            "the distance is divided by the root of the number of channels",
+            distance=lambda d: np.sqrt(np.square(d).mean(-1)),
+        ),
         Mistake("the cosine distance instead of the Euclidean one", distance="cosine"),
         Mistake("the dot product instead of the distance", distance="dot"),
         Mistake("bilinear enlargement instead of nearest", mode="bilinear"),
@@ -285,7 +291,7 @@ def _score(inputs):
 
 def _score_formula(
     inputs, weighted=True, around="bank", itself=False, power=1, extra=0, more=0,
-    distance=_euclidean, of="patch", scaled=True, sign=1, farthest=False, one=True,
+    distance=_euclidean, of="patch", scaled=True, sign=1, farthest=False, one=True, rooted=False,
 ):  # fmt: skip
     bank = inputs["bank"].astype(np.float64)
     asked = int(inputs["n_neighbours"])
@@ -298,6 +304,7 @@ def _score_formula(
         order = np.argsort(of_bank if around == "bank" else image[patch], kind="stable")
         order = order[::-1] if farthest else order
         d = (image[patch] if of == "patch" else of_bank)[order[extra : b + extra]] ** power
+        d = d / (bank.shape[1] ** 0.5 if rooted else 1)
         softmax = np.exp(sign * d) / np.exp(sign * d).sum()
         weight = softmax[0] if itself else 1 - softmax[0]
         alone = (asked == 1 and one) or not weighted
@@ -324,6 +331,7 @@ SCORE = Stage(
         Mistake("the softmax of squared distances", power=2),
         Mistake("the nearest bank vector is not counted among its own neighbours", extra=1),
         Mistake("the weight alone, not times the distance", scaled=False),
+        Mistake("the softmax of distances over the root of the number of channels", rooted=True),
         Mistake("the softmax of negative distances", sign=-1),
         Mistake("the farthest bank vectors instead of the nearest", farthest=True),
         Mistake("a weight with one neighbour too: the score is 0", one=False),

@@ -16,13 +16,14 @@ class Residual:
     before the sum; stride_first False, the stride in the second convolution; turned, kernels
     of transposed convolutions by 180 degrees; kernels, see `misread`; same, SAME padding at stride
     2 everywhere (True) or in "convolutions"; inner, the ReLU in a block; norms, names in a block;
-    padding, of the 7 x 7 kernel; held, the batch statistics have no gradient.
+    padding, of the 7 x 7 kernel; held, the batch statistics, or only the "variance", have no
+    gradient; way_normed False, no batch normalisation in the shortcut.
     """
 
     def __init__(
         self, weights, training=False, eps=1e-5, unbiased=True, shortcut=True, late=False,
         stride_first=True, turned=False, kernels=None, rows=(0, 1, 2, 3), rooted=False, same=False,
-        inner=True, norms=("bn1", "bn2"), padding=3, held=False,
+        inner=True, norms=("bn1", "bn2"), padding=3, held=False, way_normed=True,
     ):  # fmt: skip
         self.weights, self.seen = weights, {}
         self.training, self.eps, self.unbiased = training, eps, unbiased
@@ -30,6 +31,7 @@ class Residual:
         self.stride_first, self.turned = stride_first, turned
         self.kernels, self.rows, self.rooted, self.same = kernels, rows, rooted, same
         self.inner, self.norms, self.padding, self.held = inner, norms, padding, held
+        self.way_normed = way_normed
 
     def convolved(self, x, name, stride=1):
         """Convolve x (N, C, h, w) float64; stride 0.5 is a transposed convolution of stride 2."""
@@ -53,7 +55,8 @@ class Residual:
             self.seen[name] = torch.stack([now.mean((0, 2, 3)), var_now])
             if not self.held:
                 return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, True, 0.1, self.eps)
-            mean, var = now.mean((0, 2, 3)), now.var((0, 2, 3), unbiased=False)
+            mean = (x if self.held == "variance" else now).mean((0, 2, 3))
+            var = now.var((0, 2, 3), unbiased=False)
         root = var.sqrt() + self.eps if self.rooted is True else (var + self.eps).sqrt()
         root = var + self.eps if self.rooted == "never" else root
         weight, bias, mean, root = (v[:, None, None] for v in (weight, bias, mean, root))
@@ -68,7 +71,8 @@ class Residual:
         y = self.normalised(self.convolved(y, f"{name}.conv2", second), f"{name}.{two}")
         for way in ("downsample", "shortcut"):
             if f"{name}.{way}.0" in self.weights:
-                x = self.normalised(self.convolved(x, f"{name}.{way}.0", stride), f"{name}.{way}.1")
+                x = self.convolved(x, f"{name}.{way}.0", stride)
+                x = self.normalised(x, f"{name}.{way}.1") if self.way_normed else x
         if not self.shortcut:
             return y.relu()
         return y.relu() + x if self.late else (y + x).relu()
@@ -134,6 +138,7 @@ BLOCK_MISTAKES = (
     Mistake("no ReLU between the convolutions of a block", inner=False),
     Mistake("the first batch normalisation of a block is used twice", norms=("bn1", "bn1")),
     Mistake("the batch normalisations of a block are exchanged", norms=("bn2", "bn1")),
+    Mistake("no batch normalisation in the shortcuts", way_normed=False),
     Mistake("the shortcuts are not added", shortcut=False),
     Mistake("the ReLU comes before the sum with the shortcut instead of after", late=True),
 )

@@ -68,9 +68,7 @@ def _embedding_formula(
     return {name: x.numpy() for name, x in zip(DECODED, decoded)}
 
 
-def _student(
-    layers, net, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True
-):
+def _student(layers, net, cut="end", order=(0, 1, 2), relu_between=True, embeds=2, plain=True):
     """Bottleneck and decoder in plain calls, float64; see FORMAT.md. Switches are mistakes: cut,
     the end that is cropped, "every": after every block; order of the concatenation; relu_between,
     in the fusion; embeds, number of embedding blocks; plain False, no plain decoder blocks."""
@@ -227,6 +225,7 @@ PARAMETERS = Stage(
         Mistake("the running statistics are not updated", momentum=0.0),
         Mistake("batch normalisation uses the running statistics in training", batch=False),
         Mistake("the batch's statistics are constants in the gradient", held=True),
+        Mistake("the batch's variance is a constant in the gradient", held="variance"),
         Mistake("one cosine of the flattened maps instead of one per position", flat=True),
         Mistake(
             "the running variance takes the biased variance (N) instead of N - 1", unbiased=False
@@ -253,9 +252,7 @@ def _losses(inputs):
     return {name: loss(encoded, decoded).numpy() for name, loss in model.LOSSES.items()}
 
 
-def _losses_formula(
-    inputs, distance=None, layers=sum, weighted=False, whole=False, flat=True
-):
+def _losses_formula(inputs, distance=None, layers=sum, weighted=False, whole=False, flat=True):
     outputs, distance = {"positions": [], "flattened": []}, distance or _cosine_distance
     for names in zip(CHANNELS, DECODED):
         e, d = (tensor(inputs[name]).double() for name in names)
@@ -294,18 +291,19 @@ LOSS = Stage(
 
 def _map_cases():
     for name, n, sides, size, flags in (
-        ("square", 1, (8, 8), (32, 32), ("reflect",)),
-        ("not_square", 2, (6, 10), (24, 40), ("not_square", "several", "reflect")),
-        ("rounded_up", 1, (6, 5), (22, 17), ("padding", "not_square", "reflect")),
-        ("zero", 1, (4, 4), (16, 16), ("zero_vector", "smaller_than_radius", "reflect")),
+        ("square", 1, (8, 8), (32, 32), ()),
+        ("not_square", 2, (6, 10), (24, 40), ("not_square", "several")),
+        ("rounded_up", 1, (6, 5), (22, 17), ("padding", "not_square")),
+        ("zero", 1, (4, 4), (16, 16), ("zero_vector", "negative", "smaller_than_radius")),
     ):
         draw = Numbers(f"reverse_distillation.map/{name}")
         inputs = layers_of(draw, n, sides)
         inputs.update(zip(DECODED, layers_of(draw, n, sides).values()))
         if name == "zero":
             inputs["layer1"][0, :, 1, 2] = 0
+            inputs["decoded1"][0, :, 2, 1] *= -1
         inputs["size"] = np.array(size, np.int64)
-        yield Case(name, inputs, flags)
+        yield Case(name, inputs, (*flags, "reflect", "switch"))
 
 
 def _map(inputs):
@@ -317,13 +315,9 @@ def _map(inputs):
 
 
 def _map_formula(
-    inputs,
-    combine=np.prod,
-    align_corners=True,
-    mode="bilinear",
-    distance=_cosine_distance,
+    inputs, combine=np.prod, align_corners=True, mode="bilinear", distance=_cosine_distance,
     how=None,
-):
+):  # fmt: skip
     maps = []
     for encoded, decoded in zip(CHANNELS, DECODED):
         e, d = tensor(inputs[encoded]).double(), tensor(inputs[decoded]).double()
@@ -348,6 +342,7 @@ MAP = Stage(
         Mistake("nearest enlargement instead of bilinear", mode="nearest"),
         Mistake("the sum of the layers instead of their product", combine=np.sum),
         Mistake("the mean of the layers instead of their product", combine=np.mean),
+        Mistake("negative cosines are 0", distance=lambda e, d: _cosine_distance(e, d).clamp(0, 1)),
         Mistake("the distance is halved", distance=lambda e, d: _cosine_distance(e, d) / 2),
         Mistake("the root of the distance", distance=lambda e, d: _cosine_distance(e, d).sqrt()),
         Mistake("the largest of the layers instead of their product", combine=np.max),

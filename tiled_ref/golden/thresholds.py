@@ -107,6 +107,8 @@ NORMALISATION = Stage(
         ),
         Mistake("divided by the maximum instead of maximum - minimum", spread=0),
         Mistake("divided by twice the range", spread=2),
+        Mistake("the sign: threshold - x", spread=-1),
+        Mistake("a sigmoid instead of the clamp", clamp="sigmoid"),
         Mistake("a division by a range of zero", flat="divided"),
         Mistake("all values are 0.5 without a range", flat=lambda d: 0 * d + 0.5),
         Mistake("without a range the threshold itself becomes 1", flat=lambda d: (d >= 0) * 1.0),

@@ -94,6 +94,7 @@ def kept_classes(tensors, rate, size):
 def adam(
     value, gradient, moments, step, rate, betas=(0.9, 0.999), decay=0.0, eps=1e-8, corrected=True,
     decoupled=False, reverse="", inside=False, descent=True, damped=True, rooted=True, late=0,
+    outside=False, stuck="",
 ):  # fmt: skip
     """One step of Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1) for one tensor.
 
@@ -102,7 +103,8 @@ def adam(
     eps. The others are mistakes: corrected, bias correction of no moment (False), or only "m" or
     "v"; decoupled, AdamW; reverse, the moments (letters) in which beta and 1 - beta are exchanged;
     inside, eps under the root; descent False, the wrong sign; damped False, the whole
-    gradient in m; rooted False, v without its root; late, the number of steps not counted.
+    gradient in m; rooted False, v without its root; late, the number of steps not counted;
+    stuck, the moments whose correction is always that of step 1; outside, v's acts on its root.
     Returns ((m, v), value).
     """
     value = value.detach()
@@ -113,9 +115,10 @@ def adam(
     a, b = (1 - beta if name in reverse else beta for name, beta in zip("mv", betas))
     m = a * moments[0] + (1 - a if damped else 1) * gradient
     v = b * moments[1] + (1 - b) * gradient.square()
-    step = step - late
-    m_hat = m / (1 - betas[0] ** step) if corrected in (True, "m") else m
-    v_hat = v / (1 - betas[1] ** step) if corrected in (True, "v") else v
+    counts = (1 if name in stuck else step - late for name in "mv")
+    of_m, of_v = (1 - beta**count for beta, count in zip(betas, counts))
+    m_hat = m / of_m if corrected in (True, "m") else m
+    v_hat = v / of_v ** (2 if outside else 1) if corrected in (True, "v") else v
     root = (v_hat + eps).sqrt() if inside else v_hat.sqrt() + eps
     root = root if rooted else v_hat + eps
     return (m, v), value + (-rate if descent else rate) * m_hat / root
@@ -171,6 +174,10 @@ ADAM_MISTAKES = (
     Mistake("Adam without the correction of its moments' bias", corrected=False),
     Mistake("Adam without the correction of its first moment's bias", corrected="v"),
     Mistake("Adam without the correction of its second moment's bias", corrected="m"),
+    Mistake("the correction of the first moment's bias is always that of step 1", stuck="m"),
+    Mistake("the correction of the second moment's bias is always that of step 1", stuck="v"),
+    Mistake("the correction of the moments' bias is always that of step 1", stuck="mv"),
+    Mistake("the second moment's correction divides its root", outside=True),
     Mistake("momentum reversed: the old moment is multiplied by 1 - beta", reverse="mv"),
     Mistake("momentum reversed: the old first moment is multiplied by 1 - beta", reverse="m"),
     Mistake("momentum reversed: the old second moment is multiplied by 1 - beta", reverse="v"),
