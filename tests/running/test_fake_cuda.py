@@ -49,6 +49,7 @@ def replace_tensors(module, change, recurse=True):
                 part._buffers[name] = change(value)
     return module
 
+
 def untrained_state(model):
     """A state with the shapes of a trained one, on the CPU; its values do not matter."""
     if hasattr(model, "network"):
