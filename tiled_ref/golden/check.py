@@ -1,6 +1,7 @@
 """Compare a port's outputs with a bundle: every output of every case by its compare class."""
 
 import os
+import runpy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +172,5 @@ def _compare_output(result, file):
 
 
 if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["check", *sys.argv[1:]]))
+    sys.argv.insert(1, "check")
+    runpy.run_module("tiled_ref.golden", run_name="__main__")
