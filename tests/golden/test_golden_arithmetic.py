@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiled_ref.golden import npy, tiny
 from tiled_ref.golden.__main__ import REFERENCE, main
 from tiled_ref.golden.bundle import Bundle, output_path
-from tiled_ref.golden.compare import Compare, rounded
+from tiled_ref.golden.compare import Compare, rounded, rounded_inputs
 
 STAGES = {stage.name: stage for stage in tiny.stages()}
 WORDS = {torch.float16: "rounding to 10 bits, as TF32", torch.bfloat16: "rounding to 7 bits, as bf"}
@@ -102,6 +102,18 @@ def test_a_constant_that_is_a_little_off_is_no_rounding(name, error, tmp_path, c
 
     write(Bundle(REFERENCE), name, tmp_path, compute)
     assert main(["check", str(tmp_path), "--stage", name]) == 1
+    assert "rounding" not in capsys.readouterr().out
+
+
+def test_errors_a_tenth_as_large_are_no_rounding(tmp_path, capsys):
+    """In the places and with the signs of rounding to 7 bits."""
+
+    def compute(inputs):
+        exact, short = map(STAGES["backbone"].formula, (inputs, rounded_inputs(inputs, 7, False)))
+        return {k: (v + 0.1 * (short[k] - v)).astype(np.float32) for k, v in exact.items()}
+
+    write(Bundle(REFERENCE), "backbone", tmp_path, compute)
+    assert main(["check", str(tmp_path), "--stage", "backbone"]) == 1
     assert "rounding" not in capsys.readouterr().out
 
 
