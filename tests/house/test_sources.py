@@ -11,7 +11,7 @@ from sources import ROOT, SOURCES, module_of
 SCREEN = 50  # lines of a function's body, its docstring left out
 FILE = 400  # lines; a longer one says why at its head, in a sentence that begins "One file because"
 LONGER = 5  # such files
-HOUSE = 26_300  # lines of Python in tiled_ref
+HOUSE = 26_291  # lines of Python in tiled_ref
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 

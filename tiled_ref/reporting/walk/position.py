@@ -98,20 +98,18 @@ def _padim(model, tile, normal, view):
     found = gaussians.distances(rows, mean, factors, model.impl)[0]  # (P,)
     p, grid = int(found.argmax()), found.reshape(x.shape[-2:])
     row, col = _largest(grid)
-    trained = torch.cat([e.flatten(2)[:, :, p].cpu() for e in model.embeddings(normal)])  # (N, D)
-    trained, mu = trained.numpy(), mean[p].numpy()
+    trained = torch.cat([e.flatten(2)[:, :, p].cpu() for e in model.embeddings(normal)]).numpy()
+    mu, test, (n, d) = mean[p].numpy(), rows[0, p].numpy(), trained.shape  # (D,), (D,)
     inverse = np.linalg.inv(gaussians.unpack(factors[p : p + 1].double())[0].numpy())  # U^-1
     sigma = inverse.T @ inverse  # (D, D): Sigma^-1 = U U^T
     values = np.linalg.eigvalsh(sigma)
-    test, d, n = rows[0, p].numpy(), len(mu), len(trained)
     layers = channels_of(model.backbone).items()
     every = [f"{layer}, channel {k}" for layer, count in layers for k in range(count)]
     distances = Stage(
         "distances", "Distances from the Gaussians", grid,
         "models.gaussians.distances", "Defard et al. Eq. 2",
         f"A distance per position, in standard deviations, by {view.model}; the largest, "
-        f"{found[p]:.4g}, is at position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}, framed "
-        "in white.",
+        f"{found[p]:.4g}, is at position ({row}, {col}) of {x.shape[-2]} x {x.shape[-1]}, framed.",
         view.heat(grid, row, col, model.STRIDE, "distance"),
     )  # fmt: skip
     if d == 1:  # no two channels to draw
